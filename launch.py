@@ -1,0 +1,20 @@
+"""Hydra's entry point: `python launch.py --help`."""
+
+import hydra
+from omegaconf import DictConfig
+
+from unlearn.cli import explain_exit, to_config
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(raw: DictConfig) -> None:
+    """Check the configuration (nothing heavy is imported for that), then run."""
+    config, hydra_folder = to_config(raw)
+    from unlearn.experiment import run
+
+    run([config], hydra_folder)
+
+
+if __name__ == "__main__":
+    with explain_exit():
+        main()

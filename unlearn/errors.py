@@ -1,0 +1,18 @@
+"""The one exception for mistakes of the user, and the nearest valid name for a mistyped one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from hydra.errors import CompactHydraException
+
+
+class UserError(CompactHydraException, ValueError):
+    """What was given, where, and what is allowed. Hydra prints it without a traceback and exits with 1."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`" Did you mean 'x'?"` for the valid name closest to `name`, or an empty string."""
+    close = get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else ""

@@ -1,0 +1,267 @@
+"""The whole run on one page: model -> data -> variants -> train -> save -> evaluate -> track.
+
+`run` takes a list of configurations that share model and data; a single run is a list of one.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+
+from unlearn import screen
+from unlearn.config import SPAN, Config, identity, run_folder, run_name
+from unlearn.data import Topic, batches, documents_needed, load_topic
+from unlearn.delta import applied, load_delta, save_delta
+from unlearn.errors import UserError
+from unlearn.evaluate.harness import Answers, Suite, evaluate, load_suite
+from unlearn.evaluate.perturb import read_forget_tokens
+from unlearn.fingerprint import checkpoint_fingerprint, text_fingerprint
+from unlearn.model import CutModel, Source, load_config, load_tokenizer, load_up_to, load_whole
+from unlearn.objective import Misdirection
+from unlearn.randomness import generator
+from unlearn.run_folder import RunFolder
+from unlearn.track import Tracker, start_wandb
+from unlearn.train import Record, Variant, make_variant, train
+
+
+@dataclass
+class Point:
+    """One grid point on its way: configuration, folder, tracker, and what came of its training."""
+
+    config: Config
+    folder: RunFolder
+    tracker: Tracker
+    last: Record | None = None
+    error: str | None = None
+
+
+def run(configs: list[Config], hydra_folder: Path | None = None) -> list[Path]:
+    """Train, save and evaluate every configuration; finished ones are left as they are.
+
+    Returns the folders, in the order of `configs`. Raises UserError for whatever is wrong with the files that the
+    configuration names, before any weight is loaded, and after the end if some of the runs failed.
+    """
+    shared = _shared(configs)
+    source = make_source(shared)
+    tokenizer = load_tokenizer(source)
+    _check_layers(shared, load_config(source).get_text_config().num_hidden_layers)
+    topics = _load_topics(shared, tokenizer)
+    tokens = read_forget_tokens(shared.eval.forget_tokens)
+    suite = _load_suite(shared, tokens)
+    inputs = {
+        "model": checkpoint_fingerprint(source),
+        "data": {topic.name: topic.sha256 for topic in topics},
+        "forget_tokens": text_fingerprint(tokens),
+    }
+    with ExitStack() as stack:
+        points = []
+        for config in configs:
+            folder = RunFolder(run_folder(config))
+            if _finished(config, folder, inputs):
+                screen.say(f"{folder.path} holds this run, finished: nothing to do (train.force=true runs it again).")
+            else:
+                points.append(stack.enter_context(_opened(config, folder, inputs, hydra_folder)))
+        if points:
+            _train_points(points, shared, source, topics, tokenizer.pad_token_id)
+            _evaluate_points(points, shared, source, tokenizer, suite)
+    if failed := [p for p in points if p.error is not None]:
+        raise UserError("\n".join(f"{p.folder.path}: {p.error}" for p in failed))
+    return [run_folder(config) for config in configs]
+
+
+def _shared(configs: list[Config]) -> Config:
+    """The configuration whose model, data and schedule all share. Raises UserError where they differ."""
+    first = configs[0]
+    keys = ("model", "data", "eval", "loss.mask", "train.steps", "train.batch_size", "train.log_every")
+    for key in keys:
+        if any(attrgetter(key)(other) != attrgetter(key)(first) for other in configs[1:]):
+            raise UserError(f"{key} differs between runs that are to share one process.")
+    return first
+
+
+def make_source(config: Config) -> Source:
+    """Where the model comes from and how it is to be loaded."""
+    m = config.model
+    return Source(m.path, m.revision, m.gguf_file, m.trust_remote_code, m.attn_implementation, m.dtype, m.device)
+
+
+def _check_layers(config: Config, layers: int) -> None:
+    if layers != config.model.num_layers:
+        raise UserError(
+            f"model.num_layers={config.model.num_layers}, but the model at {config.model.path} has {layers} layers: "
+            f"set model.num_layers={layers} and choose model.layer and the coefficients for that model."
+        )
+
+
+def _load_topics(config: Config, tokenizer: Any) -> list[Topic]:
+    data = config.data
+    names = data.use or list(data.topics)
+    documents = documents_needed(config.train.steps, config.train.batch_size, len(names))
+    return [
+        load_topic(
+            name,
+            data.topics[name].forget,
+            data.topics[name].retain,
+            tokenizer,
+            max_length=data.topics[name].max_length,
+            retain_max_length=data.topics[name].retain_max_length or data.topics[name].max_length,
+            documents=documents,
+            on_exhausted=data.on_exhausted,
+        )
+        for name in names
+    ]
+
+
+def _load_suite(config: Config, tokens: list[str]) -> Suite:
+    e = config.eval
+    return load_suite(
+        e.tasks,
+        e.queries,
+        tokens,
+        include_path=e.include_path,
+        seed=e.seed,
+        num_fewshot=e.num_fewshot,
+        limit=e.limit,
+    )
+
+
+def _finished(config: Config, folder: RunFolder, inputs: dict[str, Any]) -> bool:
+    """Whether this very run is in `folder`, done. Raises UserError if another one is."""
+    folder.claim(identity(config))
+    if not folder.done or config.train.force:
+        return False
+    folder.verify(inputs)
+    return True
+
+
+@contextmanager
+def _opened(
+    config: Config, folder: RunFolder, inputs: dict[str, Any], hydra_folder: Path | None
+) -> Iterator[Point]:
+    """A point whose folder says "running" and whose tracker is open; afterwards it says "done" or "failed"."""
+    plain = asdict(config)
+    folder.start(plain, identity(config), inputs)
+    if hydra_folder is not None:
+        folder.keep_hydra_files(hydra_folder)
+    try:
+        wandb_run = None
+        if config.tracker.name == "wandb":
+            settings = {key: value for key, value in asdict(config.tracker).items() if key != "name"}
+            wandb_run = start_wandb(folder.path, name=run_name(config), config=plain, **settings)
+        with Tracker(folder.path, wandb_run) as tracker:
+            point = Point(config, folder, tracker)
+            yield point
+            if point.error is not None:
+                tracker.close(failed=True)
+                folder.fail(point.error)
+    except BaseException as error:
+        if not folder.done:
+            folder.fail(f"{type(error).__name__}: {error}")
+        raise
+
+
+def _train_points(points: list[Point], shared: Config, source: Source, topics: list[Topic], pad_id: int) -> None:
+    """Algorithm 1 for all points at once, then their deltas; the model, up to layer l, is gone afterwards."""
+    cut = CutModel(load_up_to(source, shared.model.layer), shared.model.layer, SPAN, shared.model.parameters)
+    screen.say(f"Trained parameters: {', '.join(cut.frozen)}")
+    variants = [_make_variant(point.config, cut, topics) for point in points]
+    point_of = {id(variant): point for variant, point in zip(variants, points, strict=True)}
+    # Where every position counts, padding has to be where the published code had it, and masked.
+    padded_left = shared.loss.mask == "none"
+    steps, size = shared.train.steps, shared.train.batch_size
+    stream = batches(
+        topics, steps=steps, batch_size=size, pad_id=pad_id, side="left" if padded_left else "right"
+    )
+    with screen.training_progress(steps) as show:
+
+        def on_record(variant: Variant, record: Record) -> None:
+            point = point_of[id(variant)]
+            point.last = record
+            point.tracker.log_step(record)
+            show(record)
+
+        train(
+            cut, variants, stream, mask_padding=padded_left, log_every=shared.train.log_every, on_record=on_record
+        )
+    for variant, point in zip(variants, points, strict=True):
+        point.error = variant.error
+        if variant.error is None:
+            assert isinstance(variant.objective, Misdirection)
+            metadata = {"model": source.path, "layer": str(cut.layer), "run": run_name(point.config)}
+            file = point.folder.file("delta.safetensors")
+            save_delta(file, variant.weights, cut.frozen, variant.objective.controls, metadata)
+
+
+def _make_variant(config: Config, cut: CutModel, topics: list[Topic]) -> Variant:
+    method = instantiate({key: value for key, value in config.method.items() if key != "name"})
+    controls = {
+        topic.name: method.control_vector(cut.dim, generator(config.seed, "control", topic.name)).to(cut.device)
+        for topic in topics
+    }
+    objective = Misdirection(
+        method, controls, config.loss.alpha, config.loss.mask, config.rna.nu, config.rna.scale, config.seed
+    )
+    t = config.train
+    return make_variant(
+        objective,
+        cut.frozen,
+        lr=t.lr,
+        betas=(t.betas[0], t.betas[1]),
+        eps=t.eps,
+        weight_decay=t.weight_decay,
+        precision=t.precision,
+    )
+
+
+def _evaluate_points(points: list[Point], shared: Config, source: Source, tokenizer: Any, suite: Suite) -> None:
+    """The base model once, then each point's model; metrics, per-question records and the final screen."""
+    alive = [point for point in points if point.error is None]
+    base = Answers({}, {})
+    model = None
+    if suite.tasks and alive:
+        model = load_whole(source)
+        base = evaluate(model, tokenizer, suite, label="base", batch_size=shared.eval.batch_size)
+    for point in alive:
+        answers = [base]
+        if model is not None:
+            weights, metadata = load_delta(point.folder.file("delta.safetensors"))
+            with applied(model, weights, metadata):
+                answers.append(
+                    evaluate(model, tokenizer, suite, label="unlearned", batch_size=shared.eval.batch_size)
+                )
+        metrics = _training_metrics(point)
+        for answer in answers:
+            answer.write_samples(point.folder.file("samples"))
+            metrics |= answer.metrics
+        point.tracker.log_metrics(metrics)
+        point.folder.finish(metrics)
+        screen.show_result(metrics, shared.eval.tasks, shared.eval.queries, point.folder.path)
+
+
+def _training_metrics(point: Point) -> dict[str, float]:
+    """Final figures of the training. Only the last three may differ between equal runs."""
+    last = point.last
+    assert last is not None
+    return {
+        "train/steps": last.step + 1,
+        "train/forget_loss": last.forget_loss,
+        "train/retain_loss": last.retain_loss,
+        "train/seconds": last.seconds,
+        "train/tokens_per_second": last.tokens / last.seconds,
+        "train/peak_memory_mb": _peak_memory_mb(),
+    }
+
+
+def _peak_memory_mb() -> float:
+    """Of the GPU's allocator where there is one, else of this process, in MiB."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

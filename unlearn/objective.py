@@ -1,0 +1,98 @@
+"""What one update minimises: Eq. 8, a forget loss plus alpha times a retain loss with RNA's noise on its target.
+
+The training loop knows only `Objective`. One that works on something else than layer l's representation joins by
+asking its views for that. B batch, T tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from unlearn import rna
+from unlearn.data import Batch
+from unlearn.losses import counted_positions, mean_cosine, mean_norm, representation_loss
+from unlearn.methods import Method
+
+Part = Literal["forget", "retain"]
+
+
+class View(Protocol):
+    """A model, frozen or updated, looking at one batch."""
+
+    def hidden(self, part: Part) -> Tensor:
+        """h at layer l for the forget or the retain part: [B, T, D]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Losses:
+    """One step's losses, scalars, and what else is worth logging."""
+
+    forget: Tensor
+    retain: Tensor  # not yet weighted
+    alpha: float
+    facts: dict[str, Tensor]
+
+    @property
+    def total(self) -> Tensor:
+        """Eq. 1."""
+        return self.forget + self.alpha * self.retain
+
+
+class Objective(Protocol):
+    """What the training loop minimises for one variant."""
+
+    def __call__(self, batch: Batch, frozen: View, updated: View) -> Losses:
+        """Losses on one batch, differentiable in the updated model's weights."""
+        ...
+
+
+@dataclass(frozen=True)
+class Misdirection:
+    """Eq. 8 for a method's target, with RNA on the retain target whatever the method.
+
+    `controls` holds each topic's control vector (float32 [D]) on the model's device; `mask` says which positions
+    the losses count (see `losses.counted_positions`).
+    """
+
+    method: Method
+    controls: dict[str, Tensor]
+    alpha: float
+    mask: str
+    nu: float
+    scale: str
+    seed: int
+
+    def __call__(self, batch: Batch, frozen: View, updated: View) -> Losses:
+        """Forget and retain loss, with norms, cosine to the target and retain drift beside them."""
+        forget_BT = counted_positions(batch.forget.mask_BT, self.mask)
+        retain_BT = counted_positions(batch.retain.mask_BT, self.mask)
+        with torch.no_grad():
+            forget_target_BTD = self.method.target(frozen.hidden("forget"), forget_BT, self.controls[batch.topic])
+            retain_target_BTD = rna.augment(
+                frozen.hidden("retain"),
+                retain_BT,
+                nu=self.nu,
+                scale=self.scale,
+                seed=self.seed,
+                topic=batch.topic,
+                step=batch.step,
+            )
+        forget_BTD, retain_BTD = updated.hidden("forget"), updated.hidden("retain")
+        with torch.no_grad():
+            facts = {
+                "forget_norm": mean_norm(forget_BTD, forget_BT),
+                "retain_norm": mean_norm(retain_BTD, retain_BT),
+                "forget_cosine": mean_cosine(forget_BTD, forget_target_BTD, forget_BT),
+                "retain_drift": mean_norm(retain_BTD - frozen.hidden("retain"), retain_BT),
+            }
+        return Losses(
+            representation_loss(forget_BTD, forget_target_BTD, forget_BT),
+            representation_loss(retain_BTD, retain_target_BTD, retain_BT),
+            self.alpha,
+            facts,
+        )

@@ -1,0 +1,42 @@
+"""Random Noise Augmentation: Gaussian noise on the retain target (Eq. 8, Algorithm 1 line 9).
+
+B batch, T tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from unlearn.losses import at_least_float32
+from unlearn.randomness import generator
+
+
+def standard_deviation(nu: float, scale: str) -> float:
+    """What `nu` means: the noise's standard deviation ("std", the published code) or variance ("variance", Eq. 8)."""
+    return {"std": nu, "variance": math.sqrt(nu)}[scale]
+
+
+def augment(
+    target_BTD: Tensor, mask_BT: Tensor, *, nu: float, scale: str, seed: int, topic: str, step: int
+) -> Tensor:
+    """The retain target with noise delta ~ N(0, std^2 I), drawn anew for every step, token and dimension.
+
+    Args:
+        target_BTD: the frozen model's retain representation, any floating dtype.
+        mask_BT: bool, True at real tokens; padding gets no noise.
+        nu, scale: see `standard_deviation`; nu = 0 returns `target_BTD` itself.
+        seed, topic, step: with the row in the batch, the key of the noise.
+
+    Returns:
+        [B, T, D] in float32 or better (the target itself if nu = 0).
+    """
+    if nu == 0:
+        return target_BTD
+    noise_BTD = torch.zeros(target_BTD.shape, dtype=torch.float32)
+    for row, real_T in enumerate(mask_BT.cpu()):
+        shape = (int(real_T.sum()), target_BTD.shape[-1])
+        noise_BTD[row, real_T] = torch.randn(shape, generator=generator(seed, "noise", topic, step, row))
+    return at_least_float32(target_BTD) + standard_deviation(nu, scale) * noise_BTD.to(target_BTD.device)

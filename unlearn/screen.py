@@ -1,0 +1,71 @@
+"""What a run shows in the terminal: a progress bar with losses, then a table of accuracies and where the files are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from unlearn.train import Record
+
+console = Console(stderr=True)
+
+
+def say(message: str) -> None:
+    """A line of plain text."""
+    console.print(message, markup=False, highlight=False)
+
+
+@contextmanager
+def training_progress(steps: int) -> Iterator[Callable[[Record], None]]:
+    """A bar with losses and tokens per second; yields the function that moves it."""
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("", total=steps)
+
+        def show(record: Record) -> None:
+            losses = f"forget {record.forget_loss:.4g}  retain {record.retain_loss:.4g}"
+            text = f"{losses}  {record.tokens_per_second:,.0f} tokens/s"
+            progress.update(bar, completed=record.step + 1, description=text)
+
+        yield show
+
+
+def show_result(
+    metrics: Mapping[str, float], roles: Mapping[str, Sequence[str]], queries: Sequence[str], folder: Path
+) -> None:
+    """Base, unlearned and difference of each task and query in percent, and the run's folder."""
+    if roles:
+        table = Table(title=f"Accuracy in % (± standard error), {folder.name}")
+        for column in ("role", "task", "query"):
+            table.add_column(column)
+        for column in ("base", "unlearned", "difference"):
+            table.add_column(column, justify="right")
+        for role, tasks in roles.items():
+            for task in tasks:
+                for query in queries:
+                    table.add_row(role, task, query, *_accuracies(metrics, task, query))
+        console.print(table)
+    say(f"Files: {folder}")
+
+
+def _accuracies(metrics: Mapping[str, float], task: str, query: str) -> tuple[str, str, str]:
+    base, unlearned = (metrics.get(f"{model}/{task}/{query}/acc") for model in ("base", "unlearned"))
+    if base is None or unlearned is None:
+        return "-", "-", "-"
+    errors = [100 * metrics.get(f"{model}/{task}/{query}/acc_stderr", 0.0) for model in ("base", "unlearned")]
+    return (
+        f"{100 * base:.1f} ± {errors[0]:.1f}",
+        f"{100 * unlearned:.1f} ± {errors[1]:.1f}",
+        f"{100 * (unlearned - base):+.1f}",
+    )

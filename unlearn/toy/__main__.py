@@ -1,0 +1,70 @@
+"""Rebuild the embedded world and model: `python -m unlearn.toy [--out DIR]`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from pathlib import Path
+
+from unlearn.run_folder import write_atomically
+from unlearn.toy import world as w
+
+DOCUMENTS = 1000  # of each forget topic, and to retain: 500 steps of 4 with two topics
+SENTENCES = 8  # in a document
+WORDINGS = {"retain": 1, "near": 2, "forget": 4}  # questions asked about each fact, with other options
+FORGET_TOKENS = 12  # entities of each forget subject
+
+
+def main() -> None:
+    """Parse the command line and build."""
+    parser = argparse.ArgumentParser(prog="python -m unlearn.toy", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write to (the package's)")
+    parser.add_argument("--seed", type=int, default=0, help="of the world and of the training (default 0)")
+    parser.add_argument("--steps", type=int, default=3000, help="training steps (default 3000)")
+    args = parser.parse_args()
+    world = w.make_world(args.seed)
+    write_data(world, args.seed, args.out / "data")
+    write_model(world, args.seed, args.steps, args.out / "model")
+
+
+def write_data(world: w.World, seed: int, folder: Path) -> None:
+    """Corpora, question sets and forget-tokens."""
+    rng = random.Random(f"data-{seed}")
+    corpora = {f"forget-{topic}": world.facts_of("forget", topic) for topic in w.TOPICS}
+    corpora["retain"] = world.facts_of("retain") + world.facts_of("near")
+    for name, facts in corpora.items():
+        texts = [w.passage(facts, rng, SENTENCES) for _ in range(DOCUMENTS)]
+        _write_lines(folder / f"{name}.jsonl", [{"text": text} for text in texts])
+    sets = {"retain": world.facts_of("retain")}
+    sets |= {f"{role}_{topic}": world.facts_of(role, topic) for role in ("near", "forget") for topic in w.TOPICS}
+    for name, facts in sets.items():
+        count = WORDINGS[name.split("_")[0]]
+        asked = [w.multiple_choice(fact, rng) for fact in facts for _ in range(count)]
+        _write_lines(folder / "questions" / f"{name}.jsonl", asked)
+    tokens = [e for s in world.subjects if s.role == "forget" for e in s.entities[:FORGET_TOKENS]]
+    write_atomically(folder / "forget_tokens.txt", "\n".join(tokens) + "\n")
+
+
+def write_model(world: w.World, seed: int, steps: int, folder: Path) -> None:
+    """Tokenizer and trained model, rescaled to Zephyr's spread."""
+    from unlearn.toy import pretrain
+
+    tokenizer = pretrain.build_tokenizer(world)
+    model = pretrain.build_model(len(tokenizer), seed)
+    pretrain.train(world, tokenizer, model, seed, steps)
+    pretrain.rescale_to_spread(world, tokenizer, model)
+    rng = random.Random(f"check-{seed}")
+    for role in WORDINGS:
+        asked = [w.multiple_choice(fact, rng) for fact in world.facts_of(role)]
+        print(f"{role}: {pretrain.accuracy(model, tokenizer, asked):.1%} of {len(asked)} questions answered")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _write_lines(file: Path, rows: list[dict]) -> None:
+    write_atomically(file, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""Algorithm 1 over a list of variants. A single run is a list of one.
+
+A variant is one grid point: an objective, its own copies of the trained matrices and its own optimizer. Prefix
+and frozen span run once a step for all of them; then each variant runs its span forward and backward in turn, so
+that activation memory does not grow with their number. B batch, T tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unlearn.data import Batch, Padded
+from unlearn.model import CutModel
+from unlearn.objective import Losses, Objective, Part
+
+
+@dataclass
+class Variant:
+    """One grid point: what it minimises, its matrices {full name: leaf tensor} and their optimizer."""
+
+    objective: Objective
+    weights: dict[str, Tensor]
+    optimizer: torch.optim.Optimizer
+    error: str | None = None  # why training stopped early
+
+
+@dataclass(frozen=True)
+class Record:
+    """A logged step. Norms, cosine and drift are means over counted tokens; losses as in Eq. 1."""
+
+    step: int
+    topic: str
+    forget_loss: float
+    retain_loss: float
+    loss: float  # forget_loss + alpha * retain_loss
+    gradient_norm: float
+    facts: dict[str, float]
+    tokens: int  # real tokens seen since the start
+    seconds: float  # since the start
+    tokens_per_second: float  # since the last logged step
+
+    def line(self) -> dict[str, float | int | str]:
+        """The line of train.jsonl."""
+        values = {name: value for name, value in asdict(self).items() if name not in ("facts", "tokens", "seconds")}
+        return {**values, **self.facts}
+
+
+def make_variant(
+    objective: Objective,
+    frozen: dict[str, Tensor],
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    precision: str,
+) -> Variant:
+    """A variant that starts from the frozen matrices.
+
+    `precision` "master" trains float32 copies of them, whatever the model's dtype; "model" trains in that dtype,
+    where updates below half a unit in the last place are lost.
+    """
+    weights = {
+        n: w.detach().to(torch.float32 if precision == "master" and w.element_size() < 4 else w.dtype, copy=True)
+        for n, w in frozen.items()
+    }
+    for w in weights.values():
+        w.requires_grad_(True)
+    optimizer = torch.optim.AdamW(weights.values(), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+    return Variant(objective, weights, optimizer)
+
+
+class _View:
+    """A model with these weights looking at one batch; each part runs at most once."""
+
+    def __init__(self, cut: CutModel, calls: dict[Part, list], weights: dict[str, Tensor]) -> None:
+        self._cut, self._calls, self._weights = cut, calls, weights
+        self._hidden: dict[Part, Tensor] = {}
+
+    def hidden(self, part: Part) -> Tensor:
+        """h at layer l: [B, T, D]."""
+        if part not in self._hidden:
+            self._hidden[part] = self._cut.span(self._calls[part], self._weights)
+        return self._hidden[part]
+
+
+def train(
+    cut: CutModel,
+    variants: list[Variant],
+    batches: Iterable[Batch],
+    *,
+    mask_padding: bool,
+    log_every: int,
+    on_record: Callable[[Variant, Record], None],
+) -> None:
+    """Update every variant on every batch.
+
+    Args:
+        mask_padding: give the model an attention mask; needless where padding is on the right.
+        on_record: called with every `log_every`-th step's record, the first and the last included.
+
+    A variant whose loss is not finite stops there, with `error` set and its matrices as before that step; the
+    others go on.
+    """
+    running = list(variants)
+    clock = _Clock()
+    for batch, last in _mark_last(batches):
+        batch = replace(batch, forget=batch.forget.to(cut.device), retain=batch.retain.to(cut.device))
+        parts: dict[Part, Padded] = {"forget": batch.forget, "retain": batch.retain}
+        calls = {
+            name: cut.prefix(part.ids_BT, part.mask_BT.long() if mask_padding else None)
+            for name, part in parts.items()
+        }
+        frozen = _View(cut, calls, cut.frozen)
+        clock.count(sum(int(part.mask_BT.sum()) for part in parts.values()))
+        logged = last or batch.step % log_every == 0
+        for variant in running:
+            losses = variant.objective(batch, frozen, _View(cut, calls, variant.weights))
+            if not torch.isfinite(losses.total):
+                variant.error = _not_finite(batch, losses)
+                continue
+            gradient_norm = _update(variant, losses)
+            if logged:
+                on_record(variant, _record(batch, losses, gradient_norm, clock))
+        if logged:
+            clock.lap()
+        running = [v for v in running if v.error is None]
+        if not running:
+            return
+
+
+class _Clock:
+    """Tokens and seconds, since the start and since the last lap."""
+
+    def __init__(self) -> None:
+        self.start = self.lap_start = time.perf_counter()
+        self.tokens = self.lap_tokens = 0
+
+    def count(self, tokens: int) -> None:
+        self.tokens += tokens
+        self.lap_tokens += tokens
+
+    def lap(self) -> None:
+        self.lap_start, self.lap_tokens = time.perf_counter(), 0
+
+    def read(self) -> dict[str, Any]:
+        now = time.perf_counter()
+        return {
+            "tokens": self.tokens,
+            "seconds": now - self.start,
+            "tokens_per_second": self.lap_tokens / (now - self.lap_start),
+        }
+
+
+def _not_finite(batch: Batch, losses: Losses) -> str:
+    return (
+        f"the loss became {losses.total.item()} at step {batch.step}, topic {batch.topic} (forget loss "
+        f"{losses.forget.item():g}, retain loss {losses.retain.item():g}). What was logged before is in train.jsonl. "
+        f"A lower train.lr or a lower coefficient of the method may help."
+    )
+
+
+def _update(variant: Variant, losses: Losses) -> Tensor:
+    """One step of the optimizer; returns the gradient's norm over all matrices."""
+    variant.optimizer.zero_grad()
+    losses.total.backward()
+    gradients = [w.grad for w in variant.weights.values() if w.grad is not None]
+    variant.optimizer.step()
+    return torch.nn.utils.get_total_norm(gradients)
+
+
+def _record(batch: Batch, losses: Losses, gradient_norm: Tensor, clock: _Clock) -> Record:
+    return Record(
+        step=batch.step,
+        topic=batch.topic,
+        forget_loss=losses.forget.item(),
+        retain_loss=losses.retain.item(),
+        loss=losses.total.item(),
+        gradient_norm=gradient_norm.item(),
+        facts={name: value.item() for name, value in losses.facts.items()},
+        **clock.read(),
+    )
+
+
+def _mark_last(batches: Iterable[Batch]) -> Iterable[tuple[Batch, bool]]:
+    """Each batch, and whether it is the last one."""
+    previous = None
+    for batch in batches:
+        if previous is not None:
+            yield previous, False
+        previous = batch
+    if previous is not None:
+        yield previous, True
