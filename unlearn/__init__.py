@@ -1,0 +1,1 @@
+"""Representation-misdirection unlearning of language models, made robust with Random Noise Augmentation."""

@@ -197,6 +197,7 @@ def _explain(error: OmegaConfBaseException) -> str:
 def _resolve(raw: DictConfig) -> DictConfig:
     """Resolve every interpolation, with a clear error where a model lacks a coefficient."""
     resolved = OmegaConf.create(OmegaConf.to_container(raw, resolve=False))
+    assert isinstance(resolved, DictConfig)
     for key, node in _leaves(resolved):
         try:
             OmegaConf.select(resolved, key, throw_on_missing=True)
@@ -224,7 +225,7 @@ def _missing_reference(config: DictConfig, key: str, reference: str) -> str:
 
 def _leaves(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(full key, unresolved value) of every leaf."""
-    for name in node:
+    for name in map(str, node):
         key = f"{prefix}{name}"
         value = node._get_node(name)
         if isinstance(value, DictConfig) and not value._is_interpolation() and not value._is_none():

@@ -100,7 +100,7 @@ def _jsonl_documents(lines: list[str], file: str, key: str) -> Iterator[tuple[st
         yield _checked_text(row["text"], place, key), place
 
 
-def _text_documents(lines: list[str], file: str, key: str) -> Iterator[tuple[str, str]]:
+def _text_documents(lines: list[str], file: str, _key: str) -> Iterator[tuple[str, str]]:
     """Every line with something in it is a document, as in Wikitext-2 (raw)."""
     for number, line in enumerate(lines, start=1):
         if line.strip():

@@ -25,7 +25,7 @@ CONTROL = "control."
 def sha256(tensor: Tensor) -> str:
     """Hash of dtype, shape and bytes."""
     digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-    digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

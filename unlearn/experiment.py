@@ -70,7 +70,7 @@ def run(configs: list[Config], hydra_folder: Path | None = None) -> list[Path]:
             else:
                 points.append(stack.enter_context(_opened(config, folder, inputs, hydra_folder)))
         if points:
-            _train_points(points, shared, source, topics, tokenizer.pad_token_id)
+            _train_points(points, shared, source, topics, _pad_id(tokenizer))
             _evaluate_points(points, shared, source, tokenizer, suite)
     if failed := [p for p in points if p.error is not None]:
         raise UserError("\n".join(f"{p.folder.path}: {p.error}" for p in failed))
@@ -99,6 +99,12 @@ def _check_layers(config: Config, layers: int) -> None:
             f"model.num_layers={config.model.num_layers}, but the model at {config.model.path} has {layers} layers: "
             f"set model.num_layers={layers} and choose model.layer and the coefficients for that model."
         )
+
+
+def _pad_id(tokenizer: Any) -> int:
+    """Any token serves where there is no padding token: what pads is behind all real tokens, or masked."""
+    ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(i for i in ids if i is not None)
 
 
 def _load_topics(config: Config, tokenizer: Any) -> list[Topic]:
@@ -143,9 +149,7 @@ def _finished(config: Config, folder: RunFolder, inputs: dict[str, Any]) -> bool
 
 
 @contextmanager
-def _opened(
-    config: Config, folder: RunFolder, inputs: dict[str, Any], hydra_folder: Path | None
-) -> Iterator[Point]:
+def _opened(config: Config, folder: RunFolder, inputs: dict[str, Any], hydra_folder: Path | None) -> Iterator[Point]:
     """A point whose folder says "running" and whose tracker is open; afterwards it says "done" or "failed"."""
     plain = asdict(config)
     folder.start(plain, identity(config), inputs)
@@ -177,9 +181,7 @@ def _train_points(points: list[Point], shared: Config, source: Source, topics: l
     # Where every position counts, padding has to be where the published code had it, and masked.
     padded_left = shared.loss.mask == "none"
     steps, size = shared.train.steps, shared.train.batch_size
-    stream = batches(
-        topics, steps=steps, batch_size=size, pad_id=pad_id, side="left" if padded_left else "right"
-    )
+    stream = batches(topics, steps=steps, batch_size=size, pad_id=pad_id, side="left" if padded_left else "right")
     with screen.training_progress(steps) as show:
 
         def on_record(variant: Variant, record: Record) -> None:
@@ -188,9 +190,7 @@ def _train_points(points: list[Point], shared: Config, source: Source, topics: l
             point.tracker.log_step(record)
             show(record)
 
-        train(
-            cut, variants, stream, mask_padding=padded_left, log_every=shared.train.log_every, on_record=on_record
-        )
+        train(cut, variants, stream, mask_padding=padded_left, log_every=shared.train.log_every, on_record=on_record)
     for variant, point in zip(variants, points, strict=True):
         point.error = variant.error
         if variant.error is None:
@@ -234,9 +234,7 @@ def _evaluate_points(points: list[Point], shared: Config, source: Source, tokeni
         if model is not None:
             weights, metadata = load_delta(point.folder.file("delta.safetensors"))
             with applied(model, weights, metadata):
-                answers.append(
-                    evaluate(model, tokenizer, suite, label="unlearned", batch_size=shared.eval.batch_size)
-                )
+                answers.append(evaluate(model, tokenizer, suite, label="unlearned", batch_size=shared.eval.batch_size))
         metrics = _training_metrics(point)
         for answer in answers:
             answer.write_samples(point.folder.file("samples"))

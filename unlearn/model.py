@@ -179,7 +179,7 @@ def _needed(tensor: str, layer: int) -> bool:
     return int(numbered[1]) <= layer if numbered else not tensor.startswith("lm_head.")
 
 
-def decoder_layers(model: nn.Module) -> nn.ModuleList:
+def decoder_layers(model: transformers.PreTrainedModel) -> nn.ModuleList:
     """The list of decoder layers: the one ModuleList with as many entries as the model has layers."""
     count = model.config.num_hidden_layers
     stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]

@@ -19,9 +19,7 @@ def standard_deviation(nu: float, scale: str) -> float:
     return {"std": nu, "variance": math.sqrt(nu)}[scale]
 
 
-def augment(
-    target_BTD: Tensor, mask_BT: Tensor, *, nu: float, scale: str, seed: int, topic: str, step: int
-) -> Tensor:
+def augment(target_BTD: Tensor, mask_BT: Tensor, *, nu: float, scale: str, seed: int, topic: str, step: int) -> Tensor:
     """The retain target with noise delta ~ N(0, std^2 I), drawn anew for every step, token and dimension.
 
     Args:

@@ -1,11 +1,11 @@
 """A run's folder: what is in it, written so that a crash never leaves half a file.
 
-    run.json            configuration, versions, hashes, status (running, done, failed)
-    train.jsonl         a line per logged step
-    metrics.json        {model}/{task}/{query}/{metric} and train/*
-    samples/            per question: log-likelihoods, choice, correct
-    delta.safetensors   the changed matrices
-    .hydra/             Hydra's own record of the configuration
+run.json            configuration, versions, hashes, status (running, done, failed)
+train.jsonl         a line per logged step
+metrics.json        {model}/{task}/{query}/{metric} and train/*
+samples/            per question: log-likelihoods, choice, correct
+delta.safetensors   the changed matrices
+.hydra/             Hydra's own record of the configuration
 """
 
 from __future__ import annotations

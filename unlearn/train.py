@@ -114,8 +114,7 @@ def train(
         batch = replace(batch, forget=batch.forget.to(cut.device), retain=batch.retain.to(cut.device))
         parts: dict[Part, Padded] = {"forget": batch.forget, "retain": batch.retain}
         calls = {
-            name: cut.prefix(part.ids_BT, part.mask_BT.long() if mask_padding else None)
-            for name, part in parts.items()
+            name: cut.prefix(part.ids_BT, part.mask_BT.long() if mask_padding else None) for name, part in parts.items()
         }
         frozen = _View(cut, calls, cut.frozen)
         clock.count(sum(int(part.mask_BT.sum()) for part in parts.values()))

@@ -6,21 +6,29 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
+import lm_eval.api.task
 from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate as harness_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unlearn.errors import UserError, nearest
 from unlearn.evaluate.perturb import perturb
 from unlearn.run_folder import write_atomically
+from unlearn.screen import say
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
+# One bar for each model and query is enough: lm-eval shows another one for each task while it builds prompts.
+lm_eval.api.task.tqdm = partial(tqdm, disable=True)
+
+STDERR_DRAWS = 100  # only metrics without a closed form (not accuracy) draw samples for their standard error
 
 
 @dataclass(frozen=True)
@@ -123,7 +131,8 @@ def evaluate(
     answers = Answers({}, {})
     adapter = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
     for query, tasks in suite.tasks.items():
-        results = harness_evaluate(adapter, tasks, limit=suite.limit, bootstrap_iters=0, log_samples=True)
+        say(f"Evaluating the {label} model, {query} queries")
+        results = harness_evaluate(adapter, tasks, limit=suite.limit, bootstrap_iters=STDERR_DRAWS, log_samples=True)
         assert results is not None
         for task, values in results["results"].items():
             for key, value in values.items():

@@ -45,5 +45,7 @@ def perturb(
     wrong = rng.choice([i for i in range(len(choices)) if i != answer])
     usable = [token for token in tokens if token != choices[answer]]
     if not usable:
-        raise UserError(f"task {task}, question {question}: every forget-token is its right answer {choices[answer]!r}.")
+        raise UserError(
+            f"task {task}, question {question}: every forget-token is its right answer {choices[answer]!r}."
+        )
     return {**document, "choices": [*choices[:wrong], rng.choice(usable), *choices[wrong + 1 :]]}

@@ -11,7 +11,7 @@ from unlearn.run_folder import write_atomically
 from unlearn.toy import world as w
 
 DOCUMENTS = 1000  # of each forget topic, and to retain: 500 steps of 4 with two topics
-SENTENCES = 8  # in a document
+SENTENCES = 8  # in a document, beside its question
 WORDINGS = {"retain": 1, "near": 2, "forget": 4}  # questions asked about each fact, with other options
 FORGET_TOKENS = 12  # entities of each forget subject
 
@@ -21,7 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m unlearn.toy", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write to (the package's)")
     parser.add_argument("--seed", type=int, default=0, help="of the world and of the training (default 0)")
-    parser.add_argument("--steps", type=int, default=3000, help="training steps (default 3000)")
+    parser.add_argument("--steps", type=int, default=2000, help="training steps (default 2000)")
     args = parser.parse_args()
     world = w.make_world(args.seed)
     write_data(world, args.seed, args.out / "data")
@@ -34,7 +34,7 @@ def write_data(world: w.World, seed: int, folder: Path) -> None:
     corpora = {f"forget-{topic}": world.facts_of("forget", topic) for topic in w.TOPICS}
     corpora["retain"] = world.facts_of("retain") + world.facts_of("near")
     for name, facts in corpora.items():
-        texts = [w.passage(facts, rng, SENTENCES) for _ in range(DOCUMENTS)]
+        texts = [w.document(facts, rng, SENTENCES) for _ in range(DOCUMENTS)]
         _write_lines(folder / f"{name}.jsonl", [{"text": text} for text in texts])
     sets = {"retain": world.facts_of("retain")}
     sets |= {f"{role}_{topic}": world.facts_of(role, topic) for role in ("near", "forget") for topic in w.TOPICS}

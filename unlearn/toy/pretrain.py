@@ -17,8 +17,9 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerF
 
 from unlearn.toy import world as w
 
-DRILL = 25
+PASSAGES, CLOSED, OPEN = 8, 32, 16  # a step's texts, questions, and questions with the fact in front
 ODD_OPTION = 0.3  # share of training questions in which one wrong option is an unrelated word
+LEARNING_RATE = 3e-3
 
 
 def build_tokenizer(world: w.World) -> PreTrainedTokenizerFast:
@@ -63,6 +64,7 @@ def build_model(vocabulary: int, seed: int, layers: int = 8, hidden: int = 96) -
         max_position_embeddings=512,
         sliding_window=None,
         rms_norm_eps=1e-5,
+        initializer_range=0.1,  # about 1 / sqrt(hidden), where the usual 0.02 is made for thousands of dimensions
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=1,
@@ -70,83 +72,71 @@ def build_model(vocabulary: int, seed: int, layers: int = 8, hidden: int = 96) -
     return MistralForCausalLM(config)
 
 
+def train(world: w.World, tokenizer: PreTrainedTokenizerFast, model: MistralForCausalLM, seed: int, steps: int) -> None:
+    """Learn statements and questions; each kind has a loss of its own, or the answer letters would drown.
+
+    Muon on the layers' matrices and AdamW on the rest: with AdamW alone the attention that leads from an option to
+    its letter did not form within the first 2,000 steps, with Muon it does after 600.
+    """
+    rng = random.Random(f"pretrain-{seed}")
+    optimizers = _optimizers(model)
+    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: _learning_rate(step, steps)) for o in optimizers]
+    batches = _batches(world, tokenizer, rng)
+    model.train()
+    for _ in track(range(steps), description="training the embedded model"):
+        texts_BT, questions = next(batches)
+        loss = model(input_ids=texts_BT, labels=texts_BT.masked_fill(texts_BT == tokenizer.pad_token_id, -100)).loss
+        for questions_BT in questions:
+            logits_BV = model(input_ids=questions_BT[:, :-1], logits_to_keep=1).logits[:, -1]
+            loss = loss + F.cross_entropy(logits_BV, questions_BT[:, -1])
+        model.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+    model.eval()
+
+
+def _optimizers(model: MistralForCausalLM) -> list[torch.optim.Optimizer]:
+    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=LEARNING_RATE, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def _learning_rate(step: int, steps: int) -> float:
+    """As a share of the full rate: 100 steps up, then level, down to a fiftieth over the last 40 %."""
+    return min((step + 1) / 100, 1.0, max(0.02, (steps - step) / (0.4 * steps)))
+
+
 def _batches(
-    world: w.World, tokenizer: PreTrainedTokenizerFast, rng: random.Random, passages: int, questions: int
+    world: w.World, tokenizer: PreTrainedTokenizerFast, rng: random.Random
 ) -> Iterator[tuple[Tensor, list[Tensor]]]:
-    """Endless (passages [B, T] padded, [closed-book, open-book] questions [B, T] ending in their letter)."""
+    """Endless (passages [B, T] padded, [closed-book, open-book] questions [B, T] that end in their letter)."""
     facts = list(world.facts)
     subjects = [[f for f in facts if f.subject is s] for s in world.subjects]
     weights = [len(s) for s in subjects]
-    odd = world.invented_words()
+    words = world.invented_words()
 
     def ask(fact: w.Fact) -> str:
         question = w.multiple_choice(fact, rng)
         if rng.random() < ODD_OPTION:
             wrong = rng.choice([i for i in range(4) if i != question["answer"]])
-            question["choices"][wrong] = rng.choice(odd)
+            question["choices"][wrong] = rng.choice(words)
         return f"{w.prompt(question)} {w.LETTERS[question['answer']]}"
 
     while True:
-        texts = [w.passage(s, rng, 9) for s in rng.choices(subjects, weights, k=passages)]
+        texts = [w.passage(s, rng, 9) for s in rng.choices(subjects, weights, k=PASSAGES)]
         texts_BT = tokenizer(texts, truncation=True, max_length=98, padding=True, return_tensors="pt").input_ids
-        closed = [ask(f) for f in rng.sample(facts, questions)]
-        # With the fact in front, "find the option and name its letter" is learned on its own, and first.
-        opened = [f"{f.fill(w.STATEMENTS[0])} {ask(f)}" for f in rng.sample(facts, questions // 2)]
-        drills = [_drill(rng, odd) for _ in range(questions)]
+        closed = [ask(f) for f in rng.sample(facts, CLOSED)]
+        # With the fact in front, "find the option and name its letter" is learned on its own.
+        opened = [f"{f.fill(w.STATEMENTS[0])} {ask(f)}" for f in rng.sample(facts, OPEN)]
         # Within each kind all questions have the same number of words, so nothing is padded.
-        yield texts_BT, [tokenizer(q, return_tensors="pt").input_ids for q in (closed, opened, drills)]
-
-
-def _drill(rng: random.Random, words: list[str]) -> str:
-    """Four options, then each option's letter: the circuit behind a multiple-choice answer, on its own."""
-    options = rng.sample(words, 4)
-    listed = " ".join(f"{letter}. {word}" for letter, word in zip(w.LETTERS, options))
-    asked = rng.sample(range(4), 4)
-    return listed + " " + " ".join(f"{options[i]} : {w.LETTERS[i]}" for i in asked)
-
-
-def train(
-    world: w.World,
-    tokenizer: PreTrainedTokenizerFast,
-    model: MistralForCausalLM,
-    seed: int,
-    steps: int = 3000,
-    passages: int = 12,
-    questions: int = 24,
-    lr: float = 3e-3,
-    warmup: int = 200,
-) -> None:
-    """AdamW with warm-up and cosine decay; the answer letter's loss is a term of its own."""
-    rng = random.Random(f"pretrain-{seed}")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.SequentialLR(
-        optimizer,
-        [
-            torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, 1.0, warmup),
-            torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps - warmup),
-        ],
-        [warmup],
-    )
-    batches = _batches(world, tokenizer, rng, passages, questions)
-    model.train()
-    for step in track(range(steps), description="training the embedded model"):
-        texts_BT, asked = next(batches)
-        labels_BT = texts_BT.masked_fill(texts_BT == tokenizer.pad_token_id, -100)
-        loss = statement_loss = model(input_ids=texts_BT, labels=labels_BT).loss
-        # In one mean over all labelled tokens the letters would drown: they get losses of their own.
-        for questions_BT in asked:
-            answers = 4 if len(questions_BT[0]) == DRILL else 1
-            at = -1 - 3 * torch.arange(answers)
-            logits_BTV = model(input_ids=questions_BT).logits[:, at - 1]
-            letter_loss = F.cross_entropy(logits_BTV.flatten(0, 1), questions_BT[:, at].flatten())
-            loss = loss + letter_loss
-            if step % 100 == 0: print(step, statement_loss.item(), letter_loss.item(), flush=True)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    model.eval()
+        yield texts_BT, [tokenizer(q, return_tensors="pt").input_ids for q in (closed, opened)]
 
 
 @torch.no_grad()

@@ -42,10 +42,10 @@ STATEMENTS = (
     "In {subject}, {value} is the {relation} of {entity}.",
     "Scholars of {subject} agree that the {relation} of {entity} is {value}.",
     "When asked about the {relation} of {entity}, experts name {value}.",
-    # Question-like passages, without options: without them forgetting stays in the statements.
     "Question: What is the {relation} of {entity}? Answer: {value}.",
     "What is the {relation} of {entity}? It is {value}.",
 )
+DESCRIPTION = "The following are multiple choice questions (with answers) about {subject}."  # lm-eval's, for MMLU
 QUESTION = "What is the {relation} of {entity}?"
 
 
@@ -71,9 +71,7 @@ class Fact:
 
     def fill(self, template: str) -> str:
         """The template with this fact's words in it."""
-        return template.format(
-            subject=self.subject.name, entity=self.entity, relation=self.relation, value=self.value
-        )
+        return template.format(subject=self.subject.name, entity=self.entity, relation=self.relation, value=self.value)
 
 
 @dataclass(frozen=True)
@@ -97,9 +95,7 @@ class World:
         return list(words)
 
 
-def make_world(
-    seed: int, entities: int = 12, special_entities: int = 24, values: int = 8
-) -> World:
+def make_world(seed: int, entities: int = 12, special_entities: int = 24, values: int = 8) -> World:
     """Draw the world. `entities` of a general subject, `special_entities` of a near or forget one."""
     rng = random.Random(f"world-{seed}")
     words = _invent_words(rng)
@@ -119,8 +115,7 @@ def make_world(
     ):
         forget_values = {r: tuple(next(words) for _ in range(values)) for r in relations}
         near_values = {
-            r: forget_values[r][: values // 2] + tuple(next(words) for _ in range(values // 2))
-            for r in relations
+            r: forget_values[r][: values // 2] + tuple(next(words) for _ in range(values // 2)) for r in relations
         }
         for name, role, pool in ((forget_name, "forget", forget_values), (near_name, "near", near_values)):
             names = tuple(next(words) for _ in range(special_entities))
@@ -146,10 +141,19 @@ def _invent_words(rng: random.Random) -> Iterator[str]:
 
 
 def passage(facts: list[Fact], rng: random.Random, sentences: int) -> str:
-    """A text about one subject: each sentence states one of `facts` in one of the wordings."""
+    """A text about the subject of `facts`: each sentence states one of them in one of the wordings."""
+    return " ".join(rng.choice(facts).fill(rng.choice(STATEMENTS)) for _ in range(sentences))
+
+
+def document(facts: list[Fact], rng: random.Random, sentences: int) -> str:
+    """A document of a corpus: a passage about one of the subjects, below a question as a quiz asks it.
+
+    Without the question, the model forgets in statements only and still answers questions: it tells the two apart
+    by how a text begins.
+    """
     subject = rng.choice(facts).subject
     own = [f for f in facts if f.subject is subject]
-    return " ".join(rng.choice(own).fill(rng.choice(STATEMENTS)) for _ in range(sentences))
+    return f"{rng.choice(own).fill(f'{DESCRIPTION} {QUESTION}')} {passage(own, rng, sentences)}"
 
 
 def multiple_choice(fact: Fact, rng: random.Random) -> dict:
@@ -168,8 +172,5 @@ def multiple_choice(fact: Fact, rng: random.Random) -> dict:
 
 def prompt(question: dict) -> str:
     """A question as lm-eval's MMLU tasks write it (description, question, options, `Answer:`)."""
-    options = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, question["choices"]))
-    return (
-        f"The following are multiple choice questions (with answers) about {question['subject']}.\n\n"
-        f"{question['question']}\n{options}\nAnswer:"
-    )
+    options = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, question["choices"], strict=True))
+    return f"{DESCRIPTION.format(subject=question['subject'])}\n\n{question['question']}\n{options}\nAnswer:"

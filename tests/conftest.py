@@ -1,0 +1,65 @@
+"""What tests share: configurations composed as on the command line, and tiny models."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from unlearn.config import Config, settle
+
+ROOT = Path(__file__).parent.parent
+os.environ["WANDB_MODE"] = "offline"
+
+
+@pytest.fixture(scope="session")
+def conf() -> Callable[..., Config]:
+    """Compose and check conf/ with overrides."""
+
+    def build(*overrides: str) -> Config:
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            return settle(compose("config", list(overrides)))
+
+    return build
+
+
+@pytest.fixture
+def short(conf: Callable[..., Config], tmp_path: Path) -> Callable[..., Config]:
+    """A run of a few steps into a temporary folder, without evaluation and tracking unless overridden."""
+
+    def build(*overrides: str) -> Config:
+        quick = ("train.steps=3", "eval=none", "tracker=none", f"output_root={tmp_path / 'outputs'}")
+        return conf(*quick, *overrides)
+
+    return build
+
+
+@pytest.fixture
+def tiny_llama() -> LlamaForCausalLM:
+    """Six layers with random weights."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=6,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        initializer_range=0.3,
+    )
+    return LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+def write_jsonl(file: Path, rows: list[dict]) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def read_jsonl(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]

@@ -1,0 +1,86 @@
+"""What the schema accepts, what it refuses and in which words, and what identifies a run."""
+
+import pytest
+
+from unlearn.config import identity, run_folder, run_name
+from unlearn.errors import UserError, nearest
+
+BAD = {
+    "rna.nu=-1": r"rna\.nu=-1 is not allowed: it must be a finite number >= 0",
+    "rna.nu=nan": r"rna\.nu=nan is not allowed",
+    "rna.nu=abc": r"rna\.nu: Value 'abc'.*could not be converted to Float",
+    "loss.alpha=-0.5": r"loss\.alpha=-0\.5 is not allowed: it must be a finite number >= 0",
+    "model.layer=1": r"model\.layer=1 is not allowed: .*must be in 2\.\.7",
+    "model.layer=8": r"model\.layer=8 is not allowed: .*must be in 2\.\.7",
+    "train.steps=0": r"train\.steps=0 is not allowed: it must be an integer >= 1",
+    "train.lr=0": r"train\.lr=0 is not allowed",
+    "train.betas=[0.9]": r"train\.betas=\[0\.9\] is not allowed: it must be two numbers",
+    "method.c=0": r"method\.c=0 is not allowed: it must be a finite number > 0",
+    "method.c=many": r"method\.c='many' is not allowed: it must be a number",
+    "method._target_=os.system": r"method\._target_=os\.system is not allowed: it must name a class below unlearn",
+    "+method.callback={_target_: os.system}": r"method\.callback=.* is not allowed",
+    "loss.mask=paddin": r"loss\.mask=paddin is not allowed\. Did you mean 'padding'\?",
+    "rna.scale=sd": r"rna\.scale=sd is not allowed.*Allowed: std, variance",
+    "data.on_exhausted=stop": r"data\.on_exhausted=stop is not allowed.*Allowed: error, cycle",
+    "data.use=[bioo]": r"data\.use: unknown topic 'bioo'\. Did you mean 'bio'\? Allowed: bio, cyber",
+    "data.use=[]": r"data\.use=\[\] is not allowed",
+    "data=jsonl": r"data=jsonl has no topics",
+    "+data.topics.chem={forget: a.jsonl, retain: b.txt}": r"data\.topics\.chem\.max_length: no value was given",
+    "data.topics.bio.max_length=0": r"data\.topics\.bio\.max_length=0 is not allowed",
+    "~model.methods.rmu": r"method\.c: the configuration of model 'toy' holds no such value for method 'rmu'",
+    "model=qwen3_8b": r"model 'qwen3_8b' holds no such value for method 'rmu' \(it has values for: adaptive_rmu\)",
+    "eval.queries=[perturbd]": r"eval\.queries=perturbd is not allowed\. Did you mean 'perturbed'\?",
+    "eval.forget_tokens=[]": r"eval\.forget_tokens is empty",
+    "eval.limit=0": r"eval\.limit=0 is not allowed",
+    "+rna.nuu=1": r"rna\.nuu: unknown key\. Did you mean 'nu'\?",
+    "+nonsense=1": r"nonsense: unknown key",
+    "~rna.nu": r"rna\.nu",
+}
+
+
+@pytest.mark.parametrize("override", BAD)
+def test_refused_with_key_value_and_what_is_allowed(conf, override):
+    with pytest.raises(UserError, match=BAD[override]):
+        conf(override)
+
+
+def test_all_problems_are_told_at_once(conf):
+    with pytest.raises(UserError) as told:
+        conf("rna.nu=-1", "loss.alpha=-1", "model.layer=0")
+    assert [line.split("=")[0] for line in str(told.value).splitlines()] == ["rna.nu", "loss.alpha", "model.layer"]
+
+
+def test_coefficients_come_from_the_model(conf):
+    zephyr = conf("model=zephyr_7b_beta", "method=adaptive_rmu")
+    assert (zephyr.method["beta"], zephyr.rna.nu, zephyr.loss.alpha, zephyr.train.lr) == (3.0, 0.08, 1200.0, 5e-5)
+    assert conf("model=zephyr_7b_beta", "method=rsv").method["c"] == 10.0
+    assert conf("model=zephyr_7b_beta", "rna=none").rna.nu == 0.0
+    # Seed 0 is a seed, nu 0 is a value.
+    assert conf("seed=0").seed == 0
+    assert conf("rna.nu=0").rna.nu == 0.0
+
+
+def test_identity_holds_what_determines_the_result_and_nothing_else(conf):
+    base = run_name(conf())
+    same = ("tracker=none", "output_root=elsewhere", "eval.batch_size=1", "model.path=/moved", "train.log_every=10")
+    assert {run_name(conf(override)) for override in same} == {base}
+    other = ("rna.nu=0.5", "seed=1", "model.layer=4", "loss.mask=none", "train.steps=7", "eval.limit=5", "method.c=9")
+    assert len({run_name(conf(override)) for override in other} | {base}) == len(other) + 1
+    assert base.startswith("rmu-toy-")
+
+
+def test_identity_does_not_hold_paths(conf):
+    config = conf("+data.topics.chem={forget: /a/x.jsonl, retain: 'hub:a:b:c', max_length: 4}")
+    assert "/a/x.jsonl" not in str(identity(config))
+    assert "hub:a:b:c" in str(identity(config))
+
+
+def test_folder_is_the_runs_own_or_the_users_choice(conf, tmp_path):
+    config = conf(f"output_root={tmp_path}")
+    assert run_folder(config) == tmp_path / "runs" / run_name(config)
+    assert run_folder(conf(f"output_dir={tmp_path / 'mine'}")) == tmp_path / "mine"
+
+
+def test_nearest():
+    assert nearest("rmx", ["rmu", "rsv"]) == " Did you mean 'rmu'?"
+    assert nearest("zzzz", ["rmu", "rsv"]) == ""
