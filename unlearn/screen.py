@@ -17,7 +17,7 @@ console = Console(stderr=True)
 
 def say(message: str) -> None:
     """A line of plain text."""
-    console.print(message, markup=False, highlight=False)
+    console.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

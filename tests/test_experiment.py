@@ -1,0 +1,170 @@
+"""Whole runs on the embedded model: what they leave behind, what they refuse, what survives a failure."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import ROOT, read_jsonl, write_jsonl
+from unlearn.config import run_folder
+from unlearn.errors import UserError
+from unlearn.experiment import run
+
+METHODS = sorted(f.stem for f in (ROOT / "conf/method").glob("*.yaml"))
+EXPERIMENTS = sorted(f.stem for f in (ROOT / "conf/experiment").glob("*.yaml"))
+ON_TOY = ("model=toy", "data=toy", "train.steps=1", "eval=none")
+
+
+@pytest.mark.parametrize("group", ["model", "data", "eval", "tracker", "rna", "train"])
+def test_every_file_of_conf_composes(conf, group):
+    for file in (ROOT / "conf" / group).glob("*.yaml"):
+        extra = {
+            "data/jsonl": ["+data.topics.a={forget: f, retain: r, max_length: 4}"],
+            "model/qwen3_8b": ["method=adaptive_rmu"],
+        }.get(f"{group}/{file.stem}", [])
+        if file.stem == "smollm2_135m":
+            extra = ["model.path=elsewhere"]  # its package need not be installed
+        config = conf(f"{group}={file.stem}", *extra)
+        assert getattr(getattr(config, group), "name", file.stem) == file.stem
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs(short, method):
+    [folder] = run([short(f"method={method}")])
+    assert json.loads((folder / "run.json").read_text())["status"] == "done"
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_runs_for_a_step_on_the_embedded_model(short, experiment):
+    [folder] = run([short(f"experiment={experiment}", *ON_TOY)])
+    assert len(read_jsonl(folder / "train.jsonl")) == 1
+
+
+def test_what_a_run_leaves(short):
+    config = short("eval=toy", "eval.limit=6")
+    [folder] = run([config])
+    assert folder == run_folder(config)
+    assert {f.name for f in folder.iterdir()} == {
+        "run.json", "train.jsonl", "metrics.json", "samples", "delta.safetensors",
+    }  # fmt: skip
+    lines = read_jsonl(folder / "train.jsonl")
+    assert [(line["step"], line["topic"]) for line in lines] == [(0, "bio"), (1, "cyber"), (2, "bio")]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    tasks = ["toy_retain", "toy_near_bio", "toy_near_cyber", "toy_forget_bio", "toy_forget_cyber"]
+    for model in ("base", "unlearned"):
+        for task in tasks:
+            for query in ("default", "perturbed"):
+                assert 0 <= metrics[f"{model}/{task}/{query}/acc"] <= 1
+                assert f"{model}/{task}/{query}/acc_stderr" in metrics
+                asked = read_jsonl(folder / f"samples/{model}/{task}/{query}.jsonl")
+                right = sum(record["correct"] for record in asked)
+                assert right / 6 == pytest.approx(metrics[f"{model}/{task}/{query}/acc"])
+                assert all(len(record["loglikelihoods"]) == 4 for record in asked)
+                assert all(
+                    record["choice"] == max(range(4), key=record["loglikelihoods"].__getitem__) for record in asked
+                )
+    assert metrics["train/forget_loss"] == lines[-1]["forget_loss"]
+    assert metrics["train/steps"] == 3
+    assert {"train/seconds", "train/tokens_per_second", "train/peak_memory_mb"} < set(metrics)
+    record = json.loads((folder / "run.json").read_text())
+    assert record["config"]["method"]["c"] == config.method["c"]
+    assert set(record["inputs"]["data"]) == {"bio", "cyber"}
+    tensors = load_file(folder / "delta.safetensors")
+    layer = config.model.layer
+    assert set(tensors) == {
+        *(f"model.layers.{i}.mlp.down_proj.weight" for i in (layer - 2, layer - 1, layer)), "control.bio", "control.cyber",
+    }  # fmt: skip
+
+
+def test_a_finished_run_is_not_repeated_unless_forced(short, capsys):
+    [folder] = run([short()])
+    before = (folder / "train.jsonl").stat().st_mtime_ns
+    run([short()])
+    assert "nothing to do" in capsys.readouterr().err
+    assert (folder / "train.jsonl").stat().st_mtime_ns == before
+    run([short("train.force=true")])
+    assert (folder / "train.jsonl").stat().st_mtime_ns > before
+
+
+def test_equal_runs_are_equal_to_the_bit(short, tmp_path):
+    one, two = (run([short(f"output_dir={tmp_path / name}")])[0] for name in "ab")
+    a, b = load_file(one / "delta.safetensors"), load_file(two / "delta.safetensors")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_nu_zero_equals_no_rna(short, tmp_path):
+    one = run([short("rna=none", f"output_dir={tmp_path / 'a'}")])[0]
+    two = run([short("rna.nu=0", f"output_dir={tmp_path / 'b'}")])[0]
+    three = run([short("rna.nu=0.09", f"output_dir={tmp_path / 'c'}")])[0]
+    a, b, c = (load_file(folder / "delta.safetensors") for folder in (one, two, three))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert any(not torch.equal(a[name], c[name]) for name in a)
+
+
+def test_several_configurations_share_one_process(short):
+    configs = [short(f"rna.nu={nu}") for nu in (0.01, 0.09)]
+    folders = run(configs)
+    assert folders == [run_folder(config) for config in configs]
+    [alone] = run([short("rna.nu=0.09", f"output_dir={folders[0].parent / 'alone'}")])
+    a, b = load_file(folders[1] / "delta.safetensors"), load_file(alone / "delta.safetensors")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    with pytest.raises(UserError, match=r"train\.steps differs"):
+        run([short(), short("train.steps=4")])
+
+
+def test_own_corpora_and_any_number_of_topics(short, tmp_path):
+    retain = tmp_path / "retain.txt"
+    retain.write_text("river harbour ruler\n" * 8)
+    topics = []
+    for name in ("a", "b", "c"):
+        file = write_jsonl(tmp_path / f"{name}.jsonl", [{"text": f"soil blossom {name}"}] * 8)
+        topics.append(f"+data.topics.{name}={{forget: {file}, retain: {retain}, max_length: 8}}")
+    [folder] = run([short("data=jsonl", *topics, "train.steps=4")])
+    assert [line["topic"] for line in read_jsonl(folder / "train.jsonl")] == ["a", "b", "c", "a"]
+
+
+def test_other_data_under_the_same_name_are_not_taken_for_the_same_run(short, tmp_path):
+    file = write_jsonl(tmp_path / "a.jsonl", [{"text": "soil blossom"}] * 16)
+    overrides = ("data=jsonl", f"+data.topics.a={{forget: {file}, retain: {file}, max_length: 8}}")
+    run([short(*overrides)])
+    write_jsonl(file, [{"text": "river ruler"}] * 16)
+    with pytest.raises(UserError, match=r"other inputs \(they differ in data\.a\.forget, data\.a\.retain\)"):
+        run([short(*overrides)])
+
+
+def test_a_loss_that_is_not_finite_fails_the_run_and_keeps_what_was_logged(short):
+    config = short("method.c=1e30", "train.steps=5")
+    with pytest.raises(UserError, match=r"the loss became (inf|nan) at step 0, topic bio"):
+        run([config])
+    folder = run_folder(config)
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "failed"
+    assert "step 0" in record["error"]
+    assert not (folder / "delta.safetensors").exists()
+    assert (folder / "train.jsonl").exists()
+
+
+def test_an_unexpected_failure_is_recorded_too(short, monkeypatch):
+    def fail(*_args, **_kwargs):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("unlearn.experiment.evaluate", fail)
+    config = short("eval=toy", "eval.limit=1")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run([config])
+    record = json.loads((run_folder(config) / "run.json").read_text())
+    assert (record["status"], record["error"]) == ("failed", "RuntimeError: out of memory")
+    assert (run_folder(config) / "delta.safetensors").exists()  # what was computed is not lost
+
+
+def test_the_models_layers_must_be_as_many_as_stated(short):
+    with pytest.raises(UserError, match=r"model\.num_layers=32, but .* has 8 layers"):
+        run([short("model.num_layers=32")])
+
+
+def test_wrong_tasks_are_named_before_anything_is_trained(short):
+    config = short("eval=toy", "eval.tasks={retain: [toy_retan]}")
+    with pytest.raises(UserError, match=r"unknown lm-eval task 'toy_retan'\. Did you mean 'toy_retain'\?"):
+        run([config])
+    assert not run_folder(config).exists()

@@ -1,0 +1,61 @@
+"""Perturbed queries: one incorrect option becomes a forget-token, the same one for every model."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unlearn.errors import UserError
+from unlearn.evaluate.perturb import perturb, read_forget_tokens
+
+TOKENS = ["SARS-CoV-2", "exploit"]
+
+
+@given(
+    choices=st.lists(st.text(min_size=1), min_size=2, max_size=6, unique=True),
+    data=st.data(),
+    seed=st.integers(0, 5),
+    question=st.integers(0, 1000),
+)
+def test_exactly_one_incorrect_option_changes(choices, data, seed, question):
+    answer = data.draw(st.integers(0, len(choices) - 1))
+    document = {"question": "?", "choices": choices, "answer": answer}
+    asked = perturb(document, ["#forget#"], seed=seed, task="t", question=question)
+    changed = [i for i, (a, b) in enumerate(zip(choices, asked["choices"], strict=True)) if a != b]
+    assert len(changed) == 1 or "#forget#" in choices
+    assert answer not in changed
+    assert asked["choices"].count("#forget#") >= 1
+    assert (asked["question"], asked["answer"]) == ("?", answer)
+    assert document["choices"] == choices  # the original is left alone
+    assert asked == perturb(document, ["#forget#"], seed=seed, task="t", question=question)
+
+
+def test_every_wrong_option_and_every_token_is_drawn_about_equally_often():
+    document = {"choices": ["a", "b", "c", "d"], "answer": 1}
+    drawn = [perturb(document, TOKENS, seed=0, task="t", question=i)["choices"] for i in range(1200)]
+    for place in (0, 2, 3):
+        for token in TOKENS:
+            assert sum(choices[place] == token for choices in drawn) == pytest.approx(200, abs=65)  # 5 sigma
+
+
+def test_the_right_answer_is_never_used_as_a_token():
+    document = {"choices": ["exploit", "b"], "answer": 0}
+    for i in range(20):
+        assert perturb(document, TOKENS, seed=0, task="t", question=i)["choices"] == ["exploit", "SARS-CoV-2"]
+    with pytest.raises(UserError, match="every forget-token is its right answer"):
+        perturb(document, ["exploit"], seed=0, task="t", question=0)
+
+
+def test_other_columns_are_refused():
+    with pytest.raises(UserError, match=r"task piqa, question 3: .*`choices`.*it has goal, sol1.*eval\.queries"):
+        perturb({"goal": "x", "sol1": "y"}, TOKENS, seed=0, task="piqa", question=3)
+
+
+def test_tokens_come_from_a_list_or_a_file(tmp_path):
+    file = tmp_path / "tokens.txt"
+    file.write_text("SARS-CoV-2\n\n exploit \n")
+    assert read_forget_tokens(str(file)) == TOKENS == read_forget_tokens(TOKENS)
+    file.write_text("\n")
+    with pytest.raises(UserError, match="the file is empty"):
+        read_forget_tokens(str(file))
+    with pytest.raises(UserError, match="there is no such file"):
+        read_forget_tokens(str(tmp_path / "none.txt"))
