@@ -12,7 +12,7 @@ help: ## show this help
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' gguf
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 run: $(INSTALLED) ## unlearn on the embedded model: make run ARGS="method=adaptive_rmu rna.nu=0.08"

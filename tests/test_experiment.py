@@ -72,9 +72,8 @@ def test_what_a_run_leaves(short):
     assert set(record["inputs"]["data"]) == {"bio", "cyber"}
     tensors = load_file(folder / "delta.safetensors")
     layer = config.model.layer
-    assert set(tensors) == {
-        *(f"model.layers.{i}.mlp.down_proj.weight" for i in (layer - 2, layer - 1, layer)), "control.bio", "control.cyber",
-    }  # fmt: skip
+    matrices = {f"model.layers.{i}.mlp.down_proj.weight" for i in (layer - 2, layer - 1, layer)}
+    assert set(tensors) == matrices | {"control.bio", "control.cyber"}
 
 
 def test_a_finished_run_is_not_repeated_unless_forced(short, capsys):

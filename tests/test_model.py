@@ -2,12 +2,22 @@
 
 import json
 
+import gguf
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from unlearn.errors import UserError
-from unlearn.model import CutModel, Source, decoder_layers, load_config, load_tokenizer, load_up_to, parameter_names
+from unlearn.model import (
+    CutModel,
+    Source,
+    decoder_layers,
+    load_config,
+    load_tokenizer,
+    load_up_to,
+    load_whole,
+    parameter_names,
+)
 
 IDS_BT = torch.tensor([[3, 4, 5, 6, 7], [8, 9, 10, 11, 12]])
 
@@ -80,7 +90,7 @@ def test_only_the_layers_up_to_l_are_loaded(tiny_llama, tmp_path):
     assert all(not p.requires_grad for p in model.parameters())
     cut = CutModel(model, 3)
     assert torch.equal(cut.span(cut.prefix(IDS_BT), cut.frozen), whole_hidden(tiny_llama, 3, IDS_BT))
-    assert list(cut.frozen)[0] == "model.layers.1.mlp.down_proj.weight"  # named as in the whole language model
+    assert next(iter(cut.frozen)) == "model.layers.1.mlp.down_proj.weight"  # named as in the whole language model
 
 
 def test_shards_that_hold_only_later_layers_are_not_needed(tiny_llama, tmp_path):
@@ -94,6 +104,44 @@ def test_shards_that_hold_only_later_layers_are_not_needed(tiny_llama, tmp_path)
     assert needed < set(index.values())
     cut = CutModel(load_up_to(Source(str(tmp_path)), 3), 3)
     assert torch.equal(cut.span(cut.prefix(IDS_BT), cut.frozen), whole_hidden(tiny_llama, 3, IDS_BT))
+
+
+def write_gguf(file, layers=6, dim=32, vocabulary=40):
+    """A random Llama as llama.cpp stores it."""
+    out = gguf.GGUFWriter(file, "llama")
+    out.add_block_count(layers)
+    out.add_embedding_length(dim)
+    out.add_feed_forward_length(2 * dim)
+    out.add_head_count(2)
+    out.add_head_count_kv(2)
+    out.add_context_length(64)
+    out.add_layer_norm_rms_eps(1e-5)
+    out.add_vocab_size(vocabulary)
+    shapes = {"attn_norm": (dim,), "ffn_norm": (dim,), "ffn_gate": (2 * dim, dim), "ffn_up": (2 * dim, dim)}
+    shapes |= {"ffn_down": (dim, 2 * dim)} | {f"attn_{part}": (dim, dim) for part in ("q", "k", "v", "output")}
+    tensors = {"token_embd": (vocabulary, dim), "output_norm": (dim,), "output": (vocabulary, dim)}
+    tensors |= {f"blk.{i}.{name}": shape for i in range(layers) for name, shape in shapes.items()}
+    for name, shape in tensors.items():
+        out.add_tensor(f"{name}.weight", torch.randn(shape).numpy())
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+
+
+def test_a_gguf_file_is_cut_too(tmp_path):
+    torch.manual_seed(0)
+    write_gguf(tmp_path / "model.gguf")
+    source = Source(str(tmp_path), gguf_file="model.gguf")
+    cut = CutModel(load_up_to(source, 3), 3)
+    whole = load_whole(source)
+    assert len(decoder_layers(cut.model)) == 4
+    assert len(decoder_layers(whole)) == 6
+    assert torch.equal(cut.span(cut.prefix(IDS_BT), cut.frozen), whole_hidden(whole, 3, IDS_BT))
+    whole.save_pretrained(tmp_path / "exported")  # the whole model is a plain one
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
+    with torch.no_grad():
+        assert torch.equal(again(IDS_BT).logits, whole(IDS_BT).logits)
 
 
 def test_dtype_and_device_by_default_are_those_of_the_machine(tiny_llama, tmp_path):

@@ -28,9 +28,11 @@ def run(cut, variants, steps=4, log_every=1):
     records = [[] for _ in variants]
     stream = batches(TOPICS, steps=steps, batch_size=2, pad_id=0, side="right")
     place = {id(v): i for i, v in enumerate(variants)}
-    train(
-        cut, variants, stream, mask_padding=False, log_every=log_every, on_record=lambda v, r: records[place[id(v)]].append(r)
-    )  # fmt: skip
+
+    def on_record(variant, record):
+        records[place[id(variant)]].append(record)
+
+    train(cut, variants, stream, mask_padding=False, log_every=log_every, on_record=on_record)
     return records
 
 

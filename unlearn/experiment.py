@@ -241,7 +241,7 @@ def _evaluate_points(points: list[Point], shared: Config, source: Source, tokeni
             metrics |= answer.metrics
         point.tracker.log_metrics(metrics)
         point.folder.finish(metrics)
-        screen.show_result(metrics, shared.eval.tasks, shared.eval.queries, point.folder.path)
+        screen.show_result(metrics, shared.eval.tasks, shared.eval.queries, point.folder.path, point.tracker.address)
 
 
 def _training_metrics(point: Point) -> dict[str, float]:

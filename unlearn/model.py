@@ -106,8 +106,8 @@ def load_up_to(source: Source, layer: int) -> transformers.PreTrainedModel:
     """
     if source.gguf_file is not None:
         model = _from_pretrained(AutoModel, source.path, source, **source.origin())
-        stack = decoder_layers(model)
-        del stack[layer + 1 :]
+        del decoder_layers(model)[layer + 1 :]
+        _keep_layers(model.config, layer + 1)
     else:
         config = load_config(source)
         _keep_layers(config, layer + 1)
@@ -121,6 +121,8 @@ def load_up_to(source: Source, layer: int) -> transformers.PreTrainedModel:
 def _from_pretrained(cls: type, path: str, source: Source, **kwargs: Any) -> transformers.PreTrainedModel:
     if source.attn_implementation is not None:
         kwargs["attn_implementation"] = source.attn_implementation
+    if source.gguf_file is not None:  # plain matrices, to be trained and saved, not GGUF's packed blocks
+        kwargs["quantization_config"] = transformers.GgufConfig(dequantize=True)
     with _quiet_transformers():
         try:
             return cls.from_pretrained(path, dtype=source.torch_dtype, **kwargs)  # type: ignore[attr-defined]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -42,21 +43,28 @@ def training_progress(steps: int) -> Iterator[Callable[[Record], None]]:
 
 
 def show_result(
-    metrics: Mapping[str, float], roles: Mapping[str, Sequence[str]], queries: Sequence[str], folder: Path
+    metrics: Mapping[str, float],
+    roles: Mapping[str, Sequence[str]],
+    queries: Sequence[str],
+    folder: Path,
+    curves: str | None,
 ) -> None:
-    """Base, unlearned and difference of each task and query in percent, and the run's folder."""
+    """Base, unlearned and difference of each task and query in percent, the run's folder, and where the curves are."""
     if roles:
-        table = Table(title=f"Accuracy in % (± standard error), {folder.name}")
+        table = Table(title=f"Accuracy in % (± standard error), {folder.name}", box=SIMPLE_HEAD)
         for column in ("role", "task", "query"):
             table.add_column(column)
         for column in ("base", "unlearned", "difference"):
             table.add_column(column, justify="right")
         for role, tasks in roles.items():
+            table.add_section()
             for task in tasks:
                 for query in queries:
                     table.add_row(role, task, query, *_accuracies(metrics, task, query))
         console.print(table)
     say(f"Files: {folder}")
+    if curves is not None:
+        say(f"W&B:   {curves}")
 
 
 def _accuracies(metrics: Mapping[str, float], task: str, query: str) -> tuple[str, str, str]:

@@ -34,6 +34,15 @@ class Tracker:
     ) -> None:
         self.close(failed=error is not None)
 
+    @property
+    def address(self) -> str | None:
+        """Where W&B shows this run, or how to bring it there."""
+        if self._wandb is None:
+            return None
+        if self._wandb.offline:
+            return f"offline, upload with: wandb sync {Path(self._wandb.dir).parent}"
+        return self._wandb.url
+
     def log_step(self, record: Record) -> None:
         """One line of train.jsonl, flushed, and W&B's curves over `train/step`."""
         values = record.line()
