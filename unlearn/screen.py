@@ -51,7 +51,7 @@ def show_result(
 ) -> None:
     """Base, unlearned and difference of each task and query in percent, the run's folder, and where the curves are."""
     if roles:
-        table = Table(title=f"Accuracy in % (± standard error), {folder.name}", box=SIMPLE_HEAD)
+        table = Table(title=f"Accuracy in % (± standard error), {folder.name}", box=SIMPLE_HEAD, pad_edge=False)
         for column in ("role", "task", "query"):
             table.add_column(column)
         for column in ("base", "unlearned", "difference"):
