@@ -63,3 +63,7 @@ def write_jsonl(file: Path, rows: list[dict]) -> Path:
 
 def read_jsonl(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--golden-dir", help="replay this folder of golden trajectories instead of tests/golden")

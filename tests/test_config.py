@@ -2,7 +2,7 @@
 
 import pytest
 
-from unlearn.config import identity, run_folder, run_name
+from unlearn.identity import identity, run_folder, run_name
 from unlearn.errors import UserError, nearest
 
 BAD = {

@@ -17,7 +17,7 @@ def saved(tmp_path, model, change=1.0):
         tmp_path / "d.safetensors",
         {NAME: frozen[NAME].float() + change},
         frozen,
-        {"bio": torch.ones(4)},
+        {"control.bio": torch.ones(4), "coefficient.bio": torch.tensor(2.0)},
         {"model": "x"},
     )
     return load_delta(tmp_path / "d.safetensors")

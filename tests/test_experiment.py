@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT, read_jsonl, write_jsonl
-from unlearn.config import run_folder
+from unlearn.identity import run_folder
 from unlearn.errors import UserError
 from unlearn.experiment import run
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -10,18 +11,20 @@ from unlearn.data import Topic, batches
 from unlearn.methods import RMU
 from unlearn.model import CutModel
 from unlearn.objective import Losses, Misdirection
+from unlearn.rna import augment
 from unlearn.train import make_variant, train
 
 TOPICS = [
     Topic("bio", [[3, 4, 5, 6], [7, 8]] * 4, [[9, 10], [11, 12, 13]] * 4, {}),
     Topic("cyber", [[14, 15, 16], [17, 18]] * 4, [[19, 20], [21]] * 4, {}),
 ]
-SETTINGS = {"lr": 1e-2, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "precision": "master"}
+SETTINGS = {"lr": 1e-2, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
+SETTINGS |= {"precision": "master", "optimizer": "adamw"}
 
 
 def objective(nu=0.0, c=2.0, alpha=3.0):
     controls = {t.name: RMU(c).control_vector(16, torch.Generator().manual_seed(i)) for i, t in enumerate(TOPICS)}
-    return Misdirection(RMU(c), controls, alpha, "padding", nu, "std", 0)
+    return Misdirection(RMU(c), controls, alpha, "padding", partial(augment, nu=nu, scale="std", seed=0))
 
 
 def run(cut, variants, steps=4, log_every=1):
@@ -53,8 +56,6 @@ def test_first_step_is_adamw_on_the_loss_of_two_whole_models(tiny_llama):
     def mean(difference_BTD, mask_BT):
         rows = [d[m].square().mean() for d, m in zip(difference_BTD, mask_BT, strict=True)]
         return torch.stack(rows).mean()
-
-    from unlearn.rna import augment
 
     target_BTD = 2.0 * objective().controls["bio"]
     noisy_BTD = augment(

@@ -6,8 +6,6 @@ configuration is said within a second, before torch, transformers, datasets or l
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -21,13 +19,27 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from unlearn.errors import UserError, nearest
 
-# Raise by hand when the same configuration would give other numbers than before.
-RESULTS_VERSION = 1
-
 SPAN = 3  # trained layers: l-2, l-1, l (section 6.2)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MASKS = ("padding", "padding_and_bos", "none")
 QUERIES = ("default", "perturbed")
+OPTIMIZERS = ("adamw", "adamw_published")
+NORMS = ("sample", "first_batch")
+
+
+@dataclass
+class PresetConfig:
+    """Where the default and the published code differ; the keys that take these values may also be set alone."""
+
+    name: str = MISSING
+    mask: str = MISSING
+    norm: str = MISSING
+    optimizer: str = MISSING
+    eps: float = MISSING
+    precision: str = MISSING
+    dtype: str = MISSING
+    attn_implementation: str | None = MISSING
+    cyber_retain_max_length: dict[str, int] = MISSING
 
 
 @dataclass
@@ -94,6 +106,7 @@ class TrainConfig:
     batch_size: int = MISSING
     lr: float = MISSING
     betas: list[float] = MISSING
+    optimizer: str = MISSING
     eps: float = MISSING
     weight_decay: float = MISSING
     precision: str = MISSING
@@ -133,6 +146,7 @@ class TrackerConfig:
 class Config:
     """Everything a run needs to know."""
 
+    preset: PresetConfig = MISSING
     model: ModelConfig = MISSING
     method: dict[str, Any] = MISSING  # name, _target_ and the arguments of the class that it names
     rna: RNAConfig = MISSING
@@ -274,9 +288,11 @@ def _choices(c: Config) -> Iterator[str]:
         ("loss.mask", c.loss.mask, MASKS),
         ("data.on_exhausted", c.data.on_exhausted, ("error", "cycle")),
         ("train.precision", c.train.precision, ("master", "model")),
+        ("train.optimizer", c.train.optimizer, OPTIMIZERS),
         ("model.dtype", c.model.dtype, DTYPES),
         ("tracker.name", c.tracker.name, ("wandb", "none")),
         ("tracker.mode", c.tracker.mode, ("auto", "online", "offline")),
+        *(("method.norm", str(norm), NORMS) for key, norm in c.method.items() if key == "norm"),
         *(("eval.queries", query, QUERIES) for query in c.eval.queries),
     ):
         if value not in allowed:
@@ -339,45 +355,3 @@ def _forget_tokens(c: Config) -> Iterator[str]:
 
 
 CHECKS = (_ranges, _choices, _span_fits, _own_targets, _topics, _forget_tokens)
-
-
-# --- Identity: what determines a run's result. ---------------------------------------------------------------
-
-
-def identity(config: Config) -> dict[str, Any]:
-    """The part of the configuration that determines the result: no paths, no tracker, no launcher.
-
-    Files that paths lead to are identified by their hashes, which the run records and verifies.
-    """
-    plain = OmegaConf.to_container(OmegaConf.structured(config))
-    assert isinstance(plain, dict)
-    model, data, evaluation = plain["model"], plain["data"], plain["eval"]
-    for key in ("path", "gguf_file", "device", "methods", "alpha", "lr", "num_layers", "trust_remote_code"):
-        model.pop(key)
-    for topic in data["topics"].values():
-        for key in ("forget", "retain"):
-            if not topic[key].startswith("hub:"):
-                topic.pop(key)
-    if isinstance(evaluation["forget_tokens"], str):
-        evaluation.pop("forget_tokens")
-    for key in ("include_path", "batch_size"):
-        evaluation.pop(key)
-    for key in ("log_every", "force"):
-        plain["train"].pop(key)
-    for key in ("tracker", "output_root", "output_dir"):
-        plain.pop(key)
-    return {**plain, "results_version": RESULTS_VERSION}
-
-
-def run_name(config: Config) -> str:
-    """METHOD-MODEL-HASH, the hash being that of `identity`."""
-    canonical = json.dumps(identity(config), sort_keys=True)
-    digest = hashlib.sha256(canonical.encode()).hexdigest()[:10]
-    return f"{config.method['name']}-{config.model.name}-{digest}"
-
-
-def run_folder(config: Config) -> Path:
-    """Where this run's files go."""
-    if config.output_dir is not None:
-        return Path(config.output_dir)
-    return Path(config.output_root) / "runs" / run_name(config)

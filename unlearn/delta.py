@@ -1,7 +1,7 @@
 """What a run saves of its model: the changed matrices, the control vectors, and what they belong to.
 
-`delta.safetensors` holds {full parameter name: matrix in the model's dtype} and {control.TOPIC: float32 [D]}; its
-metadata names the base model and the SHA-256 of each matrix that it replaces.
+`delta.safetensors` holds {full parameter name: matrix in the model's dtype}, {control.TOPIC: float32 [D]} and what a
+method measured; its metadata names the base model and the SHA-256 of each matrix that it replaces.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from unlearn.errors import UserError
 from unlearn.run_folder import write_atomically
 
-CONTROL = "control."
+REPLACES = "replaces."
 
 
 def sha256(tensor: Tensor) -> str:
@@ -33,13 +33,13 @@ def save_delta(
     file: Path,
     weights: Mapping[str, Tensor],
     frozen: Mapping[str, Tensor],
-    controls: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
     metadata: Mapping[str, str],
 ) -> None:
-    """Write the changed matrices, cast to the dtype of those they replace, and the control vectors."""
+    """Write the changed matrices, cast to the dtype of those they replace, and the objective's state."""
     tensors = {name: w.detach().to(frozen[name].dtype).cpu().contiguous() for name, w in weights.items()}
-    tensors |= {f"{CONTROL}{topic}": u.detach().cpu().contiguous() for topic, u in controls.items()}
-    hashes = {f"replaces.{name}": sha256(w) for name, w in frozen.items()}
+    tensors |= {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    hashes = {f"{REPLACES}{name}": sha256(w) for name, w in frozen.items()}
     write_atomically(file, save(tensors, {**metadata, **hashes}))
 
 
@@ -48,8 +48,9 @@ def load_delta(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not file.is_file():
         raise UserError(f"{file}: there is no such file; a finished run's folder holds one.")
     with safe_open(file, framework="pt") as stored:
-        names = [name for name in stored.keys() if not name.startswith(CONTROL)]  # noqa: SIM118 (no mapping)
-        return {name: stored.get_tensor(name) for name in names}, stored.metadata() or {}
+        metadata = stored.metadata() or {}
+        names = [key.removeprefix(REPLACES) for key in metadata if key.startswith(REPLACES)]
+        return {name: stored.get_tensor(name) for name in names}, metadata
 
 
 @torch.no_grad()
@@ -63,7 +64,7 @@ def apply_delta(model: nn.Module, weights: Mapping[str, Tensor], metadata: Mappi
     for name in weights:
         if name not in parameters:
             raise UserError(f"the model has no parameter {name!r}: the delta belongs to another model.")
-        expected = (metadata or {}).get(f"replaces.{name}")
+        expected = (metadata or {}).get(f"{REPLACES}{name}")
         if expected is not None and sha256(parameters[name]) != expected:
             raise UserError(f"{name}: the model's matrix is not the one that the delta replaces: another base model?")
     for name, w in weights.items():

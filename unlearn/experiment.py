@@ -9,6 +9,7 @@ import resource
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,15 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 
-from unlearn import screen
-from unlearn.config import SPAN, Config, identity, run_folder, run_name
+from unlearn import rna, screen
+from unlearn.config import SPAN, Config
 from unlearn.data import Topic, batches, documents_needed, load_topic
 from unlearn.delta import applied, load_delta, save_delta
 from unlearn.errors import UserError
 from unlearn.evaluate.harness import Answers, Suite, evaluate, load_suite
 from unlearn.evaluate.perturb import read_forget_tokens
 from unlearn.fingerprint import checkpoint_fingerprint, text_fingerprint
+from unlearn.identity import identity, run_folder, run_name
 from unlearn.model import CutModel, Source, load_config, load_tokenizer, load_up_to, load_whole
 from unlearn.objective import Misdirection
 from unlearn.randomness import generator
@@ -180,6 +182,8 @@ def _train_points(points: list[Point], shared: Config, source: Source, topics: l
     point_of = {id(variant): point for variant, point in zip(variants, points, strict=True)}
     # Where every position counts, padding has to be where the published code had it, and masked.
     padded_left = shared.loss.mask == "none"
+    if padded_left and shared.model.attn_implementation != "eager":
+        screen.say("loss.mask=none counts padding, whose states depend on the kernel: model.attn_implementation=eager.")
     steps, size = shared.train.steps, shared.train.batch_size
     stream = batches(topics, steps=steps, batch_size=size, pad_id=pad_id, side="left" if padded_left else "right")
     with screen.training_progress(steps) as show:
@@ -194,10 +198,9 @@ def _train_points(points: list[Point], shared: Config, source: Source, topics: l
     for variant, point in zip(variants, points, strict=True):
         point.error = variant.error
         if variant.error is None:
-            assert isinstance(variant.objective, Misdirection)
             metadata = {"model": source.path, "layer": str(cut.layer), "run": run_name(point.config)}
             file = point.folder.file("delta.safetensors")
-            save_delta(file, variant.weights, cut.frozen, variant.objective.controls, metadata)
+            save_delta(file, variant.weights, cut.frozen, variant.objective.state(), metadata)
 
 
 def _make_variant(config: Config, cut: CutModel, topics: list[Topic]) -> Variant:
@@ -206,9 +209,8 @@ def _make_variant(config: Config, cut: CutModel, topics: list[Topic]) -> Variant
         topic.name: method.control_vector(cut.dim, generator(config.seed, "control", topic.name)).to(cut.device)
         for topic in topics
     }
-    objective = Misdirection(
-        method, controls, config.loss.alpha, config.loss.mask, config.rna.nu, config.rna.scale, config.seed
-    )
+    augment = partial(rna.augment, nu=config.rna.nu, scale=config.rna.scale, seed=config.seed)
+    objective = Misdirection(method, controls, config.loss.alpha, config.loss.mask, augment)
     t = config.train
     return make_variant(
         objective,
@@ -218,6 +220,7 @@ def _make_variant(config: Config, cut: CutModel, topics: list[Topic]) -> Variant
         eps=t.eps,
         weight_decay=t.weight_decay,
         precision=t.precision,
+        optimizer=t.optimizer,
     )
 
 

@@ -24,12 +24,17 @@ def counted_positions(mask_BT: Tensor, mode: str) -> Tensor:
     return mask_BT & (mask_BT.cumsum(dim=1) > 1)
 
 
-def masked_mean(values_BT: Tensor, counted_BT: Tensor) -> Tensor:
-    """Mean over each sample's counted positions, then over samples: scalar."""
+def masked_means(values_BT: Tensor, counted_BT: Tensor) -> Tensor:
+    """Mean over each sample's counted positions: [B]."""
     assert values_BT.shape == counted_BT.shape, (values_BT.shape, counted_BT.shape)
     # A row without a counted position (a lone BOS) contributes 0 rather than 0 / 0.
     counts_B = counted_BT.sum(dim=1).clamp(min=1)
-    return ((values_BT * counted_BT).sum(dim=1) / counts_B).mean()
+    return (values_BT * counted_BT).sum(dim=1) / counts_B
+
+
+def masked_mean(values_BT: Tensor, counted_BT: Tensor) -> Tensor:
+    """Mean over each sample's counted positions, then over samples: scalar."""
+    return masked_means(values_BT, counted_BT).mean()
 
 
 def representation_loss(h_BTD: Tensor, target_BTD: Tensor, counted_BT: Tensor) -> Tensor:
@@ -42,9 +47,14 @@ def representation_loss(h_BTD: Tensor, target_BTD: Tensor, counted_BT: Tensor) -
     return masked_mean(difference_BTD.square().mean(dim=-1), counted_BT)
 
 
+def mean_norms(h_BTD: Tensor, counted_BT: Tensor) -> Tensor:
+    """Each sample's mean Euclidean norm over its counted positions: [B]."""
+    return masked_means(at_least_float32(h_BTD).norm(dim=-1), counted_BT)
+
+
 def mean_norm(h_BTD: Tensor, counted_BT: Tensor) -> Tensor:
-    """Mean Euclidean norm over counted positions and samples: scalar."""
-    return masked_mean(at_least_float32(h_BTD).norm(dim=-1), counted_BT)
+    """Mean Euclidean norm over counted positions, then over samples: scalar."""
+    return mean_norms(h_BTD, counted_BT).mean()
 
 
 def mean_cosine(a_BTD: Tensor, b_BTD: Tensor, counted_BT: Tensor) -> Tensor:

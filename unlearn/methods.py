@@ -1,17 +1,34 @@
 """RMU, Adaptive RMU and RSV: what should each forget representation become?
 
 A method knows nothing of models, optimizers, configuration or tracking. It draws one control vector per topic
-and turns the frozen model's forget representation into the target y^f of Eq. 1. B batch, T tokens, D hidden size.
+and turns the forget representation into the target y^f of Eq. 1. B batch, T tokens, D hidden size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
 
-from unlearn.losses import at_least_float32, masked_mean
+from unlearn.losses import at_least_float32, mean_norms
+
+
+@dataclass(frozen=True)
+class ForgetBatch:
+    """What a method may look at. Representations [B, T, D] are computed only if a method asks for them."""
+
+    topic: str
+    control_D: Tensor  # the topic's control vector, float32
+    counted_BT: Tensor  # bool: the positions that the loss counts
+    frozen: Callable[[], Tensor]
+    updated: Callable[[], Tensor]
+
+    def at_every_position(self, target_D: Tensor) -> Tensor:
+        """One vector as the target of all positions: [B, T, D], not copied."""
+        return target_D.expand(*self.counted_BT.shape, -1)
 
 
 class Method(Protocol):
@@ -21,8 +38,12 @@ class Method(Protocol):
         """The topic's random direction: float32 [D], length 1."""
         ...
 
-    def target(self, frozen_BTD: Tensor, counted_BT: Tensor, control_D: Tensor) -> Tensor:
-        """The target y^f: [B, T, D], from the frozen model's forget representation."""
+    def target(self, batch: ForgetBatch) -> Tensor:
+        """The target y^f: [B, T, D]."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What was measured during training and belongs to the run's record: {name: tensor}."""
         ...
 
 
@@ -48,26 +69,45 @@ class RMU:
         """Uniform direction u: float32 [D]."""
         return uniform_direction(dim, generator)
 
-    def target(self, frozen_BTD: Tensor, counted_BT: Tensor, control_D: Tensor) -> Tensor:
+    def target(self, batch: ForgetBatch) -> Tensor:
         """c u at every position: float32 [B, T, D]."""
-        return (self.c * control_D).expand(frozen_BTD.shape)
+        return batch.at_every_position(self.c * batch.control_D)
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing is measured."""
+        return {}
 
 
 class AdaptiveRMU:
-    """y^f = beta ||h_frozen(x^f)|| u, the norm being the mean over the sample's own counted tokens (section 3.1)."""
+    """y^f = beta ||h(x^f)|| u (section 3.1); `norm` says what ||h(x^f)|| is.
 
-    def __init__(self, beta: float) -> None:
-        self.beta = beta
+    "sample": of the frozen model, the mean over the sample's own counted tokens (the paper).
+    "first_batch": of the updated model, the mean over all samples of the topic's first batch, kept from then on (the
+    published code).
+    """
+
+    def __init__(self, beta: float, norm: str = "sample") -> None:
+        assert norm in ("sample", "first_batch"), norm
+        self.beta, self.norm = beta, norm
+        self._first_norms: dict[str, Tensor] = {}
 
     def control_vector(self, dim: int, generator: Generator) -> Tensor:
         """Uniform direction u: float32 [D]."""
         return uniform_direction(dim, generator)
 
-    def target(self, frozen_BTD: Tensor, counted_BT: Tensor, control_D: Tensor) -> Tensor:
-        """beta times each sample's mean norm, times u: float32 [B, T, D]."""
-        norms_BT = at_least_float32(frozen_BTD).norm(dim=-1)
-        norms_B = torch.stack([masked_mean(n[None], m[None]) for n, m in zip(norms_BT, counted_BT, strict=True)])
-        return (self.beta * norms_B[:, None, None] * control_D).expand(frozen_BTD.shape)
+    def target(self, batch: ForgetBatch) -> Tensor:
+        """beta times the norm, times u: float32 [B, T, D]."""
+        if self.norm == "first_batch":
+            if batch.topic not in self._first_norms:
+                self._first_norms[batch.topic] = mean_norms(batch.updated().detach(), batch.counted_BT).mean()
+            return batch.at_every_position(self.beta * self._first_norms[batch.topic] * batch.control_D)
+        frozen_BTD = batch.frozen()
+        norms_B = mean_norms(frozen_BTD, batch.counted_BT)
+        return (self.beta * norms_B[:, None, None] * batch.control_D).expand(frozen_BTD.shape)
+
+    def state(self) -> dict[str, Tensor]:
+        """With "first_batch", each topic's coefficient beta ||h||: {"coefficient.TOPIC": scalar}."""
+        return {f"coefficient.{topic}": self.beta * norm for topic, norm in self._first_norms.items()}
 
 
 class RSV:
@@ -80,6 +120,10 @@ class RSV:
         """Gaussian direction epsilon: float32 [D]."""
         return gaussian_direction(dim, generator)
 
-    def target(self, frozen_BTD: Tensor, counted_BT: Tensor, control_D: Tensor) -> Tensor:
+    def target(self, batch: ForgetBatch) -> Tensor:
         """The frozen representation, shifted by c epsilon: float32 [B, T, D]."""
-        return at_least_float32(frozen_BTD) + self.c * control_D
+        return at_least_float32(batch.frozen()) + self.c * batch.control_D
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing is measured."""
+        return {}

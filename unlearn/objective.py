@@ -6,16 +6,16 @@ asking its views for that. B batch, T tokens, D hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from unlearn import rna
 from unlearn.data import Batch
 from unlearn.losses import counted_positions, mean_cosine, mean_norm, representation_loss
-from unlearn.methods import Method
+from unlearn.methods import ForgetBatch, Method
 
 Part = Literal["forget", "retain"]
 
@@ -50,39 +50,43 @@ class Objective(Protocol):
         """Losses on one batch, differentiable in the updated model's weights."""
         ...
 
+    def state(self) -> dict[str, Tensor]:
+        """Random and measured quantities that belong to the run's record: {name: tensor}."""
+        ...
+
 
 @dataclass(frozen=True)
 class Misdirection:
     """Eq. 8 for a method's target, with RNA on the retain target whatever the method.
 
     `controls` holds each topic's control vector (float32 [D]) on the model's device; `mask` says which positions
-    the losses count (see `losses.counted_positions`).
+    the losses count (see `losses.counted_positions`); `augment` is RNA: from the frozen retain representation
+    [B, T, D], its counted positions [B, T], the topic and the step to the retain target [B, T, D].
     """
 
     method: Method
     controls: dict[str, Tensor]
     alpha: float
     mask: str
-    nu: float
-    scale: str
-    seed: int
+    augment: Callable[[Tensor, Tensor, str, int], Tensor]
 
     def __call__(self, batch: Batch, frozen: View, updated: View) -> Losses:
         """Forget and retain loss, with norms, cosine to the target and retain drift beside them."""
         forget_BT = counted_positions(batch.forget.mask_BT, self.mask)
         retain_BT = counted_positions(batch.retain.mask_BT, self.mask)
         with torch.no_grad():
-            forget_target_BTD = self.method.target(frozen.hidden("forget"), forget_BT, self.controls[batch.topic])
-            retain_target_BTD = rna.augment(
-                frozen.hidden("retain"),
-                retain_BT,
-                nu=self.nu,
-                scale=self.scale,
-                seed=self.seed,
-                topic=batch.topic,
-                step=batch.step,
-            )
+            retain_target_BTD = self.augment(frozen.hidden("retain"), retain_BT, batch.topic, batch.step)
         forget_BTD, retain_BTD = updated.hidden("forget"), updated.hidden("retain")
+        with torch.no_grad():
+            forget_target_BTD = self.method.target(
+                ForgetBatch(
+                    batch.topic,
+                    self.controls[batch.topic],
+                    forget_BT,
+                    frozen=lambda: frozen.hidden("forget"),
+                    updated=lambda: forget_BTD,
+                )
+            )
         with torch.no_grad():
             facts = {
                 "forget_norm": mean_norm(forget_BTD, forget_BT),
@@ -96,3 +100,7 @@ class Misdirection:
             self.alpha,
             facts,
         )
+
+    def state(self) -> dict[str, Tensor]:
+        """Control vectors {"control.TOPIC": [D]}, and what the method measured."""
+        return {f"control.{topic}": u_D for topic, u_D in self.controls.items()} | self.method.state()

@@ -19,12 +19,12 @@ def standard_deviation(nu: float, scale: str) -> float:
     return {"std": nu, "variance": math.sqrt(nu)}[scale]
 
 
-def augment(target_BTD: Tensor, mask_BT: Tensor, *, nu: float, scale: str, seed: int, topic: str, step: int) -> Tensor:
+def augment(target_BTD: Tensor, mask_BT: Tensor, topic: str, step: int, *, nu: float, scale: str, seed: int) -> Tensor:
     """The retain target with noise delta ~ N(0, std^2 I), drawn anew for every step, token and dimension.
 
     Args:
         target_BTD: the frozen model's retain representation, any floating dtype.
-        mask_BT: bool, True at real tokens; padding gets no noise.
+        mask_BT: bool, True at the positions that the loss counts; others get no noise.
         nu, scale: see `standard_deviation`; nu = 0 returns `target_BTD` itself.
         seed, topic, step: with the row in the batch, the key of the noise.
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from unlearn.data import Batch, Padded
 from unlearn.model import CutModel
 from unlearn.objective import Losses, Objective, Part
+from unlearn.optimizer import OPTIMIZERS
 
 
 @dataclass
@@ -60,8 +61,11 @@ def make_variant(
     eps: float,
     weight_decay: float,
     precision: str,
+    optimizer: str,
 ) -> Variant:
     """A variant that starts from the frozen matrices.
+
+    `optimizer` is a name in `unlearn.optimizer.OPTIMIZERS`.
 
     `precision` "master" trains float32 copies of them, whatever the model's dtype; "model" trains in that dtype,
     where updates below half a unit in the last place are lost.
@@ -72,8 +76,8 @@ def make_variant(
     }
     for w in weights.values():
         w.requires_grad_(True)
-    optimizer = torch.optim.AdamW(weights.values(), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
-    return Variant(objective, weights, optimizer)
+    update = OPTIMIZERS[optimizer](weights.values(), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+    return Variant(objective, weights, update)
 
 
 class _View:

@@ -1,0 +1,54 @@
+"""A run's identity: the part of its configuration that determines its result, and the folder named after it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from unlearn.config import Config
+
+# Raise by hand when the same configuration would give other numbers than before.
+RESULTS_VERSION = 1
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """The part of the configuration that determines the result: no paths, no tracker, no launcher.
+
+    Files that paths lead to are identified by their hashes, which the run records and verifies.
+    """
+    plain = OmegaConf.to_container(OmegaConf.structured(config))
+    assert isinstance(plain, dict)
+    model, data, evaluation = plain["model"], plain["data"], plain["eval"]
+    for key in ("path", "gguf_file", "device", "methods", "alpha", "lr", "num_layers", "trust_remote_code"):
+        model.pop(key)
+    for topic in data["topics"].values():
+        for key in ("forget", "retain"):
+            if not topic[key].startswith("hub:"):
+                topic.pop(key)
+    if isinstance(evaluation["forget_tokens"], str):
+        evaluation.pop("forget_tokens")
+    for key in ("include_path", "batch_size"):
+        evaluation.pop(key)
+    for key in ("log_every", "force"):
+        plain["train"].pop(key)
+    for key in ("preset", "tracker", "output_root", "output_dir"):
+        plain.pop(key)
+    return {**plain, "results_version": RESULTS_VERSION}
+
+
+def run_name(config: Config) -> str:
+    """METHOD-MODEL-HASH, the hash being that of `identity`."""
+    canonical = json.dumps(identity(config), sort_keys=True)
+    digest = hashlib.sha256(canonical.encode()).hexdigest()[:10]
+    return f"{config.method['name']}-{config.model.name}-{digest}"
+
+
+def run_folder(config: Config) -> Path:
+    """Where this run's files go."""
+    if config.output_dir is not None:
+        return Path(config.output_dir)
+    return Path(config.output_root) / "runs" / run_name(config)

@@ -1,0 +1,33 @@
+"""The optimizers that a run may train with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class PublishedAdamW(torch.optim.AdamW):
+    """AdamW with eps added *before* the bias correction, as in transformers < 5 and the published code.
+
+    At step t = 1, 2, ... it is torch's AdamW with eps / sqrt(1 - beta2^t): 32 times larger at first, equal in the end.
+    (With weight decay, which the published code had not, transformers decayed after the step and torch before.)
+    """
+
+    def __init__(self, params: Iterable[Tensor], *, eps: float, **kwargs: Any) -> None:
+        super().__init__(params, eps=eps, **kwargs)
+        self._eps = eps
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One update of every parameter."""
+        for group in self.param_groups:
+            first = self.state.get(group["params"][0], {})
+            t = int(first.get("step", 0)) + 1
+            group["eps"] = self._eps / math.sqrt(1 - group["betas"][1] ** t)
+        return super().step(closure)
+
+
+OPTIMIZERS: dict[str, type[torch.optim.AdamW]] = {"adamw": torch.optim.AdamW, "adamw_published": PublishedAdamW}
