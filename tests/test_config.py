@@ -2,8 +2,8 @@
 
 import pytest
 
-from unlearn.identity import identity, run_folder, run_name
 from unlearn.errors import UserError, nearest
+from unlearn.identity import identity, run_folder, run_name
 
 BAD = {
     "rna.nu=-1": r"rna\.nu=-1 is not allowed: it must be a finite number >= 0",
@@ -84,3 +84,40 @@ def test_folder_is_the_runs_own_or_the_users_choice(conf, tmp_path):
 def test_nearest():
     assert nearest("rmx", ["rmu", "rsv"]) == " Did you mean 'rmu'?"
     assert nearest("zzzz", ["rmu", "rsv"]) == ""
+
+
+def test_the_paper_preset_switches_every_key_and_each_key_can_be_set_alone(conf):
+    paper = conf("preset=paper", "method=adaptive_rmu", "experiment=zephyr_wmdp")
+    assert (paper.loss.mask, paper.method["norm"], paper.train.precision) == ("none", "first_batch", "model")
+    assert (paper.train.optimizer, paper.train.eps, paper.train.weight_decay) == ("adamw_published", 1e-6, 0.0)
+    assert (paper.model.dtype, paper.model.attn_implementation, paper.rna.scale) == ("bfloat16", "eager", "std")
+    assert (paper.data.topics["bio"].max_length, paper.data.topics["cyber"].max_length) == (512, 768)
+    clean = conf("method=adaptive_rmu", "experiment=zephyr_wmdp")
+    assert (clean.loss.mask, clean.method["norm"], clean.train.precision) == ("padding", "sample", "master")
+    assert (clean.train.optimizer, clean.train.eps, clean.model.dtype) == ("adamw", 1e-8, "auto")
+    assert conf("preset=paper", "loss.mask=padding").loss.mask == "padding"
+    # The preset's name is no part of a run's identity: the keys are.
+    assert run_name(conf("loss.mask=none")) == run_name(conf("loss.mask=none", "preset.name=x"))
+    assert run_name(conf("preset=paper")) != run_name(conf())
+
+
+@pytest.mark.parametrize(
+    ("method", "preset", "length"), [("rsv", "paper", 768), ("rsv", "clean", 512), ("rmu", "paper", 512)]
+)
+def test_only_the_published_rsv_cuts_retain_documents_to_the_topics_length(conf, method, preset, length):
+    config = conf("experiment=zephyr_wmdp", f"method={method}", f"preset={preset}")
+    assert config.data.topics["cyber"].retain_max_length == length
+    assert config.data.topics["bio"].retain_max_length == 512
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.optimizer=adam", "train.optimizer=adam is not allowed. Did you mean 'adamw'?"),
+        ("method.norm=samples", "method.norm=samples is not allowed. Did you mean 'sample'?"),
+    ],
+)
+def test_unknown_switches_are_named(conf, override, message):
+    with pytest.raises(UserError) as error:
+        conf("method=adaptive_rmu", override)
+    assert message in str(error.value)

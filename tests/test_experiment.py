@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT, read_jsonl, write_jsonl
-from unlearn.identity import run_folder
 from unlearn.errors import UserError
 from unlearn.experiment import run
+from unlearn.identity import run_folder
 
 METHODS = sorted(f.stem for f in (ROOT / "conf/method").glob("*.yaml"))
 EXPERIMENTS = sorted(f.stem for f in (ROOT / "conf/experiment").glob("*.yaml"))

@@ -7,9 +7,9 @@ import pytest
 import wandb
 from wandb.proto import wandb_internal_pb2
 
-from unlearn.identity import run_folder
 from unlearn.errors import UserError
 from unlearn.experiment import run
+from unlearn.identity import run_folder
 from unlearn.track import start_wandb
 
 QUIET = {

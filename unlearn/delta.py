@@ -1,12 +1,14 @@
 """What a run saves of its model: the changed matrices, the control vectors, and what they belong to.
 
 `delta.safetensors` holds {full parameter name: matrix in the model's dtype}, {control.TOPIC: float32 [D]} and what a
-method measured; its metadata names the base model and the SHA-256 of each matrix that it replaces.
+method measured; its metadata names the base model and the SHA-256 of each matrix that it replaces. Equal runs
+leave equal bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,7 @@ from unlearn.errors import UserError
 from unlearn.run_folder import write_atomically
 
 REPLACES = "replaces."
+METADATA = "unlearn"  # one JSON entry: safetensors keeps several in an order that is not fixed
 
 
 def sha256(tensor: Tensor) -> str:
@@ -40,7 +43,8 @@ def save_delta(
     tensors = {name: w.detach().to(frozen[name].dtype).cpu().contiguous() for name, w in weights.items()}
     tensors |= {name: value.detach().cpu().contiguous() for name, value in state.items()}
     hashes = {f"{REPLACES}{name}": sha256(w) for name, w in frozen.items()}
-    write_atomically(file, save(tensors, {**metadata, **hashes}))
+    described = json.dumps({**metadata, **hashes}, sort_keys=True)
+    write_atomically(file, save(tensors, {METADATA: described}))
 
 
 def load_delta(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -48,7 +52,7 @@ def load_delta(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not file.is_file():
         raise UserError(f"{file}: there is no such file; a finished run's folder holds one.")
     with safe_open(file, framework="pt") as stored:
-        metadata = stored.metadata() or {}
+        metadata = json.loads((stored.metadata() or {}).get(METADATA, "{}"))
         names = [key.removeprefix(REPLACES) for key in metadata if key.startswith(REPLACES)]
         return {name: stored.get_tensor(name) for name in names}, metadata
 

@@ -21,7 +21,7 @@ class PublishedAdamW(torch.optim.AdamW):
         super().__init__(params, eps=eps, **kwargs)
         self._eps = eps
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter."""
         for group in self.param_groups:
             first = self.state.get(group["params"][0], {})

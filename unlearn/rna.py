@@ -37,4 +37,5 @@ def augment(target_BTD: Tensor, mask_BT: Tensor, topic: str, step: int, *, nu: f
     for row, real_T in enumerate(mask_BT.cpu()):
         shape = (int(real_T.sum()), target_BTD.shape[-1])
         noise_BTD[row, real_T] = torch.randn(shape, generator=generator(seed, "noise", topic, step, row))
-    return at_least_float32(target_BTD) + standard_deviation(nu, scale) * noise_BTD.to(target_BTD.device)
+    target_BTD = at_least_float32(target_BTD)
+    return target_BTD + standard_deviation(nu, scale) * noise_BTD.to(target_BTD)

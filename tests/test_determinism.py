@@ -1,0 +1,67 @@
+"""Same seed, same result, bit for bit: in one process, in two, in company, and nearly so with other threads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import ROOT
+from unlearn.experiment import run
+from unlearn.identity import run_folder
+
+JOB = ("train.steps=6", "method=adaptive_rmu", "rna.nu=0.08")
+
+
+def delta(folder):
+    return load_file(folder / "delta.safetensors")
+
+
+@pytest.fixture
+def once(short, tmp_path):
+    config = short(*JOB, f"output_dir={tmp_path / 'once'}")
+    [folder] = run([config])
+    return folder
+
+
+def test_twice_in_one_process(once, short, tmp_path):
+    [again] = run([short(*JOB, f"output_dir={tmp_path / 'again'}")])
+    assert (again / "delta.safetensors").read_bytes() == (once / "delta.safetensors").read_bytes()
+    for mine, other in zip(*[(f / "train.jsonl").read_text().splitlines() for f in (once, again)], strict=True):
+        assert mine.split('"tokens_per_second"')[0] == other.split('"tokens_per_second"')[0]
+
+
+def test_in_another_process(once, tmp_path):
+    threads = str(torch.get_num_threads())
+    command = [sys.executable, "launch.py", *JOB, "eval=none", "tracker=none", f"output_dir={tmp_path / 'other'}"]
+    env = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1"}
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env=env)
+    assert (tmp_path / "other" / "delta.safetensors").read_bytes() == (once / "delta.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_in_company_and_in_any_order(once, short, tmp_path, order):
+    points = [JOB, (*JOB, "seed=1"), ("train.steps=6", "method=rsv", "rna=none")]
+    configs = [short(*points[i], f"output_root={tmp_path / 'company'}") for i in order]
+    run(configs)
+    together, alone = delta(run_folder(configs[order.index(0)])), delta(once)
+    assert together.keys() == alone.keys()
+    assert all(torch.equal(together[name], alone[name]) for name in alone)
+    assert not torch.equal(delta(run_folder(configs[order.index(1)]))["control.bio"], alone["control.bio"])
+
+
+def test_one_thread_and_two(once, short, tmp_path):
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            [folder] = run([short(*JOB, f"output_dir={tmp_path / str(threads)}")])
+            found.append(delta(folder))
+    finally:
+        torch.set_num_threads(before)
+    for name in found[0]:
+        torch.testing.assert_close(found[0][name], found[1][name], rtol=0, atol=1e-6)
