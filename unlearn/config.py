@@ -292,7 +292,7 @@ def _choices(c: Config) -> Iterator[str]:
         ("model.dtype", c.model.dtype, DTYPES),
         ("tracker.name", c.tracker.name, ("wandb", "none")),
         ("tracker.mode", c.tracker.mode, ("auto", "online", "offline")),
-        *(("method.norm", str(norm), NORMS) for key, norm in c.method.items() if key == "norm"),
+        *([("method.norm", c.method["norm"], NORMS)] if "norm" in c.method else ()),
         *(("eval.queries", query, QUERIES) for query in c.eval.queries),
     ):
         if value not in allowed:
