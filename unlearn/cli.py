@@ -56,19 +56,23 @@ def _options(group: str) -> list[str]:
 
 
 def _key_hint(key: str) -> str:
-    """The nearest of all keys that stand in conf/ and have the same last name, or else look alike."""
-    known = sorted(set(_all_keys()))
+    """Which options of its group have the key; or else the nearest of all keys in conf/, first by their last name."""
+    known = sorted({key for key, _ in _all_keys()})
+    if key in known:
+        owners = sorted({f"{file.parent.name}={file.stem}" for found, file in _all_keys() if found == key})
+        return f"{key}: a key of {', '.join(owners)} only."
     last = key.rsplit(".", 1)[-1]
     same_name = [k for k in known if k.rsplit(".", 1)[-1] == last]
     return f"{key}: unknown key.{nearest(key, same_name) or nearest(key, known)}"
 
 
-def _all_keys() -> Iterator[str]:
+def _all_keys() -> Iterator[tuple[str, Path]]:
+    """Every key of conf/, and the file that it stands in."""
     for file in [CONF / "config.yaml", *CONF.glob("*/*.yaml")]:
         group = "" if file.parent in (CONF, CONF / "experiment") else f"{file.parent.name}."
         for key in _flatten(yaml.safe_load(file.read_text()) or {}):
-            yield group + key
-    yield from (f.name for f in CONF.iterdir() if f.is_dir())
+            yield group + key, file
+    yield from ((f.name, f) for f in CONF.iterdir() if f.is_dir())
 
 
 def _flatten(tree: dict) -> Iterator[str]:
