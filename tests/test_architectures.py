@@ -12,11 +12,12 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import ROOT
+from unlearn.cut import CutModel
 from unlearn.data import Topic, batches
 from unlearn.delta import save_delta
 from unlearn.export import export
 from unlearn.methods import RMU
-from unlearn.model import CutModel, Source, load_up_to, load_whole
+from unlearn.model import Source, load_up_to, load_whole
 from unlearn.objective import Misdirection
 from unlearn.rna import augment
 from unlearn.train import make_variant, train

@@ -16,9 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from unlearn.cut import CutModel
 from unlearn.data import Topic, batches, load_topic
 from unlearn.methods import RMU, RSV, AdaptiveRMU
-from unlearn.model import CutModel, Source, load_tokenizer, load_up_to
+from unlearn.model import Source, load_tokenizer, load_up_to
 from unlearn.objective import Misdirection
 from unlearn.train import Record, Variant, make_variant, train
 

@@ -7,17 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from unlearn.cut import CutModel, decoder_layers, parameter_names
 from unlearn.errors import UserError
-from unlearn.model import (
-    CutModel,
-    Source,
-    decoder_layers,
-    load_config,
-    load_tokenizer,
-    load_up_to,
-    load_whole,
-    parameter_names,
-)
+from unlearn.model import Source, load_config, load_tokenizer, load_up_to, load_whole
 
 IDS_BT = torch.tensor([[3, 4, 5, 6, 7], [8, 9, 10, 11, 12]])
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
+from unlearn.cut import CutModel
 from unlearn.data import batches, load_topic
 from unlearn.methods import RMU
-from unlearn.model import CutModel, Source, load_tokenizer, load_up_to
+from unlearn.model import Source, load_tokenizer, load_up_to
 from unlearn.objective import Misdirection
 from unlearn.rna import augment
 from unlearn.train import make_variant, train

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests import reference
+from unlearn.cut import CutModel
 from unlearn.data import Topic, batches
 from unlearn.methods import RMU, RSV, AdaptiveRMU
-from unlearn.model import CutModel
 from unlearn.objective import Misdirection
 from unlearn.rna import augment
 from unlearn.train import make_variant, train

@@ -7,8 +7,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tests.test_train import SETTINGS, TOPICS
+from unlearn.cut import CutModel
 from unlearn.data import Batch, Padded, batches
-from unlearn.model import CutModel
 from unlearn.objective import Losses, View
 from unlearn.rna import augment
 from unlearn.train import make_variant, train
@@ -41,7 +41,7 @@ class NPO:
         ratio_B = self.loglikelihood_B(updated.hidden("forget"), batch.forget) - reference_B
         forget = -2 / self.beta * torch.nn.functional.logsigmoid(-self.beta * ratio_B).mean()
         retain = -self.loglikelihood_B(updated.hidden("retain"), batch.retain).mean()
-        return Losses(forget, retain, self.alpha, {"ratio": ratio_B.detach().mean()})
+        return Losses(forget, retain, self.alpha, lambda: {"ratio": ratio_B.detach().mean()})
 
     def state(self) -> dict[str, Tensor]:
         return {}

@@ -7,9 +7,9 @@ from functools import partial
 import pytest
 import torch
 
+from unlearn.cut import CutModel
 from unlearn.data import Topic, batches
 from unlearn.methods import RMU
-from unlearn.model import CutModel
 from unlearn.objective import Losses, Misdirection
 from unlearn.rna import augment
 from unlearn.train import make_variant, train

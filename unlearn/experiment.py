@@ -19,6 +19,7 @@ from hydra.utils import instantiate
 
 from unlearn import rna, screen
 from unlearn.config import SPAN, Config
+from unlearn.cut import CutModel
 from unlearn.data import Topic, batches, documents_needed, load_topic
 from unlearn.delta import applied, load_delta, save_delta
 from unlearn.errors import UserError
@@ -26,7 +27,7 @@ from unlearn.evaluate.harness import Answers, Suite, evaluate, load_suite
 from unlearn.evaluate.perturb import read_forget_tokens
 from unlearn.fingerprint import checkpoint_fingerprint, text_fingerprint
 from unlearn.identity import identity, run_folder, run_name
-from unlearn.model import CutModel, Source, load_config, load_tokenizer, load_up_to, load_whole
+from unlearn.model import Source, load_config, load_tokenizer, load_up_to, load_whole
 from unlearn.objective import Misdirection
 from unlearn.randomness import generator
 from unlearn.run_folder import RunFolder

@@ -1,18 +1,10 @@
-"""One model in memory, cut in three: prefix (layers 0 .. l-3), span (l-2 .. l), and, for evaluation only, the rest.
-
-The frozen and the updated model differ in a few matrices of the span. So the prefix runs once for both, the
-frozen model is the span with its original matrices, and an updated model is the span with other ones.
-
-To cut a model of any architecture, the calls into the span's layers are recorded while the prefix runs (hidden
-states, mask, position embeddings, ...) and replayed. B batch, T tokens, D hidden size.
-"""
+"""A language model from a checkpoint: whole for evaluation and export, up to layer l for training."""
 
 from __future__ import annotations
 
 import json
 import re
 import tempfile
-from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,22 +12,11 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
-from torch.func import functional_call
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file
 
+from unlearn.cut import decoder_layers
 from unlearn.errors import UserError
-
-# Names of the MLP's down projection inside a decoder layer, by architecture; the first that exists is trained.
-DOWN_PROJECTIONS = (
-    "mlp.down_proj.weight",  # Llama, Mistral, Qwen, Gemma, OLMo 2, Phi-3
-    "mlp.dense_4h_to_h.weight",  # GPT-NeoX
-    "mlp.c_proj.weight",  # GPT-2
-    "mlp.experts.down_proj",  # Mixtral, Qwen-MoE: one fused tensor for all experts
-    "mlp.fc2.weight",  # Phi
-    "fc2.weight",  # OPT
-)
 
 
 @dataclass(frozen=True)
@@ -179,153 +160,3 @@ def _needed(tensor: str, layer: int) -> bool:
     """Whether a checkpoint's tensor belongs to what runs up to `layer`."""
     numbered = re.search(r"\.(\d+)\.", tensor)
     return int(numbered[1]) <= layer if numbered else not tensor.startswith("lm_head.")
-
-
-def decoder_layers(model: transformers.PreTrainedModel) -> nn.ModuleList:
-    """The list of decoder layers: the one ModuleList with as many entries as the model has layers."""
-    count = model.config.num_hidden_layers
-    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
-    if not stacks:
-        raise UserError(f"{type(model).__name__} has no list of {count} decoder layers: it cannot be cut.")
-    return stacks[0]
-
-
-def parameter_names(layer: nn.Module, wanted: list[str] | None) -> list[str]:
-    """Names, inside a decoder layer, of the parameters to train.
-
-    Raises UserError, listing the layer's parameters, if a wanted name does not exist or no default applies.
-    """
-    existing = [name for name, _ in layer.named_parameters()]
-    if wanted is None:
-        wanted = [name for name in DOWN_PROJECTIONS if name in existing][:1]
-    missing = [name for name in wanted if name not in existing]
-    if missing or not wanted:
-        problem = f"no parameter {missing[0]!r}" if missing else "no MLP down projection of a known name"
-        raise UserError(
-            f"model.parameters: a decoder layer of this model has {problem}. Its parameters: {', '.join(existing)}."
-        )
-    return list(wanted)
-
-
-class _Recorder(nn.Module):
-    """Stands in for a decoder layer: keeps the call it gets and hands the hidden states on."""
-
-    def __init__(self, layer: nn.Module, output_is_tuple: bool) -> None:
-        super().__init__()
-        object.__setattr__(self, "_layer", layer)  # not a submodule: the layer is put back later
-        self.output_is_tuple = output_is_tuple
-        self.call: _Call | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:  # models read attributes of their layers, such as attention_type
-            return getattr(object.__getattribute__(self, "_layer"), name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        hidden_BTD = kwargs.pop("hidden_states") if "hidden_states" in kwargs else args[0]
-        self.call = _Call(hidden_BTD, args[1:], kwargs)
-        return (hidden_BTD,) if self.output_is_tuple else hidden_BTD
-
-
-@dataclass(frozen=True)
-class _Call:
-    """The arguments of one decoder layer's call."""
-
-    hidden_BTD: Tensor
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
-class CutModel:
-    """Prefix and span of a model; `weights` below is always {full parameter name: tensor}.
-
-    Full names are those of the whole language model, for example `model.layers.7.mlp.down_proj.weight`.
-    """
-
-    def __init__(
-        self, model: transformers.PreTrainedModel, layer: int, span: int = 3, parameters: list[str] | None = None
-    ) -> None:
-        self.model, self.layer = model, layer
-        self._stack = decoder_layers(model)
-        self._span = range(layer - span + 1, layer + 1)
-        stack_name = next(name for name, module in model.named_modules() if module is self._stack)
-        head_less = not hasattr(model, "lm_head") and model.get_output_embeddings() is None
-        prefix = f"{model.base_model_prefix}." if head_less and model.base_model_prefix else ""
-        self._names = {
-            number: {n: f"{prefix}{stack_name}.{number}.{n}" for n in parameter_names(self._stack[number], parameters)}
-            for number in self._span
-        }
-        self._output_is_tuple = self._check()
-
-    @property
-    def dim(self) -> int:
-        """D."""
-        return self.model.config.get_text_config().hidden_size
-
-    @property
-    def device(self) -> torch.device:
-        """Where inputs have to be."""
-        return next(self.model.parameters()).device
-
-    @property
-    def frozen(self) -> dict[str, Tensor]:
-        """The original matrices: {full name: tensor}, in the model's dtype."""
-        return {
-            full: self._stack[number].get_parameter(short).detach()
-            for number, names in self._names.items()
-            for short, full in names.items()
-        }
-
-    @torch.no_grad()
-    def prefix(self, ids_BT: Tensor, attention_mask_BT: Tensor | None = None) -> list[_Call]:
-        """Run layers 0 .. l-3 once and record the calls into the span's layers.
-
-        `attention_mask_BT` may be left out where padding is on the right: real tokens do not see it.
-        """
-        originals = {number: self._stack[number] for number in self._span}
-        recorders = {n: _Recorder(layer, self._output_is_tuple) for n, layer in originals.items()}
-        try:
-            for number, recorder in recorders.items():
-                self._stack[number] = recorder
-            self.model(input_ids=ids_BT, attention_mask=attention_mask_BT, use_cache=False)
-        finally:
-            for number, original in originals.items():
-                self._stack[number] = original
-        calls = [recorder.call for recorder in recorders.values()]
-        assert all(call is not None for call in calls)
-        return calls  # type: ignore[return-value]
-
-    def span(self, calls: list[_Call], weights: Mapping[str, Tensor]) -> Tensor:
-        """h at layer l, [B, T, D], with `weights` in place of the span's own matrices.
-
-        Gradients reach only `weights`. Weights of another dtype (a float32 master copy) are cast on the way.
-        """
-        h_BTD = calls[0].hidden_BTD
-        for number, call in zip(self._span, calls, strict=True):
-            layer = self._stack[number]
-            swapped = {s: weights[full].to(h_BTD.dtype) for s, full in self._names[number].items()}
-            output = functional_call(layer, swapped, (h_BTD, *call.args), call.kwargs)
-            h_BTD = output[0] if self._output_is_tuple else output
-        return h_BTD
-
-    @torch.no_grad()
-    def _check(self) -> bool:
-        """Compare cut and whole on a few tokens; returns whether layers of this model return tuples."""
-        seen: list[Any] = []
-        hook = self._stack[self.layer].register_forward_hook(lambda _module, _args, output: seen.append(output))
-        ids_BT = torch.arange(2, 10, device=self.device).view(2, 4)
-        try:
-            self.model(input_ids=ids_BT, use_cache=False)
-        finally:
-            hook.remove()
-        self._output_is_tuple = isinstance(seen[0], tuple)
-        whole_BTD = seen[0][0] if self._output_is_tuple else seen[0]
-        cut_BTD = self.span(self.prefix(ids_BT), self.frozen)
-        if not torch.equal(cut_BTD, whole_BTD):
-            worst = (cut_BTD - whole_BTD).abs().max().item()
-            raise UserError(
-                f"{type(self.model).__name__} cannot be cut at layer {self.layer}: replaying its layers gives "
-                f"other hidden states than the whole model (largest difference {worst:.3g})."
-            )
-        return self._output_is_tuple

@@ -35,7 +35,7 @@ class Losses:
     forget: Tensor
     retain: Tensor  # not yet weighted
     alpha: float
-    facts: dict[str, Tensor]
+    facts: Callable[[], dict[str, Tensor]]  # computed only for the steps that are logged
 
     @property
     def total(self) -> Tensor:
@@ -87,13 +87,16 @@ class Misdirection:
                     updated=lambda: forget_BTD,
                 )
             )
-        with torch.no_grad():
-            facts = {
-                "forget_norm": mean_norm(forget_BTD, forget_BT),
-                "retain_norm": mean_norm(retain_BTD, retain_BT),
-                "forget_cosine": mean_cosine(forget_BTD, forget_target_BTD, forget_BT),
-                "retain_drift": mean_norm(retain_BTD - frozen.hidden("retain"), retain_BT),
-            }
+
+        def facts() -> dict[str, Tensor]:
+            with torch.no_grad():
+                return {
+                    "forget_norm": mean_norm(forget_BTD, forget_BT),
+                    "retain_norm": mean_norm(retain_BTD, retain_BT),
+                    "forget_cosine": mean_cosine(forget_BTD, forget_target_BTD, forget_BT),
+                    "retain_drift": mean_norm(retain_BTD - frozen.hidden("retain"), retain_BT),
+                }
+
         return Losses(
             representation_loss(forget_BTD, forget_target_BTD, forget_BT),
             representation_loss(retain_BTD, retain_target_BTD, retain_BT),

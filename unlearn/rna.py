@@ -6,6 +6,7 @@ B batch, T tokens, D hidden size.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -33,9 +34,16 @@ def augment(target_BTD: Tensor, mask_BT: Tensor, topic: str, step: int, *, nu: f
     """
     if nu == 0:
         return target_BTD
-    noise_BTD = torch.zeros(target_BTD.shape, dtype=torch.float32)
-    for row, real_T in enumerate(mask_BT.cpu()):
-        shape = (int(real_T.sum()), target_BTD.shape[-1])
-        noise_BTD[row, real_T] = torch.randn(shape, generator=generator(seed, "noise", topic, step, row))
+    counts = tuple(mask_BT.sum(dim=1).tolist())
+    noise_ND = _noise(counts, target_BTD.shape[-1], topic, step, seed)
     target_BTD = at_least_float32(target_BTD)
-    return target_BTD + standard_deviation(nu, scale) * noise_BTD.to(target_BTD)
+    noise_BTD = torch.zeros_like(target_BTD)
+    noise_BTD[mask_BT] = noise_ND.to(target_BTD)
+    return target_BTD + standard_deviation(nu, scale) * noise_BTD
+
+
+@lru_cache(maxsize=1)  # the points of a grid differ in nu and share the draw
+def _noise(counts: tuple[int, ...], dim: int, topic: str, step: int, seed: int) -> Tensor:
+    """Standard normal noise for each row's `counts` tokens, row after row: float32 [N, D] on the CPU."""
+    rows = [torch.randn(n, dim, generator=generator(seed, "noise", topic, step, row)) for row, n in enumerate(counts)]
+    return torch.cat(rows)

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unlearn.cut import Call, CutModel
 from unlearn.data import Batch, Padded
-from unlearn.model import CutModel
 from unlearn.objective import Losses, Objective, Part
 from unlearn.optimizer import OPTIMIZERS
+from unlearn.packing import Packed, pack
 
 
 @dataclass
@@ -76,21 +77,46 @@ def make_variant(
     }
     for w in weights.values():
         w.requires_grad_(True)
-    update = OPTIMIZERS[optimizer](weights.values(), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+    update = OPTIMIZERS[optimizer](weights.values(), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
     return Variant(objective, weights, update)
+
+
+class _Shared:
+    """What all models, frozen and updated, have in common on one batch: the prefix, and how rows are laid out."""
+
+    def __init__(self, cut: CutModel, batch: Batch, mask_padding: bool) -> None:
+        self._cut = cut
+        self._packed: dict[Part, Packed | None] = {}
+        self._calls: dict[Part, list[Call]] = {}
+        parts: dict[Part, Padded] = {"forget": batch.forget, "retain": batch.retain}
+        for name, part in parts.items():
+            packed = pack(part) if cut.packs and not mask_padding else None
+            self._packed[name] = packed
+            if packed is None:
+                here = part.to(cut.device)
+                self._calls[name] = cut.prefix(here.ids_BT, here.mask_BT.long() if mask_padding else None)
+            else:
+                there = packed.to(cut.device)
+                self._calls[name] = cut.prefix(there.ids_RL, positions_BT=there.positions_RL)
+
+    def hidden(self, part: Part, weights: dict[str, Tensor]) -> Tensor:
+        """h at layer l with these weights: [B, T, D]."""
+        h = self._cut.span(self._calls[part], weights)
+        packed = self._packed[part]
+        return h if packed is None else packed.unpack(h)
 
 
 class _View:
     """A model with these weights looking at one batch; each part runs at most once."""
 
-    def __init__(self, cut: CutModel, calls: dict[Part, list], weights: dict[str, Tensor]) -> None:
-        self._cut, self._calls, self._weights = cut, calls, weights
+    def __init__(self, shared: _Shared, weights: dict[str, Tensor]) -> None:
+        self._shared, self._weights = shared, weights
         self._hidden: dict[Part, Tensor] = {}
 
     def hidden(self, part: Part) -> Tensor:
         """h at layer l: [B, T, D]."""
         if part not in self._hidden:
-            self._hidden[part] = self._cut.span(self._calls[part], self._weights)
+            self._hidden[part] = self._shared.hidden(part, self._weights)
         return self._hidden[part]
 
 
@@ -115,22 +141,21 @@ def train(
     running = list(variants)
     clock = _Clock()
     for batch, last in _mark_last(batches):
+        clock.count(int(batch.forget.mask_BT.sum() + batch.retain.mask_BT.sum()))
+        shared = _Shared(cut, batch, mask_padding)
         batch = replace(batch, forget=batch.forget.to(cut.device), retain=batch.retain.to(cut.device))
-        parts: dict[Part, Padded] = {"forget": batch.forget, "retain": batch.retain}
-        calls = {
-            name: cut.prefix(part.ids_BT, part.mask_BT.long() if mask_padding else None) for name, part in parts.items()
-        }
-        frozen = _View(cut, calls, cut.frozen)
-        clock.count(sum(int(part.mask_BT.sum()) for part in parts.values()))
+        frozen = _View(shared, cut.frozen)
         logged = last or batch.step % log_every == 0
         for variant in running:
-            losses = variant.objective(batch, frozen, _View(cut, calls, variant.weights))
+            losses = variant.objective(batch, frozen, _View(shared, variant.weights))
             if not torch.isfinite(losses.total):
                 variant.error = _not_finite(batch, losses)
                 continue
-            gradient_norm = _update(variant, losses)
+            losses.total.backward()
             if logged:
-                on_record(variant, _record(batch, losses, gradient_norm, clock))
+                on_record(variant, _record(batch, losses, variant, clock))
+            variant.optimizer.step()
+            variant.optimizer.zero_grad()  # at once: gradients of all variants together would fill the memory
         if logged:
             clock.lap()
         running = [v for v in running if v.error is None]
@@ -169,24 +194,16 @@ def _not_finite(batch: Batch, losses: Losses) -> str:
     )
 
 
-def _update(variant: Variant, losses: Losses) -> Tensor:
-    """One step of the optimizer; returns the gradient's norm over all matrices."""
-    variant.optimizer.zero_grad()
-    losses.total.backward()
+def _record(batch: Batch, losses: Losses, variant: Variant, clock: _Clock) -> Record:
     gradients = [w.grad for w in variant.weights.values() if w.grad is not None]
-    variant.optimizer.step()
-    return torch.nn.utils.get_total_norm(gradients)
-
-
-def _record(batch: Batch, losses: Losses, gradient_norm: Tensor, clock: _Clock) -> Record:
     return Record(
         step=batch.step,
         topic=batch.topic,
         forget_loss=losses.forget.item(),
         retain_loss=losses.retain.item(),
         loss=losses.total.item(),
-        gradient_norm=gradient_norm.item(),
-        facts={name: value.item() for name, value in losses.facts.items()},
+        gradient_norm=torch.nn.utils.get_total_norm(gradients).item(),
+        facts={name: value.item() for name, value in losses.facts().items()},
         **clock.read(),
     )
 
