@@ -30,9 +30,8 @@ format: $(INSTALLED) ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED) ## time the training alone: make bench ARGS="model=zephyr_7b_beta data=wmdp"
-	$(BIN)/python launch.py eval=none tracker=none train.force=true output_dir=outputs/bench $(ARGS)
-	@grep train/ outputs/bench/metrics.json
+bench: $(INSTALLED) ## time and memory of training against a plain baseline (about 15 minutes): bench/results.json
+	$(BIN)/python -m bench.train $(ARGS)
 
 toy: $(INSTALLED) ## rebuild the embedded world and model from their seed (about 15 minutes)
 	$(BIN)/python -m unlearn.toy $(ARGS)
