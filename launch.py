@@ -12,7 +12,7 @@ def main(raw: DictConfig) -> None:
     config, hydra_folder = to_config(raw)
     from unlearn.experiment import run
 
-    run([config], hydra_folder)
+    run(config, hydra_folder)
 
 
 if __name__ == "__main__":

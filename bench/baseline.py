@@ -42,7 +42,7 @@ def train_plainly(
 ) -> list[tuple[float, float]]:
     """RMU with RNA; returns forget and retain loss of each step."""
     updated.requires_grad_(True)
-    matrices = [decoder_layers(updated)[i].mlp.down_proj.weight for i in (LAYER - 2, LAYER - 1, LAYER)]
+    matrices = [decoder_layers(updated)[i].get_parameter("mlp.down_proj.weight") for i in range(LAYER - 2, LAYER + 1)]
     optimizer = torch.optim.AdamW(matrices, **OPTIMIZER, fused=True)
     u_D = control(updated.config.hidden_size, updated.device)
     losses = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, MistralConfig
@@ -20,7 +21,7 @@ from unlearn.train import Variant, make_variant
 LAYER, ALPHA, C, SEED = 7, 1200.0, 6.5, 0
 # The noise scales of the paper's grid.
 NUS = (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1, 0.2, 0.3, 0.4, 0.5)
-OPTIMIZER = {"lr": 5e-5, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
+OPTIMIZER: dict[str, Any] = {"lr": 5e-5, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
 
 
 def small_mistral(layers: int = 32) -> MistralConfig:

@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -61,7 +62,7 @@ def compare(checkpoint: Path, shape: Shape, topic: Topic, rounds: int, lengths: 
             }
         )
 
-    def middle(value) -> float:
+    def middle(value: Callable[[dict[str, Any]], float]) -> float:
         return median(value(r) for r in measured)
 
     batches = [_parts(topic, step, padded=False) for step in range(1, STEPS)]

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT
-from unlearn.experiment import run
+from unlearn.experiment import run, run_together
 from unlearn.identity import run_folder
 
 JOB = ("train.steps=6", "method=adaptive_rmu", "rna.nu=0.08")
@@ -23,12 +23,12 @@ def delta(folder):
 @pytest.fixture
 def once(short, tmp_path):
     config = short(*JOB, f"output_dir={tmp_path / 'once'}")
-    [folder] = run([config])
+    folder = run(config)
     return folder
 
 
 def test_twice_in_one_process(once, short, tmp_path):
-    [again] = run([short(*JOB, f"output_dir={tmp_path / 'again'}")])
+    again = run(short(*JOB, f"output_dir={tmp_path / 'again'}"))
     assert (again / "delta.safetensors").read_bytes() == (once / "delta.safetensors").read_bytes()
     for mine, other in zip(*[(f / "train.jsonl").read_text().splitlines() for f in (once, again)], strict=True):
         assert mine.split('"tokens_per_second"')[0] == other.split('"tokens_per_second"')[0]
@@ -46,7 +46,7 @@ def test_in_another_process(once, tmp_path):
 def test_in_company_and_in_any_order(once, short, tmp_path, order):
     points = [JOB, (*JOB, "seed=1"), ("train.steps=6", "method=rsv", "rna=none")]
     configs = [short(*points[i], f"output_root={tmp_path / 'company'}") for i in order]
-    run(configs)
+    run_together(configs)
     together, alone = delta(run_folder(configs[order.index(0)])), delta(once)
     assert together.keys() == alone.keys()
     assert all(torch.equal(together[name], alone[name]) for name in alone)
@@ -59,7 +59,7 @@ def test_one_thread_and_two(once, short, tmp_path):
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            [folder] = run([short(*JOB, f"output_dir={tmp_path / str(threads)}")])
+            folder = run(short(*JOB, f"output_dir={tmp_path / str(threads)}"))
             found.append(delta(folder))
     finally:
         torch.set_num_threads(before)

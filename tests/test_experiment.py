@@ -8,8 +8,10 @@ from safetensors.torch import load_file
 
 from tests.conftest import ROOT, read_jsonl, write_jsonl
 from unlearn.errors import UserError
-from unlearn.experiment import run
+from unlearn.evaluate.harness import evaluate
+from unlearn.experiment import run, run_together
 from unlearn.identity import run_folder
+from unlearn.run_folder import RunFolder
 
 METHODS = sorted(f.stem for f in (ROOT / "conf/method").glob("*.yaml"))
 EXPERIMENTS = sorted(f.stem for f in (ROOT / "conf/experiment").glob("*.yaml"))
@@ -31,19 +33,19 @@ def test_every_file_of_conf_composes(conf, group):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs(short, method):
-    [folder] = run([short(f"method={method}")])
+    folder = run(short(f"method={method}"))
     assert json.loads((folder / "run.json").read_text())["status"] == "done"
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_runs_for_a_step_on_the_embedded_model(short, experiment):
-    [folder] = run([short(f"experiment={experiment}", *ON_TOY)])
+    folder = run(short(f"experiment={experiment}", *ON_TOY))
     assert len(read_jsonl(folder / "train.jsonl")) == 1
 
 
 def test_what_a_run_leaves(short):
     config = short("eval=toy", "eval.limit=6")
-    [folder] = run([config])
+    folder = run(config)
     assert folder == run_folder(config)
     assert {f.name for f in folder.iterdir()} == {
         "run.json", "train.jsonl", "metrics.json", "samples", "delta.safetensors",
@@ -77,39 +79,60 @@ def test_what_a_run_leaves(short):
 
 
 def test_a_finished_run_is_not_repeated_unless_forced(short, capsys):
-    [folder] = run([short()])
+    folder = run(short())
     before = (folder / "train.jsonl").stat().st_mtime_ns
-    run([short()])
+    run(short())
     assert "nothing to do" in capsys.readouterr().err
     assert (folder / "train.jsonl").stat().st_mtime_ns == before
-    run([short("train.force=true")])
+    run(short("train.force=true"))
     assert (folder / "train.jsonl").stat().st_mtime_ns > before
 
 
 def test_equal_runs_are_equal_to_the_bit(short, tmp_path):
-    one, two = (run([short(f"output_dir={tmp_path / name}")])[0] for name in "ab")
+    one, two = (run(short(f"output_dir={tmp_path / name}")) for name in "ab")
     a, b = load_file(one / "delta.safetensors"), load_file(two / "delta.safetensors")
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_nu_zero_equals_no_rna(short, tmp_path):
-    one = run([short("rna=none", f"output_dir={tmp_path / 'a'}")])[0]
-    two = run([short("rna.nu=0", f"output_dir={tmp_path / 'b'}")])[0]
-    three = run([short("rna.nu=0.09", f"output_dir={tmp_path / 'c'}")])[0]
+    one = run(short("rna=none", f"output_dir={tmp_path / 'a'}"))
+    two = run(short("rna.nu=0", f"output_dir={tmp_path / 'b'}"))
+    three = run(short("rna.nu=0.09", f"output_dir={tmp_path / 'c'}"))
     a, b, c = (load_file(folder / "delta.safetensors") for folder in (one, two, three))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert any(not torch.equal(a[name], c[name]) for name in a)
 
 
-def test_several_configurations_share_one_process(short):
-    configs = [short(f"rna.nu={nu}") for nu in (0.01, 0.09)]
-    folders = run(configs)
-    assert folders == [run_folder(config) for config in configs]
-    [alone] = run([short("rna.nu=0.09", f"output_dir={folders[0].parent / 'alone'}")])
-    a, b = load_file(folders[1] / "delta.safetensors"), load_file(alone / "delta.safetensors")
-    assert all(torch.equal(a[name], b[name]) for name in a)
+def test_runs_that_share_nothing_are_not_run_together(short):
     with pytest.raises(UserError, match=r"train\.steps differs"):
-        run([short(), short("train.steps=4")])
+        run_together([short(), short("train.steps=4")])
+
+
+def test_one_of_several_fails_alone_in_each_stage(short, monkeypatch):
+    configs = [short(f"method.c={c}", "eval=toy", "eval.limit=1") for c in (2, 1e30, 3, 4)]
+    taken = RunFolder(run_folder(configs[2]))
+    taken.start({}, {"another": "run"}, {})
+    real = evaluate
+
+    def failing(model, *args, label, **kwargs):
+        if label == "unlearned" and len(asked) == 1:
+            raise RuntimeError("out of memory")
+        asked.append(label)
+        return real(model, *args, label=label, **kwargs)
+
+    asked = []
+    monkeypatch.setattr("unlearn.experiment.evaluate", failing)
+    outcomes = run_together(configs)
+    records = [json.loads((outcome.folder / "run.json").read_text()) for outcome in outcomes]
+    assert [type(outcome.error) for outcome in outcomes] == [RuntimeError, UserError, UserError, RuntimeError]
+    assert [record.get("error") for record in records] == [
+        "RuntimeError: out of memory", str(outcomes[1].error), None, "RuntimeError: out of memory"
+    ]  # fmt: skip
+    assert "the loss became" in str(outcomes[1].error)
+    assert "holds another run" in str(outcomes[2].error)
+    assert (outcomes[0].folder / "delta.safetensors").exists()
+    monkeypatch.setattr("unlearn.experiment.evaluate", real)
+    assert run_together([configs[0], configs[0]])[1].error is None  # given twice, run once
 
 
 def test_own_corpora_and_any_number_of_topics(short, tmp_path):
@@ -119,23 +142,23 @@ def test_own_corpora_and_any_number_of_topics(short, tmp_path):
     for name in ("a", "b", "c"):
         file = write_jsonl(tmp_path / f"{name}.jsonl", [{"text": f"soil blossom {name}"}] * 8)
         topics.append(f"+data.topics.{name}={{forget: {file}, retain: {retain}, max_length: 8}}")
-    [folder] = run([short("data=jsonl", *topics, "train.steps=4")])
+    folder = run(short("data=jsonl", *topics, "train.steps=4"))
     assert [line["topic"] for line in read_jsonl(folder / "train.jsonl")] == ["a", "b", "c", "a"]
 
 
 def test_other_data_under_the_same_name_are_not_taken_for_the_same_run(short, tmp_path):
     file = write_jsonl(tmp_path / "a.jsonl", [{"text": "soil blossom"}] * 16)
     overrides = ("data=jsonl", f"+data.topics.a={{forget: {file}, retain: {file}, max_length: 8}}")
-    run([short(*overrides)])
+    run(short(*overrides))
     write_jsonl(file, [{"text": "river ruler"}] * 16)
     with pytest.raises(UserError, match=r"other inputs \(they differ in data\.a\.forget, data\.a\.retain\)"):
-        run([short(*overrides)])
+        run(short(*overrides))
 
 
 def test_a_loss_that_is_not_finite_fails_the_run_and_keeps_what_was_logged(short):
     config = short("method.c=1e30", "train.steps=5")
     with pytest.raises(UserError, match=r"the loss became (inf|nan) at step 0, topic bio"):
-        run([config])
+        run(config)
     folder = run_folder(config)
     record = json.loads((folder / "run.json").read_text())
     assert record["status"] == "failed"
@@ -151,7 +174,7 @@ def test_an_unexpected_failure_is_recorded_too(short, monkeypatch):
     monkeypatch.setattr("unlearn.experiment.evaluate", fail)
     config = short("eval=toy", "eval.limit=1")
     with pytest.raises(RuntimeError, match="out of memory"):
-        run([config])
+        run(config)
     record = json.loads((run_folder(config) / "run.json").read_text())
     assert (record["status"], record["error"]) == ("failed", "RuntimeError: out of memory")
     assert (run_folder(config) / "delta.safetensors").exists()  # what was computed is not lost
@@ -159,11 +182,11 @@ def test_an_unexpected_failure_is_recorded_too(short, monkeypatch):
 
 def test_the_models_layers_must_be_as_many_as_stated(short):
     with pytest.raises(UserError, match=r"model\.num_layers=32, but .* has 8 layers"):
-        run([short("model.num_layers=32")])
+        run(short("model.num_layers=32"))
 
 
 def test_wrong_tasks_are_named_before_anything_is_trained(short):
     config = short("eval=toy", "eval.tasks={retain: [toy_retan]}")
     with pytest.raises(UserError, match=r"unknown lm-eval task 'toy_retan'\. Did you mean 'toy_retain'\?"):
-        run([config])
+        run(config)
     assert not run_folder(config).exists()

@@ -18,7 +18,7 @@ TOY = ROOT / "unlearn/toy/model"
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_logits_equal_base_plus_delta(short, tmp_path, dtype):
-    [folder] = run([short(f"model.dtype={dtype}", "train.lr=1e-2")])
+    folder = run(short(f"model.dtype={dtype}", "train.lr=1e-2"))
     out = tmp_path / "exported"
     export(folder, out)
     exported = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
@@ -49,7 +49,7 @@ def test_the_command_and_its_mistakes(short, tmp_path):
     assert (wrong.returncode, wrong.stderr) == (
         1, f"Error: {tmp_path / 'nothing'} is not a run's folder: it has no run.json.\n",
     )  # fmt: skip
-    [folder] = run([short()])
+    folder = run(short())
     moved = tmp_path / "moved"
     moved.symlink_to(TOY)
     done = command(folder, tmp_path / "out", "--model", moved)

@@ -46,7 +46,7 @@ def of_kind(found, kind):
 
 def test_curves_metrics_config_and_end_are_in_the_offline_run(short):
     config = short("tracker=wandb", "tracker.tags=[a]", "eval=toy", "eval.limit=2")
-    [folder] = run([config])
+    folder = run(config)
     found = records(folder)
     history = [
         {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in row.item}
@@ -69,13 +69,13 @@ def test_curves_metrics_config_and_end_are_in_the_offline_run(short):
 def test_a_failed_run_is_finished_as_failed(short):
     config = short("tracker=wandb", "method.c=1e30")
     with pytest.raises(UserError):
-        run([config])
+        run(config)
     assert [e.exit_code for e in of_kind(records(run_folder(config)), "exit")] == [1]
     assert wandb.run is None
 
 
 def test_runs_do_not_bleed_into_each_other(short):
-    folders = run([short("tracker=wandb", f"rna.nu={nu}") for nu in (0.01, 0.09)])
+    folders = run(short("tracker=wandb", f"rna.nu={nu}") for nu in (0.01, 0.09))
     ids = {of_kind(records(folder), "run")[0].run_id for folder in folders}
     assert len(ids) == 2
     for folder in folders:
@@ -84,7 +84,7 @@ def test_runs_do_not_bleed_into_each_other(short):
 
 
 def test_no_tracker_no_files(short):
-    [folder] = run([short("tracker=none")])
+    folder = run(short("tracker=none"))
     assert not (folder / "wandb").exists()
 
 

@@ -16,6 +16,8 @@ from unlearn.config import Config, settle
 from unlearn.errors import nearest
 
 CONF = Path(__file__).parent.parent / "conf"
+# Hydra takes launchers only from the namespace `hydra_plugins`, of which this is a part.
+sys.path.append(str(Path(__file__).parent / "plugins"))
 
 
 def to_config(raw: DictConfig) -> tuple[Config, Path]:

@@ -20,6 +20,8 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from unlearn.errors import UserError, nearest
 
 SPAN = 3  # trained layers: l-2, l-1, l (section 6.2)
+# What runs in one process have in common.
+SHARED = ("model", "data", "eval", "loss.mask", "train.steps", "train.batch_size", "train.log_every")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MASKS = ("padding", "padding_and_bos", "none")
 QUERIES = ("default", "perturbed")

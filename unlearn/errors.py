@@ -12,6 +12,11 @@ class UserError(CompactHydraException, ValueError):
     """What was given, where, and what is allowed. Hydra prints it without a traceback and exits with 1."""
 
 
+def describe(error: BaseException) -> str:
+    """The error as a sentence: the user's mistakes speak for themselves, others are named by their type."""
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """`" Did you mean 'x'?"` for the valid name closest to `name`, or an empty string."""
     close = get_close_matches(name, list(names), n=1, cutoff=0.5)

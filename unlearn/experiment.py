@@ -1,28 +1,31 @@
 """The whole run on one page: model -> data -> variants -> train -> save -> evaluate -> track.
 
-`run` takes a list of configurations that share model and data; a single run is a list of one.
+`run` takes one configuration; `run_together` a list of them that share model and data, and a run is a list of one.
 """
 
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import zip_longest
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
+from transformers import PreTrainedModel
 
 from unlearn import rna, screen
-from unlearn.config import SPAN, Config
+from unlearn.config import SHARED, SPAN, Config
+from unlearn.cpu_memory import reuse_memory
 from unlearn.cut import CutModel
 from unlearn.data import Topic, batches, documents_needed, load_topic
 from unlearn.delta import applied, load_delta, save_delta
-from unlearn.errors import UserError
+from unlearn.errors import UserError, describe
 from unlearn.evaluate.harness import Answers, Suite, evaluate, load_suite
 from unlearn.evaluate.perturb import read_forget_tokens
 from unlearn.fingerprint import checkpoint_fingerprint, text_fingerprint
@@ -43,15 +46,42 @@ class Point:
     folder: RunFolder
     tracker: Tracker
     last: Record | None = None
-    error: str | None = None
+    error: Exception | None = None
+
+    def fail(self, error: Exception) -> None:
+        """Note that this point has failed, here and in its folder; the others go on."""
+        self.error = error
+        self.tracker.close(failed=True)
+        self.folder.fail(describe(error))
 
 
-def run(configs: list[Config], hydra_folder: Path | None = None) -> list[Path]:
-    """Train, save and evaluate every configuration; finished ones are left as they are.
+@dataclass(frozen=True)
+class Outcome:
+    """Where a configuration's run is, and why it failed if it did."""
 
-    Returns the folders, in the order of `configs`. Raises UserError for whatever is wrong with the files that the
-    configuration names, before any weight is loaded, and after the end if some of the runs failed.
+    folder: Path
+    error: Exception | None
+
+
+def run(config: Config, hydra_folder: Path | None = None) -> Path:
+    """Train, save and evaluate a configuration, unless its folder holds it finished; returns the folder.
+
+    Raises what went wrong: a UserError for whatever is wrong with the files that the configuration names, before any
+    weight is loaded, and for a loss that is not finite.
     """
+    [outcome] = run_together([config], [hydra_folder])
+    if outcome.error is not None:
+        raise outcome.error
+    return outcome.folder
+
+
+def run_together(configs: list[Config], hydra_folders: Sequence[Path | None] = ()) -> list[Outcome]:
+    """Run configurations that share model, data and schedule in one process, each as if it ran alone.
+
+    Raises UserError for what is wrong with all of them: they do not share what they have to, or name bad files. What
+    goes wrong with one is in its own outcome and its own run.json.
+    """
+    reuse_memory()
     shared = _shared(configs)
     source = make_source(shared)
     tokenizer = load_tokenizer(source)
@@ -64,27 +94,32 @@ def run(configs: list[Config], hydra_folder: Path | None = None) -> list[Path]:
         "data": {topic.name: topic.sha256 for topic in topics},
         "forget_tokens": text_fingerprint(tokens),
     }
+    errors: dict[Path, Exception | None] = {}
     with ExitStack() as stack:
         points = []
-        for config in configs:
+        for config, hydra_folder in zip_longest(configs, hydra_folders):
             folder = RunFolder(run_folder(config))
-            if _finished(config, folder, inputs):
-                screen.say(f"{folder.path} holds this run, finished: nothing to do (train.force=true runs it again).")
-            else:
-                points.append(stack.enter_context(_opened(config, folder, inputs, hydra_folder)))
+            if folder.path in errors:
+                continue  # given twice
+            errors[folder.path] = None
+            try:
+                if _finished(config, folder, inputs):
+                    screen.say(f"{folder.path} holds this run, finished: nothing to do (train.force=true repeats it).")
+                else:
+                    points.append(stack.enter_context(_opened(config, folder, inputs, hydra_folder)))
+            except Exception as error:
+                errors[folder.path] = error
         if points:
             _train_points(points, shared, source, topics, _pad_id(tokenizer))
             _evaluate_points(points, shared, source, tokenizer, suite)
-    if failed := [p for p in points if p.error is not None]:
-        raise UserError("\n".join(f"{p.folder.path}: {p.error}" for p in failed))
-    return [run_folder(config) for config in configs]
+    errors |= {point.folder.path: point.error for point in points}
+    return [Outcome(run_folder(config), errors[run_folder(config)]) for config in configs]
 
 
 def _shared(configs: list[Config]) -> Config:
     """The configuration whose model, data and schedule all share. Raises UserError where they differ."""
     first = configs[0]
-    keys = ("model", "data", "eval", "loss.mask", "train.steps", "train.batch_size", "train.log_every")
-    for key in keys:
+    for key in SHARED:
         if any(attrgetter(key)(other) != attrgetter(key)(first) for other in configs[1:]):
             raise UserError(f"{key} differs between runs that are to share one process.")
     return first
@@ -158,6 +193,7 @@ def _opened(config: Config, folder: RunFolder, inputs: dict[str, Any], hydra_fol
     folder.start(plain, identity(config), inputs)
     if hydra_folder is not None:
         folder.keep_hydra_files(hydra_folder)
+    point = None
     try:
         wandb_run = None
         if config.tracker.name == "wandb":
@@ -166,12 +202,9 @@ def _opened(config: Config, folder: RunFolder, inputs: dict[str, Any], hydra_fol
         with Tracker(folder.path, wandb_run) as tracker:
             point = Point(config, folder, tracker)
             yield point
-            if point.error is not None:
-                tracker.close(failed=True)
-                folder.fail(point.error)
     except BaseException as error:
-        if not folder.done:
-            folder.fail(f"{type(error).__name__}: {error}")
+        if not folder.done and (point is None or point.error is None):
+            folder.fail(describe(error))
         raise
 
 
@@ -179,8 +212,13 @@ def _train_points(points: list[Point], shared: Config, source: Source, topics: l
     """Algorithm 1 for all points at once, then their deltas; the model, up to layer l, is gone afterwards."""
     cut = CutModel(load_up_to(source, shared.model.layer), shared.model.layer, SPAN, shared.model.parameters)
     screen.say(f"Trained parameters: {', '.join(cut.frozen)}")
-    variants = [_make_variant(point.config, cut, topics) for point in points]
-    point_of = {id(variant): point for variant, point in zip(variants, points, strict=True)}
+    variants, point_of = [], {}
+    for point in points:
+        try:
+            variants.append(_make_variant(point.config, cut, topics))
+            point_of[id(variants[-1])] = point
+        except Exception as error:
+            point.fail(error)
     # Where every position counts, padding has to be where the published code had it, and masked.
     padded_left = shared.loss.mask == "none"
     if padded_left and shared.model.attn_implementation != "eager":
@@ -196,9 +234,11 @@ def _train_points(points: list[Point], shared: Config, source: Source, topics: l
             show(record)
 
         train(cut, variants, stream, mask_padding=padded_left, log_every=shared.train.log_every, on_record=on_record)
-    for variant, point in zip(variants, points, strict=True):
-        point.error = variant.error
-        if variant.error is None:
+    for variant in variants:
+        point = point_of[id(variant)]
+        if variant.error is not None:
+            point.fail(UserError(variant.error))
+        else:
             metadata = {"model": source.path, "layer": str(cut.layer), "run": run_name(point.config)}
             file = point.folder.file("delta.safetensors")
             save_delta(file, variant.weights, cut.frozen, variant.objective.state(), metadata)
@@ -234,18 +274,27 @@ def _evaluate_points(points: list[Point], shared: Config, source: Source, tokeni
         model = load_whole(source)
         base = evaluate(model, tokenizer, suite, label="base", batch_size=shared.eval.batch_size)
     for point in alive:
-        answers = [base]
-        if model is not None:
-            weights, metadata = load_delta(point.folder.file("delta.safetensors"))
-            with applied(model, weights, metadata):
-                answers.append(evaluate(model, tokenizer, suite, label="unlearned", batch_size=shared.eval.batch_size))
-        metrics = _training_metrics(point)
-        for answer in answers:
-            answer.write_samples(point.folder.file("samples"))
-            metrics |= answer.metrics
-        point.tracker.log_metrics(metrics)
-        point.folder.finish(metrics)
-        screen.show_result(metrics, shared.eval.tasks, shared.eval.queries, point.folder.path, point.tracker.address)
+        try:
+            _evaluate_point(point, shared, base, model, tokenizer, suite)
+        except Exception as error:
+            point.fail(error)
+
+
+def _evaluate_point(
+    point: Point, shared: Config, base: Answers, model: PreTrainedModel | None, tokenizer: Any, suite: Suite
+) -> None:
+    answers = [base]
+    if model is not None:
+        weights, metadata = load_delta(point.folder.file("delta.safetensors"))
+        with applied(model, weights, metadata):
+            answers.append(evaluate(model, tokenizer, suite, label="unlearned", batch_size=shared.eval.batch_size))
+    metrics = _training_metrics(point)
+    for answer in answers:
+        answer.write_samples(point.folder.file("samples"))
+        metrics |= answer.metrics
+    point.tracker.log_metrics(metrics)
+    point.folder.finish(metrics)
+    screen.show_result(metrics, shared.eval.tasks, shared.eval.queries, point.folder.path, point.tracker.address)
 
 
 def _training_metrics(point: Point) -> dict[str, float]:
