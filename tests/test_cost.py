@@ -91,8 +91,8 @@ def test_memory_of_a_variant_is_its_matrices_and_two_moments(precision, state):
     assert memory.variants(0) == 0
 
 
-def test_what_a_backward_pass_keeps_is_about_what_was_estimated():
-    """Bytes that autograd saves in the span, each storage once, next to the estimate of activations."""
+def test_what_a_backward_pass_keeps_is_within_what_was_estimated_and_more_than_half_of_it():
+    """Bytes that autograd saves in the span, each storage once; the rest is for what is made and freed on the way."""
     config = MistralConfig(**(SIZE | {"num_hidden_layers": LAYER + 1}))
     cut = CutModel(AutoModel.from_config(config).eval().requires_grad_(False), LAYER)
     weights = {n: w.clone().requires_grad_() for n, w in cut.frozen.items()}
@@ -114,4 +114,4 @@ def test_what_a_backward_pass_keeps_is_about_what_was_estimated():
                     pack(tensor)
     memory = training_memory(Shape.of(MistralConfig(**SIZE), LAYER), 8 * LENGTH, weight_bytes=4, precision="master")
     activations = memory.working - sum(w.numel() for w in weights.values()) * 4
-    assert 0.7 * activations < sum(kept.values()) < 1.1 * activations
+    assert 0.5 * activations < sum(kept.values()) < activations
