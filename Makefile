@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format bench toy smollm2 clean
+.PHONY: help run test lint format bench bench-eval toy smollm2 clean
 
 help: ## show this help
-	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,8 +30,11 @@ format: $(INSTALLED) ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED) ## time and memory of training against a plain baseline (about 15 minutes): bench/results.json
+bench: $(INSTALLED) ## time and memory of training against a plain baseline (about ten minutes): bench/results.json
 	$(BIN)/python -m bench.train $(ARGS)
+
+bench-eval: $(INSTALLED) smollm2 ## our evaluation against lm-eval's own: make bench-eval ARGS="--local-dir DIR" (a folder with MMLU)
+	$(BIN)/python -m bench.eval $(ARGS)
 
 toy: $(INSTALLED) ## rebuild the embedded world and model from their seed (about 15 minutes)
 	$(BIN)/python -m unlearn.toy $(ARGS)

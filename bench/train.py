@@ -1,7 +1,7 @@
 """Time and memory of training against a plain baseline: `make bench`, about ten minutes on two CPU cores.
 
-Every measurement is a process of its own, and the three of a round follow each other, because machines drift; figures
-are medians over rounds of what was measured within one round.
+Every contestant is a process of its own. They step in turn, because machines drift: each figure is the median over
+rounds of what was measured within one round.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -20,12 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import shapes
-from bench.worker import BATCH, VOCABULARY
+from bench.worker import BATCH, VOCABULARY, gemm_peak
 from unlearn.cost import Parts, Shape
 from unlearn.data import Topic
 
-LENGTH, STEPS, VARIANTS = 256, 4, len(shapes.NUS)
-MORE_STEPS = 10  # of one variant, where all steps cost the same
+LENGTH, VARIANTS = 256, len(shapes.NUS)
 RESULTS = Path(__file__).parent / "results.json"
 KINDS = {
     "baseline": ["baseline"],
@@ -34,14 +34,43 @@ KINDS = {
 }
 
 
-def measure(checkpoint: Path, *arguments: str, steps: int = STEPS) -> dict[str, Any]:
-    """Run one worker."""
-    command = [sys.executable, "-m", "bench.worker", str(checkpoint), *arguments, "--steps", str(steps)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
-    result = json.loads(done.stdout)
-    return result | {"step": mean(result["seconds"])}
+class Worker:
+    """A `bench.worker` process that steps when it is told to."""
+
+    def __init__(self, checkpoint: Path, *arguments: str) -> None:
+        command = [sys.executable, "-m", "bench.worker", str(checkpoint), *arguments]
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
+        )
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def step(self) -> float:
+        """Seconds of one step."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("step\n")
+        self._process.stdin.flush()
+        return self._answer()["seconds"]
+
+    def finish(self) -> dict[str, Any]:
+        """Losses and peak memory."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._errors.seek(0)
+            raise RuntimeError(self._errors.read())
+        return json.loads(line)
 
 
 def largest_deviation(ours: dict[str, Any], baseline: dict[str, Any]) -> float:
@@ -51,52 +80,51 @@ def largest_deviation(ours: dict[str, Any], baseline: dict[str, Any]) -> float:
 
 
 def compare(checkpoint: Path, shape: Shape, topic: Topic, rounds: int, lengths: str) -> dict[str, float]:
-    """Baseline, one variant and many on the same inputs; speedups, their bounds, memory, roofline, agreement."""
-    measured = []
-    for number in range(rounds):
-        print(f"{lengths} lengths, round {number + 1} of {rounds}", file=sys.stderr)
-        measured.append(
-            {
-                kind: measure(checkpoint, *arguments, "--lengths", lengths, steps=_steps(kind, lengths))
-                for kind, arguments in KINDS.items()
-            }
-        )
+    """Baseline, one variant and many on the same inputs; speedups, their bounds, memory, roofline, agreement.
 
-    def middle(value: Callable[[dict[str, Any]], float]) -> float:
+    Where all steps cost the same, one variant makes three a round, so that it is timed as well as the others.
+    """
+    steps = {"baseline": 1, "one": 3 if lengths == "equal" else 1, "many": 1}
+    with ExitStack() as stack:
+        workers = {k: stack.enter_context(Worker(checkpoint, *a, "--lengths", lengths)) for k, a in KINDS.items()}
+        for worker in workers.values():
+            worker.step()  # a step to warm up, not timed
+        measured = []
+        for number in range(rounds):
+            print(f"{lengths} lengths, round {number + 1} of {rounds}", file=sys.stderr)
+            seconds = {k: mean(w.step() for _ in range(steps[k])) for k, w in workers.items()}
+            measured.append(seconds | {"gemm": gemm_peak()})
+        ends = {kind: worker.finish() for kind, worker in workers.items()}
+
+    if lengths != "equal":  # rounds differ in length: one round of mean values
+        measured = [{k: mean(r[k] for r in measured) for k in measured[0]}]
+
+    def middle(value: Callable[[dict[str, float]], float]) -> float:
         return median(value(r) for r in measured)
 
-    batches = [_parts(topic, step, padded=False) for step in range(1, STEPS)]
-    padded = [_parts(topic, step, padded=True) for step in range(1, STEPS)]
+    real, padded = ([_parts(topic, step, padded=p) for step in range(1, rounds + 1)] for p in (False, True))
     baseline = mean(shape.published_step(p, frozen_forget=False) for p in padded)
-    one, many = (mean(shape.training_step(p, n, frozen_forget=False) for p in batches) for n in (1, VARIANTS))
+    one, many = (mean(shape.training_step(p, n, frozen_forget=False) for p in real) for n in (1, VARIANTS))
     return {
-        "single_speedup": middle(lambda r: r["baseline"]["step"] / r["one"]["step"]),
+        "single_speedup": middle(lambda r: r["baseline"] / r["one"]),
         "single_bound": baseline / one,
-        "per_point_speedup_14": middle(lambda r: VARIANTS * r["baseline"]["step"] / r["many"]["step"]),
+        "per_point_speedup_14": middle(lambda r: VARIANTS * r["baseline"] / r["many"]),
         "per_point_bound_14": VARIANTS * baseline / many,
-        "peak_memory_ratio": middle(lambda r: r["one"]["peak_bytes"] / r["baseline"]["peak_bytes"]),
-        "peak_memory_ratio_14": middle(lambda r: r["many"]["peak_bytes"] / r["baseline"]["peak_bytes"]),
-        "baseline_peak_gb": middle(lambda r: r["baseline"]["peak_bytes"]) / 1e9,
-        "baseline_step_seconds": middle(lambda r: r["baseline"]["step"]),
-        "step_seconds": middle(lambda r: r["one"]["step"]),
-        "step_seconds_14": middle(lambda r: r["many"]["step"]),
+        "peak_memory_ratio": ends["one"]["peak_bytes"] / ends["baseline"]["peak_bytes"],
+        "peak_memory_ratio_14": ends["many"]["peak_bytes"] / ends["baseline"]["peak_bytes"],
+        "baseline_peak_gb": ends["baseline"]["peak_bytes"] / 1e9,
+        "baseline_step_seconds": middle(lambda r: r["baseline"]),
+        "step_seconds": middle(lambda r: r["one"]),
+        "step_seconds_14": middle(lambda r: r["many"]),
         "flops_counted": one,
         "flops_counted_14": many,
         "flops_counted_baseline": baseline,
-        "gemm_peak_flops": middle(lambda r: max(r[k]["gemm"] for k in KINDS)),
-        "roofline_fraction": middle(lambda r: one / r["one"]["step"] / max(r[k]["gemm"] for k in KINDS)),
-        "roofline_fraction_14": middle(lambda r: many / r["many"]["step"] / max(r[k]["gemm"] for k in KINDS)),
-        "roofline_fraction_baseline": middle(
-            lambda r: baseline / r["baseline"]["step"] / max(r[k]["gemm"] for k in KINDS)
-        ),
-        "largest_loss_deviation": max(
-            largest_deviation(r[k], r["baseline"]) for r in measured for k in ("one", "many")
-        ),
+        "gemm_peak_flops": middle(lambda r: r["gemm"]),
+        "roofline_fraction": middle(lambda r: one / r["one"] / r["gemm"]),
+        "roofline_fraction_14": middle(lambda r: many / r["many"] / r["gemm"]),
+        "roofline_fraction_baseline": middle(lambda r: baseline / r["baseline"] / r["gemm"]),
+        "largest_loss_deviation": max(largest_deviation(ends[k], ends["baseline"]) for k in ("one", "many")),
     }
-
-
-def _steps(kind: str, lengths: str) -> int:
-    return MORE_STEPS if kind == "one" and lengths == "equal" else STEPS
 
 
 def _parts(topic: Topic, step: int, *, padded: bool) -> Parts:
@@ -109,13 +137,15 @@ def _parts(topic: Topic, step: int, *, padded: bool) -> Parts:
     return parts
 
 
-def growth(checkpoint: Path, doubled: Path) -> dict[str, float]:
+def growth(checkpoint: Path, doubled: Path, rounds: int) -> dict[str, float]:
     """One variant on a model with twice the layers above l, over the same on the model itself."""
     print("twice the layers above l", file=sys.stderr)
-    pairs = [[measure(folder, *KINDS["one"], steps=6) for folder in (checkpoint, doubled)] for _ in range(3)]
+    with Worker(checkpoint, *KINDS["one"]) as a, Worker(doubled, *KINDS["one"]) as b:
+        pairs = [(a.step(), b.step()) for _ in range(rounds + 1)][1:]
+        ends = a.finish(), b.finish()
     return {
-        "time_ratio_twice_the_layers_above": median(b["step"] / a["step"] for a, b in pairs),
-        "memory_ratio_twice_the_layers_above": median(b["peak_bytes"] / a["peak_bytes"] for a, b in pairs),
+        "time_ratio_twice_the_layers_above": median(y / x for x, y in pairs),
+        "memory_ratio_twice_the_layers_above": ends[1]["peak_bytes"] / ends[0]["peak_bytes"],
     }
 
 
@@ -139,7 +169,7 @@ def table(title: str, r: dict[str, float]) -> Table:
 def main() -> None:
     """Measure, print, write `bench/results.json`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--quick", action="store_true", help="equal lengths only")
     args = parser.parse_args()
     console = Console(width=110)
@@ -147,14 +177,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint, doubled = Path(scratch, "model"), Path(scratch, "doubled")
         shapes.write_checkpoint(shapes.small_mistral(), checkpoint)
-        documents = (LENGTH, BATCH * MORE_STEPS, VOCABULARY)
+        documents = (LENGTH, BATCH * 64, VOCABULARY)
         results: dict[str, Any] = compare(checkpoint, shape, shapes.equal_lengths(*documents), args.rounds, "equal")
         console.print(table(f"Equal lengths: batch {BATCH} x {LENGTH} tokens, l = {shapes.LAYER}", results))
         if not args.quick:
             wmdp = compare(checkpoint, shape, shapes.wmdp_lengths(*documents), args.rounds, "wmdp")
             console.print(table("Lengths like those of WMDP and Wikitext-2 (padded by the baseline)", wmdp))
             shapes.write_checkpoint(shapes.small_mistral(32 + 24), doubled)
-            results |= {"wmdp_lengths": wmdp, **growth(checkpoint, doubled)}
+            results |= {"wmdp_lengths": wmdp, **growth(checkpoint, doubled, args.rounds)}
             console.print(
                 f"Twice the layers above l: time x {results['time_ratio_twice_the_layers_above']:.2f}, "
                 f"memory x {results['memory_ratio_twice_the_layers_above']:.2f}"

@@ -1,14 +1,19 @@
-"""One measurement in a process of its own: `python -m bench.worker CHECKPOINT baseline|ours ...` prints JSON."""
+"""One contestant of `make bench`, in a process of its own.
+
+`python -m bench.worker CHECKPOINT baseline|ours` makes one step for every line on its standard input and answers with
+the seconds that it took; at the end of the input it prints losses and peak memory.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -45,42 +50,33 @@ def gemm_peak(seconds: float = 1.5) -> float:
     return max(found)
 
 
+def say(message: dict[str, Any]) -> None:
+    """One line of JSON to whoever started this process."""
+    print(json.dumps(message), flush=True)
+
+
+def on_demand(stream: Iterable[Batch], ahead: int) -> Iterator[Batch]:
+    """Batches as they are asked for; the step that works on one is timed and waits for a line on standard input.
+
+    `ahead` batches are read before the first step begins.
+    """
+    start = 0.0
+    for number, batch in enumerate(stream):
+        if number > ahead:
+            say({"seconds": time.perf_counter() - start})
+        if number >= ahead:
+            if not sys.stdin.readline():
+                return
+            start = time.perf_counter()
+        yield batch
+
+
 def timed(stream: Iterable[Batch], moments: list[float]) -> Iterator[Batch]:
     """Note when each batch is asked for, and when one more is."""
     for batch in stream:
         moments.append(time.perf_counter())
         yield batch
     moments.append(time.perf_counter())
-
-
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("kind", choices=("baseline", "ours"))
-    parser.add_argument("--variants", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=4, help="the first one is not timed")
-    parser.add_argument("--lengths", choices=("equal", "wmdp"), default="equal")
-    parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--plain-allocator", action="store_true", help="without unlearn.cpu_memory")
-    args = parser.parse_args()
-
-    interpreter = peak_bytes()
-    source = Source(str(args.checkpoint), device="cpu", dtype="float32")
-    lengths = shapes.equal_lengths if args.lengths == "equal" else shapes.wmdp_lengths
-    topic = lengths(args.length, BATCH * args.steps, VOCABULARY)
-    moments: list[float] = []
-    stream = timed(batches([topic], steps=args.steps, batch_size=BATCH, pad_id=0, side="right"), moments)
-    if args.kind == "baseline":
-        losses = train_plainly(load_whole(source), load_whole(source), stream, NU)
-    else:
-        if not args.plain_allocator:
-            reuse_memory()
-        losses = train_ours(source, stream, args.variants)
-        moments = [*moments[1:], time.perf_counter()]  # our loop asks for one batch more than it works on
-    peak = peak_bytes() - interpreter
-    seconds = [b - a for a, b in pairwise(moments)]
-    print(json.dumps({"losses": losses, "seconds": seconds[1:], "peak_bytes": peak, "gemm": gemm_peak()}))
 
 
 def train_ours(source: Source, stream: Iterable[Batch], count: int) -> list[tuple[float, float]]:
@@ -97,6 +93,30 @@ def train_ours(source: Source, stream: Iterable[Batch], count: int) -> list[tupl
 
     train(cut, points, stream, mask_padding=False, log_every=1, on_record=on_record)
     return losses
+
+
+def main() -> None:
+    """Step on demand, then report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("kind", choices=("baseline", "ours"))
+    parser.add_argument("--variants", type=int, default=1)
+    parser.add_argument("--lengths", choices=("equal", "wmdp"), default="equal")
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=64, help="at most")
+    args = parser.parse_args()
+
+    interpreter = peak_bytes()
+    source = Source(str(args.checkpoint), device="cpu", dtype="float32")
+    lengths = shapes.equal_lengths if args.lengths == "equal" else shapes.wmdp_lengths
+    topic = lengths(args.length, BATCH * args.steps, VOCABULARY)
+    stream = batches([topic], steps=args.steps, batch_size=BATCH, pad_id=0, side="right")
+    if args.kind == "baseline":
+        losses = train_plainly(load_whole(source), load_whole(source), on_demand(stream, ahead=0), NU)
+    else:
+        reuse_memory()
+        losses = train_ours(source, on_demand(stream, ahead=1), args.variants)  # our loop reads one batch ahead
+    say({"losses": losses, "peak_bytes": peak_bytes() - interpreter})
 
 
 if __name__ == "__main__":

@@ -62,7 +62,13 @@ def test_coefficients_come_from_the_model(conf):
 
 def test_identity_holds_what_determines_the_result_and_nothing_else(conf):
     base = run_name(conf())
-    same = ("tracker=none", "output_root=elsewhere", "eval.batch_size=1", "model.path=/moved", "train.log_every=10")
+    same = (
+        "tracker=none",
+        "output_root=elsewhere",
+        "eval.tokens_per_batch=1",
+        "model.path=/moved",
+        "train.log_every=10",
+    )
     assert {run_name(conf(override)) for override in same} == {base}
     other = ("rna.nu=0.5", "seed=1", "model.layer=4", "loss.mask=none", "train.steps=7", "eval.limit=5", "method.c=9")
     assert len({run_name(conf(override)) for override in other} | {base}) == len(other) + 1

@@ -72,6 +72,8 @@ def test_what_a_run_leaves(short):
     record = json.loads((folder / "run.json").read_text())
     assert record["config"]["method"]["c"] == config.method["c"]
     assert set(record["inputs"]["data"]) == {"bio", "cyber"}
+    for other in ("base", "default"):  # paired differences: model against base, perturbed against default
+        assert f"unlearned/toy_retain/perturbed/{other}_p" in metrics
     tensors = load_file(folder / "delta.safetensors")
     layer = config.model.layer
     matrices = {f"model.layers.{i}.mlp.down_proj.weight" for i in (layer - 2, layer - 1, layer)}

@@ -1,24 +1,29 @@
-"""The adapter to lm-evaluation-harness: its questions, its accuracies, our perturbation."""
+"""Asking a model: lm-eval's questions and accuracies, our perturbation, paired tests, MaxLogit."""
 
+import io
 import json
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from tests.conftest import ROOT
 from unlearn.errors import UserError
-from unlearn.evaluate.harness import evaluate, load_suite
-from unlearn.evaluate.perturb import read_forget_tokens
+from unlearn.evaluate.harness import MaxLogitPlan, against_base, evaluate
+from unlearn.evaluate.statistics import paired
+from unlearn.evaluate.suite import load_suite
+from unlearn.evaluate.tokens import read_forget_tokens
 from unlearn.model import Source, load_tokenizer, load_whole
 from unlearn.toy import world as w
 
 TOY = ROOT / "unlearn/toy"
 TOKENS = read_forget_tokens(str(TOY / "data/forget_tokens.txt"))
+SOURCE = Source(str(TOY / "model"))
 
 
-def suite_of(*names, queries=("default", "perturbed"), limit=None, **settings):
-    defaults = {"include_path": str(TOY / "tasks"), "seed": 0, "num_fewshot": 0}
-    return load_suite({"retain": list(names)}, queries, TOKENS, limit=limit, **(defaults | settings))
+def suite_of(*names, queries=("default", "perturbed"), **settings):
+    words = {query: [] if query == "default" else TOKENS for query in queries}
+    return load_suite({"retain": list(names)}, words, **({"include_path": str(TOY / "tasks")} | settings))
 
 
 def documents(suite, query, name):
@@ -46,10 +51,9 @@ def test_the_perturbation_is_seeded():
 
 def test_accuracies_are_those_of_a_plain_loop_over_whole_prompts():
     """One forward pass a question; the answer is the likeliest of the four letters."""
-    source = Source(str(TOY / "model"))
-    model, tokenizer = load_whole(source), load_tokenizer(source)
+    model, tokenizer = load_whole(SOURCE), load_tokenizer(SOURCE)
     suite = suite_of("toy_forget_cyber", limit=40)
-    answers = evaluate(model, tokenizer, suite, label="base", batch_size=7)
+    answers = evaluate(model, tokenizer, suite, label="base", tokens_per_batch=500)
     letters = tokenizer.convert_tokens_to_ids(list(w.LETTERS))
     for query in ("default", "perturbed"):
         right = []
@@ -65,9 +69,9 @@ def test_accuracies_are_those_of_a_plain_loop_over_whole_prompts():
 
 
 def test_samples_are_written_by_model_task_and_query(tmp_path):
-    source = Source(str(TOY / "model"))
     suite = suite_of("toy_retain", queries=("default",), limit=3)
-    evaluate(load_whole(source), load_tokenizer(source), suite, label="unlearned", batch_size=2).write_samples(tmp_path)
+    answers = evaluate(load_whole(SOURCE), load_tokenizer(SOURCE), suite, label="unlearned", tokens_per_batch=100)
+    answers.write_samples(tmp_path)
     lines = (tmp_path / "unlearned/toy_retain/default.jsonl").read_text().splitlines()
     assert [set(json.loads(line)) for line in lines] == [{"id", "query", "loglikelihoods", "choice", "correct"}] * 3
 
@@ -83,3 +87,71 @@ def test_a_task_whose_data_cannot_be_had_is_a_clear_error(tmp_path):
     )
     with pytest.raises(UserError, match=r"eval\.tasks: cannot load the data of task 'broken'"):
         suite_of("broken", include_path=str(tmp_path))
+
+
+def test_differences_are_paired_by_question_for_tasks_and_models():
+    model, tokenizer = load_whole(SOURCE), load_tokenizer(SOURCE)
+    suite = suite_of("toy_retain", "toy_near_bio", limit=30)
+    base = evaluate(model, tokenizer, suite, label="base", tokens_per_batch=2000)
+    for layer in range(8):
+        model.get_parameter(f"model.layers.{layer}.self_attn.o_proj.weight").data.zero_()
+    unlearned = evaluate(model, tokenizer, suite, label="unlearned", tokens_per_batch=2000)
+    for task in ("toy_retain", "toy_near_bio"):
+        right = {
+            (label, query): [r["correct"] for r in answers.samples[f"{label}/{task}/{query}"]]
+            for label, answers in (("base", base), ("unlearned", unlearned))
+            for query in ("default", "perturbed")
+        }
+        for label, answers in (("base", base), ("unlearned", unlearned)):
+            expected = paired(right[label, "default"], right[label, "perturbed"])
+            assert answers.metrics[f"{label}/{task}/perturbed/default_difference"] == expected.difference
+            assert answers.metrics[f"{label}/{task}/perturbed/default_p"] == expected.p
+        found = against_base(base, unlearned, suite)
+        for query in ("default", "perturbed"):
+            expected = paired(right["base", query], right["unlearned", query])
+            assert found[f"unlearned/{task}/{query}/base_low"] == expected.low
+            assert found[f"unlearned/{task}/{query}/base_difference"] < 0
+
+
+def test_max_logits_are_those_of_greedy_decoding_one_query_at_a_time():
+    model, tokenizer = load_whole(SOURCE), load_tokenizer(SOURCE)
+    suite = suite_of("toy_retain", limit=5)
+    plan = MaxLogitPlan(["retain"], ["perturbed"], 4)
+    answers = evaluate(model, tokenizer, suite, label="base", tokens_per_batch=300, maxlogit=plan)
+    content = answers.files["base/toy_retain/perturbed.maxlogit.parquet"]
+    rows = pq.read_table(io.BytesIO(content)).to_pylist()
+    assert [(r["question"], r["position"]) for r in rows] == [(q, p) for q in range(5) for p in range(4)]
+    expected = []
+    for question in documents(suite, "perturbed", "toy_retain")[:5]:
+        ids_BT = tokenizer(w.prompt(question), return_tensors="pt").input_ids
+        for _ in range(4):
+            with torch.no_grad():
+                largest, token = model(ids_BT).logits[0, -1].max(dim=-1)
+            expected.append((token.item(), largest.item()))
+            ids_BT = torch.cat([ids_BT, token.view(1, 1)], dim=1)
+    assert [r["token"] for r in rows] == [token for token, _ in expected]
+    values = [value for _, value in expected]
+    assert [r["maxlogit"] for r in rows] == pytest.approx(values, abs=1e-4)
+    assert answers.metrics["base/toy_retain/perturbed/maxlogit_mean"] == pytest.approx(sum(values) / 20, abs=1e-4)
+    assert answers.metrics["base/toy_retain/perturbed/maxlogit_p50"] == pytest.approx(
+        torch.tensor(values).quantile(0.5).item(), abs=1e-3
+    )
+
+
+def test_a_subset_is_drawn_from_all_tasks_of_a_role_in_proportion():
+    suite = suite_of("toy_retain", "toy_near_bio", "toy_forget_bio", subset=70)
+    sizes = {name: len(documents(suite, "default", name)) for name in suite.leaves}
+    total = sum(sizes.values())
+    assert sum(map(len, suite.samples.values())) == 70
+    for name, numbers in suite.samples.items():
+        assert abs(len(numbers) - 70 * sizes[name] / total) < 1
+        assert sorted(set(numbers)) == numbers
+    again, other = (suite_of("toy_retain", subset=20, seed=seed).samples["toy_retain"] for seed in (0, 1))
+    assert again == suite_of("toy_retain", subset=20).samples["toy_retain"]
+    assert again != other
+    model, tokenizer = load_whole(SOURCE), load_tokenizer(SOURCE)
+    part = evaluate(model, tokenizer, suite, label="base", tokens_per_batch=4000)
+    whole = evaluate(model, tokenizer, suite_of("toy_forget_bio"), label="base", tokens_per_batch=4000)
+    everyone = {r["id"]: r for r in whole.samples["base/toy_forget_bio/perturbed"]}
+    for record in part.samples["base/toy_forget_bio/perturbed"]:
+        assert record["choice"] == everyone[record["id"]]["choice"]

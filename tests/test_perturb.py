@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unlearn.errors import UserError
-from unlearn.evaluate.perturb import perturb, read_forget_tokens
+from unlearn.evaluate.perturb import perturb
+from unlearn.evaluate.tokens import control_tokens, corpus_tokens, read_forget_tokens
 
 TOKENS = ["SARS-CoV-2", "exploit"]
 
@@ -59,3 +60,33 @@ def test_tokens_come_from_a_list_or_a_file(tmp_path):
         read_forget_tokens(str(file))
     with pytest.raises(UserError, match="there is no such file"):
         read_forget_tokens(str(tmp_path / "none.txt"))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+@pytest.mark.parametrize("position", ["random", "first", "last"])
+def test_number_and_position_of_replacements_can_be_chosen(count, position):
+    document = {"choices": ["a", "b", "c", "d"], "answer": 1}
+    asked = perturb(document, ["#"], seed=0, task="t", question=3, count=count, position=position)["choices"]
+    replaced = [i for i, choice in enumerate(asked) if choice == "#"]
+    assert len(replaced) == min(count, 3)
+    assert asked[1] == "b"
+    if position != "random":
+        assert replaced == {"first": [0, 2, 3][:count], "last": [0, 2, 3][-count:]}[position]
+
+
+def test_control_tokens_are_harmless_and_alike():
+    forget = ["a virus called SARS-CoV-2 spreads", "plasmid plasmid plasmid plasmid vector"]
+    retain = ["river river river river valley", "harbour mountains plasmid", "wanderings abcdefghij of a poet"]
+    controls = control_tokens(["SARS-CoV-2", "plasmid"], forget, retain)
+    assert not {"plasmid", "virus", "vector", "SARS-CoV-2"} & set(controls)
+    assert controls[:2] == ["abcdefghij", "wanderings"]  # as long and as rare as SARS-CoV-2
+    assert "river" in controls  # as frequent as plasmid
+    assert controls == control_tokens(["SARS-CoV-2", "plasmid"], forget, retain)
+    two = control_tokens(["plasmid vector"], forget, retain)
+    assert all(len(phrase.split()) == 2 for phrase in two)
+    with pytest.raises(UserError, match="control queries need words in the retain corpora"):
+        control_tokens(["plasmid"], forget, ["plasmid"])
+
+
+def test_a_corpus_stands_for_the_words_that_only_it_has():
+    assert corpus_tokens(["plasmid river plasmid", "vector"], ["River banks"]) == ["plasmid", "vector"]

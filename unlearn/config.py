@@ -24,7 +24,12 @@ SPAN = 3  # trained layers: l-2, l-1, l (section 6.2)
 SHARED = ("model", "data", "eval", "loss.mask", "train.steps", "train.batch_size", "train.log_every")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MASKS = ("padding", "padding_and_bos", "none")
-QUERIES = ("default", "perturbed")
+NGRAM_QUERIES = {
+    **{f"similarity-{kind}": (2, kind) for kind in ("most", "least", "mean")},
+    **{f"ngram-{n}": (n, "most") for n in (2, 4, 8, 16)},
+}  # query -> words of an n-gram, and which list of them
+QUERIES = ("default", "perturbed", "control", *NGRAM_QUERIES)
+POSITIONS = ("random", "first", "last")
 OPTIMIZERS = ("adamw", "adamw_published")
 NORMS = ("sample", "first_batch")
 
@@ -117,18 +122,43 @@ class TrainConfig:
 
 
 @dataclass
+class MaxLogitConfig:
+    """MaxLogit (Eq. 11): of the tasks of which roles, in which queries, over how many greedy tokens (0: off)."""
+
+    roles: list[str] = MISSING
+    queries: list[str] = MISSING
+    tokens: int = MISSING
+
+
+@dataclass
+class NgramConfig:
+    """Lists of n-grams by similarity to their document (section 6.7)."""
+
+    documents: int | None = MISSING
+    window: int = MISSING
+    top: int = MISSING
+    encoder: str | None = MISSING
+
+
+@dataclass
 class EvalConfig:
-    """lm-eval tasks by role, and the perturbed queries."""
+    """lm-eval tasks by role, and which queries they are asked in."""
 
     name: str = MISSING
     tasks: dict[str, list[str]] = MISSING
     include_path: str | None = MISSING
+    local_dir: str | None = MISSING
     queries: list[str] = MISSING
-    forget_tokens: Any = MISSING  # list of str, or the path of a file with one a line
+    forget_tokens: Any = MISSING  # list of str, the path of a file with one a line, or corpus:TOPIC
+    replaced: int = MISSING
+    position: str = MISSING
     seed: int = MISSING
-    batch_size: int = MISSING
+    tokens_per_batch: int = MISSING
     num_fewshot: int = MISSING
     limit: int | None = MISSING
+    subset: int | None = MISSING
+    maxlogit: MaxLogitConfig = MISSING
+    ngrams: NgramConfig = MISSING
 
 
 @dataclass
@@ -269,11 +299,17 @@ def _ranges(c: Config) -> Iterator[str]:
     yield from number("train.steps", c.train.steps, *at_least_1)
     yield from number("train.batch_size", c.train.batch_size, *at_least_1)
     yield from number("train.log_every", c.train.log_every, *at_least_1)
-    yield from number("eval.batch_size", c.eval.batch_size, *at_least_1)
+    yield from number("eval.tokens_per_batch", c.eval.tokens_per_batch, *at_least_1)
+    yield from number("eval.replaced", c.eval.replaced, *at_least_1)
+    yield from number("eval.maxlogit.tokens", c.eval.maxlogit.tokens, "an integer >= 0", lambda x: x >= 0)
+    yield from number("eval.ngrams.window", c.eval.ngrams.window, *at_least_1)
+    yield from number("eval.ngrams.top", c.eval.ngrams.top, *at_least_1)
     yield from number("eval.num_fewshot", c.eval.num_fewshot, "an integer >= 0", lambda x: x >= 0)
     yield from number("tracker.timeout_s", c.tracker.timeout_s, *above_0)
-    if c.eval.limit is not None:
-        yield from number("eval.limit", c.eval.limit, *at_least_1)
+    optional = {"limit": c.eval.limit, "subset": c.eval.subset, "ngrams.documents": c.eval.ngrams.documents}
+    for key, value in optional.items():
+        if value is not None:
+            yield from number(f"eval.{key}", value, *at_least_1)
     if len(c.train.betas) != 2 or not all(0 <= b < 1 for b in c.train.betas):
         yield f"train.betas={c.train.betas} is not allowed: it must be two numbers in [0, 1)."
     for key in ("c", "beta"):
@@ -295,7 +331,10 @@ def _choices(c: Config) -> Iterator[str]:
         ("tracker.name", c.tracker.name, ("wandb", "none")),
         ("tracker.mode", c.tracker.mode, ("auto", "online", "offline")),
         *([("method.norm", c.method["norm"], NORMS)] if "norm" in c.method else ()),
+        ("eval.position", c.eval.position, POSITIONS),
         *(("eval.queries", query, QUERIES) for query in c.eval.queries),
+        *(("eval.maxlogit.queries", query, c.eval.queries) for query in c.eval.maxlogit.queries),
+        *(("eval.maxlogit.roles", role, c.eval.tasks) for role in c.eval.maxlogit.roles),
     ):
         if value not in allowed:
             yield f"{key}={value} is not allowed.{nearest(str(value), allowed)} Allowed: {', '.join(allowed)}."
@@ -348,12 +387,21 @@ def _topics(c: Config) -> Iterator[str]:
 
 def _forget_tokens(c: Config) -> Iterator[str]:
     tokens = c.eval.forget_tokens
+    needed = {"perturbed", "control"} & set(c.eval.queries)
     if isinstance(tokens, str):
-        return
-    if not isinstance(tokens, list) or not all(isinstance(t, str) and t.strip() for t in tokens):
-        yield f"eval.forget_tokens={tokens} is not allowed: it must be a list of words or the path of a file."
-    elif not tokens and "perturbed" in c.eval.queries:
-        yield "eval.forget_tokens is empty: perturbed queries need at least one, e.g. eval.forget_tokens=[SARS-CoV-2]."
+        topic = tokens.removeprefix("corpus:")
+        if topic != tokens and topic not in c.data.topics:
+            allowed = ", ".join(c.data.topics)
+            yield f"eval.forget_tokens={tokens}: unknown topic.{nearest(topic, c.data.topics)} Allowed: {allowed}."
+    elif not isinstance(tokens, list) or not all(isinstance(t, str) and t.strip() for t in tokens):
+        yield f"eval.forget_tokens={tokens} is not allowed: it must be a list of words, a file, or corpus:TOPIC."
+    elif not tokens and needed:
+        yield f"eval.forget_tokens is empty: {needed.pop()} queries need at least one, e.g. [SARS-CoV-2]."
 
 
-CHECKS = (_ranges, _choices, _span_fits, _own_targets, _topics, _forget_tokens)
+def _subset(c: Config) -> Iterator[str]:
+    if c.eval.limit is not None and c.eval.subset is not None:
+        yield "eval.limit and eval.subset are both set: give one of them, the other null."
+
+
+CHECKS = (_ranges, _choices, _span_fits, _own_targets, _topics, _forget_tokens, _subset)

@@ -84,6 +84,21 @@ def read_corpus(path: str, key: str) -> Corpus:
     return Corpus([t for t, _ in found], [p for _, p in found], hashlib.sha256(raw).hexdigest())
 
 
+def stream_corpus(path: str) -> Iterator[str]:
+    """The texts of a corpus that `read_corpus` has found to be in order, one at a time."""
+    if path.startswith("hub:"):
+        import datasets
+
+        _, repository, name, split = path.split(":")
+        yield from (row["text"] for row in datasets.load_dataset(repository, name, split=split) if row["text"].strip())
+        return
+    structured = Path(path).suffix in (".jsonl", ".json")
+    with Path(path).open(encoding="utf-8", newline="\n") as lines:
+        for line in lines:
+            if line.strip():
+                yield json.loads(line)["text"] if structured else line.rstrip("\n")
+
+
 def _jsonl_documents(lines: list[str], file: str, key: str) -> Iterator[tuple[str, str]]:
     for number, line in enumerate(lines, start=1):
         place = f"{file}:{number}"

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from transformers import PreTrainedModel
 
 from unlearn import rna, screen
 from unlearn.config import SHARED, SPAN, Config
@@ -26,11 +25,12 @@ from unlearn.cut import CutModel
 from unlearn.data import Topic, batches, documents_needed, load_topic
 from unlearn.delta import applied, load_delta, save_delta
 from unlearn.errors import UserError, describe
-from unlearn.evaluate.harness import Answers, Suite, evaluate, load_suite
-from unlearn.evaluate.perturb import read_forget_tokens
+from unlearn.evaluate.harness import Answers, against_base, evaluate
+from unlearn.evaluate.plan import BaseAnswers, make_suite, maxlogit_plan, query_words
+from unlearn.evaluate.suite import Suite
 from unlearn.fingerprint import checkpoint_fingerprint, text_fingerprint
 from unlearn.identity import identity, run_folder, run_name
-from unlearn.model import Source, load_config, load_tokenizer, load_up_to, load_whole
+from unlearn.model import Source, check_weights, load_config, load_tokenizer, load_up_to, load_whole
 from unlearn.objective import Misdirection
 from unlearn.randomness import generator
 from unlearn.run_folder import RunFolder
@@ -86,13 +86,14 @@ def run_together(configs: list[Config], hydra_folders: Sequence[Path | None] = (
     source = make_source(shared)
     tokenizer = load_tokenizer(source)
     _check_layers(shared, load_config(source).get_text_config().num_hidden_layers)
-    topics = _load_topics(shared, tokenizer)
-    tokens = read_forget_tokens(shared.eval.forget_tokens)
-    suite = _load_suite(shared, tokens)
+    topics = load_topics(shared, tokenizer)
+    check_weights(source, shared.model.layer if not shared.eval.tasks else None)
+    words = query_words(shared, source, tokenizer)
+    suite = make_suite(shared, words)
     inputs = {
         "model": checkpoint_fingerprint(source),
         "data": {topic.name: topic.sha256 for topic in topics},
-        "forget_tokens": text_fingerprint(tokens),
+        "query_words": text_fingerprint([f"{query}: {word}" for query, listed in words.items() for word in listed]),
     }
     errors: dict[Path, Exception | None] = {}
     with ExitStack() as stack:
@@ -145,7 +146,8 @@ def _pad_id(tokenizer: Any) -> int:
     return next(i for i in ids if i is not None)
 
 
-def _load_topics(config: Config, tokenizer: Any) -> list[Topic]:
+def load_topics(config: Config, tokenizer: Any) -> list[Topic]:
+    """The corpora that training needs, tokenised."""
     data = config.data
     names = data.use or list(data.topics)
     documents = documents_needed(config.train.steps, config.train.batch_size, len(names))
@@ -162,19 +164,6 @@ def _load_topics(config: Config, tokenizer: Any) -> list[Topic]:
         )
         for name in names
     ]
-
-
-def _load_suite(config: Config, tokens: list[str]) -> Suite:
-    e = config.eval
-    return load_suite(
-        e.tasks,
-        e.queries,
-        tokens,
-        include_path=e.include_path,
-        seed=e.seed,
-        num_fewshot=e.num_fewshot,
-        limit=e.limit,
-    )
 
 
 def _finished(config: Config, folder: RunFolder, inputs: dict[str, Any]) -> bool:
@@ -268,27 +257,33 @@ def _make_variant(config: Config, cut: CutModel, topics: list[Topic]) -> Variant
 def _evaluate_points(points: list[Point], shared: Config, source: Source, tokenizer: Any, suite: Suite) -> None:
     """The base model once, then each point's model; metrics, per-question records and the final screen."""
     alive = [point for point in points if point.error is None]
-    base = Answers({}, {})
-    model = None
-    if suite.tasks and alive:
-        model = load_whole(source)
-        base = evaluate(model, tokenizer, suite, label="base", batch_size=shared.eval.batch_size)
+    if not alive:
+        return
+    if not suite.tasks:
+        for point in alive:
+            _finish(point, shared, [], {})
+        return
+    model = load_whole(source)
+    ask = partial(
+        evaluate, model, tokenizer, suite, tokens_per_batch=shared.eval.tokens_per_batch, maxlogit=maxlogit_plan(shared)
+    )
+    kept = BaseAnswers(shared, source, suite)
+    base = kept.load()
+    if base is None:
+        base = ask(label="base")
+        kept.keep(base)
     for point in alive:
         try:
-            _evaluate_point(point, shared, base, model, tokenizer, suite)
+            weights, metadata = load_delta(point.folder.file("delta.safetensors"))
+            with applied(model, weights, metadata):
+                unlearned = ask(label="unlearned")
+            _finish(point, shared, [base, unlearned], against_base(base, unlearned, suite))
         except Exception as error:
             point.fail(error)
 
 
-def _evaluate_point(
-    point: Point, shared: Config, base: Answers, model: PreTrainedModel | None, tokenizer: Any, suite: Suite
-) -> None:
-    answers = [base]
-    if model is not None:
-        weights, metadata = load_delta(point.folder.file("delta.safetensors"))
-        with applied(model, weights, metadata):
-            answers.append(evaluate(model, tokenizer, suite, label="unlearned", batch_size=shared.eval.batch_size))
-    metrics = _training_metrics(point)
+def _finish(point: Point, shared: Config, answers: list[Answers], comparison: dict[str, float]) -> None:
+    metrics = _training_metrics(point) | comparison
     for answer in answers:
         answer.write_samples(point.folder.file("samples"))
         metrics |= answer.metrics

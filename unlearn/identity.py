@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from unlearn.config import Config
 
 # Raise by hand when the same configuration would give other numbers than before.
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 
 
 def identity(config: Config) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def identity(config: Config) -> dict[str, Any]:
                 topic.pop(key)
     if isinstance(evaluation["forget_tokens"], str):
         evaluation.pop("forget_tokens")
-    for key in ("include_path", "batch_size"):
+    for key in ("include_path", "local_dir", "tokens_per_batch"):
         evaluation.pop(key)
     for key in ("log_every", "force"):
         plain["train"].pop(key)

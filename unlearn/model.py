@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import constants
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file
 
@@ -71,6 +72,37 @@ def load_tokenizer(source: Source) -> transformers.PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(source.path, **source.origin())
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"model.path={source.path}: cannot read a tokenizer there: {error}") from error
+
+
+def check_weights(source: Source, layer: int | None) -> None:
+    """Raise UserError if weight files are missing that cannot be fetched: those up to `layer`, or all (None).
+
+    Without a network that is better known before training than after it.
+    """
+    folder = Path(source.path)
+    if source.gguf_file is not None or not (folder.is_dir() or constants.HF_HUB_OFFLINE):
+        return
+    index_file = _cached(source, "model.safetensors.index.json")
+    shards = {"model.safetensors"}
+    if index_file is not None:
+        weight_map = json.loads(Path(index_file).read_text())["weight_map"]
+        shards = {shard for tensor, shard in weight_map.items() if layer is None or _needed(tensor, layer)}
+    missing = sorted(shard for shard in shards if _cached(source, shard) is None)
+    if missing and _cached(source, "pytorch_model.bin") is None:
+        advice = "" if folder.is_dir() else " `python -m unlearn.prefetch` fetches all that a job needs."
+        raise UserError(f"model.path={source.path}: weight files are missing: {', '.join(missing)}.{advice}")
+
+
+def _cached(source: Source, name: str) -> str | None:
+    """Where a file of the checkpoint is; None if there is none."""
+    return cached_file(
+        source.path,
+        name,
+        revision=source.revision,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
 
 
 def load_whole(source: Source) -> transformers.PreTrainedModel:
@@ -135,14 +167,7 @@ def _keep_layers(config: transformers.PretrainedConfig, count: int) -> None:
 
 def _pruned_checkpoint(source: Source, layer: int, scratch: Path) -> str:
     """A folder with links to the shards that hold layers 0 .. `layer`; `source.path` where there is no index."""
-    index_file = cached_file(
-        source.path,
-        "model.safetensors.index.json",
-        revision=source.revision,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
+    index_file = _cached(source, "model.safetensors.index.json")
     if index_file is None or source.trust_remote_code:
         return source.path
     index = json.loads(Path(index_file).read_text())

@@ -1,36 +1,33 @@
-"""Perturbed queries: a random incorrect option becomes a forget-token (section 6.2)."""
+"""Perturbed queries: random incorrect options become forget-tokens (section 6.2)."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from unlearn.errors import UserError
 
-
-def read_forget_tokens(tokens: Sequence[str] | str) -> list[str]:
-    """A literal list, or a file with one token a line. Raises UserError if the file is missing or empty."""
-    if not isinstance(tokens, str):
-        return list(tokens)
-    file = Path(tokens)
-    if not file.is_file():
-        raise UserError(f"eval.forget_tokens={tokens}: there is no such file. Give a list or a file with one a line.")
-    words = [line.strip() for line in file.read_text().splitlines() if line.strip()]
-    if not words:
-        raise UserError(f"eval.forget_tokens={tokens}: the file is empty.")
-    return words
+POSITIONS = ("random", "first", "last")
 
 
 def perturb(
-    document: Mapping[str, Any], tokens: Sequence[str], *, seed: int, task: str, question: int
+    document: Mapping[str, Any],
+    tokens: Sequence[str],
+    *,
+    seed: int,
+    task: str,
+    question: int,
+    count: int = 1,
+    position: str = "random",
 ) -> dict[str, Any]:
-    """The question with one incorrect option replaced by one of `tokens`.
+    """The question with `count` incorrect options replaced by one each of `tokens`.
 
     Args:
         document: has `choices` (list of str) and `answer` (index of the right one), as in cais/mmlu and cais/wmdp.
-        seed, task, question: the key of the random choice, so that every model sees the same question.
+        seed, task, question: the key of the random choices, so that every model sees the same question.
+        count: how many; not more than there are incorrect options.
+        position: which incorrect options: "random", or the "first" or "last" ones.
 
     Raises:
         UserError: the document has no such columns, or every token is its right answer.
@@ -42,10 +39,17 @@ def perturb(
             f"(an index); it has {', '.join(document)}. Set eval.queries=[default] to leave them out."
         )
     rng = random.Random(f"{seed}/{task}/{question}")
-    wrong = rng.choice([i for i in range(len(choices)) if i != answer])
+    wrong = [i for i in range(len(choices)) if i != answer]
+    count = min(count, len(wrong))
+    replaced = {"random": lambda: rng.sample(wrong, count), "first": lambda: wrong[:count]}.get(
+        position, lambda: wrong[len(wrong) - count :]
+    )()
     usable = [token for token in tokens if token != choices[answer]]
     if not usable:
         raise UserError(
             f"task {task}, question {question}: every forget-token is its right answer {choices[answer]!r}."
         )
-    return {**document, "choices": [*choices[:wrong], rng.choice(usable), *choices[wrong + 1 :]]}
+    changed = list(choices)
+    for place in replaced:
+        changed[place] = rng.choice(usable)
+    return {**document, "choices": changed}

@@ -1,0 +1,57 @@
+"""Paired comparisons: difference, interval, McNemar's test."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from unlearn.compare import compare
+from unlearn.evaluate.statistics import paired
+
+
+def test_difference_and_counts():
+    r = paired([True, True, False, False, True], [True, False, True, False, False])
+    assert (r.questions, r.only_a, r.only_b) == (5, 2, 1)
+    assert r.difference == pytest.approx(-0.2)
+    assert r.low <= r.difference <= r.high
+
+
+def test_mcnemar_is_the_exact_one():
+    """Ten discordant questions, one of them for b: twice the binomial tail, 2 (1 + 10) / 1024."""
+    a, b = [True] * 9 + [False] + [True] * 20, [False] * 9 + [True] + [True] * 20
+    assert paired(a, b).p == pytest.approx(2 * (1 + 10) / 1024)
+
+
+def test_equal_answers_are_no_difference():
+    r = paired([True, False] * 10, [True, False] * 10)
+    assert (r.difference, r.low, r.high, r.p) == (0, 0, 0, 1)
+
+
+def test_the_interval_is_scipys_bootstrap():
+    rng = np.random.default_rng(1)
+    a, b = rng.random(400) < 0.7, rng.random(400) < 0.6
+    r = paired(a.tolist(), b.tolist())
+    scipys = stats.bootstrap(
+        (b.astype(int) - a.astype(int),), np.mean, n_resamples=5000, method="percentile", rng=rng
+    ).confidence_interval
+    assert (r.low, r.high) == pytest.approx((scipys.low, scipys.high), abs=0.01)
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(2)
+    covered = 0
+    for trial in range(300):
+        a, b = rng.random(200) < 0.6, rng.random(200) < 0.5
+        r = paired(a.tolist(), b.tolist(), seed=trial)
+        covered += r.low <= -0.1 <= r.high
+    assert 0.90 < covered / 300 < 0.99
+
+
+def test_runs_are_compared_on_the_questions_of_both():
+    a = {("mmlu_x", "default"): {0: True, 1: False, 2: True}, ("mmlu_y", "default"): {0: True}}
+    b = {("mmlu_x", "default"): {1: True, 2: True, 3: False}, ("mmlu_y", "default"): {0: False}, ("z", "default"): {}}
+    found = compare(a, b)
+    assert found["mmlu_x", "default"].questions == 2
+    assert found["mmlu_x", "default"].difference == 0.5
+    assert found["all", "default"].questions == 3
+    assert found["all", "default"].difference == 0
+    assert ("z", "default") not in found

@@ -1,0 +1,116 @@
+"""MaxLogit (Eq. 11): the largest logit at each of the first greedy tokens after a query.
+
+N queries, K tokens, B batch, T tokens of a prompt, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from unlearn.data import pad
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+@dataclass(frozen=True)
+class MaxLogits:
+    """Largest logits float32 [N, K] and the greedy tokens int64 [N, K]."""
+
+    values_NK: Tensor
+    tokens_NK: Tensor
+
+    def of(self, queries: Sequence[int]) -> MaxLogits:
+        """Those of some queries, by their numbers."""
+        return MaxLogits(self.values_NK[list(queries)], self.tokens_NK[list(queries)])
+
+    def metrics(self) -> dict[str, float]:
+        """Mean, standard deviation and quantiles over all queries and tokens."""
+        flat = self.values_NK.flatten()
+        found = {"maxlogit_mean": flat.mean().item(), "maxlogit_std": flat.std().item()}
+        return found | {
+            f"maxlogit_p{round(100 * q):02d}": v
+            for q, v in zip(QUANTILES, np.quantile(flat.numpy(), QUANTILES).tolist(), strict=True)
+        }
+
+    def parquet(self, questions: Sequence[int]) -> bytes:
+        """A row for each query and token: question (its id), position, token, maxlogit."""
+        count, width = self.values_NK.shape
+        rows = {
+            "question": [q for q in questions for _ in range(width)],
+            "position": list(range(width)) * count,
+            "token": self.tokens_NK.flatten().tolist(),
+            "maxlogit": self.values_NK.flatten().tolist(),
+        }
+        out = io.BytesIO()
+        datasets.Dataset.from_dict(rows).to_parquet(out)
+        return out.getvalue()
+
+
+def max_logits(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    count: int,
+    tokens_per_batch: int,
+    label: str = "",
+) -> MaxLogits:
+    """Let the model continue each prompt greedily by `count` tokens, whatever they are, end of text included.
+
+    Batches hold about `tokens_per_batch` tokens, prompts of about equal length together.
+    """
+    encoded = [list(ids) for ids in tokenizer(list(prompts))["input_ids"]]
+    order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
+    values_NK = torch.empty(len(encoded), count)
+    tokens_NK = torch.empty(len(encoded), count, dtype=torch.long)
+    bar = tqdm(total=len(encoded), desc=f"MaxLogit {label}".rstrip(), mininterval=1, disable=None)
+    at = 0
+    while at < len(order):
+        size = max(1, tokens_per_batch // (len(encoded[order[at]]) + count))
+        rows = order[at : at + size]
+        try:
+            values_NK[rows], tokens_NK[rows] = _continue(model, [encoded[i] for i in rows], count)
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+            tokens_per_batch //= 2
+            torch.cuda.empty_cache()
+            continue
+        at += len(rows)
+        bar.update(len(rows))
+    bar.close()
+    return MaxLogits(values_NK, tokens_NK)
+
+
+@torch.inference_mode()
+def _continue(model: PreTrainedModel, prompts: list[list[int]], count: int) -> tuple[Tensor, Tensor]:
+    """Largest logits and greedy tokens of one batch, on the CPU: [B, K] each."""
+    part = pad(prompts, 0, "left").to(model.device)
+    ids_BT, mask_BT = part.ids_BT, part.mask_BT.long()
+    positions_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
+    cache, values, tokens = None, [], []
+    for _ in range(count):
+        output = model(
+            input_ids=ids_BT,
+            attention_mask=mask_BT,
+            position_ids=positions_BT,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        cache = output.past_key_values
+        largest_B, greedy_B = output.logits[:, -1].float().max(dim=-1)
+        values.append(largest_B)
+        tokens.append(greedy_B)
+        ids_BT, positions_BT = greedy_B[:, None], positions_BT[:, -1:] + 1
+        mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(mask_BT), 1)], dim=1)
+    return torch.stack(values, dim=1).cpu(), torch.stack(tokens, dim=1).cpu()

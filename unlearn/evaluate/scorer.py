@@ -1,0 +1,205 @@
+"""lm-eval's Hugging Face model class, with log-likelihoods computed faster and numerically the same.
+
+- What several requests share, the beginning of their prompts, is computed once (see `unlearn.evaluate.tree`).
+- The head runs only at the positions that are scored, not over whole prompts.
+- Batches hold rows of about equal length and a number of tokens, not of rows.
+- Prompts are tokenised in one call.
+
+Everything else, how prompts are cut, scored and summed, is inherited. R rows, L nodes, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from unlearn.evaluate.tree import Tree, grow, mask
+
+Answer = tuple[float, bool]  # log-likelihood of a continuation, and whether it is the greedy one
+
+
+class Scorer(HFLM):
+    """`tokens_per_batch` bounds the tokens of a forward pass, padding included; a single longer row still runs.
+
+    After `prepare`, requests are answered from what was computed there.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens_per_batch: int) -> None:
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=1, backend="causal")
+        self.tokens_per_batch = tokens_per_batch
+        self.truncated: set[tuple[str, str]] = set()  # requests longer than the model's context, cut on the left
+        self._answers: dict[tuple[str, str], Answer] = {}
+        self._encoded: dict[str, list[int]] = {}
+        self._label = ""
+        self.shares_prefixes = self._check_trees()
+
+    def prepare(self, requests: Sequence[Any], label: str = "") -> None:
+        """Answer all log-likelihood requests at once, so that those of different tasks and queries can share."""
+        pairs = {r.args for r in requests if r.request_type == "loglikelihood"} - self._answers.keys()
+        ordered = sorted(pairs)  # not in the order of a set, which changes from run to run
+        if not ordered:
+            return
+        self._encode_together(ordered)
+        self._label = label
+        found = super().loglikelihood([SimpleNamespace(args=pair) for pair in ordered], disable_tqdm=True)
+        self._answers |= zip(ordered, found, strict=True)
+        self._encoded.clear()
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[Answer]:
+        """One answer a request."""
+        self.prepare(requests)
+        return [self._answers[request.args] for request in requests]
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """Token ids as HFLM has them, from what was encoded together if it was."""
+        if add_special_tokens is None and not kwargs and string in self._encoded:
+            return self._encoded[string]
+        return super().tok_encode(string, add_special_tokens, **kwargs)
+
+    def _encode_together(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """Fill `_encoded` with the strings that lm-eval will ask for, where its rule for BOS is the usual one."""
+        bos = self.tokenizer.decode(self.prefix_token_id)
+        strings = {context.rstrip() for context, _ in pairs} | {context + more for context, more in pairs}
+        plain = [s for s in strings if s and not s.startswith(bos)]
+        if plain:
+            special = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
+            self._encoded = dict(zip(plain, self.tokenizer(plain, **special)["input_ids"], strict=True))
+
+    def _loglikelihood_tokens(
+        self,
+        requests: list[tuple[tuple[str, str], list[int], list[int]]],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+    ) -> list[Answer]:
+        sequences, of_sequence = self._plan(requests)
+        targets = [continuation[-self.max_length :] for _, _, continuation in requests]
+        answers: list[Answer | None] = [None] * len(requests)
+        if self.shares_prefixes:
+            trees = grow(sequences, self._largest_tree(sequences))
+        else:
+            trees = [_alone(sequence, i) for i, sequence in enumerate(sequences)]
+        trees.sort(key=lambda entry: -len(entry[0].ids))  # too little memory is met first
+        bar = tqdm(total=len(requests), desc=f"Scoring {self._label}".rstrip(), mininterval=1, disable=None)
+        for batch in self._batches(trees):
+            asked = [
+                [(n, path) for member, path in zip(members, tree.paths, strict=True) for n in of_sequence[member]]
+                for tree, members in batch
+            ]
+            nodes = [[path[len(path) - len(targets[n]) :] for n, path in row] for row in asked]
+            found = self._score([tree for tree, _ in batch], nodes, [[targets[n] for n, _ in row] for row in asked])
+            for (number, _), answer in zip((entry for row in asked for entry in row), found, strict=True):
+                answers[number] = answer
+            bar.update(sum(map(len, asked)))
+        bar.close()
+        assert all(answer is not None for answer in answers)
+        return answers  # type: ignore[return-value]
+
+    def _plan(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]]
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """The distinct sequences to run, and for each the numbers of the requests that it answers.
+
+        As in HFLM: a continuation's last token is not an input, and what is too long loses its beginning.
+        """
+        found: dict[tuple[int, ...], list[int]] = {}
+        for number, (strings, context, continuation) in enumerate(requests):
+            whole = context + continuation
+            if len(whole) > self.max_length + 1:
+                self.truncated.add(strings)
+            found.setdefault(tuple(whole[-(self.max_length + 1) :][:-1]), []).append(number)
+        return [list(tokens) for tokens in found], list(found.values())
+
+    def _largest_tree(self, sequences: list[list[int]]) -> int:
+        """Nodes that a tree may have: attention over many more than its sequences need costs more than it saves.
+
+        A tree's mask stands in for that of a sliding window, too, so it has to be the shorter one.
+        """
+        window = getattr(self.model.config.get_text_config(), "sliding_window", None)
+        largest = max(2 * max(map(len, sequences)), min(2048, self.tokens_per_batch))
+        return largest if window is None else min(largest, window)
+
+    def _batches(self, trees: list[tuple[Tree, list[int]]]) -> Iterator[list[tuple[Tree, list[int]]]]:
+        """Rows in their order, so many that they fit into `tokens_per_batch`, padded to the first and longest.
+
+        A batch of trees is of one kind: single sequences need no mask.
+        """
+        for kind in (False, True):
+            rest = [entry for entry in trees if entry[0].is_chain is kind]
+            while rest:
+                count = max(1, self.tokens_per_batch // len(rest[0][0].ids))
+                yield rest[:count]
+                rest = rest[count:]
+
+    def _score(self, trees: list[Tree], nodes: list[list[list[int]]], targets: list[list[list[int]]]) -> list[Answer]:
+        """Answers of all requests of a batch; half a batch at a time where memory does not suffice."""
+        try:
+            logits_NV = self._logits(trees, [[i for request in row for i in request] for row in nodes])
+        except torch.OutOfMemoryError:
+            if len(trees) == 1:
+                raise
+            self.tokens_per_batch = max(1, self.tokens_per_batch // 2)
+            warnings.warn(f"Out of memory: going on with eval.tokens_per_batch={self.tokens_per_batch}.", stacklevel=2)
+            torch.cuda.empty_cache()
+            half = len(trees) // 2
+            first = self._score(trees[:half], nodes[:half], targets[:half])
+            return first + self._score(trees[half:], nodes[half:], targets[half:])
+        flat = [request for row in targets for request in row]
+        wanted_N = torch.tensor([t for request in flat for t in request], device=logits_NV.device)
+        logprobs_N = logits_NV.log_softmax(dim=-1).gather(-1, wanted_N[:, None]).squeeze(-1).tolist()
+        greedy_N = (logits_NV.argmax(dim=-1) == wanted_N).tolist()
+        found, at = [], 0
+        for request in flat:
+            here = slice(at, at + len(request))
+            found.append((sum(logprobs_N[here]), all(greedy_N[here])))
+            at += len(request)
+        return found
+
+    @torch.inference_mode()
+    def _logits(self, trees: list[Tree], nodes: list[list[int]]) -> Tensor:
+        """Logits at the given nodes of each row, one after another: float32 [N, V]."""
+        length = -(-max(len(tree.ids) for tree in trees) // 8) * 8  # what GPU kernels want of a mask
+        ids_RL = torch.tensor([tree.ids + [0] * (length - len(tree.ids)) for tree in trees], device=self.device)
+        inputs: dict[str, Any] = {}
+        if not all(tree.is_chain for tree in trees):
+            positions = [tree.positions + [0] * (length - len(tree.ids)) for tree in trees]
+            inputs["position_ids"] = torch.tensor(positions, device=self.device)
+            inputs["attention_mask"] = mask(trees, length, self.model.dtype).to(self.device)
+        rows = torch.tensor([r for r, row in enumerate(nodes) for _ in row], device=self.device)
+        places = torch.tensor([i for row in nodes for i in row], device=self.device)
+
+        def only_these(_head: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (args[0][rows, places][None], *args[1:])
+
+        # Whatever a model does to its logits after the head, it does to each alone.
+        hook = self.model.get_output_embeddings().register_forward_pre_hook(only_these)
+        try:
+            return self.model(input_ids=ids_RL, use_cache=False, **inputs).logits[0].float()
+        finally:
+            hook.remove()
+
+    def _check_trees(self) -> bool:
+        """Whether this model, with its attention kernel, takes a tree's mask and gives the logits of its branches."""
+        branches = [[5, 6, 7, 8, 9], [5, 6, 7, 10, 11, 12]]
+        [(tree, members)] = grow(branches, 100)
+        ends = [[tree.paths[members.index(i)][-1] for i in (0, 1)]]
+        try:
+            together_NV = self._logits([tree], ends)
+        except (TypeError, ValueError, RuntimeError):
+            return False
+        alone_NV = torch.cat([self._logits([_alone(s, 0)[0]], [[len(s) - 1]]) for s in branches])
+        tolerance = 1e-4 if self.model.dtype.itemsize >= 4 else 2e-2
+        return bool((together_NV - alone_NV).norm() <= tolerance * alone_NV.norm())
+
+
+def _alone(sequence: Sequence[int], number: int) -> tuple[Tree, list[int]]:
+    tree = Tree()
+    tree.add(sequence, 0, 0)
+    return tree, [number]

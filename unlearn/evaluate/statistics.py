@@ -1,0 +1,49 @@
+"""Paired comparisons of two models, or of two kinds of query, on the same questions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+RESAMPLES, CONFIDENCE = 2000, 0.95
+
+
+@dataclass(frozen=True)
+class Paired:
+    """b against a, on `questions` questions that both were asked."""
+
+    questions: int
+    difference: float  # accuracy of b less that of a
+    low: float  # 95 % bootstrap interval of the difference
+    high: float
+    only_a: int  # right in a and wrong in b
+    only_b: int
+    p: float  # exact McNemar test of "either is as likely"
+
+    def metrics(self) -> dict[str, float]:
+        """As they stand in metrics.json."""
+        return {"difference": self.difference, "low": self.low, "high": self.high, "p": self.p}
+
+
+def paired(a: Sequence[bool], b: Sequence[bool], seed: int = 0) -> Paired:
+    """Compare two lists of correctness, question by question.
+
+    The interval is a percentile bootstrap over questions (2,000 resamples); the test is McNemar's, exact: under the
+    null hypothesis a question on which they differ is as likely right in a as in b.
+    """
+    assert len(a) == len(b) > 0, (len(a), len(b))
+    right = np.array([a, b], dtype=np.int8)
+    differences = right[1] - right[0]
+    only_a, only_b = int((differences < 0).sum()), int((differences > 0).sum())
+    low = high = float(differences.mean())
+    if only_a or only_b:
+        # Only the numbers of -1, 0 and 1 matter: resampling questions draws them from a multinomial distribution.
+        shares = [only_a / len(a), 1 - (only_a + only_b) / len(a), only_b / len(a)]
+        draws = np.random.default_rng(seed).multinomial(len(a), shares, size=RESAMPLES)
+        tail = (1 - CONFIDENCE) / 2
+        low, high = (float(q) for q in np.quantile((draws[:, 2] - draws[:, 0]) / len(a), [tail, 1 - tail]))
+    p = float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a or only_b else 1.0
+    return Paired(len(a), float(differences.mean()), low, high, only_a, only_b, p)

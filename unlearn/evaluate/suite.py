@@ -1,0 +1,185 @@
+"""Everything that a model is asked: lm-eval's tasks, with their documents loaded and perturbed, before any weight is.
+
+A query is a kind of question: "default" as lm-eval has it; any other one with options replaced by the words of a
+list (see `unlearn.evaluate.tokens`).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import datasets
+import lm_eval.api.task
+from lm_eval.api.task import Task
+from lm_eval.tasks import TaskManager
+from tqdm import tqdm
+
+from unlearn.errors import UserError, nearest
+from unlearn.evaluate.local_data import local_data
+from unlearn.evaluate.perturb import perturb
+
+logging.getLogger("lm_eval").setLevel(logging.ERROR)
+# One bar for each model is enough: lm-eval shows another one for each task while it builds prompts.
+lm_eval.api.task.tqdm = partial(tqdm, disable=True)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """For each query lm-eval's tasks with their requests built; the tasks and groups that were asked for."""
+
+    tasks: dict[str, Any]  # query -> lm-eval's TaskDict
+    roles: dict[str, list[str]]
+    leaves: dict[str, list[str]]  # every task and group -> the tasks that it consists of
+    samples: dict[str, list[int]] | None  # task -> numbers of the documents that are asked; None: all
+
+    def instances(self, query: str) -> Iterator[Any]:
+        """lm-eval's requests of a query."""
+        for task in self.tasks[query]["tasks"].values():
+            yield from task.instances
+
+    def sha256(self) -> str:
+        """Hash of everything that is asked, few-shot examples, options and order included."""
+        digest = hashlib.sha256()
+        for query in self.tasks:
+            for request in self.instances(query):
+                digest.update(repr((query, request.request_type, request.task_name, request.args)).encode())
+        return digest.hexdigest()
+
+
+def load_suite(
+    roles: Mapping[str, Sequence[str]],
+    queries: Mapping[str, Sequence[str]],
+    *,
+    include_path: str | None = None,
+    local_dir: str | None = None,
+    seed: int = 0,
+    num_fewshot: int = 0,
+    limit: int | None = None,
+    subset: int | None = None,
+    replaced: int = 1,
+    position: str = "random",
+) -> Suite:
+    """Load and build all questions.
+
+    Args:
+        roles: role -> names of lm-eval tasks or groups.
+        queries: kind of query -> words that its options get; "default" needs none.
+        include_path: a folder with task definitions beside lm-eval's own.
+        local_dir: a folder with MMLU and WMDP (see `unlearn.evaluate.local_data`).
+        limit: the first so many questions of each task.
+        subset: so many questions of each role, drawn from its tasks in proportion to their size.
+        replaced, position: see `perturb`.
+
+    Raises UserError for an unknown task and for one whose data cannot be had.
+    """
+    names = list(dict.fromkeys(name for group in roles.values() for name in group))
+    if not names:
+        return Suite({}, {}, {}, None)
+    manager = _tasks_in(include_path, beside_lm_evals=False)
+    if not set(names) <= set(manager.all_tasks):
+        manager = _tasks_in(include_path, beside_lm_evals=True)
+    for name in names:
+        if name not in manager.task_index:
+            raise UserError(f"eval.tasks: unknown lm-eval task {name!r}.{nearest(name, manager.all_tasks)}")
+    with local_data(local_dir, examples=num_fewshot > 0):
+        loaded = _load(manager, names, num_fewshot)
+    leaves = _leaves(loaded)
+    samples = None
+    if subset is not None:
+        samples = _stratified(loaded["tasks"], roles, leaves, subset, seed)
+    elif limit is not None:
+        samples = {name: list(range(min(limit, len(task.eval_docs)))) for name, task in loaded["tasks"].items()}
+    suite = {}
+    for query, tokens in queries.items():
+        tasks = loaded["tasks"]
+        if query != "default":
+            change = partial(perturb, tokens=tokens, seed=seed, count=replaced, position=position)
+            tasks = {name: _perturbed(task, change) for name, task in tasks.items()}
+        else:
+            tasks = {name: copy.copy(task) for name, task in tasks.items()}
+        for name, task in tasks.items():
+            _build(task, None if samples is None else samples[name])
+        suite[query] = {**loaded, "tasks": tasks}
+    return Suite(suite, {role: list(asked) for role, asked in roles.items()}, leaves, samples)
+
+
+@lru_cache  # scanning lm-eval's thousands of task files takes seconds
+def _tasks_in(include_path: str | None, beside_lm_evals: bool) -> TaskManager:
+    return TaskManager(include_path=include_path, include_defaults=beside_lm_evals)
+
+
+def _load(manager: TaskManager, names: list[str], num_fewshot: int) -> dict[str, Any]:
+    """lm-eval's TaskDict of these tasks and groups; one that is also part of a named group is loaded once."""
+    merged: dict[str, dict] = {"tasks": {}, "groups": {}, "group_map": {}}
+    for name in names:
+        if name in merged["tasks"]:
+            continue
+        try:
+            loaded = manager.load([name])
+        except UserError:
+            raise
+        except Exception as error:  # whatever the hub or a task's own code raises
+            raise UserError(f"eval.tasks: cannot load the data of task {name!r}: {error}") from error
+        for kind, found in loaded.items():
+            merged[kind].update(found)
+    for task in merged["tasks"].values():
+        task.set_config(key="num_fewshot", value=num_fewshot)
+        task.set_fewshot_seed(seed=0)
+    return merged
+
+
+def _leaves(loaded: dict[str, Any]) -> dict[str, list[str]]:
+    """The tasks that each task and group consists of."""
+
+    def below(name: str) -> list[str]:
+        children = loaded["group_map"].get(name)
+        return [name] if children is None else [leaf for child in children for leaf in below(child)]
+
+    return {name: below(name) for name in (*loaded["tasks"], *loaded["group_map"])}
+
+
+def _perturbed(task: Task, change: Any) -> Task:
+    """A copy of a task whose asked documents are changed; few-shot examples stay."""
+    split = task.config.test_split or task.config.validation_split
+    documents = [change(d, task=task.task_name, question=i) for i, d in enumerate(task.eval_docs)]
+    other = copy.copy(task)
+    other._config = copy.copy(task._config)
+    other._config.process_docs = None  # has been applied by eval_docs
+    other.dataset = datasets.DatasetDict({**task.dataset, split: datasets.Dataset.from_list(documents)})
+    return other
+
+
+def _build(task: Task, samples: list[int] | None) -> None:
+    """Build a task's requests now and only now; every evaluation uses them again."""
+    task.build_all_requests(samples=samples)
+    task.build_all_requests = lambda **_kwargs: None
+
+
+def _stratified(
+    tasks: Mapping[str, Task], roles: Mapping[str, Sequence[str]], leaves: dict[str, list[str]], size: int, seed: int
+) -> dict[str, list[int]]:
+    """Numbers of the questions to ask of each task: `size` for each role, in proportion to the tasks' sizes.
+
+    A task of two roles is asked what either drew.
+    """
+    chosen: dict[str, set[int]] = {name: set() for name in tasks}
+    for asked in roles.values():
+        members = list(dict.fromkeys(leaf for name in asked for leaf in leaves[name]))
+        sizes = {name: len(tasks[name].eval_docs) for name in members}
+        total = sum(sizes.values())
+        exact = {name: min(size, total) * n / total for name, n in sizes.items()}
+        shares = {name: max(1, int(share)) for name, share in exact.items()}
+        rest = min(size, total) - sum(shares.values())
+        for name in sorted(members, key=lambda name: int(exact[name]) - exact[name])[: max(0, rest)]:
+            shares[name] += 1
+        for name in members:
+            draw = random.Random(f"{seed}/subset/{name}").sample(range(sizes[name]), min(shares[name], sizes[name]))
+            chosen[name] |= set(draw)
+    return {name: sorted(numbers) for name, numbers in chosen.items()}

@@ -1,0 +1,74 @@
+"""Which words a perturbed query gets: forget-tokens, and harmless control words like them.
+
+A query's kind names its source: "perturbed" the forget-tokens of `eval.forget_tokens`, "control" words of the retain
+corpora of the same length and frequency, so that "any odd word hurts" can be told from "forget-tokens hurt";
+"similarity-..." and "ngram-..." lists from `unlearn.evaluate.ngrams`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from unlearn.errors import UserError
+
+WORD = re.compile(r"[^\W\d_][\w-]{2,}")
+CONTROLS = 5  # control words for each forget-token
+FROM_CORPUS = 100  # words that stand for a topic's corpus
+
+
+def read_forget_tokens(tokens: Sequence[str] | str) -> list[str]:
+    """A literal list, or a file with one token a line. Raises UserError if the file is missing or empty."""
+    if not isinstance(tokens, str):
+        return list(tokens)
+    file = Path(tokens)
+    if not file.is_file():
+        raise UserError(
+            f"eval.forget_tokens={tokens}: there is no such file. Give a list, a file with one a line, or corpus:TOPIC."
+        )
+    words = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    if not words:
+        raise UserError(f"eval.forget_tokens={tokens}: the file is empty.")
+    return words
+
+
+def words(texts: Iterable[str]) -> Iterator[str]:
+    """Words of three characters or more, beginning with a letter."""
+    for text in texts:
+        yield from WORD.findall(text)
+
+
+def corpus_tokens(forget: Iterable[str], retain: Iterable[str]) -> list[str]:
+    """The words of a topic's forget corpus that are most frequent there and not in its retain corpus."""
+    harmless = {word.lower() for word in words(retain)}
+    counts = Counter(word for word in words(forget) if word.lower() not in harmless)
+    return [word for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:FROM_CORPUS]]
+
+
+def control_tokens(tokens: Sequence[str], forget: Iterable[str], retain: Iterable[str]) -> list[str]:
+    """For each forget-token, words of the retain corpora like it that no forget corpus has.
+
+    Like it: nearest in frequency class (the binary logarithm of the count over all corpora, rounded down; words that
+    do not occur are of the class of those that occur once), then nearest in length. A token of several words gets
+    as many.
+    """
+    dangerous, harmless = Counter(words(forget)), Counter(words(retain))
+    known = {word.lower() for word in dangerous} | {t.lower() for t in tokens}
+    candidates = sorted(word for word in harmless if word.lower() not in known)
+    if not candidates:
+        raise UserError("eval.queries: control queries need words in the retain corpora that no forget corpus has.")
+
+    def frequency(word: str) -> int:
+        return max(1, dangerous[word] + harmless[word]).bit_length()
+
+    def like(word: str) -> list[str]:
+        rank = frequency(word)
+        nearest = sorted(candidates, key=lambda c: (abs(frequency(c) - rank), abs(len(c) - len(word)), c))
+        return nearest[:CONTROLS]
+
+    found = []
+    for token in tokens:
+        found += [" ".join(parts) for parts in zip(*map(like, token.split()), strict=False)]
+    return list(dict.fromkeys(found))
