@@ -52,7 +52,7 @@ def test_the_command_line(short, tmp_path):
     [
         ("evaluate.__main__", ["RUN", "eval=toyy"], "toyy"),
         ("evaluate.__main__", ["RUN", "eval=none"], "eval.tasks is empty"),
-        ("evaluate.__main__", ["nowhere", "eval=toy"], "cannot read a tokenizer"),
+        ("evaluate.__main__", ["/nowhere", "eval=toy"], "cannot read a tokenizer"),
         ("compare", ["RUN", "nowhere"], "there are no samples"),
         ("prefetch", ["rna.nu=-1"], "rna.nu=-1 is not allowed"),
         ("prefetch", ["rna.nuu=1"], "rna.nuu"),
@@ -75,7 +75,7 @@ def test_two_runs_are_compared(short, monkeypatch, capsys):
 
 def test_a_checkpoint_is_evaluated_as_the_base_model(tmp_path):
     model = str(ROOT / "unlearn/toy/model")
-    folder = evaluate_checkpoint(model, ["eval=toy", "eval.limit=3", f"output_root={tmp_path}"])
+    folder = evaluate_checkpoint([f"model.path={model}", "eval=toy", "eval.limit=3", f"output_root={tmp_path}"])
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["base/toy_retain/default/acc"] == 1
     assert not any(name.startswith("unlearned") for name in metrics)

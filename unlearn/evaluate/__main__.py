@@ -1,7 +1,8 @@
 """Evaluate a finished run, or any checkpoint, without training.
 
 python -m unlearn.evaluate RUN_DIR eval=quick             adds to the run's metrics.json and samples/
-python -m unlearn.evaluate CHECKPOINT eval=wmdp model=... a folder or hub id, as the base model
+python -m unlearn.evaluate CHECKPOINT eval=wmdp           a folder or hub id, as the base model
+python -m unlearn.evaluate model=zephyr_7b_beta eval=wmdp that of a configuration
 """
 
 from __future__ import annotations
@@ -86,11 +87,11 @@ def evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
     return folder.path
 
 
-def evaluate_checkpoint(path: str, overrides: list[str]) -> Path:
-    """Evaluate a checkpoint as the base model, into OUTPUT_ROOT/evaluations; returns the folder."""
-    config = settle(composed([f"model.path={path}", *overrides]))
+def evaluate_checkpoint(overrides: list[str]) -> Path:
+    """Evaluate a configuration's model as the base model, into OUTPUT_ROOT/evaluations; returns the folder."""
+    config = settle(composed(overrides))
     metrics, [answers] = ask(config, None)
-    name = f"{Path(path).name}-{checkpoint_fingerprint(make_source(config))[:10]}"
+    name = f"{config.model.name}-{checkpoint_fingerprint(make_source(config))[:10]}"
     folder = Path(config.output_root) / "evaluations" / name
     answers.write_samples(folder / "samples")
     write_json(folder / "metrics.json", metrics)
@@ -103,7 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m unlearn.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", metavar="RUN_DIR|CHECKPOINT")
+    parser.add_argument("what", metavar="RUN_DIR|CHECKPOINT|model=NAME")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="eval=NAME, eval.KEY=VALUE, as for launch.py")
     args = parser.parse_args()
     folder = RunFolder(Path(args.what))
@@ -111,7 +112,8 @@ def main() -> None:
         if folder.record:
             evaluate_run(folder, args.overrides)
         else:
-            evaluate_checkpoint(args.what, args.overrides)
+            model = args.what if "=" in args.what else f"model.path={args.what}"
+            evaluate_checkpoint([model, *args.overrides])
     except (UserError, HydraException) as error:
         sys.exit(f"Error: {error}")
     say("Done.")

@@ -1,6 +1,7 @@
 """lm-eval's Hugging Face model class, with log-likelihoods computed faster and numerically the same.
 
-- What several requests share, the beginning of their prompts, is computed once (see `unlearn.evaluate.tree`).
+- What several requests share, the beginning of their prompts, is computed once: as the trunk of a tree (see
+  `unlearn.evaluate.tree`), and where all rows of a batch begin alike, as a cache for all of them.
 - The head runs only at the positions that are scored, not over whole prompts.
 - Batches hold rows of about equal length and a number of tokens, not of rows.
 - Prompts are tokenised in one call.
@@ -21,8 +22,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from unlearn.evaluate.tree import Tree, grow, mask
+from unlearn.evaluate.tree import Tree, grow, mask, shared_length
 
+WORTH_CACHING = 8  # tokens in common that pay for a forward pass of their own
 Answer = tuple[float, bool]  # log-likelihood of a continuation, and whether it is the greedy one
 
 
@@ -39,6 +41,7 @@ class Scorer(HFLM):
         self._answers: dict[tuple[str, str], Answer] = {}
         self._encoded: dict[str, list[int]] = {}
         self._label = ""
+        self._window = getattr(model.config.get_text_config(), "sliding_window", None)
         self.shares_prefixes = self._check_trees()
 
     def prepare(self, requests: Sequence[Any], label: str = "") -> None:
@@ -122,21 +125,22 @@ class Scorer(HFLM):
 
         A tree's mask stands in for that of a sliding window, too, so it has to be the shorter one.
         """
-        window = getattr(self.model.config.get_text_config(), "sliding_window", None)
         largest = max(2 * max(map(len, sequences)), min(2048, self.tokens_per_batch))
-        return largest if window is None else min(largest, window)
+        return largest if self._window is None else min(largest, self._window)
 
     def _batches(self, trees: list[tuple[Tree, list[int]]]) -> Iterator[list[tuple[Tree, list[int]]]]:
         """Rows in their order, so many that they fit into `tokens_per_batch`, padded to the first and longest.
 
-        A batch of trees is of one kind: single sequences need no mask.
+        No more than an eighth of a row is padding, and a batch is of one kind: single sequences need no mask.
         """
         for kind in (False, True):
             rest = [entry for entry in trees if entry[0].is_chain is kind]
             while rest:
-                count = max(1, self.tokens_per_batch // len(rest[0][0].ids))
-                yield rest[:count]
-                rest = rest[count:]
+                longest = len(rest[0][0].ids)
+                fitting = rest[: max(1, self.tokens_per_batch // longest)]
+                batch = [entry for entry in fitting if 8 * len(entry[0].ids) >= 7 * longest]
+                yield batch
+                rest = rest[len(batch) :]
 
     def _score(self, trees: list[Tree], nodes: list[list[list[int]]], targets: list[list[list[int]]]) -> list[Answer]:
         """Answers of all requests of a batch; half a batch at a time where memory does not suffice."""
@@ -167,13 +171,18 @@ class Scorer(HFLM):
         """Logits at the given nodes of each row, one after another: float32 [N, V]."""
         length = -(-max(len(tree.ids) for tree in trees) // 8) * 8  # what GPU kernels want of a mask
         ids_RL = torch.tensor([tree.ids + [0] * (length - len(tree.ids)) for tree in trees], device=self.device)
-        inputs: dict[str, Any] = {}
+        done = self._common_beginning(trees, nodes)
+        inputs: dict[str, Any] = {"use_cache": done > 0}
+        if done:
+            cache = self.model(input_ids=ids_RL[:1, :done], use_cache=True, logits_to_keep=1).past_key_values
+            cache.batch_repeat_interleave(len(trees))
+            inputs["past_key_values"] = cache
         if not all(tree.is_chain for tree in trees):
             positions = [tree.positions + [0] * (length - len(tree.ids)) for tree in trees]
-            inputs["position_ids"] = torch.tensor(positions, device=self.device)
-            inputs["attention_mask"] = mask(trees, length, self.model.dtype).to(self.device)
+            inputs["position_ids"] = torch.tensor(positions, device=self.device)[:, done:]
+            inputs["attention_mask"] = mask(trees, length, self.model.dtype)[:, :, done:].to(self.device)
         rows = torch.tensor([r for r, row in enumerate(nodes) for _ in row], device=self.device)
-        places = torch.tensor([i for row in nodes for i in row], device=self.device)
+        places = torch.tensor([i - done for row in nodes for i in row], device=self.device)
 
         def only_these(_head: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return (args[0][rows, places][None], *args[1:])
@@ -181,18 +190,30 @@ class Scorer(HFLM):
         # Whatever a model does to its logits after the head, it does to each alone.
         hook = self.model.get_output_embeddings().register_forward_pre_hook(only_these)
         try:
-            return self.model(input_ids=ids_RL, use_cache=False, **inputs).logits[0].float()
+            return self.model(input_ids=ids_RL[:, done:], **inputs).logits[0].float()
         finally:
             hook.remove()
 
+    def _common_beginning(self, trees: list[Tree], nodes: list[list[int]]) -> int:
+        """Tokens that all rows begin with and that are not scored: they run once and are cached; 0 if too few."""
+        too_long = self._window is not None and max(len(tree.ids) for tree in trees) > self._window
+        if len(trees) == 1 or not self.shares_prefixes or too_long:
+            return 0
+        common = min(*(tree.trunk for tree in trees), *(i for row in nodes for i in row))
+        first, *others = (tree.ids[:common] for tree in trees)
+        common = min(shared_length(first, other) for other in others)
+        return common if common >= WORTH_CACHING else 0
+
     def _check_trees(self) -> bool:
-        """Whether this model, with its attention kernel, takes a tree's mask and gives the logits of its branches."""
-        branches = [[5, 6, 7, 8, 9], [5, 6, 7, 10, 11, 12]]
-        [(tree, members)] = grow(branches, 100)
-        ends = [[tree.paths[members.index(i)][-1] for i in (0, 1)]]
+        """Whether this model, with its attention kernel, gives branches of trees and cached beginnings their logits."""
+        beginning = list(range(5, 5 + WORTH_CACHING))
+        branches = [[*beginning, 6, 9], [*beginning, 6, 10, 11], [*beginning, 12, 13], [*beginning, 12, 14]]
+        trees = [tree for tree, _ in (grow(branches[:2], 100) + grow(branches[2:], 100))]
+        ends = [[path[-1] for path in tree.paths] for tree in trees]
+        self.shares_prefixes = True
         try:
-            together_NV = self._logits([tree], ends)
-        except (TypeError, ValueError, RuntimeError):
+            together_NV = self._logits(trees, ends)
+        except (TypeError, ValueError, RuntimeError, AttributeError):
             return False
         alone_NV = torch.cat([self._logits([_alone(s, 0)[0]], [[len(s) - 1]]) for s in branches])
         tolerance = 1e-4 if self.model.dtype.itemsize >= 4 else 2e-2

@@ -39,6 +39,11 @@ class Tree:
         """Whether this is a single sequence (and beginnings of it): causal attention then does the same."""
         return len(self.branches) <= 1
 
+    @property
+    def trunk(self) -> int:
+        """How many nodes, from the root, all sequences have in common."""
+        return min(len(self.paths[0]), *(len(ancestors) for _, _, ancestors in self.branches[1:]), len(self.ids))
+
     def visible(self, length: int) -> Tensor:
         """Which nodes each node attends to: bool [length, length]; what is behind the last node sees itself."""
         visible_LL = torch.eye(length, dtype=torch.bool)
@@ -59,7 +64,7 @@ def grow(sequences: Sequence[list[int]], largest: int) -> list[tuple[Tree, list[
         sequence = sequences[number]
         if trees:
             tree, members = trees[-1]
-            shared = _shared(sequences[members[-1]], sequence)
+            shared = shared_length(sequences[members[-1]], sequence)
             if 2 * shared >= len(sequence) and len(tree.ids) + len(sequence) - shared <= largest:
                 tree.add(sequence, shared, -1)
                 members.append(number)
@@ -70,7 +75,7 @@ def grow(sequences: Sequence[list[int]], largest: int) -> list[tuple[Tree, list[
     return trees
 
 
-def _shared(a: list[int], b: list[int]) -> int:
+def shared_length(a: list[int], b: list[int]) -> int:
     """How many tokens two sequences have in common at their beginning."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
