@@ -73,11 +73,12 @@ def test_two_runs_are_compared(short, monkeypatch, capsys):
     assert "McNemar" in capsys.readouterr().err
 
 
-def test_a_checkpoint_is_evaluated_as_the_base_model(tmp_path):
+def test_a_checkpoint_is_evaluated_as_the_base_model(tmp_path, capsys):
     model = str(ROOT / "unlearn/toy/model")
     folder = evaluate_checkpoint([f"model.path={model}", "eval=toy", "eval.limit=3", f"output_root={tmp_path}"])
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["base/toy_retain/default/acc"] == 1
+    assert "100.0 ± 0.0" in capsys.readouterr().err
     assert not any(name.startswith("unlearned") for name in metrics)
 
 

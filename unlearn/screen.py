@@ -68,12 +68,12 @@ def show_result(
 
 
 def _accuracies(metrics: Mapping[str, float], task: str, query: str) -> tuple[str, str, str]:
+    def cell(model: str) -> str:
+        accuracy = metrics.get(f"{model}/{task}/{query}/acc")
+        if accuracy is None:
+            return "-"
+        return f"{100 * accuracy:.1f} ± {100 * metrics.get(f'{model}/{task}/{query}/acc_stderr', 0.0):.1f}"
+
     base, unlearned = (metrics.get(f"{model}/{task}/{query}/acc") for model in ("base", "unlearned"))
-    if base is None or unlearned is None:
-        return "-", "-", "-"
-    errors = [100 * metrics.get(f"{model}/{task}/{query}/acc_stderr", 0.0) for model in ("base", "unlearned")]
-    return (
-        f"{100 * base:.1f} ± {errors[0]:.1f}",
-        f"{100 * unlearned:.1f} ± {errors[1]:.1f}",
-        f"{100 * (unlearned - base):+.1f}",
-    )
+    difference = "-" if base is None or unlearned is None else f"{100 * (unlearned - base):+.1f}"
+    return cell("base"), cell("unlearned"), difference
