@@ -29,6 +29,7 @@ from unlearn.cost import Shape, training_memory
 from unlearn.cpu_memory import reuse_memory
 from unlearn.cut import CutModel
 from unlearn.data import batches, pad
+from unlearn.evaluate.maxlogit import continue_greedily
 from unlearn.train import train
 
 CASES = ("baseline", "one", "many", "many-paper", "questions", "maxlogit")
@@ -73,12 +74,13 @@ def asking(case: str, config: MistralConfig, device: torch.device, batch: int) -
     prompts = [[draw.randrange(3, config.vocab_size) for _ in range(n)] for n in lengths]
     start = time.perf_counter()
     for first in range(0, QUESTIONS, 4 * batch):
-        part = pad(prompts[first : first + 4 * batch], 0, "left").to(device)
-        inputs = {"input_ids": part.ids_BT, "attention_mask": part.mask_BT.long()}
+        rows = prompts[first : first + 4 * batch]
         if case == "questions":
+            part = pad(rows, 0, "left").to(device)
+            inputs = {"input_ids": part.ids_BT, "attention_mask": part.mask_BT.long()}
             model(**inputs, logits_to_keep=1).logits.float().log_softmax(-1).max().item()
         else:
-            model.generate(**inputs, max_new_tokens=GREEDY, do_sample=False, pad_token_id=0, output_logits=True)
+            continue_greedily(model, rows, GREEDY)
     return [time.perf_counter() - start]
 
 

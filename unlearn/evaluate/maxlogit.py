@@ -78,7 +78,7 @@ def max_logits(
         size = max(1, tokens_per_batch // (len(encoded[order[at]]) + count))
         rows = order[at : at + size]
         try:
-            values_NK[rows], tokens_NK[rows] = _continue(model, [encoded[i] for i in rows], count)
+            values_NK[rows], tokens_NK[rows] = continue_greedily(model, [encoded[i] for i in rows], count)
         except torch.OutOfMemoryError:
             if size == 1:
                 raise
@@ -92,8 +92,8 @@ def max_logits(
 
 
 @torch.inference_mode()
-def _continue(model: PreTrainedModel, prompts: list[list[int]], count: int) -> tuple[Tensor, Tensor]:
-    """Largest logits and greedy tokens of one batch, on the CPU: [B, K] each."""
+def continue_greedily(model: PreTrainedModel, prompts: list[list[int]], count: int) -> tuple[Tensor, Tensor]:
+    """Largest logits and greedy tokens after each prompt of one batch, on the CPU: [B, K] each."""
     part = pad(prompts, 0, "left").to(model.device)
     ids_BT, mask_BT = part.ids_BT, part.mask_BT.long()
     positions_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)

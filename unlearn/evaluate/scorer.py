@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from unlearn.evaluate.tree import Tree, grow, mask, shared_length
 
 WORTH_CACHING = 8  # tokens in common that pay for a forward pass of their own
+GENERATION_LENGTH = 512  # tokens taken for a row where lm-eval batches by itself: tasks that generate text
 Answer = tuple[float, bool]  # log-likelihood of a continuation, and whether it is the greedy one
 
 
@@ -35,7 +36,8 @@ class Scorer(HFLM):
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens_per_batch: int) -> None:
-        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=1, backend="causal")
+        rows = max(1, tokens_per_batch // GENERATION_LENGTH)
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=rows, backend="causal")
         self.tokens_per_batch = tokens_per_batch
         self.truncated: set[tuple[str, str]] = set()  # requests longer than the model's context, cut on the left
         self._answers: dict[tuple[str, str], Answer] = {}
