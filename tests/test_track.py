@@ -8,7 +8,7 @@ import wandb
 from wandb.proto import wandb_internal_pb2
 
 from unlearn.errors import UserError
-from unlearn.experiment import run
+from unlearn.experiment import run, run_together
 from unlearn.identity import run_folder
 from unlearn.track import start_wandb
 
@@ -75,7 +75,8 @@ def test_a_failed_run_is_finished_as_failed(short):
 
 
 def test_runs_do_not_bleed_into_each_other(short):
-    folders = run(short("tracker=wandb", f"rna.nu={nu}") for nu in (0.01, 0.09))
+    outcomes = run_together([short("tracker=wandb", f"rna.nu={nu}") for nu in (0.01, 0.09)])
+    folders = [outcome.folder for outcome in outcomes]
     ids = {of_kind(records(folder), "run")[0].run_id for folder in folders}
     assert len(ids) == 2
     for folder in folders:
