@@ -13,7 +13,9 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -22,18 +24,22 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModel, AutoModelForCausalLM, MistralConfig, PreTrainedModel
 
+import unlearn
 from bench import shapes
 from bench.baseline import train_plainly
-from bench.worker import NU, peak_bytes, timed
+from bench.worker import NU, peak_bytes
 from unlearn.cost import Shape, training_memory
 from unlearn.cpu_memory import reuse_memory
 from unlearn.cut import CutModel
-from unlearn.data import batches, pad
+from unlearn.data import Batch, batches
 from unlearn.evaluate.maxlogit import continue_greedily
+from unlearn.evaluate.scorer import Scorer
+from unlearn.model import Source, load_tokenizer
 from unlearn.train import train
 
 CASES = ("baseline", "one", "many", "many-paper", "questions", "maxlogit")
-STEPS, QUESTIONS, GREEDY = 4, 256, 15
+STEPS, QUESTIONS, GREEDY, TOKENS_PER_BATCH = 4, 256, 15, 16384
+TOKENIZER = str(Path(unlearn.__file__).parent / "toy" / "model")
 
 
 def build(config: MistralConfig, device: torch.device, head: bool = True) -> PreTrainedModel:
@@ -43,6 +49,14 @@ def build(config: MistralConfig, device: torch.device, head: bool = True) -> Pre
         torch.manual_seed(shapes.SEED)
         model = (AutoModelForCausalLM if head else AutoModel).from_config(config, dtype=dtype)
     return model.eval().requires_grad_(False)
+
+
+def timed(stream: Iterable[Batch], moments: list[float]) -> Iterator[Batch]:
+    """Note when each batch is asked for, and when one more is."""
+    for batch in stream:
+        moments.append(time.perf_counter())
+        yield batch
+    moments.append(time.perf_counter())
 
 
 def training(case: str, config: MistralConfig, device: torch.device, batch: int, length: int) -> list[float]:
@@ -72,15 +86,15 @@ def asking(case: str, config: MistralConfig, device: torch.device, batch: int) -
     # MMLU's prompts: 50 to 400 tokens, half of them below 110.
     lengths = sorted(max(50, min(400, round(draw.lognormvariate(4.7, 0.55)))) for _ in range(QUESTIONS))
     prompts = [[draw.randrange(3, config.vocab_size) for _ in range(n)] for n in lengths]
-    start = time.perf_counter()
-    for first in range(0, QUESTIONS, 4 * batch):
-        rows = prompts[first : first + 4 * batch]
-        if case == "questions":
-            part = pad(rows, 0, "left").to(device)
-            inputs = {"input_ids": part.ids_BT, "attention_mask": part.mask_BT.long()}
-            model(**inputs, logits_to_keep=1).logits.float().log_softmax(-1).max().item()
-        else:
-            continue_greedily(model, rows, GREEDY)
+    if case == "questions":  # as an evaluation scores them; the tokenizer is not used
+        scorer = Scorer(model, load_tokenizer(Source(TOKENIZER)), TOKENS_PER_BATCH)
+        requests = [(("", str(i)), prompt, [token]) for i, prompt in enumerate(prompts) for token in (5, 6, 7, 8)]
+        start = time.perf_counter()
+        scorer._loglikelihood_tokens(requests)
+    else:
+        start = time.perf_counter()
+        for first in range(0, QUESTIONS, 4 * batch):
+            continue_greedily(model, prompts[first : first + 4 * batch], GREEDY)
     return [time.perf_counter() - start]
 
 

@@ -71,14 +71,6 @@ def on_demand(stream: Iterable[Batch], ahead: int) -> Iterator[Batch]:
         yield batch
 
 
-def timed(stream: Iterable[Batch], moments: list[float]) -> Iterator[Batch]:
-    """Note when each batch is asked for, and when one more is."""
-    for batch in stream:
-        moments.append(time.perf_counter())
-        yield batch
-    moments.append(time.perf_counter())
-
-
 def train_ours(source: Source, stream: Iterable[Batch], count: int) -> list[tuple[float, float]]:
     """The project's own loop; returns the losses of the point with `NU`."""
     cut = CutModel(load_up_to(source, shapes.LAYER), shapes.LAYER)

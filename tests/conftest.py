@@ -12,7 +12,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from unlearn.config import Config, settle
+from unlearn.config import settle
+from unlearn.schema import Config
 
 ROOT = Path(__file__).parent.parent
 os.environ["WANDB_MODE"] = "offline"

@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import ROOT
 from unlearn.errors import UserError
+from unlearn.evaluate import harness
 from unlearn.evaluate.__main__ import evaluate_checkpoint, evaluate_run
 from unlearn.experiment import run
 from unlearn.prefetch import prefetch
@@ -29,6 +30,17 @@ def test_a_finished_run_is_evaluated_later_as_it_would_have_been_at_once(short, 
     record = json.loads((later / "run.json").read_text())
     assert record["status"] == "done"
     assert record["evaluations"][0]["limit"] == 4
+
+
+def test_another_evaluation_does_not_replace_what_was_evaluated_before(short):
+    folder = run(short("eval=toy", "eval.limit=4"))
+    before = {f: f.read_bytes() for f in folder.rglob("*") if f.is_file() and f.name != "run.json"}
+    fewer = evaluate_run(RunFolder(folder), ["eval=toy", "eval.limit=2"])
+    assert fewer.parent == folder / "evaluations"
+    assert len((fewer / "samples/unlearned/toy_retain/default.jsonl").read_text().splitlines()) == 2
+    other = evaluate_run(RunFolder(folder), ["eval=toy", "eval.limit=2", "eval.seed=1"])
+    assert other not in (fewer, folder)
+    assert all(file.read_bytes() == content for file, content in before.items())
 
 
 def test_only_the_evaluation_can_be_chosen_anew(short):
@@ -83,12 +95,10 @@ def test_a_checkpoint_is_evaluated_as_the_base_model(tmp_path, capsys):
 
 
 def test_the_base_models_answers_are_computed_once(short, monkeypatch):
-    import unlearn.experiment as experiment
-
     asked = []
-    real = experiment.evaluate
+    real = harness.evaluate
     monkeypatch.setattr(
-        "unlearn.experiment.evaluate", lambda *a, label, **k: asked.append(label) or real(*a, label=label, **k)
+        "unlearn.evaluate.examiner.evaluate", lambda *a, label, **k: asked.append(label) or real(*a, label=label, **k)
     )
     jobs = ("eval=toy_paper", "eval.limit=2", "eval.ngrams.documents=2")
     folders = [run(short(*jobs, f"seed={seed}")) for seed in (0, 1)]

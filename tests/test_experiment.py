@@ -105,7 +105,13 @@ def test_nu_zero_equals_no_rna(short, tmp_path):
     assert any(not torch.equal(a[name], c[name]) for name in a)
 
 
-def test_runs_that_share_nothing_are_not_run_together(short):
+def test_several_configurations_share_one_process(short):
+    configs = [short(f"rna.nu={nu}") for nu in (0.01, 0.09)]
+    folders = [outcome.folder for outcome in run_together(configs)]
+    assert folders == [run_folder(config) for config in configs]
+    alone = run(short("rna.nu=0.09", f"output_dir={folders[0].parent / 'alone'}"))
+    a, b = load_file(folders[1] / "delta.safetensors"), load_file(alone / "delta.safetensors")
+    assert all(torch.equal(a[name], b[name]) for name in a)
     with pytest.raises(UserError, match=r"train\.steps differs"):
         run_together([short(), short("train.steps=4")])
 
@@ -123,7 +129,7 @@ def test_one_of_several_fails_alone_in_each_stage(short, monkeypatch):
         return real(model, *args, label=label, **kwargs)
 
     asked = []
-    monkeypatch.setattr("unlearn.experiment.evaluate", failing)
+    monkeypatch.setattr("unlearn.evaluate.examiner.evaluate", failing)
     outcomes = run_together(configs)
     records = [json.loads((outcome.folder / "run.json").read_text()) for outcome in outcomes]
     assert [type(outcome.error) for outcome in outcomes] == [RuntimeError, UserError, UserError, RuntimeError]
@@ -133,7 +139,7 @@ def test_one_of_several_fails_alone_in_each_stage(short, monkeypatch):
     assert "the loss became" in str(outcomes[1].error)
     assert "holds another run" in str(outcomes[2].error)
     assert (outcomes[0].folder / "delta.safetensors").exists()
-    monkeypatch.setattr("unlearn.experiment.evaluate", real)
+    monkeypatch.setattr("unlearn.evaluate.examiner.evaluate", real)
     assert run_together([configs[0], configs[0]])[1].error is None  # given twice, run once
 
 
@@ -173,7 +179,7 @@ def test_an_unexpected_failure_is_recorded_too(short, monkeypatch):
     def fail(*_args, **_kwargs):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("unlearn.experiment.evaluate", fail)
+    monkeypatch.setattr("unlearn.evaluate.examiner.evaluate", fail)
     config = short("eval=toy", "eval.limit=1")
     with pytest.raises(RuntimeError, match="out of memory"):
         run(config)

@@ -6,9 +6,9 @@ from torch.nn.functional import cosine_similarity
 
 from tests.conftest import ROOT
 from unlearn.cut import CutModel
-from unlearn.data import stream_corpus
+from unlearn.data import documents
 from unlearn.evaluate.ngrams import SIZES, Best, _words, embedded, in_context, rank_ngrams
-from unlearn.evaluate.plan import query_words
+from unlearn.evaluate.questions import query_words
 from unlearn.experiment import make_source
 from unlearn.model import Source, load_tokenizer, load_up_to
 
@@ -82,13 +82,13 @@ def test_words_of_queries_come_from_the_forget_corpora_and_are_kept(conf, tmp_pa
     config = conf("eval=toy", queries, "eval.ngrams.documents=6", f"output_root={tmp_path}")
     source = make_source(config)
     words = query_words(config, source, load_tokenizer(source))
-    texts = [text for topic in ("bio", "cyber") for text in stream_corpus(config.data.topics[topic].forget)]
+    texts = [text for topic in ("bio", "cyber") for text, _ in documents(config.data.topics[topic].forget, "")]
     plain = " ".join(" ".join(w.strip(".,;:!?()[]{}\"'") for w in text.split()) for text in texts)
     for query, n in (("similarity-most", 2), ("similarity-least", 2), ("similarity-mean", 2), ("ngram-4", 4)):
         assert len(words[query]) == 10
         assert all(len(word.split()) == n and word in plain for word in words[query])
     assert words["default"] == []
-    monkeypatch.setattr("unlearn.evaluate.plan.rank_ngrams", None)  # not computed again
+    monkeypatch.setattr("unlearn.evaluate.questions.rank_ngrams", None)  # not computed again
     assert query_words(config, source, load_tokenizer(source)) == words
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import ROOT, read_jsonl
 from unlearn.cost import Shape, training_memory
+from unlearn.errors import UserError
 from unlearn.experiment import make_source, run
 from unlearn.identity import run_folder
 from unlearn.model import load_config
@@ -77,6 +78,11 @@ def test_packs_hold_what_can_share_a_process_and_no_more_than_asked_for(short):
     assert packs(jobs, None) == [[3, 5, 6], [4, 7], [8]]
     assert packs(jobs, 2) == [[3, 5], [6], [4, 7], [8]]
     assert packs(jobs, 1) == [[3], [5], [6], [4], [7], [8]]
+    for size in (0, -1):
+        with pytest.raises(UserError, match=rf"hydra\.launcher\.pack_size={size} is not allowed"):
+            packs(jobs, size)
+    # A model that cannot be read is the affair of its own jobs.
+    assert packs({0: short("model.path=/nowhere"), 1: short()}, None) == [[0], [1]]
 
 
 def test_a_pack_is_no_larger_than_the_memory(short, monkeypatch):

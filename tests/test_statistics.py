@@ -55,3 +55,14 @@ def test_runs_are_compared_on_the_questions_of_both():
     assert found["all", "default"].questions == 3
     assert found["all", "default"].difference == 0
     assert ("z", "default") not in found
+
+
+def test_tasks_are_put_together_by_role():
+    a = {(task, "default"): {0: True, 1: True} for task in ("mmlu_x", "mmlu_y", "wmdp_bio")}
+    b = {("mmlu_x", "default"): {0: True, 1: True}, ("mmlu_y", "default"): {0: True, 1: False}} | {
+        ("wmdp_bio", "default"): {0: False, 1: False}
+    }
+    found = compare(a, b, {"retain": ["mmlu_x", "mmlu_y"], "forget": ["wmdp_bio"]})
+    assert found["retain", "default"].difference == -0.25
+    assert found["forget", "default"].difference == -1
+    assert ("all", "default") not in found

@@ -12,8 +12,9 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from unlearn.config import Config, settle
+from unlearn.config import settle
 from unlearn.errors import nearest
+from unlearn.schema import Config
 
 CONF = Path(__file__).parent.parent / "conf"
 # Hydra takes launchers only from the namespace `hydra_plugins`, of which this is a part.

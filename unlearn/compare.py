@@ -1,7 +1,7 @@
 """Compare two runs question by question: `python -m unlearn.compare RUN_A RUN_B` (B against A; RNA against none).
 
-For every task and query that both were asked: accuracies of the unlearned models, the paired difference with its
-95 % interval, and McNemar's test, from the records in samples/.
+For every task and query that both were asked, and for the tasks of each role together: the difference of the unlearned
+models' accuracies with its 95 % interval, and McNemar's test, paired by question, from the records in samples/.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -16,6 +17,7 @@ from rich.table import Table
 
 from unlearn.errors import UserError
 from unlearn.evaluate.statistics import Paired, paired
+from unlearn.run_folder import ROLES
 from unlearn.screen import console
 
 Correct = dict[tuple[str, str], dict[int, bool]]  # (task, query) -> question -> correct
@@ -33,21 +35,30 @@ def read_samples(run_dir: Path) -> Correct:
     return found
 
 
-def compare(a: Correct, b: Correct) -> dict[tuple[str, str], Paired]:
-    """For each task and query of both, and for "all" tasks of a query together, over the questions of both."""
-    found = {}
-    together: dict[str, tuple[list[bool], list[bool]]] = {}
-    for task, query in a.keys() & b.keys():
+def read_roles(run_dir: Path) -> dict[str, list[str]]:
+    """Which tasks belong together: role -> tasks."""
+    file = run_dir / "samples" / ROLES
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def compare(a: Correct, b: Correct, roles: Mapping[str, Sequence[str]] | None = None) -> dict[tuple[str, str], Paired]:
+    """For each task and query of both, and for each role's tasks together, over the questions of both.
+
+    Without `roles` all tasks together are called "all".
+    """
+    pairs: dict[tuple[str, str], tuple[list[bool], list[bool]]] = {}
+    for task, query in sorted(a.keys() & b.keys()):
         questions = sorted(a[task, query].keys() & b[task, query].keys())
-        if not questions:
-            continue
-        left, right = ([run[task, query][q] for q in questions] for run in (a, b))
-        found[task, query] = paired(left, right)
-        both = together.setdefault(query, ([], []))
-        both[0].extend(left)
-        both[1].extend(right)
-    pooled = {("all", query): paired(*pair) for query, pair in together.items()}
-    return dict(sorted(found.items())) | dict(sorted(pooled.items()))
+        if questions:
+            left, right = ([run[task, query][q] for q in questions] for run in (a, b))
+            pairs[task, query] = (left, right)
+    together: dict[tuple[str, str], tuple[list[bool], list[bool]]] = {}
+    for (task, query), (left, right) in pairs.items():
+        for role in ["all"] if roles is None else [r for r, tasks in roles.items() if task in tasks]:
+            both = together.setdefault((role, query), ([], []))
+            both[0].extend(left)
+            both[1].extend(right)
+    return {name: paired(*pair) for name, pair in (pairs | dict(sorted(together.items()))).items()}
 
 
 def main() -> None:
@@ -57,7 +68,7 @@ def main() -> None:
     parser.add_argument("b", type=Path, metavar="RUN_B")
     args = parser.parse_args()
     try:
-        results = compare(read_samples(args.a), read_samples(args.b))
+        results = compare(read_samples(args.a), read_samples(args.b), read_roles(args.b))
     except UserError as error:
         sys.exit(f"Error: {error}")
     if not results:

@@ -13,8 +13,8 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from unlearn.config import SPAN
 from unlearn.cut import decoder_layers, parameter_names
+from unlearn.schema import SPAN
 
 
 @dataclass(frozen=True)

@@ -61,68 +61,64 @@ class Batch:
 
 
 def read_corpus(path: str, key: str) -> Corpus:
-    """Read a corpus whole and check every document.
+    """A corpus whole, with what `documents` checks."""
+    digest = hashlib.sha256()
+    found = list(documents(path, key, digest))
+    return Corpus([text for text, _ in found], [place for _, place in found], digest.hexdigest())
 
-    `key` is the configuration key that names it. Raises UserError with file and line for a malformed line, a
-    missing or blank `text`, an empty or missing file, and says how to get a gated data set.
+
+def corpus_sha256(path: str, key: str) -> str:
+    """The hash of a corpus, without keeping any of it."""
+    digest = hashlib.sha256()
+    for _ in documents(path, key, digest):
+        pass
+    return digest.hexdigest()
+
+
+def documents(path: str, key: str, digest: hashlib._Hash | None = None) -> Iterator[tuple[str, str]]:
+    """The documents of a corpus, one at a time and checked: text, and the place it came from.
+
+    `key` is the configuration key that names the corpus; `digest` is fed with all of it. Raises UserError with file
+    and line for a malformed line, a missing or blank `text`, an empty or missing file, and says how to get a gated
+    data set.
     """
-    if path.startswith("hub:"):
-        return _read_hub(path, key)
+    empty = True
+    for text, place in (_hub_documents if path.startswith("hub:") else _file_documents)(path, key, digest):
+        empty = False
+        yield text, place
+    if empty:
+        raise UserError(f"{key}: {path} holds no document.")
+
+
+def _file_documents(path: str, key: str, digest: hashlib._Hash | None) -> Iterator[tuple[str, str]]:
+    """A document a line; in plain text, as in Wikitext-2 (raw), every line with something in it."""
     file = Path(path)
     if not file.is_file():
         raise UserError(f"{key}={path}: there is no such file.")
-    raw = file.read_bytes()
-    try:
-        lines = raw.decode("utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise UserError(f"{key}: {file}:{line}: not UTF-8 text ({error.reason}).") from None
-    documents = _jsonl_documents if file.suffix in (".jsonl", ".json") else _text_documents
-    found = list(documents(lines, str(file), key))
-    if not found:
-        raise UserError(f"{key}: {file} holds no document.")
-    return Corpus([t for t, _ in found], [p for _, p in found], hashlib.sha256(raw).hexdigest())
-
-
-def stream_corpus(path: str) -> Iterator[str]:
-    """The texts of a corpus that `read_corpus` has found to be in order, one at a time."""
-    if path.startswith("hub:"):
-        import datasets
-
-        _, repository, name, split = path.split(":")
-        yield from (row["text"] for row in datasets.load_dataset(repository, name, split=split) if row["text"].strip())
-        return
-    structured = Path(path).suffix in (".jsonl", ".json")
-    with Path(path).open(encoding="utf-8", newline="\n") as lines:
-        for line in lines:
+    structured = file.suffix in (".jsonl", ".json")
+    with file.open("rb") as lines:
+        for number, raw in enumerate(lines, start=1):
+            if digest is not None:
+                digest.update(raw)
+            place = f"{file}:{number}"
+            try:
+                line = raw.decode("utf-8").removesuffix("\n")
+            except UnicodeDecodeError as error:
+                raise UserError(f"{key}: {place}: not UTF-8 text ({error.reason}).") from None
             if line.strip():
-                yield json.loads(line)["text"] if structured else line.rstrip("\n")
-
-
-def _jsonl_documents(lines: list[str], file: str, key: str) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(lines, start=1):
-        place = f"{file}:{number}"
-        if not line.strip():
-            if number < len(lines):
+                yield _jsonl_text(line, place, key) if structured else line, place
+            elif structured and raw.endswith(b"\n"):
                 raise UserError(f"{key}: {place}: the line is blank.")
-            continue  # what follows the last newline
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{key}: {place}: not valid JSON ({error.msg}, column {error.colno}).") from None
-        if not isinstance(row, dict) or "text" not in row:
-            raise UserError(f'{key}: {place}: there is no "text". A line looks like {{"text": "..."}}.')
-        yield _checked_text(row["text"], place, key), place
 
 
-def _text_documents(lines: list[str], file: str, _key: str) -> Iterator[tuple[str, str]]:
-    """Every line with something in it is a document, as in Wikitext-2 (raw)."""
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield line, f"{file}:{number}"
-
-
-def _checked_text(text: object, place: str, key: str) -> str:
+def _jsonl_text(line: str, place: str, key: str) -> str:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{key}: {place}: not valid JSON ({error.msg}, column {error.colno}).") from None
+    if not isinstance(row, dict) or "text" not in row:
+        raise UserError(f'{key}: {place}: there is no "text". A line looks like {{"text": "..."}}.')
+    text = row["text"]
     if not isinstance(text, str):
         raise UserError(f'{key}: {place}: "text" is {type(text).__name__}, not a string.')
     if not text.strip():
@@ -130,7 +126,7 @@ def _checked_text(text: object, place: str, key: str) -> str:
     return text
 
 
-def _read_hub(path: str, key: str) -> Corpus:
+def _hub_documents(path: str, key: str, digest: hashlib._Hash | None) -> Iterator[tuple[str, str]]:
     import datasets
     from huggingface_hub.errors import GatedRepoError
 
@@ -152,13 +148,11 @@ def _read_hub(path: str, key: str) -> Corpus:
         raise UserError(f"{key}={path}: {why}. {advice}") from error
     if "text" not in rows.column_names:
         raise UserError(f'{key}={path}: there is no column "text" among {", ".join(rows.column_names)}.')
-    kept = [(text, f"{repository} row {i}") for i, text in enumerate(rows["text"]) if text.strip()]
-    digest = hashlib.sha256()
-    for text, _ in kept:
-        digest.update(text.encode() + b"\n")
-    if not kept:
-        raise UserError(f"{key}={path} holds no document.")
-    return Corpus([t for t, _ in kept], [p for _, p in kept], digest.hexdigest())
+    for number, row in enumerate(rows):
+        if row["text"].strip():
+            if digest is not None:
+                digest.update(row["text"].encode() + b"\n")
+            yield row["text"], f"{repository} row {number}"
 
 
 def load_topic(

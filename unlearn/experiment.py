@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import zip_longest
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +18,19 @@ import torch
 from hydra.utils import instantiate
 
 from unlearn import rna, screen
-from unlearn.config import SHARED, SPAN, Config
 from unlearn.cpu_memory import reuse_memory
 from unlearn.cut import CutModel
 from unlearn.data import Topic, batches, documents_needed, load_topic
-from unlearn.delta import applied, load_delta, save_delta
+from unlearn.delta import save_delta
 from unlearn.errors import UserError, describe
-from unlearn.evaluate.harness import Answers, against_base, evaluate
-from unlearn.evaluate.plan import BaseAnswers, make_suite, maxlogit_plan, query_words
-from unlearn.evaluate.suite import Suite
+from unlearn.evaluate.examiner import Examiner
 from unlearn.fingerprint import checkpoint_fingerprint, text_fingerprint
 from unlearn.identity import identity, run_folder, run_name
-from unlearn.model import Source, check_weights, load_config, load_tokenizer, load_up_to, load_whole
+from unlearn.model import Source, check_weights, load_config, load_tokenizer, load_up_to
 from unlearn.objective import Misdirection
 from unlearn.randomness import generator
 from unlearn.run_folder import RunFolder
+from unlearn.schema import SPAN, Config, unshared
 from unlearn.track import Tracker, start_wandb
 from unlearn.train import Record, Variant, make_variant, train
 
@@ -88,12 +85,13 @@ def run_together(configs: list[Config], hydra_folders: Sequence[Path | None] = (
     _check_layers(shared, load_config(source).get_text_config().num_hidden_layers)
     topics = load_topics(shared, tokenizer)
     check_weights(source, shared.model.layer if not shared.eval.tasks else None)
-    words = query_words(shared, source, tokenizer)
-    suite = make_suite(shared, words)
+    examiner = Examiner(shared, source, tokenizer)
     inputs = {
         "model": checkpoint_fingerprint(source),
         "data": {topic.name: topic.sha256 for topic in topics},
-        "query_words": text_fingerprint([f"{query}: {word}" for query, listed in words.items() for word in listed]),
+        "query_words": text_fingerprint(
+            [f"{query}: {word}" for query, listed in examiner.words.items() for word in listed]
+        ),
     }
     errors: dict[Path, Exception | None] = {}
     with ExitStack() as stack:
@@ -112,7 +110,7 @@ def run_together(configs: list[Config], hydra_folders: Sequence[Path | None] = (
                 errors[folder.path] = error
         if points:
             _train_points(points, shared, source, topics, _pad_id(tokenizer))
-            _evaluate_points(points, shared, source, tokenizer, suite)
+            _evaluate_points(points, shared, examiner)
     errors |= {point.folder.path: point.error for point in points}
     return [Outcome(run_folder(config), errors[run_folder(config)]) for config in configs]
 
@@ -120,9 +118,8 @@ def run_together(configs: list[Config], hydra_folders: Sequence[Path | None] = (
 def _shared(configs: list[Config]) -> Config:
     """The configuration whose model, data and schedule all share. Raises UserError where they differ."""
     first = configs[0]
-    for key in SHARED:
-        if any(attrgetter(key)(other) != attrgetter(key)(first) for other in configs[1:]):
-            raise UserError(f"{key} differs between runs that are to share one process.")
+    for key in (key for other in configs[1:] for key in unshared(first, other)):
+        raise UserError(f"{key} differs between runs that are to share one process.")
     return first
 
 
@@ -254,42 +251,25 @@ def _make_variant(config: Config, cut: CutModel, topics: list[Topic]) -> Variant
     )
 
 
-def _evaluate_points(points: list[Point], shared: Config, source: Source, tokenizer: Any, suite: Suite) -> None:
+def _evaluate_points(points: list[Point], shared: Config, examiner: Examiner) -> None:
     """The base model once, then each point's model; metrics, per-question records and the final screen."""
     alive = [point for point in points if point.error is None]
-    if not alive:
-        return
-    if not suite.tasks:
-        for point in alive:
-            _finish(point, shared, [], {})
-        return
-    model = load_whole(source)
-    ask = partial(
-        evaluate, model, tokenizer, suite, tokens_per_batch=shared.eval.tokens_per_batch, maxlogit=maxlogit_plan(shared)
-    )
-    kept = BaseAnswers(shared, source, suite)
-    base = kept.load()
-    if base is None:
-        base = ask(label="base")
-        kept.keep(base)
+    if alive and examiner.suite.tasks:
+        _ = examiner.base  # what goes wrong here goes wrong for all points
     for point in alive:
         try:
-            weights, metadata = load_delta(point.folder.file("delta.safetensors"))
-            with applied(model, weights, metadata):
-                unlearned = ask(label="unlearned")
-            _finish(point, shared, [base, unlearned], against_base(base, unlearned, suite))
+            metrics = _training_metrics(point)
+            if examiner.suite.tasks:
+                result = examiner.examine(point.folder.file("delta.safetensors"))
+                result.write_samples(point.folder.file("samples"))
+                metrics |= result.metrics
+            point.tracker.log_metrics(metrics)
+            point.folder.finish(metrics)
         except Exception as error:
             point.fail(error)
-
-
-def _finish(point: Point, shared: Config, answers: list[Answers], comparison: dict[str, float]) -> None:
-    metrics = _training_metrics(point) | comparison
-    for answer in answers:
-        answer.write_samples(point.folder.file("samples"))
-        metrics |= answer.metrics
-    point.tracker.log_metrics(metrics)
-    point.folder.finish(metrics)
-    screen.show_result(metrics, shared.eval.tasks, shared.eval.queries, point.folder.path, point.tracker.address)
+        else:
+            where = point.folder.path, point.tracker.address
+            screen.show_result(metrics, shared.eval.tasks, shared.eval.queries, *where)
 
 
 def _training_metrics(point: Point) -> dict[str, float]:

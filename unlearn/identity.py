@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from unlearn.config import Config
+from unlearn.schema import Config
 
 # Raise by hand when the same configuration would give other numbers than before.
 RESULTS_VERSION = 2

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from operator import attrgetter
 from pathlib import Path
 
 import psutil
 import torch
 
-from unlearn.config import SHARED, Config
 from unlearn.cost import Shape, training_memory
+from unlearn.errors import UserError
 from unlearn.experiment import make_source, run_together
 from unlearn.model import load_config
+from unlearn.schema import Config, unshared
 
 RESERVE = 0.1  # of the free memory, for what the estimate does not know
 
 
 def packs(configs: Mapping[int, Config], pack_size: int | None) -> list[list[int]]:
-    """Numbers of the jobs for each process, in their order: those that agree in `SHARED`, at most `pack_size`."""
+    """Numbers of the jobs for each process, in their order: those that agree in `SHARED`, at most `pack_size`.
+
+    Raises UserError if `pack_size` is no positive number.
+    """
+    if pack_size is not None and pack_size < 1:
+        raise UserError(f"hydra.launcher.pack_size={pack_size} is not allowed: it must be an integer >= 1 or null.")
     groups: list[list[int]] = []
     for number, config in configs.items():
-        group = next((g for g in groups if _same(configs[g[0]], config)), None)
+        group = next((g for g in groups if not any(unshared(configs[g[0]], config))), None)
         if group is None:
             groups.append([number])
         else:
@@ -33,15 +38,14 @@ def packs(configs: Mapping[int, Config], pack_size: int | None) -> list[list[int
     return found
 
 
-def _same(a: Config, b: Config) -> bool:
-    return all(attrgetter(key)(a) == attrgetter(key)(b) for key in SHARED)
-
-
 def fitting(configs: Sequence[Config]) -> int:
     """How many of these runs, alike in `SHARED`, the device's free memory holds together; at least 1."""
     first = configs[0]
     source = make_source(first)
-    shape = Shape.of(load_config(source), first.model.layer, first.model.parameters)
+    try:
+        shape = Shape.of(load_config(source), first.model.layer, first.model.parameters)
+    except UserError:  # the run itself will say so, in its place
+        return len(configs)
     topics = [first.data.topics[name] for name in first.data.use or first.data.topics]
     tokens = first.train.batch_size * max(t.max_length + (t.retain_max_length or t.max_length) for t in topics)
     precision = "master" if any(c.train.precision == "master" for c in configs) else "model"

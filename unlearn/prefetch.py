@@ -13,12 +13,13 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from hydra.errors import HydraException
 
-from unlearn.config import NGRAM_QUERIES, Config, settle
+from unlearn.config import settle
 from unlearn.errors import UserError
 from unlearn.evaluate.__main__ import composed
-from unlearn.evaluate.plan import make_suite, query_words
+from unlearn.evaluate.questions import make_suite, query_words
 from unlearn.experiment import load_topics, make_source
 from unlearn.model import check_weights, load_config, load_tokenizer
+from unlearn.schema import NGRAM_QUERIES, Config
 from unlearn.screen import say
 
 # What transformers loads; not the same weights once more in other formats.

@@ -21,6 +21,7 @@ from typing import Any
 
 from unlearn.errors import UserError
 
+ROLES = "roles.json"  # inside samples/: role -> tasks, for whoever puts tasks together again
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "lm_eval", "hydra-core", "safetensors", "wandb")
 
 

@@ -1,6 +1,7 @@
 """Evaluate a finished run, or any checkpoint, without training.
 
-python -m unlearn.evaluate RUN_DIR eval=quick             adds to the run's metrics.json and samples/
+python -m unlearn.evaluate RUN_DIR eval=quick             adds to the run's metrics.json and samples/, or, where the
+                                                          same was asked before, into RUN_DIR/evaluations/
 python -m unlearn.evaluate CHECKPOINT eval=wmdp           a folder or hub id, as the base model
 python -m unlearn.evaluate model=zephyr_7b_beta eval=wmdp that of a configuration
 """
@@ -11,7 +12,6 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,15 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from unlearn.cli import CONF
-from unlearn.config import Config, settle
-from unlearn.delta import applied, load_delta
+from unlearn.config import settle
 from unlearn.errors import UserError
-from unlearn.evaluate.harness import Answers, against_base, evaluate
-from unlearn.evaluate.plan import BaseAnswers, make_suite, maxlogit_plan, query_words
+from unlearn.evaluate.examiner import Examiner
 from unlearn.experiment import make_source
-from unlearn.fingerprint import checkpoint_fingerprint
-from unlearn.model import check_weights, load_tokenizer, load_whole
+from unlearn.fingerprint import checkpoint_fingerprint, text_fingerprint
+from unlearn.identity import identity
+from unlearn.model import check_weights, load_tokenizer
 from unlearn.run_folder import RunFolder, write_json
+from unlearn.schema import Config
 from unlearn.screen import say, show_result
 
 
@@ -48,54 +48,50 @@ def run_config(folder: RunFolder, overrides: list[str]) -> Config:
     return settle(raw)
 
 
-def ask(config: Config, delta: Path | None) -> tuple[dict[str, float], list[Answers]]:
-    """Metrics and answers of the base model and, with a delta, of the unlearned one."""
+def examiner_of(config: Config) -> Examiner:
+    """All questions of a configuration, of a model whose weights are there. Raises UserError if there are none."""
     source = make_source(config)
     check_weights(source, None)
-    tokenizer = load_tokenizer(source)
-    suite = make_suite(config, query_words(config, source, tokenizer))
-    if not suite.tasks:
+    examiner = Examiner(config, source, load_tokenizer(source))
+    if not examiner.suite.tasks:
         raise UserError("eval.tasks is empty: choose an evaluation, e.g. eval=quick.")
-    model = load_whole(source)
-    answer = partial(
-        evaluate, model, tokenizer, suite, tokens_per_batch=config.eval.tokens_per_batch, maxlogit=maxlogit_plan(config)
-    )
-    kept = BaseAnswers(config, source, suite)
-    base = kept.load()
-    if base is None:
-        base = answer(label="base")
-        kept.keep(base)
-    if delta is None:
-        return base.metrics, [base]
-    weights, metadata = load_delta(delta)
-    with applied(model, weights, metadata):
-        unlearned = answer(label="unlearned")
-    return base.metrics | unlearned.metrics | against_base(base, unlearned, suite), [base, unlearned]
+    return examiner
 
 
 def evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
-    """Add another evaluation to a run's folder; returns it. What was evaluated before stays."""
+    """Evaluate a run once more; returns the folder of the results.
+
+    That is the run's own, or, where these tasks and queries were asked before, one inside it: what was evaluated then
+    (of more questions, perhaps) stays.
+    """
     config = run_config(folder, overrides)
-    metrics, answers = ask(config, folder.file("delta.safetensors"))
-    for answer in answers:
-        answer.write_samples(folder.file("samples"))
+    result = examiner_of(config).examine(folder.file("delta.safetensors"))
     before = json.loads(folder.file("metrics.json").read_text()) if folder.file("metrics.json").is_file() else {}
-    write_json(folder.file("metrics.json"), before | metrics)
+    home = folder.path
+    if before.keys() & result.metrics.keys():
+        home, before = folder.file("evaluations") / _name(config), {}
+    result.write_samples(home / "samples")
+    write_json(home / "metrics.json", before | result.metrics)
     folder.record.setdefault("evaluations", []).append(asdict(config.eval))
     write_json(folder.file("run.json"), folder.record)
-    show_result(metrics, config.eval.tasks, config.eval.queries, folder.path, None)
-    return folder.path
+    show_result(result.metrics, config.eval.tasks, config.eval.queries, home, None)
+    return home
+
+
+def _name(config: Config) -> str:
+    """Of an evaluation: what determines it."""
+    return f"{config.eval.name}-{text_fingerprint([json.dumps(identity(config)['eval'], sort_keys=True)])[:10]}"
 
 
 def evaluate_checkpoint(overrides: list[str]) -> Path:
     """Evaluate a configuration's model as the base model, into OUTPUT_ROOT/evaluations; returns the folder."""
     config = settle(composed(overrides))
-    metrics, [answers] = ask(config, None)
+    result = examiner_of(config).examine()
     name = f"{config.model.name}-{checkpoint_fingerprint(make_source(config))[:10]}"
     folder = Path(config.output_root) / "evaluations" / name
-    answers.write_samples(folder / "samples")
-    write_json(folder / "metrics.json", metrics)
-    show_result(metrics, config.eval.tasks, config.eval.queries, folder, None)
+    result.write_samples(folder / "samples")
+    write_json(folder / "metrics.json", result.metrics)
+    show_result(result.metrics, config.eval.tasks, config.eval.queries, folder, None)
     return folder
 
 

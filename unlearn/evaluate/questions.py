@@ -1,30 +1,28 @@
-"""From a configuration to what is asked, and the base model's answers, computed once and kept for every run."""
+"""From a configuration to what is asked: the words of each kind of query, and lm-eval's tasks with them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoModel, PreTrainedTokenizerBase
 
-from unlearn.config import NGRAM_QUERIES, SPAN, Config
 from unlearn.cut import CutModel
-from unlearn.data import read_corpus, stream_corpus
-from unlearn.evaluate.harness import Answers, MaxLogitPlan
+from unlearn.data import corpus_sha256, documents
 from unlearn.evaluate.ngrams import embedded, in_context, rank_ngrams
 from unlearn.evaluate.suite import Suite, load_suite
 from unlearn.evaluate.tokens import control_tokens, corpus_tokens, read_forget_tokens
 from unlearn.fingerprint import checkpoint_fingerprint
 from unlearn.identity import RESULTS_VERSION
 from unlearn.model import Source, load_tokenizer, load_up_to
-from unlearn.run_folder import write_atomically, write_json
+from unlearn.run_folder import write_json
+from unlearn.schema import NGRAM_QUERIES, SPAN, Config
 from unlearn.screen import say
 
 
@@ -45,7 +43,8 @@ def query_words(config: Config, source: Source, tokenizer: PreTrainedTokenizerBa
         else:
             forget = _forget_tokens(config)
             if query == "control":
-                forget = control_tokens(forget, _texts(config, "forget"), _texts(config, "retain"))
+                every = list(config.data.topics)
+                forget = control_tokens(forget, _texts(config, "forget", every), _texts(config, "retain", every))
             words[query] = forget
     return words
 
@@ -54,36 +53,35 @@ def _forget_tokens(config: Config) -> list[str]:
     given = config.eval.forget_tokens
     if isinstance(given, str) and given.startswith("corpus:"):
         name = given.removeprefix("corpus:")
-        topic = config.data.topics[name]
-        return corpus_tokens(stream_corpus(topic.forget), stream_corpus(topic.retain))
+        return corpus_tokens(_texts(config, "forget", [name]), _texts(config, "retain", [name]))
     return read_forget_tokens(given)
 
 
-def _texts(config: Config, part: str) -> Iterator[str]:
-    """All documents of all topics' corpora, each corpus once."""
-    for path in dict.fromkeys(getattr(topic, part) for topic in config.data.topics.values()):
-        yield from stream_corpus(path)
+def _corpora(config: Config, part: str, topics: Iterable[str]) -> dict[str, str]:
+    """Path of each corpus, once, and the key that names it."""
+    return {getattr(config.data.topics[name], part): f"data.topics.{name}.{part}" for name in topics}
+
+
+def _texts(config: Config, part: str, topics: Iterable[str], most: int | None = None) -> Iterator[str]:
+    """All documents of some topics' corpora, of each the first `most`."""
+    for path, key in _corpora(config, part, topics).items():
+        yield from (text for text, _ in islice(documents(path, key), most))
 
 
 def _ngram_lists(config: Config, source: Source, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """What `rank_ngrams` finds, read from the cache if it was found before."""
     settings = config.eval.ngrams
-    topics = [config.data.topics[name] for name in config.data.use or config.data.topics]
-    corpora = list(dict.fromkeys(topic.forget for topic in topics))
+    topics = config.data.use or list(config.data.topics)
     key = {
         "model": checkpoint_fingerprint(source),
         "layer": config.model.layer,
-        "corpora": [read_corpus(path, "data.topics").sha256 for path in corpora],
+        "corpora": [corpus_sha256(path, named) for path, named in _corpora(config, "forget", topics).items()],
         "settings": asdict(settings),
         "version": RESULTS_VERSION,
     }
-    file = _cache(config, "ngrams", key).with_suffix(".json")
+    file = cache_place(config, "ngrams", key).with_suffix(".json")
     if file.is_file():
         return json.loads(file.read_text())
-
-    def documents() -> Iterator[str]:
-        for path in corpora:
-            yield from islice(stream_corpus(path), settings.documents)
 
     if settings.encoder is None:
         cut = CutModel(load_up_to(source, config.model.layer), config.model.layer, SPAN, config.model.parameters)
@@ -93,7 +91,7 @@ def _ngram_lists(config: Config, source: Source, tokenizer: PreTrainedTokenizerB
         model = AutoModel.from_pretrained(settings.encoder).to(encoder.torch_device).eval()
         measure = partial(embedded, model=model, tokenizer=load_tokenizer(encoder), window=settings.window)
     say("Ranking the n-grams of the forget corpora by their similarity to their documents")
-    lists = rank_ngrams(documents, measure, top=settings.top)
+    lists = rank_ngrams(lambda: _texts(config, "forget", topics, settings.documents), measure, top=settings.top)
     write_json(file, lists)
     return lists
 
@@ -115,47 +113,7 @@ def make_suite(config: Config, words: dict[str, list[str]]) -> Suite:
     )
 
 
-def maxlogit_plan(config: Config) -> MaxLogitPlan:
-    """What MaxLogit is measured of."""
-    m = config.eval.maxlogit
-    return MaxLogitPlan(list(m.roles), list(m.queries), m.tokens)
-
-
-class BaseAnswers:
-    """The base model's answers to a suite, in a folder named by the hash of all that determines them."""
-
-    def __init__(self, config: Config, source: Source, suite: Suite) -> None:
-        key = {
-            "model": checkpoint_fingerprint(source),
-            "dtype": str(source.torch_dtype),
-            "device": source.torch_device.type,
-            "attention": source.attn_implementation,
-            "questions": suite.sha256(),
-            "maxlogit": asdict(maxlogit_plan(config)),
-            "lm_eval": version("lm_eval"),
-            "version": RESULTS_VERSION,
-        }
-        self._folder = _cache(config, "base", key)
-
-    def load(self) -> Answers | None:
-        """What was kept, if anything was."""
-        file = self._folder / "metrics.json"
-        if not file.is_file():
-            return None
-        samples = self._folder / "samples"
-        records = {
-            str(f.relative_to(samples).with_suffix("")): [json.loads(line) for line in f.read_text().splitlines()]
-            for f in sorted(samples.rglob("*.jsonl"))
-        }
-        others = {str(f.relative_to(samples)): f.read_bytes() for f in sorted(samples.rglob("*.parquet"))}
-        return Answers(json.loads(file.read_text()), records, others)
-
-    def keep(self, answers: Answers) -> None:
-        """For the next run; the metrics last, since they say that all is there."""
-        answers.write_samples(self._folder / "samples")
-        write_atomically(self._folder / "metrics.json", json.dumps(answers.metrics, indent=2) + "\n")
-
-
-def _cache(config: Config, kind: str, key: dict[str, Any]) -> Path:
+def cache_place(config: Config, kind: str, key: dict[str, Any]) -> Path:
+    """Where below `output_root` a result is kept that `key` determines."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     return Path(config.output_root) / "cache" / kind / digest

@@ -1,0 +1,126 @@
+"""One configuration's evaluation: what is asked, of the base model once for all runs, and of any delta on it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from unlearn.delta import applied, load_delta
+from unlearn.evaluate.harness import Answers, MaxLogitPlan, against_base, evaluate
+from unlearn.evaluate.questions import cache_place, make_suite, query_words
+from unlearn.fingerprint import checkpoint_fingerprint
+from unlearn.identity import RESULTS_VERSION
+from unlearn.model import Source, load_whole
+from unlearn.run_folder import ROLES, write_json
+from unlearn.schema import Config
+
+
+@dataclass(frozen=True)
+class Result:
+    """Metrics of one or two models, their answers, and which tasks belong to which role."""
+
+    metrics: dict[str, float]
+    answers: list[Answers]
+    roles: dict[str, list[str]]
+
+    def write_samples(self, folder: Path) -> None:
+        """Every answer and ROLES, beside those of an earlier evaluation."""
+        for answers in self.answers:
+            answers.write_samples(folder)
+        file = folder / ROLES
+        before = json.loads(file.read_text()) if file.is_file() else {}
+        write_json(file, {r: sorted({*before.get(r, ()), *self.roles.get(r, ())}) for r in before | self.roles})
+
+
+class Examiner:
+    """Loads and builds all questions at once, before any weight is loaded; models only when they are asked.
+
+    `words` are the words that options become, by kind of query. Raises UserError for unknown tasks and bad files.
+    """
+
+    def __init__(self, config: Config, source: Source, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._config, self._source, self._tokenizer = config, source, tokenizer
+        self.words = query_words(config, source, tokenizer)
+        self.suite = make_suite(config, self.words)
+        m = config.eval.maxlogit
+        self._maxlogit = MaxLogitPlan(list(m.roles), list(m.queries), m.tokens)
+
+    @cached_property
+    def _model(self) -> PreTrainedModel:
+        return load_whole(self._source)
+
+    @cached_property
+    def base(self) -> Answers:
+        """The base model's answers, from where an earlier run kept them if one did."""
+        kept = _Kept(self._place())
+        answers = kept.load()
+        if answers is None:
+            answers = self._ask("base")
+            kept.keep(answers)
+        return answers
+
+    def examine(self, delta: Path | None = None) -> Result:
+        """The base model and, with a delta, the unlearned one compared with it. Raises UserError for a bad delta."""
+        leaves = self.suite.leaves
+        roles = {role: [leaf for name in asked for leaf in leaves[name]] for role, asked in self.suite.roles.items()}
+        if delta is None:
+            return Result(self.base.metrics, [self.base], roles)
+        weights, metadata = load_delta(delta)
+        base = self.base
+        with applied(self._model, weights, metadata):
+            unlearned = self._ask("unlearned")
+        metrics = base.metrics | unlearned.metrics | against_base(base, unlearned, self.suite)
+        return Result(metrics, [base, unlearned], roles)
+
+    def _ask(self, label: str) -> Answers:
+        return evaluate(
+            self._model,
+            self._tokenizer,
+            self.suite,
+            label=label,
+            tokens_per_batch=self._config.eval.tokens_per_batch,
+            maxlogit=self._maxlogit,
+        )
+
+    def _place(self) -> Path:
+        """The folder of the base model's answers, named by the hash of all that determines them."""
+        key = {
+            "model": checkpoint_fingerprint(self._source),
+            "dtype": str(self._source.torch_dtype),
+            "device": self._source.torch_device.type,
+            "attention": self._source.attn_implementation,
+            "questions": self.suite.sha256(),
+            "maxlogit": asdict(self._maxlogit),
+            "lm_eval": version("lm_eval"),
+            "version": RESULTS_VERSION,
+        }
+        return cache_place(self._config, "base", key)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Answers in a folder."""
+
+    folder: Path
+
+    def load(self) -> Answers | None:
+        file = self.folder / "metrics.json"
+        if not file.is_file():
+            return None
+        samples = self.folder / "samples"
+        records = {
+            str(f.relative_to(samples).with_suffix("")): [json.loads(line) for line in f.read_text().splitlines()]
+            for f in sorted(samples.rglob("*.jsonl"))
+        }
+        others = {str(f.relative_to(samples)): f.read_bytes() for f in sorted(samples.rglob("*.parquet"))}
+        return Answers(json.loads(file.read_text()), records, others)
+
+    def keep(self, answers: Answers) -> None:
+        """The metrics last, since they say that all is there."""
+        answers.write_samples(self.folder / "samples")
+        write_json(self.folder / "metrics.json", answers.metrics)

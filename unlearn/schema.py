@@ -1,0 +1,187 @@
+"""The typed schema of the configuration: every key and its type. YAML under conf/ gives the values, this file none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+from omegaconf import MISSING
+
+SPAN = 3  # trained layers: l-2, l-1, l (section 6.2)
+# What runs in one process have in common.
+SHARED = ("model", "data", "eval", "loss.mask", "train.steps", "train.batch_size", "train.log_every")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+MASKS = ("padding", "padding_and_bos", "none")
+NGRAM_QUERIES = {
+    **{f"similarity-{kind}": (2, kind) for kind in ("most", "least", "mean")},
+    **{f"ngram-{n}": (n, "most") for n in (2, 4, 8, 16)},
+}  # query -> words of an n-gram, and which list of them
+QUERIES = ("default", "perturbed", "control", *NGRAM_QUERIES)
+POSITIONS = ("random", "first", "last")
+OPTIMIZERS = ("adamw", "adamw_published")
+NORMS = ("sample", "first_batch")
+
+
+@dataclass
+class PresetConfig:
+    """Where the default and the published code differ; the keys that take these values may also be set alone."""
+
+    name: str = MISSING
+    mask: str = MISSING
+    norm: str = MISSING
+    optimizer: str = MISSING
+    eps: float = MISSING
+    precision: str = MISSING
+    dtype: str = MISSING
+    attn_implementation: str | None = MISSING
+    cyber_retain_max_length: dict[str, int] = MISSING
+
+
+@dataclass
+class ModelConfig:
+    """A decoder language model, and what belongs to its scale."""
+
+    name: str = MISSING
+    path: str = MISSING
+    revision: str | None = MISSING
+    gguf_file: str | None = MISSING
+    trust_remote_code: bool = MISSING
+    attn_implementation: str | None = MISSING
+    num_layers: int = MISSING
+    dtype: str = MISSING
+    device: str = MISSING
+    parameters: list[str] | None = MISSING
+    layer: int = MISSING
+    alpha: float = MISSING
+    lr: float = MISSING
+    methods: dict[str, dict[str, float]] = MISSING
+
+
+@dataclass
+class RNAConfig:
+    """Noise on the retain target (Eq. 8)."""
+
+    nu: float = MISSING
+    scale: str = MISSING
+
+
+@dataclass
+class TopicConfig:
+    """One topic's corpora; lengths in tokens."""
+
+    forget: str = MISSING
+    retain: str = MISSING
+    max_length: int = MISSING
+    retain_max_length: int | None = None  # None: max_length
+
+
+@dataclass
+class DataConfig:
+    """Corpora by topic; steps take the topics in turn, in the order of `use`."""
+
+    name: str = MISSING
+    topics: dict[str, TopicConfig] = MISSING
+    use: list[str] | None = MISSING
+    on_exhausted: str = MISSING
+
+
+@dataclass
+class LossConfig:
+    """Weights and positions of the losses (Eq. 1)."""
+
+    alpha: float = MISSING
+    mask: str = MISSING
+
+
+@dataclass
+class TrainConfig:
+    """Algorithm 1 and its optimizer."""
+
+    steps: int = MISSING
+    batch_size: int = MISSING
+    lr: float = MISSING
+    betas: list[float] = MISSING
+    optimizer: str = MISSING
+    eps: float = MISSING
+    weight_decay: float = MISSING
+    precision: str = MISSING
+    log_every: int = MISSING
+    force: bool = MISSING
+
+
+@dataclass
+class MaxLogitConfig:
+    """MaxLogit (Eq. 11): of the tasks of which roles, in which queries, over how many greedy tokens (0: off)."""
+
+    roles: list[str] = MISSING
+    queries: list[str] = MISSING
+    tokens: int = MISSING
+
+
+@dataclass
+class NgramConfig:
+    """Lists of n-grams by similarity to their document (section 6.7)."""
+
+    documents: int | None = MISSING
+    window: int = MISSING
+    top: int = MISSING
+    encoder: str | None = MISSING
+
+
+@dataclass
+class EvalConfig:
+    """lm-eval tasks by role, and which queries they are asked in."""
+
+    name: str = MISSING
+    tasks: dict[str, list[str]] = MISSING
+    include_path: str | None = MISSING
+    local_dir: str | None = MISSING
+    queries: list[str] = MISSING
+    forget_tokens: Any = MISSING  # list of str, the path of a file with one a line, or corpus:TOPIC
+    replaced: int = MISSING
+    position: str = MISSING
+    seed: int = MISSING
+    tokens_per_batch: int = MISSING
+    num_fewshot: int = MISSING
+    limit: int | None = MISSING
+    subset: int | None = MISSING
+    maxlogit: MaxLogitConfig = MISSING
+    ngrams: NgramConfig = MISSING
+
+
+@dataclass
+class TrackerConfig:
+    """Where curves and metrics go beside the run's folder."""
+
+    name: str = MISSING
+    project: str | None = MISSING
+    entity: str | None = MISSING
+    mode: str = MISSING
+    group: str | None = MISSING
+    tags: list[str] = MISSING
+    timeout_s: int = MISSING
+
+
+@dataclass
+class Config:
+    """Everything a run needs to know."""
+
+    preset: PresetConfig = MISSING
+    model: ModelConfig = MISSING
+    method: dict[str, Any] = MISSING  # name, _target_ and the arguments of the class that it names
+    rna: RNAConfig = MISSING
+    data: DataConfig = MISSING
+    train: TrainConfig = MISSING
+    loss: LossConfig = MISSING
+    eval: EvalConfig = MISSING
+    tracker: TrackerConfig = MISSING
+    seed: int = MISSING
+    output_root: str = MISSING
+    output_dir: str | None = MISSING
+
+
+def unshared(a: Config, b: Config) -> Iterator[str]:
+    """The keys of `SHARED` in which two configurations differ: with one, they cannot share a process."""
+    return (key for key in SHARED if attrgetter(key)(a) != attrgetter(key)(b))
