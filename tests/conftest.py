@@ -66,6 +66,14 @@ def read_jsonl(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+TIMED = ("tokens_per_second", "seconds", "peak_memory_mb")  # what may differ between equal runs
+
+
+def untimed(values: dict) -> dict:
+    return {name: value for name, value in values.items() if name.rpartition("/")[2] not in TIMED}
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden-dir", help="replay this folder of golden trajectories instead of tests/golden")
     parser.addoption("--mmlu-dir", help="ask all of the MMLU in this folder (test/SUBJECT_test.csv), not a sample")
+    parser.addoption("--kills", type=int, default=10, help="how often tests/test_crash.py kills a run")

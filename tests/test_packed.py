@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT, read_jsonl
+from tests.conftest import ROOT, read_jsonl, untimed
 from unlearn.cost import Shape, training_memory
 from unlearn.errors import UserError
 from unlearn.experiment import make_source, run
@@ -17,16 +17,11 @@ from unlearn.model import load_config
 from unlearn.packs import fitting, packs
 
 JOB = ("train.steps=4", "eval=toy", "eval.limit=3")
-TIMED = ("tokens_per_second", "seconds", "peak_memory_mb")
 
 
 def sweep(tmp_path, *arguments):
     command = [sys.executable, "launch.py", "-m", "hydra/launcher=packed", *JOB, f"output_root={tmp_path}", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
-def untimed(values):
-    return {name: value for name, value in values.items() if name.rpartition("/")[2] not in TIMED}
 
 
 def test_every_job_is_as_if_it_had_run_alone(conf, tmp_path):

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from unlearn.errors import UserError
-from unlearn.run_folder import RunFolder, write_atomically
+from unlearn.files import write_atomically
+from unlearn.run_folder import RunFolder
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_scratch(tmp_path, monkeypatch):

@@ -95,7 +95,7 @@ def test_logged_in_but_out_of_reach_goes_offline_without_a_question(tmp_path, mo
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
     wandb.teardown()
     try:
-        started = start_wandb(tmp_path, name="n", **QUIET)
+        started = start_wandb(tmp_path, run_id="abc", name="n", **QUIET)
         assert started.settings.mode == "offline"
         started.finish()
     finally:

@@ -38,10 +38,14 @@ def _ranges(c: Config) -> Iterator[str]:
     yield from number("eval.ngrams.top", c.eval.ngrams.top, *at_least_1)
     yield from number("eval.num_fewshot", c.eval.num_fewshot, "an integer >= 0", lambda x: x >= 0)
     yield from number("tracker.timeout_s", c.tracker.timeout_s, *above_0)
-    optional = {"limit": c.eval.limit, "subset": c.eval.subset, "ngrams.documents": c.eval.ngrams.documents}
-    for key, value in optional.items():
+    for key, value in {
+        "train.checkpoint_every": c.train.checkpoint_every,
+        "eval.limit": c.eval.limit,
+        "eval.subset": c.eval.subset,
+        "eval.ngrams.documents": c.eval.ngrams.documents,
+    }.items():
         if value is not None:
-            yield from number(f"eval.{key}", value, *at_least_1)
+            yield from number(key, value, *at_least_1)
     if len(c.train.betas) != 2 or not all(0 <= b < 1 for b in c.train.betas):
         yield f"train.betas={c.train.betas} is not allowed: it must be two numbers in [0, 1)."
     for key in ("c", "beta"):

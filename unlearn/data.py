@@ -199,13 +199,15 @@ def _tokenise(
     return encoded
 
 
-def batches(topics: Sequence[Topic], *, steps: int, batch_size: int, pad_id: int, side: str) -> Iterator[Batch]:
-    """Algorithm 1's data: step t takes topic t mod n, and of that topic the batch number t // n.
+def batches(
+    topics: Sequence[Topic], *, steps: int, batch_size: int, pad_id: int, side: str, start: int = 0
+) -> Iterator[Batch]:
+    """Algorithm 1's data from step `start` on: step t takes topic t mod n, and of that topic the batch number t // n.
 
     Each topic reads its own retain documents. Past the end of a corpus the documents start over.
     `side` ("right" or "left") is where padding goes.
     """
-    for step in range(steps):
+    for step in range(start, steps):
         topic, number = topics[step % len(topics)], step // len(topics)
         yield Batch(
             step,

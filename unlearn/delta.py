@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from unlearn.errors import UserError
-from unlearn.run_folder import write_atomically
+from unlearn.files import write_atomically
 
 REPLACES = "replaces."
 METADATA = "unlearn"  # one JSON entry: safetensors keeps several in an order that is not fixed

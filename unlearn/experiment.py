@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import resource
+import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -15,17 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import wandb
 from hydra.utils import instantiate
 
 from unlearn import rna, screen
+from unlearn.checkpoint import load_checkpoint, save_checkpoint
 from unlearn.cpu_memory import reuse_memory
 from unlearn.cut import CutModel
 from unlearn.data import Topic, batches, documents_needed, load_topic
 from unlearn.delta import save_delta
 from unlearn.errors import UserError, describe
 from unlearn.evaluate.examiner import Examiner
+from unlearn.evaluate.journal import Report
 from unlearn.fingerprint import checkpoint_fingerprint, text_fingerprint
 from unlearn.identity import identity, run_folder, run_name
+from unlearn.lock import FolderLock, Progress
 from unlearn.model import Source, check_weights, load_config, load_tokenizer, load_up_to
 from unlearn.objective import Misdirection
 from unlearn.randomness import generator
@@ -41,6 +47,7 @@ class Point:
 
     config: Config
     folder: RunFolder
+    lock: FolderLock
     tracker: Tracker
     last: Record | None = None
     error: Exception | None = None
@@ -97,17 +104,18 @@ def run_together(configs: list[Config], hydra_folders: Sequence[Path | None] = (
     with ExitStack() as stack:
         points = []
         for config, hydra_folder in zip_longest(configs, hydra_folders):
-            folder = RunFolder(run_folder(config))
-            if folder.path in errors:
+            path = run_folder(config)
+            if path in errors:
                 continue  # given twice
-            errors[folder.path] = None
+            errors[path] = None
             try:
-                if _finished(config, folder, inputs):
-                    screen.say(f"{folder.path} holds this run, finished: nothing to do (train.force=true repeats it).")
+                point = stack.enter_context(_opened(config, inputs, hydra_folder))
+                if point is None:
+                    screen.say(f"{path} holds this run, finished: nothing to do (train.force=true repeats it).")
                 else:
-                    points.append(stack.enter_context(_opened(config, folder, inputs, hydra_folder)))
+                    points.append(point)
             except Exception as error:
-                errors[folder.path] = error
+                errors[path] = error
         if points:
             _train_points(points, shared, source, topics, _pad_id(tokenizer))
             _evaluate_points(points, shared, examiner)
@@ -163,63 +171,109 @@ def load_topics(config: Config, tokenizer: Any) -> list[Topic]:
     ]
 
 
-def _finished(config: Config, folder: RunFolder, inputs: dict[str, Any]) -> bool:
-    """Whether this very run is in `folder`, done. Raises UserError if another one is."""
+@contextmanager
+def _opened(config: Config, inputs: dict[str, Any], hydra_folder: Path | None) -> Iterator[Point | None]:
+    """A point whose folder is held, says "running" and has a tracker; afterwards it says "done" or "failed".
+
+    None if this very run is there, done. Raises UserError if another run is, and Busy while another process works on
+    it. What ends the process, a signal for instance, leaves it "running": the next attempt goes on from there.
+    """
+    folder = RunFolder(run_folder(config))
     folder.claim(identity(config))
-    if not folder.done or config.train.force:
+    if _finished(config, folder, inputs) and not folder.untidy:
+        yield None
+        return
+    with FolderLock(folder.path) as lock, _failing(folder):
+        folder.read()
+        if _finished(config, folder, inputs):
+            folder.tidy()
+            yield None
+            return
+        plain = asdict(config)
+        folder.start(plain, identity(config), inputs, anew=config.train.force and not folder.begun_by_this_job)
+        if hydra_folder is not None:
+            folder.keep_hydra_files(hydra_folder)
+        with Tracker(folder.path, _wandb_run(config, folder)) as tracker:
+            yield Point(config, folder, lock, tracker)
+
+
+def _finished(config: Config, folder: RunFolder, inputs: dict[str, Any]) -> bool:
+    """Whether this very run is in `folder`, done. Raises UserError if it saw other inputs."""
+    if not folder.done or (config.train.force and not folder.begun_by_this_job):
         return False
     folder.verify(inputs)
     return True
 
 
 @contextmanager
-def _opened(config: Config, folder: RunFolder, inputs: dict[str, Any], hydra_folder: Path | None) -> Iterator[Point]:
-    """A point whose folder says "running" and whose tracker is open; afterwards it says "done" or "failed"."""
-    plain = asdict(config)
-    folder.start(plain, identity(config), inputs)
-    if hydra_folder is not None:
-        folder.keep_hydra_files(hydra_folder)
-    point = None
+def _failing(folder: RunFolder) -> Iterator[None]:
+    """Whatever goes wrong inside is noted in the folder, unless its run has come to an end before."""
     try:
-        wandb_run = None
-        if config.tracker.name == "wandb":
-            settings = {key: value for key, value in asdict(config.tracker).items() if key != "name"}
-            wandb_run = start_wandb(folder.path, name=run_name(config), config=plain, **settings)
-        with Tracker(folder.path, wandb_run) as tracker:
-            point = Point(config, folder, tracker)
-            yield point
-    except BaseException as error:
-        if not folder.done and (point is None or point.error is None):
+        yield
+    except Exception as error:
+        if folder.record.get("status") == "running":
             folder.fail(describe(error))
         raise
 
 
+def _wandb_run(config: Config, folder: RunFolder) -> wandb.Run | None:
+    """The W&B run of this folder, begun or continued."""
+    if config.tracker.name != "wandb":
+        return None
+    if "wandb_id" not in folder.record:
+        folder.record["wandb_id"] = uuid.uuid4().hex[:8]
+        folder.write()
+    settings = {key: value for key, value in asdict(config.tracker).items() if key != "name"}
+    named = {"run_id": folder.record["wandb_id"], "name": run_name(config), "config": asdict(config)}
+    return start_wandb(folder.path, **named, **settings)
+
+
 def _train_points(points: list[Point], shared: Config, source: Source, topics: list[Topic], pad_id: int) -> None:
-    """Algorithm 1 for all points at once, then their deltas; the model, up to layer l, is gone afterwards."""
+    """Algorithm 1 for all points at once, then their deltas; the model, up to layer l, is gone afterwards.
+
+    Points that have been trained before are left alone, those with a checkpoint go on from there.
+    """
+    points = [point for point in points if point.folder.trained is None]
+    if not points:
+        return
     cut = CutModel(load_up_to(source, shared.model.layer), shared.model.layer, SPAN, shared.model.parameters)
     screen.say(f"Trained parameters: {', '.join(cut.frozen)}")
     variants, point_of = [], {}
     for point in points:
         try:
-            variants.append(_make_variant(point.config, cut, topics))
+            variants.append(_make_variant(point, cut, topics))
             point_of[id(variants[-1])] = point
         except Exception as error:
             point.fail(error)
+    if not variants:
+        return
     # Where every position counts, padding has to be where the published code had it, and masked.
     padded_left = shared.loss.mask == "none"
     if padded_left and shared.model.attn_implementation != "eager":
         screen.say("loss.mask=none counts padding, whose states depend on the kernel: model.attn_implementation=eager.")
-    steps, size = shared.train.steps, shared.train.batch_size
-    stream = batches(topics, steps=steps, batch_size=size, pad_id=pad_id, side="left" if padded_left else "right")
+    steps, size, begin = shared.train.steps, shared.train.batch_size, min(v.progress.steps for v in variants)
+    side = "left" if padded_left else "right"
+    stream = batches(topics, steps=steps, batch_size=size, pad_id=pad_id, side=side, start=begin)
+    began = time.time()
     with screen.training_progress(steps) as show:
 
         def on_record(variant: Variant, record: Record) -> None:
             point = point_of[id(variant)]
             point.last = record
             point.tracker.log_step(record)
+            point.lock.report(Progress("training", record.step + 1, steps, begin, began))
             show(record)
 
-        train(cut, variants, stream, mask_padding=padded_left, log_every=shared.train.log_every, on_record=on_record)
+        train(
+            cut,
+            variants,
+            stream,
+            mask_padding=padded_left,
+            log_every=shared.train.log_every,
+            on_record=on_record,
+            checkpoint_every=shared.train.checkpoint_every,
+            on_checkpoint=lambda variant: _save_checkpoint(point_of[id(variant)], variant),
+        )
     for variant in variants:
         point = point_of[id(variant)]
         if variant.error is not None:
@@ -228,9 +282,20 @@ def _train_points(points: list[Point], shared: Config, source: Source, topics: l
             metadata = {"model": source.path, "layer": str(cut.layer), "run": run_name(point.config)}
             file = point.folder.file("delta.safetensors")
             save_delta(file, variant.weights, cut.frozen, variant.objective.state(), metadata)
+            point.folder.finish_training(_training_metrics(point))
 
 
-def _make_variant(config: Config, cut: CutModel, topics: list[Topic]) -> Variant:
+def _save_checkpoint(point: Point, variant: Variant) -> None:
+    """Training goes on where the disk is full: it has the last good one still, and may need no other."""
+    try:
+        save_checkpoint(point.folder.file("checkpoint.safetensors"), variant)
+    except OSError as error:
+        screen.say(f"{point.folder.path}: no checkpoint after step {variant.progress.steps - 1}: {error}")
+
+
+def _make_variant(point: Point, cut: CutModel, topics: list[Topic]) -> Variant:
+    """A point's variant, where its checkpoint left it if it has one."""
+    config = point.config
     method = instantiate({key: value for key, value in config.method.items() if key != "name"})
     controls = {
         topic.name: method.control_vector(cut.dim, generator(config.seed, "control", topic.name)).to(cut.device)
@@ -239,7 +304,7 @@ def _make_variant(config: Config, cut: CutModel, topics: list[Topic]) -> Variant
     augment = partial(rna.augment, nu=config.rna.nu, scale=config.rna.scale, seed=config.seed)
     objective = Misdirection(method, controls, config.loss.alpha, config.loss.mask, augment)
     t = config.train
-    return make_variant(
+    variant = make_variant(
         objective,
         cut.frozen,
         lr=t.lr,
@@ -249,18 +314,25 @@ def _make_variant(config: Config, cut: CutModel, topics: list[Topic]) -> Variant
         precision=t.precision,
         optimizer=t.optimizer,
     )
+    checkpoint = point.folder.file("checkpoint.safetensors")
+    if checkpoint.is_file():
+        try:
+            load_checkpoint(checkpoint, variant)
+            screen.say(f"{point.folder.path}: going on after step {variant.progress.steps - 1}.")
+        except UserError as error:
+            screen.say(f"{error} Starting over.")
+    point.tracker.rewind(variant.progress.steps)
+    return variant
 
 
 def _evaluate_points(points: list[Point], shared: Config, examiner: Examiner) -> None:
-    """The base model once, then each point's model; metrics, per-question records and the final screen."""
-    alive = [point for point in points if point.error is None]
-    if alive and examiner.suite.tasks:
-        _ = examiner.base  # what goes wrong here goes wrong for all points
-    for point in alive:
+    """Each point's model, and the base model once for all; metrics, per-question records and the final screen."""
+    for point in [point for point in points if point.error is None]:
         try:
-            metrics = _training_metrics(point)
+            metrics = dict(point.folder.trained or {})
             if examiner.suite.tasks:
-                result = examiner.examine(point.folder.file("delta.safetensors"))
+                delta, partial = point.folder.file("delta.safetensors"), point.folder.file("partial")
+                result = examiner.examine(delta, partial=partial, report=_reporter(point.lock))
                 result.write_samples(point.folder.file("samples"))
                 metrics |= result.metrics
             point.tracker.log_metrics(metrics)
@@ -270,6 +342,17 @@ def _evaluate_points(points: list[Point], shared: Config, examiner: Examiner) ->
         else:
             where = point.folder.path, point.tracker.address
             screen.show_result(metrics, shared.eval.tasks, shared.eval.queries, *where)
+
+
+def _reporter(lock: FolderLock) -> Report:
+    """Tells the lock how far an evaluation is."""
+    began: dict[str, tuple[float, int]] = {}
+
+    def report(phase: str, done: int, total: int) -> None:
+        since, skipped = began.setdefault(phase, (time.time(), done))
+        lock.report(Progress(phase, done, total, skipped, since))
+
+    return report
 
 
 def _training_metrics(point: Point) -> dict[str, float]:

@@ -33,7 +33,7 @@ def identity(config: Config) -> dict[str, Any]:
         evaluation.pop("forget_tokens")
     for key in ("include_path", "local_dir", "tokens_per_batch"):
         evaluation.pop(key)
-    for key in ("log_every", "force"):
+    for key in ("log_every", "checkpoint_every", "force"):
         plain["train"].pop(key)
     for key in ("preset", "tracker", "output_root", "output_dir"):
         plain.pop(key)

@@ -6,7 +6,7 @@ and turns the forget representation into the target y^f of Eq. 1. B batch, T tok
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +14,8 @@ import torch
 from torch import Generator, Tensor
 
 from unlearn.losses import at_least_float32, mean_norms
+
+COEFFICIENT = "coefficient."
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,10 @@ class Method(Protocol):
 
     def state(self) -> dict[str, Tensor]:
         """What was measured during training and belongs to the run's record: {name: tensor}."""
+        ...
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave, among other names."""
         ...
 
 
@@ -77,6 +83,9 @@ class RMU:
         """Nothing is measured."""
         return {}
 
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing was measured."""
+
 
 class AdaptiveRMU:
     """y^f = beta ||h(x^f)|| u (section 3.1); `norm` says what ||h(x^f)|| is.
@@ -89,7 +98,7 @@ class AdaptiveRMU:
     def __init__(self, beta: float, norm: str = "sample") -> None:
         assert norm in ("sample", "first_batch"), norm
         self.beta, self.norm = beta, norm
-        self._first_norms: dict[str, Tensor] = {}
+        self._coefficients: dict[str, Tensor] = {}  # of "first_batch"
 
     def control_vector(self, dim: int, generator: Generator) -> Tensor:
         """Uniform direction u: float32 [D]."""
@@ -98,16 +107,22 @@ class AdaptiveRMU:
     def target(self, batch: ForgetBatch) -> Tensor:
         """beta times the norm, times u: float32 [B, T, D]."""
         if self.norm == "first_batch":
-            if batch.topic not in self._first_norms:
-                self._first_norms[batch.topic] = mean_norms(batch.updated().detach(), batch.counted_BT).mean()
-            return batch.at_every_position(self.beta * self._first_norms[batch.topic] * batch.control_D)
+            if batch.topic not in self._coefficients:
+                norms_B = mean_norms(batch.updated().detach(), batch.counted_BT)
+                self._coefficients[batch.topic] = self.beta * norms_B.mean()
+            return batch.at_every_position(self._coefficients[batch.topic] * batch.control_D)
         frozen_BTD = batch.frozen()
         norms_B = mean_norms(frozen_BTD, batch.counted_BT)
         return (self.beta * norms_B[:, None, None] * batch.control_D).expand(frozen_BTD.shape)
 
     def state(self) -> dict[str, Tensor]:
         """With "first_batch", each topic's coefficient beta ||h||: {"coefficient.TOPIC": scalar}."""
-        return {f"coefficient.{topic}": self.beta * norm for topic, norm in self._first_norms.items()}
+        return {f"{COEFFICIENT}{topic}": value for topic, value in self._coefficients.items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take the coefficients over."""
+        found = {key.removeprefix(COEFFICIENT): value for key, value in state.items() if key.startswith(COEFFICIENT)}
+        self._coefficients = found
 
 
 class RSV:
@@ -127,3 +142,6 @@ class RSV:
     def state(self) -> dict[str, Tensor]:
         """Nothing is measured."""
         return {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing was measured."""

@@ -6,7 +6,7 @@ asking its views for that. B batch, T tokens, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -18,6 +18,7 @@ from unlearn.losses import counted_positions, mean_cosine, mean_norm, representa
 from unlearn.methods import ForgetBatch, Method
 
 Part = Literal["forget", "retain"]
+CONTROL = "control."
 
 
 class View(Protocol):
@@ -52,6 +53,10 @@ class Objective(Protocol):
 
     def state(self) -> dict[str, Tensor]:
         """Random and measured quantities that belong to the run's record: {name: tensor}."""
+        ...
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
         ...
 
 
@@ -106,4 +111,10 @@ class Misdirection:
 
     def state(self) -> dict[str, Tensor]:
         """Control vectors {"control.TOPIC": [D]}, and what the method measured."""
-        return {f"control.{topic}": u_D for topic, u_D in self.controls.items()} | self.method.state()
+        return {f"{CONTROL}{topic}": u_D for topic, u_D in self.controls.items()} | self.method.state()
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take over the control vectors and what the method measured."""
+        for topic, u_D in self.controls.items():
+            u_D.copy_(state[f"{CONTROL}{topic}"])
+        self.method.restore({key: value.to(u_D.device) for key, value in state.items()})

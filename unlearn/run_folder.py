@@ -1,11 +1,17 @@
-"""A run's folder: what is in it, written so that a crash never leaves half a file.
+"""A run's folder: what is in it, and in which order, so that it is either complete or can be continued.
 
-run.json            configuration, versions, hashes, status (running, done, failed)
-train.jsonl         a line per logged step
-metrics.json        {model}/{task}/{query}/{metric} and train/*
-samples/            per question: log-likelihoods, choice, correct
-delta.safetensors   the changed matrices
-.hydra/             Hydra's own record of the configuration
+run.json                 configuration, versions, hashes, attempts, status (running, done, failed)
+train.jsonl              a line per logged step
+metrics.json             {model}/{task}/{query}/{metric} and train/*
+samples/                 per question: log-likelihoods, choice, correct
+delta.safetensors        the changed matrices
+.hydra/                  Hydra's own record of the configuration
+
+and until it is complete
+
+checkpoint.safetensors   training's state (`unlearn.checkpoint`)
+partial/                 what the evaluation has scored (`unlearn.evaluate.journal`)
+alive.json               who is working on it, and how far (`unlearn.lock`)
 """
 
 from __future__ import annotations
@@ -13,35 +19,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from unlearn.errors import UserError
+from unlearn.files import remove_scratch, write_json
+from unlearn.lock import LOCK
 
 ROLES = "roles.json"  # inside samples/: role -> tasks, for whoever puts tasks together again
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "lm_eval", "hydra-core", "safetensors", "wandb")
-
-
-def write_atomically(file: Path, content: str | bytes) -> None:
-    """Write to a temporary file beside `file`, fsync, rename."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        with scratch.open("wb") as out:
-            out.write(content.encode() if isinstance(content, str) else content)
-            out.flush()
-            os.fsync(out.fileno())
-        scratch.replace(file)
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write indented JSON atomically."""
-    write_atomically(file, json.dumps(content, indent=2) + "\n")
 
 
 class RunFolder:
@@ -50,6 +42,10 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.record: dict[str, Any] = {}
+        self.read()
+
+    def read(self) -> None:
+        """Read run.json anew."""
         if self.file("run.json").is_file():
             self.record = json.loads(self.file("run.json").read_text())
 
@@ -82,11 +78,29 @@ class RunFolder:
                 f"Set data.name or model.name to tell them apart, or choose an output_dir."
             )
 
-    def start(self, config: dict[str, Any], identity: dict[str, Any], inputs: dict[str, Any]) -> None:
-        """Remove what an unfinished run left, and describe this one."""
-        for name in ("train.jsonl", "metrics.json", "delta.safetensors"):
-            self.file(name).unlink(missing_ok=True)
-        shutil.rmtree(self.file("samples"), ignore_errors=True)
+    def start(
+        self, config: dict[str, Any], identity: dict[str, Any], inputs: dict[str, Any], *, anew: bool = False
+    ) -> None:
+        """Describe this run; keep what an unfinished one of the same identity and inputs left, unless `anew`.
+
+        Only for whoever holds the folder's lock.
+        """
+        continued = (
+            not anew
+            and not self.done
+            and (self.record.get("identity"), self.record.get("inputs"))
+            == (
+                identity,
+                inputs,
+            )
+        )
+        before = self.record if continued else {}
+        if not continued:
+            for name in ("train.jsonl", "metrics.json", "delta.safetensors"):
+                self.file(name).unlink(missing_ok=True)
+            shutil.rmtree(self.file("samples"), ignore_errors=True)
+            self._remove_unfinished()
+        remove_scratch(self.path)
         self.record = {
             "status": "running",
             "config": config,
@@ -95,19 +109,59 @@ class RunFolder:
             "code": _code_version(),
             "python": sys.version.split()[0],
             "packages": {name: _package_version(name) for name in PACKAGES},
+            "attempts": [*before.get("attempts", []), _attempt()],
+            **{key: before[key] for key in ("trained", "wandb_id") if key in before},
         }
+        self.write()
+
+    def write(self) -> None:
+        """Write run.json."""
         write_json(self.file("run.json"), self.record)
+
+    @property
+    def trained(self) -> dict[str, float] | None:
+        """The training's final metrics if the delta is there, else None."""
+        return self.record.get("trained") if self.file("delta.safetensors").is_file() else None
+
+    def finish_training(self, metrics: dict[str, float]) -> None:
+        """The delta is written: note it, and let the checkpoint go."""
+        self.record["trained"] = metrics
+        self.write()
+        self.file("checkpoint.safetensors").unlink(missing_ok=True)
 
     def finish(self, metrics: dict[str, float]) -> None:
         """Write the metrics, then say that the run is done."""
         write_json(self.file("metrics.json"), metrics)
         self.record["status"] = "done"
-        write_json(self.file("run.json"), self.record)
+        self.write()
+        self._remove_unfinished()
+
+    @property
+    def begun_by_this_job(self) -> bool:
+        """Whether the last attempt was this SLURM job's: it was interrupted and has been started again."""
+        last = (self.record.get("attempts") or [{}])[-1]
+        return last.get("slurm_job") is not None and last["slurm_job"] == slurm_job()
+
+    @property
+    def untidy(self) -> bool:
+        """Whether something is here that a finished run does not leave."""
+        left = ("checkpoint.safetensors", "partial", LOCK)
+        return any(self.file(name).exists() for name in left) or any(self.path.glob(".*.tmp"))
+
+    def tidy(self) -> None:
+        """Remove what a process left that was killed between the last line of its work and the end."""
+        self._remove_unfinished()
+        remove_scratch(self.path)
+
+    def _remove_unfinished(self) -> None:
+        self.file("checkpoint.safetensors").unlink(missing_ok=True)
+        shutil.rmtree(self.file("partial"), ignore_errors=True)
 
     def fail(self, error: str) -> None:
-        """Say that the run failed, and why; what was written stays."""
+        """Say that the run failed, and why; what was written stays, and the next attempt goes on from there."""
         self.record |= {"status": "failed", "error": error}
-        write_json(self.file("run.json"), self.record)
+        with suppress(OSError):  # where the disk is full, that has been said already
+            self.write()
 
     def keep_hydra_files(self, hydra_folder: Path) -> None:
         """Copy Hydra's record of the configuration from where Hydra wrote it."""
@@ -126,6 +180,18 @@ def _differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> set[
         elif x != y:
             found.add(f"{prefix}{key}")
     return found
+
+
+def _attempt() -> dict[str, Any]:
+    """Where and when this process began to work on a run."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "slurm_job": slurm_job(), "began": time.time()}
+
+
+def slurm_job() -> str | None:
+    """The SLURM job that this process is part of, as squeue names it: 12, or 12_3 in an array."""
+    if "SLURM_ARRAY_TASK_ID" in os.environ:
+        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ.get("SLURM_JOB_ID")
 
 
 def _package_version(name: str) -> str | None:

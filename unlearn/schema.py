@@ -11,7 +11,16 @@ from omegaconf import MISSING
 
 SPAN = 3  # trained layers: l-2, l-1, l (section 6.2)
 # What runs in one process have in common.
-SHARED = ("model", "data", "eval", "loss.mask", "train.steps", "train.batch_size", "train.log_every")
+SHARED = (
+    "model",
+    "data",
+    "eval",
+    "loss.mask",
+    "train.steps",
+    "train.batch_size",
+    "train.log_every",
+    "train.checkpoint_every",
+)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MASKS = ("padding", "padding_and_bos", "none")
 NGRAM_QUERIES = {
@@ -108,6 +117,7 @@ class TrainConfig:
     weight_decay: float = MISSING
     precision: str = MISSING
     log_every: int = MISSING
+    checkpoint_every: int | None = MISSING
     force: bool = MISSING
 
 

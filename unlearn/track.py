@@ -15,6 +15,7 @@ from typing import Any
 import requests
 import wandb
 
+from unlearn.files import write_atomically
 from unlearn.train import Record
 
 
@@ -22,9 +23,10 @@ class Tracker:
     """Writes train.jsonl, and sends the same to W&B if asked to."""
 
     def __init__(self, folder: Path, wandb_run: wandb.Run | None = None) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lines = (folder / "train.jsonl").open("a", encoding="utf-8")
+        self._file = folder / "train.jsonl"
+        self._lines = self._file.open("a", encoding="utf-8")
         self._wandb = wandb_run
+        self._sent = -1  # the last step that an earlier attempt has sent to W&B
 
     def __enter__(self) -> Tracker:
         return self
@@ -32,6 +34,8 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._wandb is not None and error is not None and not isinstance(error, Exception):
+            self._wandb.mark_preempting()  # a signal: another attempt will go on with this run
         self.close(failed=error is not None)
 
     @property
@@ -43,12 +47,27 @@ class Tracker:
             return f"offline, upload with: wandb sync {Path(self._wandb.dir).parent}"
         return self._wandb.url
 
+    def rewind(self, steps: int) -> None:
+        """Go on after `steps` steps: what an earlier attempt logged beyond them will be logged again."""
+        kept: list[str] = []
+        for line in self._file.read_text(encoding="utf-8").split("\n"):
+            try:
+                step = json.loads(line)["step"]
+            except json.JSONDecodeError:
+                break  # the end, or where an attempt was cut short
+            self._sent = step
+            if step < steps:
+                kept.append(line + "\n")
+        self._lines.close()
+        write_atomically(self._file, "".join(kept))
+        self._lines = self._file.open("a", encoding="utf-8")
+
     def log_step(self, record: Record) -> None:
         """One line of train.jsonl, flushed, and W&B's curves over `train/step`."""
         values = record.line()
         self._lines.write(json.dumps(values) + "\n")
         self._lines.flush()
-        if self._wandb is not None:
+        if self._wandb is not None and record.step > self._sent:
             self._wandb.log({f"train/{name}": value for name, value in values.items()})
 
     def log_metrics(self, metrics: dict[str, float]) -> None:
@@ -68,6 +87,7 @@ class Tracker:
 def start_wandb(
     folder: Path,
     *,
+    run_id: str,
     name: str,
     config: dict[str, Any],
     project: str | None,
@@ -77,7 +97,7 @@ def start_wandb(
     tags: list[str],
     timeout_s: int,
 ) -> wandb.Run:
-    """A W&B run in `folder`/wandb.
+    """A W&B run in `folder`/wandb; one of the same `run_id` is continued.
 
     `mode` "auto" is online where the user is logged in and the server answers within `timeout_s` seconds, else
     offline without a question; `wandb sync` uploads an offline run later. WANDB_MODE, if set, wins over "auto".
@@ -86,6 +106,8 @@ def start_wandb(
         mode = os.environ.get("WANDB_MODE") or ("online" if _server_answers(timeout_s) else "offline")
     run = wandb.init(
         dir=folder,
+        id=run_id,
+        resume="allow",
         name=name,
         config=config,
         project=project,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +21,15 @@ from unlearn.optimizer import OPTIMIZERS
 from unlearn.packing import Packed, pack
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a variant is: steps done, real tokens seen and seconds spent on them, over all attempts."""
+
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
 @dataclass
 class Variant:
     """One grid point: what it minimises, its matrices {full name: leaf tensor} and their optimizer."""
@@ -30,6 +38,7 @@ class Variant:
     weights: dict[str, Tensor]
     optimizer: torch.optim.Optimizer
     error: str | None = None  # why training stopped early
+    progress: Progress = Progress()
 
 
 @dataclass(frozen=True)
@@ -43,8 +52,8 @@ class Record:
     loss: float  # forget_loss + alpha * retain_loss
     gradient_norm: float
     facts: dict[str, float]
-    tokens: int  # real tokens seen since the start
-    seconds: float  # since the start
+    tokens: int  # real tokens seen since the first step
+    seconds: float  # spent since then
     tokens_per_second: float  # since the last logged step
 
     def line(self) -> dict[str, float | int | str]:
@@ -128,12 +137,16 @@ def train(
     mask_padding: bool,
     log_every: int,
     on_record: Callable[[Variant, Record], None],
+    checkpoint_every: int | None = None,
+    on_checkpoint: Callable[[Variant], None] = lambda _: None,
 ) -> None:
-    """Update every variant on every batch.
+    """Update every variant on every batch, except on those that it has been trained on before.
 
     Args:
+        batches: with numbers of steps in order, beginning no later than the variant that is behind all others.
         mask_padding: give the model an attention mask; needless where padding is on the right.
         on_record: called with every `log_every`-th step's record, the first and the last included.
+        on_checkpoint: called with each variant after every `checkpoint_every`-th step, except the last one.
 
     A variant whose loss is not finite stops there, with `error` set and its matrices as before that step; the
     others go on.
@@ -141,49 +154,59 @@ def train(
     running = list(variants)
     clock = _Clock()
     for batch, last in _mark_last(batches):
-        clock.count(int(batch.forget.mask_BT.sum() + batch.retain.mask_BT.sum()))
+        tokens = int(batch.forget.mask_BT.sum() + batch.retain.mask_BT.sum())
+        clock.count(tokens)
         shared = _Shared(cut, batch, mask_padding)
         batch = replace(batch, forget=batch.forget.to(cut.device), retain=batch.retain.to(cut.device))
         frozen = _View(shared, cut.frozen)
         logged = last or batch.step % log_every == 0
-        for variant in running:
+        for variant in (v for v in running if v.progress.steps == batch.step):
             losses = variant.objective(batch, frozen, _View(shared, variant.weights))
             if not torch.isfinite(losses.total):
                 variant.error = _not_finite(batch, losses)
                 continue
             losses.total.backward()
             if logged:
-                on_record(variant, _record(batch, losses, variant, clock))
+                on_record(variant, _record(batch, losses, variant, clock, tokens))
             variant.optimizer.step()
             variant.optimizer.zero_grad()  # at once: gradients of all variants together would fill the memory
+            before = variant.progress
+            variant.progress = Progress(batch.step + 1, before.tokens + tokens, before.seconds)
+        running = [v for v in running if v.error is None]
+        for variant in (v for v in running if v.progress.steps == batch.step + 1):
+            variant.progress = replace(variant.progress, seconds=variant.progress.seconds + clock.since_step)
+            if checkpoint_every and variant.progress.steps % checkpoint_every == 0 and not last:
+                on_checkpoint(variant)
+        clock.step()
         if logged:
             clock.lap()
-        running = [v for v in running if v.error is None]
         if not running:
             return
 
 
 class _Clock:
-    """Tokens and seconds, since the start and since the last lap."""
+    """Seconds since the last step, and tokens a second since the last lap."""
 
     def __init__(self) -> None:
-        self.start = self.lap_start = time.perf_counter()
-        self.tokens = self.lap_tokens = 0
+        self.lap_start = self.step_start = time.perf_counter()
+        self.lap_tokens = 0
 
     def count(self, tokens: int) -> None:
-        self.tokens += tokens
         self.lap_tokens += tokens
+
+    def step(self) -> None:
+        self.step_start = time.perf_counter()
 
     def lap(self) -> None:
         self.lap_start, self.lap_tokens = time.perf_counter(), 0
 
-    def read(self) -> dict[str, Any]:
-        now = time.perf_counter()
-        return {
-            "tokens": self.tokens,
-            "seconds": now - self.start,
-            "tokens_per_second": self.lap_tokens / (now - self.lap_start),
-        }
+    @property
+    def since_step(self) -> float:
+        return time.perf_counter() - self.step_start
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.lap_tokens / (time.perf_counter() - self.lap_start)
 
 
 def _not_finite(batch: Batch, losses: Losses) -> str:
@@ -194,7 +217,7 @@ def _not_finite(batch: Batch, losses: Losses) -> str:
     )
 
 
-def _record(batch: Batch, losses: Losses, variant: Variant, clock: _Clock) -> Record:
+def _record(batch: Batch, losses: Losses, variant: Variant, clock: _Clock, tokens: int) -> Record:
     gradients = [w.grad for w in variant.weights.values() if w.grad is not None]
     return Record(
         step=batch.step,
@@ -204,7 +227,9 @@ def _record(batch: Batch, losses: Losses, variant: Variant, clock: _Clock) -> Re
         loss=losses.total.item(),
         gradient_norm=torch.nn.utils.get_total_norm(gradients).item(),
         facts={name: value.item() for name, value in losses.facts().items()},
-        **clock.read(),
+        tokens=variant.progress.tokens + tokens,
+        seconds=variant.progress.seconds + clock.since_step,
+        tokens_per_second=clock.tokens_per_second,
     )
 
 

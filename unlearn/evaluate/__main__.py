@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -24,10 +25,12 @@ from unlearn.config import settle
 from unlearn.errors import UserError
 from unlearn.evaluate.examiner import Examiner
 from unlearn.experiment import make_source
+from unlearn.files import write_json
 from unlearn.fingerprint import checkpoint_fingerprint, text_fingerprint
 from unlearn.identity import identity
+from unlearn.lock import FolderLock
 from unlearn.model import check_weights, load_tokenizer
-from unlearn.run_folder import RunFolder, write_json
+from unlearn.run_folder import RunFolder
 from unlearn.schema import Config
 from unlearn.screen import say, show_result
 
@@ -64,8 +67,14 @@ def evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
     That is the run's own, or, where these tasks and queries were asked before, one inside it: what was evaluated then
     (of more questions, perhaps) stays.
     """
+    with FolderLock(folder.path):
+        return _evaluate_run(folder, overrides)
+
+
+def _evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
     config = run_config(folder, overrides)
-    result = examiner_of(config).examine(folder.file("delta.safetensors"))
+    partial = folder.file("partial")
+    result = examiner_of(config).examine(folder.file("delta.safetensors"), partial=partial)
     before = json.loads(folder.file("metrics.json").read_text()) if folder.file("metrics.json").is_file() else {}
     home = folder.path
     if before.keys() & result.metrics.keys():
@@ -73,7 +82,8 @@ def evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
     result.write_samples(home / "samples")
     write_json(home / "metrics.json", before | result.metrics)
     folder.record.setdefault("evaluations", []).append(asdict(config.eval))
-    write_json(folder.file("run.json"), folder.record)
+    folder.write()
+    shutil.rmtree(partial, ignore_errors=True)
     show_result(result.metrics, config.eval.tasks, config.eval.queries, home, None)
     return home
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
+import time
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -12,12 +15,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unlearn.delta import applied, load_delta
 from unlearn.evaluate.harness import Answers, MaxLogitPlan, against_base, evaluate
+from unlearn.evaluate.journal import Notes, Report
 from unlearn.evaluate.questions import cache_place, make_suite, query_words
+from unlearn.files import remove_scratch, write_json
 from unlearn.fingerprint import checkpoint_fingerprint
 from unlearn.identity import RESULTS_VERSION
+from unlearn.lock import Busy, FolderLock
 from unlearn.model import Source, load_whole
-from unlearn.run_folder import ROLES, write_json
+from unlearn.run_folder import ROLES
 from unlearn.schema import Config
+from unlearn.screen import say
+
+POLL_S = 2.0  # seconds between looks at what another process is computing
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,7 @@ class Examiner:
         self.suite = make_suite(config, self.words)
         m = config.eval.maxlogit
         self._maxlogit = MaxLogitPlan(list(m.roles), list(m.queries), m.tokens)
+        self._report: Report = lambda *_: None
 
     @cached_property
     def _model(self) -> PreTrainedModel:
@@ -56,28 +66,46 @@ class Examiner:
 
     @cached_property
     def base(self) -> Answers:
-        """The base model's answers, from where an earlier run kept them if one did."""
+        """The base model's answers, from where an earlier run kept them if one did.
+
+        Where another process is computing them just now, it is waited for; should it die, this one goes on.
+        """
         kept = _Kept(self._place())
-        answers = kept.load()
-        if answers is None:
-            answers = self._ask("base")
-            kept.keep(answers)
+        told = False
+        while (answers := kept.load()) is None:
+            try:
+                with FolderLock(kept.folder):
+                    remove_scratch(kept.folder)
+                    if kept.load() is None:
+                        kept.keep(self._ask("base", Notes(kept.partial, report=self._report)))
+            except Busy as busy:
+                if not told:
+                    say(f"Waiting for the base model's answers: {busy}")
+                told = True
+                time.sleep(POLL_S)
         return answers
 
-    def examine(self, delta: Path | None = None) -> Result:
-        """The base model and, with a delta, the unlearned one compared with it. Raises UserError for a bad delta."""
+    def examine(
+        self, delta: Path | None = None, *, partial: Path | None = None, report: Report = lambda *_: None
+    ) -> Result:
+        """The base model and, with a delta, the unlearned one compared with it. Raises UserError for a bad delta.
+
+        `partial` is a folder for what is scored until all is; `report` is told how far that is.
+        """
+        self._report = report
         leaves = self.suite.leaves
         roles = {role: [leaf for name in asked for leaf in leaves[name]] for role, asked in self.suite.roles.items()}
         if delta is None:
             return Result(self.base.metrics, [self.base], roles)
         weights, metadata = load_delta(delta)
-        base = self.base
         with applied(self._model, weights, metadata):
-            unlearned = self._ask("unlearned")
-        metrics = base.metrics | unlearned.metrics | against_base(base, unlearned, self.suite)
-        return Result(metrics, [base, unlearned], roles)
+            # Before the base model, which another process may be asking meanwhile.
+            key = hashlib.sha256(delta.read_bytes()).hexdigest()
+            unlearned = self._ask("unlearned", Notes(partial, key, report))
+        metrics = self.base.metrics | unlearned.metrics | against_base(self.base, unlearned, self.suite)
+        return Result(metrics, [self.base, unlearned], roles)
 
-    def _ask(self, label: str) -> Answers:
+    def _ask(self, label: str, notes: Notes) -> Answers:
         return evaluate(
             self._model,
             self._tokenizer,
@@ -85,6 +113,7 @@ class Examiner:
             label=label,
             tokens_per_batch=self._config.eval.tokens_per_batch,
             maxlogit=self._maxlogit,
+            notes=notes,
         )
 
     def _place(self) -> Path:
@@ -108,6 +137,11 @@ class _Kept:
 
     folder: Path
 
+    @property
+    def partial(self) -> Path:
+        """What has been scored until all is."""
+        return self.folder / "partial"
+
     def load(self) -> Answers | None:
         file = self.folder / "metrics.json"
         if not file.is_file():
@@ -124,3 +158,4 @@ class _Kept:
         """The metrics last, since they say that all is there."""
         answers.write_samples(self.folder / "samples")
         write_json(self.folder / "metrics.json", answers.metrics)
+        shutil.rmtree(self.partial, ignore_errors=True)

@@ -11,11 +11,12 @@ from typing import Any
 from lm_eval.evaluator import evaluate as harness_evaluate
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from unlearn.evaluate.journal import NO_NOTES, Notes
 from unlearn.evaluate.maxlogit import max_logits
 from unlearn.evaluate.scorer import Scorer
 from unlearn.evaluate.statistics import paired
 from unlearn.evaluate.suite import Suite
-from unlearn.run_folder import write_atomically
+from unlearn.files import write_atomically
 from unlearn.screen import say
 
 STDERR_DRAWS = 100  # only metrics without a closed form (not accuracy) draw samples for their standard error
@@ -58,14 +59,16 @@ def evaluate(
     label: str,
     tokens_per_batch: int,
     maxlogit: MaxLogitPlan = MaxLogitPlan(),
+    notes: Notes = NO_NOTES,
 ) -> Answers:
     """Ask a model everything.
 
     `label`, "base" or "unlearned", is the first part of every name. Requests longer than the model's context are cut
-    on the left, as lm-eval does, and counted in the metric "truncated".
+    on the left, as lm-eval does, and counted in the metric "truncated". What `notes` has of an interrupted evaluation
+    is not asked again.
     """
     answers = Answers({}, {})
-    scorer = Scorer(model, tokenizer, tokens_per_batch)
+    scorer = Scorer(model, tokenizer, tokens_per_batch, notes)
     say(f"Evaluating the {label} model: {', '.join(suite.tasks)} queries")
     scorer.prepare([request for query in suite.tasks for request in suite.instances(query)], label)
     for query, tasks in suite.tasks.items():
@@ -86,7 +89,7 @@ def evaluate(
     if scorer.truncated:
         say(f"{len(scorer.truncated)} requests are longer than the model's context and lost their beginning.")
     answers.metrics.update(_against_default(answers, suite, label))
-    _measure_max_logits(answers, scorer, suite, label, maxlogit)
+    _measure_max_logits(answers, scorer, suite, label, maxlogit, notes)
     return answers
 
 
@@ -125,7 +128,9 @@ def against_base(base: Answers, unlearned: Answers, suite: Suite) -> dict[str, f
     return found
 
 
-def _measure_max_logits(answers: Answers, scorer: Scorer, suite: Suite, label: str, plan: MaxLogitPlan) -> None:
+def _measure_max_logits(
+    answers: Answers, scorer: Scorer, suite: Suite, label: str, plan: MaxLogitPlan, notes: Notes
+) -> None:
     """MaxLogit of every planned task and query, into metrics and files; all tasks of a query in the same batches."""
     names = [name for role in plan.roles for name in suite.roles.get(role, [])]
     leaves = list(dict.fromkeys(leaf for name in names for leaf in suite.leaves[name]))
@@ -141,6 +146,7 @@ def _measure_max_logits(answers: Answers, scorer: Scorer, suite: Suite, label: s
             count=plan.tokens,
             tokens_per_batch=scorer.tokens_per_batch,
             label=f"{label}, {query}",
+            notes=notes,
         )
         keys = list(prompts)
         for name in dict.fromkeys([*leaves, *names]):

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unlearn.data import pad
+from unlearn.evaluate.journal import NO_NOTES, Notes, fingerprint
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -63,32 +64,54 @@ def max_logits(
     count: int,
     tokens_per_batch: int,
     label: str = "",
+    notes: Notes = NO_NOTES,
 ) -> MaxLogits:
     """Let the model continue each prompt greedily by `count` tokens, whatever they are, end of text included.
 
-    Batches hold about `tokens_per_batch` tokens, prompts of about equal length together.
+    Batches hold about `tokens_per_batch` tokens, prompts of about equal length together; those that `notes` has are
+    not computed.
     """
     encoded = [list(ids) for ids in tokenizer(list(prompts))["input_ids"]]
-    order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
+    batches = _plan([len(ids) for ids in encoded], count, tokens_per_batch)
     values_NK = torch.empty(len(encoded), count)
     tokens_NK = torch.empty(len(encoded), count, dtype=torch.long)
     bar = tqdm(total=len(encoded), desc=f"MaxLogit {label}".rstrip(), mininterval=1, disable=None)
-    at = 0
-    while at < len(order):
-        size = max(1, tokens_per_batch // (len(encoded[order[at]]) + count))
-        rows = order[at : at + size]
-        try:
-            values_NK[rows], tokens_NK[rows] = continue_greedily(model, [encoded[i] for i in rows], count)
-        except torch.OutOfMemoryError:
-            if size == 1:
-                raise
-            tokens_per_batch //= 2
-            torch.cuda.empty_cache()
-            continue
-        at += len(rows)
-        bar.update(len(rows))
+    plan = fingerprint([*batches, *encoded], count)
+    with notes.journal(f"maxlogit-{plan[:10]}", plan) as journal:
+        for number, rows in enumerate(batches):
+            if number not in journal.done:
+                values_BK, tokens_BK = _continue_in_memory(model, [encoded[i] for i in rows], count)
+                journal.add(number, [values_BK.tolist(), tokens_BK.tolist()])
+            values, tokens = journal.done[number]
+            values_NK[rows], tokens_NK[rows] = torch.tensor(values), torch.tensor(tokens)
+            bar.update(len(rows))
+            notes.report(f"MaxLogit {label}", bar.n, len(encoded))
     bar.close()
     return MaxLogits(values_NK, tokens_NK)
+
+
+def _plan(lengths: list[int], count: int, tokens_per_batch: int) -> list[list[int]]:
+    """Numbers of the prompts of each batch, the longest first."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    batches = []
+    while order:
+        size = max(1, tokens_per_batch // (lengths[order[0]] + count))
+        batches.append(order[:size])
+        order = order[size:]
+    return batches
+
+
+def _continue_in_memory(model: PreTrainedModel, prompts: list[list[int]], count: int) -> tuple[Tensor, Tensor]:
+    """`continue_greedily`, half a batch at a time where memory does not suffice."""
+    try:
+        return continue_greedily(model, prompts, count)
+    except torch.OutOfMemoryError:
+        if len(prompts) == 1:
+            raise
+        torch.cuda.empty_cache()
+    half = len(prompts) // 2
+    first, second = (_continue_in_memory(model, part, count) for part in (prompts[:half], prompts[half:]))
+    return torch.cat([first[0], second[0]]), torch.cat([first[1], second[1]])
 
 
 @torch.inference_mode()

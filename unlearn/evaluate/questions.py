@@ -18,10 +18,10 @@ from unlearn.data import corpus_sha256, documents
 from unlearn.evaluate.ngrams import embedded, in_context, rank_ngrams
 from unlearn.evaluate.suite import Suite, load_suite
 from unlearn.evaluate.tokens import control_tokens, corpus_tokens, read_forget_tokens
+from unlearn.files import write_json
 from unlearn.fingerprint import checkpoint_fingerprint
 from unlearn.identity import RESULTS_VERSION
 from unlearn.model import Source, load_tokenizer, load_up_to
-from unlearn.run_folder import write_json
 from unlearn.schema import NGRAM_QUERIES, SPAN, Config
 from unlearn.screen import say
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from unlearn.evaluate.journal import NO_NOTES, Notes, fingerprint
 from unlearn.evaluate.tree import Tree, grow, mask, shared_length
 
 WORTH_CACHING = 8  # tokens in common that pay for a forward pass of their own
@@ -32,10 +33,16 @@ Answer = tuple[float, bool]  # log-likelihood of a continuation, and whether it 
 class Scorer(HFLM):
     """`tokens_per_batch` bounds the tokens of a forward pass, padding included; a single longer row still runs.
 
-    After `prepare`, requests are answered from what was computed there.
+    After `prepare`, requests are answered from what was computed there. Batches that `notes` has are not computed.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens_per_batch: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        tokens_per_batch: int,
+        notes: Notes = NO_NOTES,
+    ) -> None:
         rows = max(1, tokens_per_batch // GENERATION_LENGTH)
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=rows, backend="causal")
         self.tokens_per_batch = tokens_per_batch
@@ -43,6 +50,7 @@ class Scorer(HFLM):
         self._answers: dict[tuple[str, str], Answer] = {}
         self._encoded: dict[str, list[int]] = {}
         self._label = ""
+        self._notes = notes
         self._window = getattr(model.config.get_text_config(), "sliding_window", None)
         self.shares_prefixes = self._check_trees()
 
@@ -92,17 +100,26 @@ class Scorer(HFLM):
         else:
             trees = [_alone(sequence, i) for i, sequence in enumerate(sequences)]
         trees.sort(key=lambda entry: -len(entry[0].ids))  # too little memory is met first
+        batches = list(self._batches(trees))  # all of them, before those that were scored earlier are left out
+        rows = (ids for batch in batches for tree, members in batch for ids in (tree.ids, members))
+        plan = fingerprint([*rows, *targets], [len(batch) for batch in batches])
         bar = tqdm(total=len(requests), desc=f"Scoring {self._label}".rstrip(), mininterval=1, disable=None)
-        for batch in self._batches(trees):
-            asked = [
-                [(n, path) for member, path in zip(members, tree.paths, strict=True) for n in of_sequence[member]]
-                for tree, members in batch
-            ]
-            nodes = [[path[len(path) - len(targets[n]) :] for n, path in row] for row in asked]
-            found = self._score([tree for tree, _ in batch], nodes, [[targets[n] for n, _ in row] for row in asked])
-            for (number, _), answer in zip((entry for row in asked for entry in row), found, strict=True):
-                answers[number] = answer
-            bar.update(sum(map(len, asked)))
+        with self._notes.journal(f"{self._label or 'model'}-{plan[:10]}", plan) as journal:
+            for number, batch in enumerate(batches):
+                asked = [
+                    [(n, path) for member, path in zip(members, tree.paths, strict=True) for n in of_sequence[member]]
+                    for tree, members in batch
+                ]
+                if number not in journal.done:
+                    nodes = [[path[len(path) - len(targets[n]) :] for n, path in row] for row in asked]
+                    wanted = [[targets[n] for n, _ in row] for row in asked]
+                    journal.add(number, self._score([tree for tree, _ in batch], nodes, wanted))
+                for (n, _), (logprob, greedy) in zip(
+                    (entry for row in asked for entry in row), journal.done[number], strict=True
+                ):
+                    answers[n] = logprob, greedy
+                bar.update(sum(map(len, asked)))
+                self._notes.report(f"scoring {self._label}", bar.n, len(requests))
         bar.close()
         assert all(answer is not None for answer in answers)
         return answers  # type: ignore[return-value]
@@ -146,6 +163,8 @@ class Scorer(HFLM):
 
     def _score(self, trees: list[Tree], nodes: list[list[list[int]]], targets: list[list[list[int]]]) -> list[Answer]:
         """Answers of all requests of a batch; half a batch at a time where memory does not suffice."""
+        if len(trees) > 1 and len(trees) * max(len(tree.ids) for tree in trees) > self.tokens_per_batch:
+            return self._score_halves(trees, nodes, targets)  # planned before memory ran out in another batch
         try:
             logits_NV = self._logits(trees, [[i for request in row for i in request] for row in nodes])
         except torch.OutOfMemoryError:
@@ -154,9 +173,7 @@ class Scorer(HFLM):
             self.tokens_per_batch = max(1, self.tokens_per_batch // 2)
             warnings.warn(f"Out of memory: going on with eval.tokens_per_batch={self.tokens_per_batch}.", stacklevel=2)
             torch.cuda.empty_cache()
-            half = len(trees) // 2
-            first = self._score(trees[:half], nodes[:half], targets[:half])
-            return first + self._score(trees[half:], nodes[half:], targets[half:])
+            return self._score_halves(trees, nodes, targets)
         flat = [request for row in targets for request in row]
         wanted_N = torch.tensor([t for request in flat for t in request], device=logits_NV.device)
         logprobs_N = logits_NV.log_softmax(dim=-1).gather(-1, wanted_N[:, None]).squeeze(-1).tolist()
@@ -167,6 +184,13 @@ class Scorer(HFLM):
             found.append((sum(logprobs_N[here]), all(greedy_N[here])))
             at += len(request)
         return found
+
+    def _score_halves(
+        self, trees: list[Tree], nodes: list[list[list[int]]], targets: list[list[list[int]]]
+    ) -> list[Answer]:
+        half = len(trees) // 2
+        first = self._score(trees[:half], nodes[:half], targets[:half])
+        return first + self._score(trees[half:], nodes[half:], targets[half:])
 
     @torch.inference_mode()
     def _logits(self, trees: list[Tree], nodes: list[list[int]]) -> Tensor:

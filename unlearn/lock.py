@@ -1,0 +1,215 @@
+"""One process at a time in a folder, on whichever node: a file with a heartbeat.
+
+A process id means nothing on another node, and file locks are often switched off on a cluster's shared disks. So the
+holder rewrites its file every `BEAT_S` seconds and is taken for dead after `STALE_S` without, by the file server's
+clock, since the nodes' own may differ. It is dead at once where that can be known: its process is gone from this
+machine, or SLURM has started the same job again. The file also says how far the holder is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+from unlearn.errors import UserError
+from unlearn.files import write_json
+
+LOCK = "alive.json"
+BEAT_S, STALE_S = 10.0, 60.0
+
+
+class Busy(UserError):
+    """Somebody else holds the folder."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a holder is doing: `done` of `total` steps of a phase, the first `skipped` of them before it began."""
+
+    phase: str = "starting"
+    done: int = 0
+    total: int = 0
+    skipped: int = 0
+    since: float = field(default_factory=time.time)  # seconds since the epoch, when the phase began
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a folder."""
+
+    owner: str
+    host: str
+    pid_space: str  # process ids mean the same only within it
+    pid: int
+    born: float  # when the process began: ids are used again
+    slurm_job: str | None
+    slurm_restarts: int
+    progress: Progress
+
+    @classmethod
+    def me(cls) -> Holder:
+        """This process."""
+        return cls(
+            owner=uuid.uuid4().hex,
+            host=socket.gethostname(),
+            pid_space=_pid_space(),
+            pid=os.getpid(),
+            born=psutil.Process().create_time(),
+            slurm_job=os.environ.get("SLURM_JOB_ID"),
+            slurm_restarts=int(os.environ.get("SLURM_RESTART_COUNT", 0)),
+            progress=Progress(),
+        )
+
+    @classmethod
+    def read(cls, file: Path) -> Holder | None:
+        """Whoever wrote the file; None if there is none."""
+        try:
+            content = json.loads(file.read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+        return cls(**content | {"progress": Progress(**content["progress"])})
+
+    def known_dead(self) -> bool:
+        """Whether this machine, or SLURM, can tell that the process has ended."""
+        if (self.host, self.pid_space) == (socket.gethostname(), _pid_space()):
+            try:
+                return abs(psutil.Process(self.pid).create_time() - self.born) > 1
+            except psutil.NoSuchProcess:
+                return True
+        restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
+        return self.slurm_job is not None and (
+            self.slurm_job == os.environ.get("SLURM_JOB_ID") and self.slurm_restarts < restarts
+        )
+
+    def __str__(self) -> str:
+        job = f", SLURM job {self.slurm_job}" if self.slurm_job else ""
+        return f"process {self.pid} on {self.host}{job}"
+
+
+class FolderLock:
+    """A context manager that holds `folder`, or raises `Busy` at once and says who does."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / LOCK
+        self._me = Holder.me()
+        self._progress = Progress()
+        self._lost = False
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._keep_beating, daemon=True)
+
+    def __enter__(self) -> FolderLock:
+        self._acquire()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end.set()
+        self._thread.join()
+        if self._is_mine():
+            self._file.unlink(missing_ok=True)
+
+    def report(self, progress: Progress) -> None:
+        """Say how far the work is, with the next heartbeat, and check that the folder is still ours.
+
+        Raises `Busy` where another process has taken it over: this one was taken for dead, having slept too long.
+        """
+        self._progress = progress
+        if self._lost:
+            raise Busy(f"{self._file.parent} was taken over by another process while this one did not answer.")
+
+    def _acquire(self) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            mine = self._scratch()
+            try:
+                mine.write_text(json.dumps(asdict(self._me)))
+                os.link(mine, self._file)  # of several, one succeeds; on network file systems, too
+                return
+            except FileExistsError:
+                self._remove_if_dead()
+            except FileNotFoundError:
+                continue  # a holder that had just begun has tidied up
+            finally:
+                mine.unlink(missing_ok=True)
+
+    def _remove_if_dead(self) -> None:
+        """Make room if the holder is dead. Raises `Busy` if it is not."""
+        holder = Holder.read(self._file)
+        age = self._age()
+        if age is None:
+            return  # gone meanwhile
+        if holder is not None and not holder.known_dead() and age < STALE_S:
+            raise Busy(
+                f"{self._file.parent} is being worked on by {holder} (last sign of life {age:.0f} s ago). If it is "
+                f"dead, wait until that is {STALE_S:.0f} s."
+            )
+        # Of several that find it dead, one succeeds in moving it away; should it by then be another's, back with it.
+        grave = self._scratch()
+        with suppress(FileNotFoundError):
+            self._file.rename(grave)
+            if Holder.read(grave) != holder:
+                with suppress(FileExistsError):
+                    os.link(grave, self._file)
+            grave.unlink(missing_ok=True)
+
+    def _age(self) -> float | None:
+        """Seconds since the last heartbeat by the clock that stamps the files; None if there is no file."""
+        probe = self._scratch()
+        try:
+            probe.touch()
+            return probe.stat().st_mtime - self._file.stat().st_mtime
+        except FileNotFoundError:
+            return None
+        finally:
+            probe.unlink(missing_ok=True)
+
+    def _scratch(self) -> Path:
+        return self._file.with_name(f".{LOCK}.{uuid.uuid4().hex}.tmp")
+
+    def _is_mine(self) -> bool:
+        holder = Holder.read(self._file)
+        return holder is not None and holder.owner == self._me.owner
+
+    def _beat(self) -> None:
+        write_json(self._file, asdict(replace(self._me, progress=self._progress)))
+
+    def _keep_beating(self) -> None:
+        while not self._end.wait(BEAT_S):
+            try:
+                if not self._is_mine():
+                    self._lost = True
+                    return
+                self._beat()
+            except OSError:
+                continue  # a full disk or a server that is away for a while: the next beat may succeed
+
+
+def live_holder(folder: Path) -> Holder | None:
+    """Who works in a folder; None if nobody does, as far as can be seen from here."""
+    file = folder / LOCK
+    holder = Holder.read(file)
+    if holder is None or holder.known_dead():
+        return None
+    try:
+        return holder if time.time() - file.stat().st_mtime < STALE_S else None
+    except FileNotFoundError:
+        return None
+
+
+def _pid_space() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
