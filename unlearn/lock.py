@@ -21,6 +21,7 @@ from types import TracebackType
 
 import psutil
 
+from unlearn import slurm
 from unlearn.errors import UserError
 from unlearn.files import write_json
 
@@ -65,8 +66,8 @@ class Holder:
             pid_space=_pid_space(),
             pid=os.getpid(),
             born=psutil.Process().create_time(),
-            slurm_job=os.environ.get("SLURM_JOB_ID"),
-            slurm_restarts=int(os.environ.get("SLURM_RESTART_COUNT", 0)),
+            slurm_job=slurm.job_id(),
+            slurm_restarts=slurm.restarts(),
             progress=Progress(),
         )
 
@@ -86,10 +87,8 @@ class Holder:
                 return abs(psutil.Process(self.pid).create_time() - self.born) > 1
             except psutil.NoSuchProcess:
                 return True
-        restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
-        return self.slurm_job is not None and (
-            self.slurm_job == os.environ.get("SLURM_JOB_ID") and self.slurm_restarts < restarts
-        )
+        same_job = self.slurm_job is not None and self.slurm_job == slurm.job_id()
+        return same_job and self.slurm_restarts < slurm.restarts()
 
     def __str__(self) -> str:
         job = f", SLURM job {self.slurm_job}" if self.slurm_job else ""

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import psutil
-import torch
-
-from unlearn.cost import Shape, training_memory
 from unlearn.errors import UserError
-from unlearn.experiment import make_source, run_together
-from unlearn.model import load_config
 from unlearn.schema import Config, unshared
+from unlearn.sweep import Sweep
 
+log = logging.getLogger(__name__)
 RESERVE = 0.1  # of the free memory, for what the estimate does not know
 
 
-def packs(configs: Mapping[int, Config], pack_size: int | None) -> list[list[int]]:
-    """Numbers of the jobs for each process, in their order: those that agree in `SHARED`, at most `pack_size`.
-
-    Raises UserError if `pack_size` is no positive number.
-    """
-    if pack_size is not None and pack_size < 1:
-        raise UserError(f"hydra.launcher.pack_size={pack_size} is not allowed: it must be an integer >= 1 or null.")
+def alike(configs: Mapping[int, Config]) -> list[list[int]]:
+    """Numbers of the jobs that agree in `SHARED`, group by group, in their order."""
     groups: list[list[int]] = []
     for number, config in configs.items():
         group = next((g for g in groups if not any(unshared(configs[g[0]], config))), None)
@@ -31,8 +24,18 @@ def packs(configs: Mapping[int, Config], pack_size: int | None) -> list[list[int
             groups.append([number])
         else:
             group.append(number)
+    return groups
+
+
+def packs(configs: Mapping[int, Config], pack_size: int | None) -> list[list[int]]:
+    """Numbers of the jobs for each process: those that are `alike`, at most `pack_size`, or as many as will fit.
+
+    Raises UserError if `pack_size` is no positive number.
+    """
+    if pack_size is not None and pack_size < 1:
+        raise UserError(f"hydra.launcher.pack_size={pack_size} is not allowed: it must be an integer >= 1 or null.")
     found = []
-    for group in groups:
+    for group in alike(configs):
         size = pack_size or fitting([configs[i] for i in group])
         found += [group[i : i + size] for i in range(0, len(group), size)]
     return found
@@ -40,6 +43,13 @@ def packs(configs: Mapping[int, Config], pack_size: int | None) -> list[list[int
 
 def fitting(configs: Sequence[Config]) -> int:
     """How many of these runs, alike in `SHARED`, the device's free memory holds together; at least 1."""
+    import psutil
+    import torch
+
+    from unlearn.cost import Shape, training_memory
+    from unlearn.experiment import make_source
+    from unlearn.model import load_config
+
     first = configs[0]
     source = make_source(first)
     try:
@@ -55,10 +65,26 @@ def fitting(configs: Sequence[Config]) -> int:
     return max(1, min(len(configs), need.variants(int((1 - RESERVE) * free))))
 
 
-def run_pack(jobs: Sequence[tuple[Config, Path]]) -> list[Path | Exception]:
-    """Run these configurations, each with Hydra's folder, in this process: for each its folder or its error."""
-    try:
-        outcomes = run_together([config for config, _ in jobs], [folder for _, folder in jobs])
-    except Exception as error:
-        return [error] * len(jobs)
-    return [outcome.error or outcome.folder for outcome in outcomes]
+def run_packed(sweep: Sweep, numbers: Sequence[int], pack_size: int | None = None) -> dict[int, Path | Exception]:
+    """Run these jobs of a sweep in this process, pack by pack: for each its folder or its error."""
+    from unlearn.experiment import run_together
+
+    found: dict[int, Path | Exception] = {}
+    configs: dict[int, Config] = {}
+    for number in numbers:
+        try:
+            configs[number] = sweep.config(number)
+        except Exception as error:
+            found[number] = error
+    for pack in packs(configs, pack_size):
+        log.info(f"Jobs in one process: {', '.join(f'#{i}' for i in pack)}")
+        try:
+            hydra_folders = [Path(str(sweep.jobs[i].hydra_folder)) for i in pack]
+            outcomes = run_together([configs[i] for i in pack], hydra_folders)
+            found |= {i: o.error or o.folder for i, o in zip(pack, outcomes, strict=True)}
+        except Exception as error:
+            found |= dict.fromkeys(pack, error)
+    for outcome in found.values():
+        if isinstance(outcome, Exception) and not isinstance(outcome, UserError):
+            traceback.print_exception(outcome)
+    return found

@@ -28,6 +28,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from unlearn import slurm
 from unlearn.errors import UserError
 from unlearn.files import remove_scratch, write_json
 from unlearn.lock import LOCK
@@ -132,15 +133,25 @@ class RunFolder:
     def finish(self, metrics: dict[str, float]) -> None:
         """Write the metrics, then say that the run is done."""
         write_json(self.file("metrics.json"), metrics)
-        self.record["status"] = "done"
+        self._end("done")
         self.write()
         self._remove_unfinished()
 
     @property
     def begun_by_this_job(self) -> bool:
         """Whether the last attempt was this SLURM job's: it was interrupted and has been started again."""
-        last = (self.record.get("attempts") or [{}])[-1]
-        return last.get("slurm_job") is not None and last["slurm_job"] == slurm_job()
+        return slurm.job_id() is not None and self.last_attempt.get("slurm_job") == slurm.job_id()
+
+    @property
+    def last_attempt(self) -> dict[str, Any]:
+        """Where and when the last process to work on this run began."""
+        attempts = self.record.get("attempts") or [{}]
+        return attempts[-1]
+
+    @property
+    def interruptions(self) -> int:
+        """How many attempts came to no end of their own before another one began."""
+        return sum("ended" not in attempt for attempt in self.record.get("attempts", [])[:-1])
 
     @property
     def untidy(self) -> bool:
@@ -159,9 +170,14 @@ class RunFolder:
 
     def fail(self, error: str) -> None:
         """Say that the run failed, and why; what was written stays, and the next attempt goes on from there."""
-        self.record |= {"status": "failed", "error": error}
+        self._end("failed")
+        self.record["error"] = error
         with suppress(OSError):  # where the disk is full, that has been said already
             self.write()
+
+    def _end(self, status: str) -> None:
+        self.record["status"] = status
+        self.last_attempt.update(ended=status, until=time.time())
 
     def keep_hydra_files(self, hydra_folder: Path) -> None:
         """Copy Hydra's record of the configuration from where Hydra wrote it."""
@@ -184,14 +200,13 @@ def _differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> set[
 
 def _attempt() -> dict[str, Any]:
     """Where and when this process began to work on a run."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "slurm_job": slurm_job(), "began": time.time()}
-
-
-def slurm_job() -> str | None:
-    """The SLURM job that this process is part of, as squeue names it: 12, or 12_3 in an array."""
-    if "SLURM_ARRAY_TASK_ID" in os.environ:
-        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    return os.environ.get("SLURM_JOB_ID")
+    return {
+        "began": time.time(),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "slurm_job": slurm.job_id(),
+    }
 
 
 def _package_version(name: str) -> str | None:

@@ -1,0 +1,116 @@
+"""Talking to SLURM: is there one, what is in its queue, how did a job end, and handing it jobs through submitit.
+
+Nothing heavy is imported here: a login node submits and watches, it does not compute.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from unlearn.errors import UserError
+
+CALL_TIMEOUT_S = 30  # a busy controller answers late
+LARGEST_ARRAY = 1000  # SLURM's default MaxArraySize, less one
+
+
+def job_id() -> str | None:
+    """The SLURM job that this process is part of, as squeue names it: 12, or 12_3 in an array."""
+    if "SLURM_ARRAY_TASK_ID" in os.environ:
+        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def restarts() -> int:
+    """How often SLURM has started this job before."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", 0))
+
+
+def answers() -> bool:
+    """Whether a cluster answers; that sbatch is installed proves nothing."""
+    ran = _call("scontrol", "ping")
+    return ran is not None and ran.returncode == 0 and "is UP" in ran.stdout
+
+
+def queue(tasks: Iterable[str]) -> dict[str, str] | None:
+    """State of those of these jobs or array tasks that are pending or running; None where SLURM does not answer."""
+    numbers = sorted({task.partition("_")[0] for task in tasks})
+    if not numbers:
+        return {}
+    ran = _call("squeue", "--noheader", "--array", "--jobs", ",".join(numbers), "--format", "%i|%T")
+    if ran is None:
+        return None
+    if ran.returncode != 0:  # SLURM forgets a job some minutes after its end
+        return {} if "Invalid job id" in ran.stderr else None
+    return dict(line.split("|", 1) for line in ran.stdout.split())
+
+
+def ending(task: str) -> str | None:
+    """How a job ended in SLURM's accounting (TIMEOUT, NODE_FAIL, CANCELLED by 0, ...); None where there is none."""
+    ran = _call("sacct", "--noheader", "--parsable2", "--allocations", "--jobs", task, "--format", "State")
+    if ran is None or ran.returncode != 0:
+        return None
+    return (ran.stdout.split("\n") or [""])[0].strip() or None
+
+
+def cancel(tasks: Iterable[str]) -> None:
+    """Take jobs out of the queue, or stop them."""
+    _call("scancel", *tasks)
+
+
+def submit(
+    function: Callable[[list[int]], Any], groups: Sequence[list[int]], settings: Mapping[str, Any], code: Path
+) -> list[str]:
+    """Queue `function(group)` for each group, as arrays; their SLURM ids, in order.
+
+    Args:
+        settings: of hydra-submitit-launcher's configuration (`conf/hydra/launcher/slurm.yaml`).
+        code: the folder that jobs start in, and so import from before anywhere else.
+
+    Raises UserError with sbatch's own words if it refuses.
+    """
+    import submitit
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    first = {"submitit_folder", "max_num_timeout", "python"}
+    common = {"timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "name"}
+    common |= {"stderr_to_stdout"}
+    others = {k if k in common else f"slurm_{k}": v for k, v in settings.items() if k not in first}
+    others["slurm_additional_parameters"] = {**settings["additional_parameters"], "chdir": str(code)}
+    ids: list[str] = []
+    try:
+        executor = submitit.AutoExecutor(
+            folder=settings["submitit_folder"],
+            cluster="slurm",
+            slurm_max_num_timeout=settings["max_num_timeout"],
+            slurm_python=settings["python"],
+        )
+        executor.update_parameters(**others)
+        for start in range(0, len(groups), LARGEST_ARRAY):
+            ids += [job.job_id for job in executor.map_array(function, groups[start : start + LARGEST_ARRAY])]
+    except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
+        words = getattr(error, "stderr", None) or str(error)
+        raise UserError(f"SLURM took {len(ids)} of {len(groups)} jobs. sbatch says: {str(words).strip()}") from error
+    return ids
+
+
+def last_words(folder: str, task: str) -> str | None:
+    """The last line that a job of `submitit_folder` wrote to its error log; None if there is none."""
+    log = Path(folder.replace("%j", task)) / f"{task}_0_log.err"
+    try:
+        with log.open("rb") as stream:
+            stream.seek(max(0, log.stat().st_size - 4096))
+            lines = [line.strip() for line in stream.read().decode(errors="replace").splitlines()]
+    except OSError:
+        return None
+    return next((line for line in reversed(lines) if line), None)
+
+
+def _call(*command: str) -> subprocess.CompletedProcess[str] | None:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=CALL_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None

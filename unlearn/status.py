@@ -1,0 +1,136 @@
+"""Where the jobs of a sweep are.
+
+python -m unlearn.status SWEEP_DIR           a table, live in a terminal until all have ended
+python -m unlearn.status SWEEP_DIR --retry   first start again those that failed or were interrupted, with the code
+                                             and configuration of the sweep's beginning
+
+Exit status: 0 all done, 1 some failed, 3 not finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from unlearn import slurm
+from unlearn.errors import UserError
+from unlearn.screen import console, say
+from unlearn.sweep import State, Sweep, eta_s, summary
+
+POLL_S = 5.0
+WIDE = 200  # columns where there is no terminal
+STYLES = {"done": "green", "failed": "red", "interrupted": "yellow", "running": "cyan"}
+
+
+def wait_for(sweep: Sweep, numbers: list[int]) -> dict[int, str]:
+    """Wait until these jobs have ended, with a line at each change; those that failed, and why.
+
+    Raises UserError when the user interrupts; the jobs go on.
+    """
+    states: dict[int, State] = {}
+    said = ""
+    try:
+        while True:
+            states = sweep.states(states)
+            if (now := summary(states[n] for n in numbers)) != said:
+                say(f"{time.strftime('%H:%M:%S')} {now}")
+                said = now
+            if all(states[n].ended for n in numbers):
+                return {n: states[n].detail or states[n].name for n in numbers if states[n].name != "done"}
+            time.sleep(POLL_S)
+    except KeyboardInterrupt:
+        raise UserError(
+            f"No longer waiting; the jobs go on. To watch them: python -m unlearn.status {sweep.folder}. To stop "
+            f"them: scancel {' '.join(sorted({task.partition('_')[0] for task in sweep.tasks.values()}))}"
+        ) from None
+
+
+def table(sweep: Sweep, states: Mapping[int, State]) -> Table:
+    """A row for each job, with what distinguishes it from the others."""
+    shown = Table(title=f"{sweep.folder}: {summary(states.values())}", caption=" ".join(sweep.common), box=SIMPLE_HEAD)
+    for column in ("#", "job", "state", "progress", "left", "SLURM", "why"):
+        shown.add_column(column, overflow="fold")
+    for number, state in states.items():
+        again = f", interrupted {state.interruptions} x" if state.interruptions else ""
+        shown.add_row(
+            str(number),
+            escape(sweep.label(number)),
+            f"[{STYLES.get(state.name, 'default')}]{state.name}[/]{again}",
+            *_progress(state),
+            sweep.tasks.get(number, ""),
+            escape((state.detail.strip().splitlines() or [""])[-1]),
+        )
+    return shown
+
+
+def _progress(state: State) -> tuple[str, str]:
+    """How far the phase is, and the time that is left of it."""
+    progress = state.progress
+    if progress is None or not progress.total:
+        return "", ""
+    seconds = eta_s(progress)
+    left = "" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+    return f"{progress.phase} {progress.done}/{progress.total}", left
+
+
+def retry(sweep: Sweep) -> list[int]:
+    """Start again what has failed or was interrupted, on SLURM if it ran there, else here; the jobs' numbers."""
+    states = sweep.states()
+    again = [n for n, s in states.items() if s.ended and s.name != "done" and sweep.jobs[n].folder is not None]
+    if not again:
+        return []
+    say(f"Starting again: {', '.join(f'#{n}' for n in again)}")
+    if sweep.launcher is None:
+        from unlearn.packs import run_packed
+
+        run_packed(sweep, again)
+    else:
+        if not slurm.answers():
+            raise UserError("this sweep ran on SLURM, and no SLURM answers here (scontrol ping).")
+        before = [[n for n in again if sweep.tasks.get(n) == task] for task in dict.fromkeys(sweep.tasks.values())]
+        never = [[n] for n in again if n not in sweep.tasks]
+        sweep.submit([group for group in before if group] + never, sweep.launcher)
+    return again
+
+
+def main() -> None:
+    """Parse the command line, show the table, and exit with what it says."""
+    parser = argparse.ArgumentParser(
+        prog="python -m unlearn.status", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sweep", metavar="SWEEP_DIR", type=Path)
+    parser.add_argument("--retry", action="store_true", help="start again what has failed or was interrupted")
+    parser.add_argument("--once", action="store_true", help="show the table once, in a terminal, too")
+    args = parser.parse_args()
+    try:
+        sweep = Sweep.open(args.sweep)
+        if args.retry:
+            retry(sweep)
+        states = sweep.states()
+        if console.is_terminal and not args.once:
+            with Live(table(sweep, states), console=console, auto_refresh=False) as live:
+                while not all(state.ended for state in states.values()):
+                    time.sleep(POLL_S)
+                    states = sweep.states(states)
+                    live.update(table(sweep, states), refresh=True)
+        else:
+            Console(stderr=True, width=None if console.is_terminal else WIDE).print(table(sweep, states))
+    except UserError as error:
+        sys.exit(f"Error: {error}")
+    except KeyboardInterrupt:
+        pass
+    names = {state.name for state in states.values()}
+    sys.exit(0 if names == {"done"} else 1 if "failed" in names else 3)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""A sweep's folder: which jobs there are, where their runs are, and what SLURM was given.
+
+sweep.json     the jobs and submissions
+code/          on SLURM, the code and configuration of the moment of submission, which its jobs run
+N/.hydra/      the configuration of job N, composed but not resolved
+.submitit/     on SLURM, the jobs' output
+
+Nothing heavy is imported here: this is what a login node does, and `python -m unlearn.status`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from unlearn import slurm
+from unlearn.config import settle
+from unlearn.errors import UserError, describe
+from unlearn.files import write_json
+from unlearn.identity import identity, run_folder
+from unlearn.lock import Progress, live_holder
+from unlearn.run_folder import RunFolder
+from unlearn.schema import Config
+
+ROOT = Path(__file__).parent.parent
+CODE = ("unlearn", "conf", "sweeps", "launch.py")
+ENDED = ("done", "failed", "interrupted", "missing")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A grid point: its overrides, Hydra's folder of it, its run's folder; or why it could not be composed."""
+
+    number: int
+    overrides: list[str]
+    hydra_folder: str | None = None
+    folder: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a job is: pending, running, done, failed, interrupted, or missing (never begun)."""
+
+    name: str
+    detail: str = ""
+    progress: Progress | None = None
+    interruptions: int = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing will happen any more unless somebody does something."""
+        return self.name in ENDED
+
+
+class Sweep:
+    """A sweep's folder and its sweep.json."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        self.jobs: dict[int, Job] = {}
+        self.tasks: dict[int, str] = {}  # job -> the SLURM job or array task that it was last given to
+        self.launcher: dict[str, Any] | None = None  # SLURM's settings; None where the sweep ran here
+        self.cwd = os.getcwd()
+        file = self.folder / "sweep.json"
+        if file.is_file():
+            record = json.loads(file.read_text())
+            self.jobs = {job["number"]: Job(**job) for job in record["jobs"]}
+            self.tasks = {int(number): task for number, task in record["tasks"].items()}
+            self.launcher, self.cwd = record["launcher"], record["cwd"]
+
+    @classmethod
+    def open(cls, folder: Path) -> Sweep:
+        """The sweep of a folder. Raises UserError if there is none."""
+        sweep = cls(folder)
+        if not sweep.jobs:
+            raise UserError(f"{folder}: no sweep is here (there is no sweep.json with jobs).")
+        return sweep
+
+    def write(self) -> None:
+        """Write sweep.json."""
+        jobs = [asdict(job) for job in self.jobs.values()]
+        record = {"cwd": self.cwd, "launcher": self.launcher, "jobs": jobs, "tasks": self.tasks}
+        write_json(self.folder / "sweep.json", record)
+
+    def add(self, number: int, overrides: list[str], config: Config, hydra_folder: Path) -> None:
+        """A job that is ready to run."""
+        self.jobs[number] = Job(number, overrides, str(hydra_folder.absolute()), str(run_folder(config).absolute()))
+
+    def add_failed(self, number: int, overrides: list[str], error: BaseException) -> None:
+        """A job whose configuration is wrong."""
+        self.jobs[number] = Job(number, overrides, error=describe(error))
+
+    @property
+    def common(self) -> list[str]:
+        """The overrides that all jobs have; none if there is but one job."""
+        first, *others = self.jobs.values()
+        return [o for o in first.overrides if others and all(o in other.overrides for other in others)]
+
+    def label(self, number: int) -> str:
+        """What distinguishes a job from the others."""
+        return " ".join(o for o in self.jobs[number].overrides if o not in self.common)
+
+    def config(self, number: int) -> Config:
+        """A job's configuration, resolved here and now: paths inside the package are this code's own."""
+        raw = OmegaConf.load(Path(str(self.jobs[number].hydra_folder)) / ".hydra" / "config.yaml")
+        assert isinstance(raw, DictConfig)
+        return settle(raw)
+
+    def keep_code(self) -> Path:
+        """Copy the code and configuration, unless they were copied before; the folder of the copy."""
+        copy = self.folder / "code"
+        if not copy.exists():
+            scratch = self.folder / f".code.{os.getpid()}.tmp"
+            for name in CODE:
+                source, target = ROOT / name, scratch / name
+                if source.is_dir():
+                    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+                elif source.is_file():
+                    shutil.copy2(source, target)
+            scratch.rename(copy)
+        return copy
+
+    def submit(self, groups: list[list[int]], settings: Mapping[str, Any]) -> None:
+        """Give groups of jobs to SLURM, each as one job or array task. Raises UserError if it refuses."""
+        self.launcher = dict(settings)
+        self.write()
+        ids = slurm.submit(RunJobs(self.folder), groups, settings, self.keep_code())
+        self.tasks |= {number: task for group, task in zip(groups, ids, strict=True) for number in group}
+        self.write()
+
+    def states(self, known: Mapping[int, State] | None = None) -> dict[int, State]:
+        """Where every job is, from the runs' folders and SLURM's queue. Jobs that `known` has as done stay so."""
+        known = known or {}
+        queue = slurm.queue(self.tasks.values())
+        return {
+            number: known[number] if number in known and known[number].name == "done" else self._state(job, queue)
+            for number, job in self.jobs.items()
+        }
+
+    def _state(self, job: Job, queue: Mapping[str, str] | None) -> State:
+        if job.folder is None:
+            return State("failed", job.error or "")
+        run, task = RunFolder(Path(job.folder)), self.tasks.get(job.number)
+        status, times = run.record.get("status"), run.interruptions
+        if status == "done":
+            return State("done", interruptions=times)
+        waiting = (queue or {}).get(task) if task else None
+        if waiting is not None and waiting not in ("RUNNING", "COMPLETING"):
+            return State("pending", waiting.lower(), interruptions=times)
+        holder = live_holder(run.path)
+        if holder is not None and (holder.slurm_job is None or queue is None or holder.slurm_job in queue):
+            return State("running", str(holder), holder.progress, times)
+        if status == "failed" and (waiting is None or run.last_attempt.get("slurm_job") == task):
+            return State("failed", run.record["error"], interruptions=times)
+        if waiting is not None or (task is not None and queue is None):
+            return State("running", "starting" if waiting else "SLURM does not answer", interruptions=times)
+        if task is not None:
+            assert self.launcher is not None
+            words = slurm.last_words(self.launcher["submitit_folder"], task)
+            why = [f"SLURM: {slurm.ending(task) or 'ended without a result'}", *([words] if words else [])]
+            return State("failed", ", ".join(why), interruptions=times)
+        return State("interrupted" if status == "running" else "missing", interruptions=times)
+
+
+def finished(config: Config) -> bool:
+    """Whether a configuration's run is there, done, and older files than it are all that it was made of.
+
+    Where a text is younger, the run itself has to tell whether that matters.
+    """
+    run = RunFolder(run_folder(config))
+    if config.train.force or not run.done or run.record.get("identity") != identity(config):
+        return False
+    written = run.file("run.json").stat().st_mtime
+    texts = [path for topic in config.data.topics.values() for path in (topic.forget, topic.retain)]
+    if isinstance(config.eval.forget_tokens, str):
+        texts.append(config.eval.forget_tokens)
+    return all(not Path(text).is_file() or Path(text).stat().st_mtime < written for text in texts)
+
+
+class RunJobs:
+    """What a SLURM job does: run some jobs of a sweep in one process, as many at a time as memory allows.
+
+    It is pickled by submitit, by name, and so imports the copy of this code that the job starts in.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, numbers: list[int]) -> list[str]:
+        """The runs' folders. Raises UserError if some failed, so that SLURM sees the job as failed, too."""
+        from unlearn.packs import run_packed
+
+        sweep = Sweep.open(self.folder)
+        os.chdir(sweep.cwd)
+        found = run_packed(sweep, numbers)
+        failed = {number: error for number, error in found.items() if isinstance(error, Exception)}
+        if failed:
+            raise UserError(failure_list(sweep, {n: describe(e) for n, e in failed.items()}, len(numbers)))
+        return [str(folder) for folder in found.values()]
+
+    def checkpoint(self, numbers: list[int]) -> Any:
+        """On the signal before preemption or the time limit: the same again; runs go on from their own files."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self, numbers)
+
+
+def failure_list(sweep: Sweep, failed: Mapping[int, str], of: int) -> str:
+    """Which jobs failed and why, a line each."""
+    lines = [f"  #{number} {sweep.label(number)}: {why}" for number, why in sorted(failed.items())]
+    return "\n".join([f"{len(failed)} of {of} jobs failed:", *lines])
+
+
+def summary(states: Iterable[State]) -> str:
+    """How many jobs are in which state, in words."""
+    names = [state.name for state in states]
+    order = ("pending", "running", "done", "failed", "interrupted", "missing")
+    return ", ".join(f"{names.count(name)} {name}" for name in order if name in names)
+
+
+def eta_s(progress: Progress) -> float | None:
+    """Seconds until the phase is over, at the pace so far; None if nothing is known."""
+    done = progress.done - progress.skipped
+    if done <= 0:
+        return None
+    return (progress.total - progress.done) * max(0.0, time.time() - progress.since) / done
