@@ -23,7 +23,16 @@ def records(folder):
     The file is LevelDB's log format behind a header of 7 bytes: blocks of 32 KiB; fragments with checksum (4 bytes),
     length (2) and kind (1: whole, 2: first, 3: middle, 4: last).
     """
-    [file] = folder.glob("wandb/offline-run-*/run-*.wandb")
+    [found] = all_records(folder)
+    return found
+
+
+def all_records(folder):
+    """Those of every offline run of a folder, in order."""
+    return [_records_of(file) for file in sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))]
+
+
+def _records_of(file):
     raw, at, parts, found = file.read_bytes(), 7, b"", []
     while at + 7 <= len(raw):
         if 32768 - at % 32768 < 7:  # no room for a fragment: the rest of the block is filled up

@@ -17,8 +17,6 @@ from unlearn.errors import nearest
 from unlearn.schema import Config
 
 CONF = Path(__file__).parent.parent / "conf"
-# Hydra takes launchers only from the namespace `hydra_plugins`, of which this is a part.
-sys.path.append(str(Path(__file__).parent / "plugins"))
 
 
 def to_config(raw: DictConfig) -> tuple[Config, Path]:

@@ -7,6 +7,7 @@ datasets or lm_eval are loaded.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from importlib.util import find_spec
@@ -34,6 +35,8 @@ def _package(name: str) -> str:
     return spec.submodule_search_locations[0]
 
 
+# Hydra takes launchers only from the namespace `hydra_plugins`, of which this is a part.
+sys.path.append(_asset("plugins"))
 OmegaConf.register_new_resolver("asset", _asset, replace=True)
 OmegaConf.register_new_resolver("package", _package, replace=True)
 
@@ -107,6 +110,3 @@ def _leaves(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{key}.")
         else:
             yield key, value._value() if value is not None else None
-
-
-# --- What must hold. Each check yields one sentence for each problem. ---------------------------------------

@@ -279,7 +279,7 @@ def _train_points(points: list[Point], shared: Config, source: Source, topics: l
         if variant.error is not None:
             point.fail(UserError(variant.error))
         else:
-            metadata = {"model": source.path, "layer": str(cut.layer), "run": run_name(point.config)}
+            metadata = {"model": shared.model.name, "layer": str(cut.layer), "run": run_name(point.config)}
             file = point.folder.file("delta.safetensors")
             save_delta(file, variant.weights, cut.frozen, variant.objective.state(), metadata)
             point.folder.finish_training(_training_metrics(point))

@@ -66,6 +66,7 @@ class ModelConfig:
     alpha: float = MISSING
     lr: float = MISSING
     methods: dict[str, dict[str, float]] = MISSING
+    grids: dict[str, str] = MISSING
 
 
 @dataclass

@@ -14,6 +14,7 @@ from typing import Any
 from unlearn.errors import UserError
 
 CALL_TIMEOUT_S = 30  # a busy controller answers late
+PING_TIMEOUT_S = 10  # without a cluster, scontrol may search for one for minutes
 LARGEST_ARRAY = 1000  # SLURM's default MaxArraySize, less one
 
 
@@ -31,7 +32,7 @@ def restarts() -> int:
 
 def answers() -> bool:
     """Whether a cluster answers; that sbatch is installed proves nothing."""
-    ran = _call("scontrol", "ping")
+    ran = _call("scontrol", "ping", timeout=PING_TIMEOUT_S)
     return ran is not None and ran.returncode == 0 and "is UP" in ran.stdout
 
 
@@ -106,11 +107,12 @@ def last_words(folder: str, task: str) -> str | None:
             lines = [line.strip() for line in stream.read().decode(errors="replace").splitlines()]
     except OSError:
         return None
-    return next((line for line in reversed(lines) if line), None)
+    said = [line for line in lines if line and not line.startswith("srun:")]  # srun only repeats that it ended
+    return said[-1] if said else None
 
 
-def _call(*command: str) -> subprocess.CompletedProcess[str] | None:
+def _call(*command: str, timeout: float = CALL_TIMEOUT_S) -> subprocess.CompletedProcess[str] | None:
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=CALL_TIMEOUT_S, check=False)
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -3,6 +3,7 @@
 sweep.json     the jobs and submissions
 code/          on SLURM, the code and configuration of the moment of submission, which its jobs run
 N/.hydra/      the configuration of job N, composed but not resolved
+N/error.json   on SLURM, what went wrong in job N
 .submitit/     on SLURM, the jobs' output
 
 Nothing heavy is imported here: this is what a login node does, and `python -m unlearn.status`.
@@ -164,11 +165,25 @@ class Sweep:
         if waiting is not None or (task is not None and queue is None):
             return State("running", "starting" if waiting else "SLURM does not answer", interruptions=times)
         if task is not None:
-            assert self.launcher is not None
-            words = slurm.last_words(self.launcher["submitit_folder"], task)
-            why = [f"SLURM: {slurm.ending(task) or 'ended without a result'}", *([words] if words else [])]
-            return State("failed", ", ".join(why), interruptions=times)
+            return State("failed", self._why(job, task), interruptions=times)
         return State("interrupted" if status == "running" else "missing", interruptions=times)
+
+    def _why(self, job: Job, task: str) -> str:
+        """Why a job of SLURM has ended without a result: what it said itself, or else what SLURM says."""
+        file = self._error_file(job)
+        if file.is_file() and (said := json.loads(file.read_text()))["slurm_job"] == task:
+            return said["error"]
+        assert self.launcher is not None
+        words = slurm.last_words(self.launcher["submitit_folder"], task)
+        return ", ".join([f"SLURM: {slurm.ending(task) or 'ended without a result'}", *([words] if words else [])])
+
+    def keep_error(self, number: int, error: str) -> None:
+        """Note for `states` what went wrong before or beside the run itself, in this SLURM job."""
+        write_json(self._error_file(self.jobs[number]), {"slurm_job": slurm.job_id(), "error": error})
+
+    @staticmethod
+    def _error_file(job: Job) -> Path:
+        return Path(str(job.hydra_folder)) / "error.json"
 
 
 def finished(config: Config) -> bool:
@@ -202,9 +217,11 @@ class RunJobs:
         sweep = Sweep.open(self.folder)
         os.chdir(sweep.cwd)
         found = run_packed(sweep, numbers)
-        failed = {number: error for number, error in found.items() if isinstance(error, Exception)}
+        failed = {number: describe(error) for number, error in found.items() if isinstance(error, Exception)}
+        for number, error in failed.items():
+            sweep.keep_error(number, error)
         if failed:
-            raise UserError(failure_list(sweep, {n: describe(e) for n, e in failed.items()}, len(numbers)))
+            raise UserError(failure_list(sweep, failed, len(numbers)))
         return [str(folder) for folder in found.values()]
 
     def checkpoint(self, numbers: list[int]) -> Any:

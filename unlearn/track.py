@@ -71,9 +71,10 @@ class Tracker:
             self._wandb.log({f"train/{name}": value for name, value in values.items()})
 
     def log_metrics(self, metrics: dict[str, float]) -> None:
-        """Evaluation metrics and final training figures, as the W&B run's summary and one logged row."""
+        """Evaluation metrics as one logged row of the W&B run, and with the final training figures in its summary."""
         if self._wandb is not None:
-            self._wandb.log(metrics)
+            # Beside train/* W&B would put the last train/step once more.
+            self._wandb.log({name: value for name, value in metrics.items() if not name.startswith("train/")})
             self._wandb.summary.update(metrics)
 
     def close(self, failed: bool) -> None:

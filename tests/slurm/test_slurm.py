@@ -26,6 +26,7 @@ quick = pytest.mark.slurm_quick  # the part that .ci/run takes
 EVERY = 20
 SHORT = ("train.steps=4", "eval=none")
 LONG = ("train.steps=100", f"train.checkpoint_every={EVERY}", "eval=toy", "eval.limit=4")
+CYCLE = "data.on_exhausted=cycle"
 MINUTES = 240  # seconds that anything here may take before it counts as hanging
 
 
@@ -117,7 +118,7 @@ def test_a_half_done_grid_runs_only_what_is_missing(lab, launch, conf, tmp_path)
     before = (first / "run.json").read_bytes()
     code, output = ended(launch("rna.nu=0.01,0.03", *SHORT))
     assert code == 0, output
-    assert "#0 is finished, nothing to do" in output
+    assert "#0 is finished: nothing to do" in output
     assert "Submitted 1 SLURM jobs" in output
     assert (first / "run.json").read_bytes() == before
     code, output = ended(launch("rna.nu=0.01,0.03", *SHORT))
@@ -162,14 +163,14 @@ def test_scontrol_requeue(lab, training, whole):
 
 
 def test_the_time_limit(lab, launch, conf, tmp_path):
-    steps = ("train.steps=1200", "train.checkpoint_every=50", "eval=none", "train.log_every=50")
-    limit = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=20")
+    steps = ("train.steps=900", "train.checkpoint_every=50", "eval=none", "train.log_every=50", CYCLE)
+    limit = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=25")
     code, output = ended(launch("seed=0", *steps, *limit))
     assert code == 0, output
     [folder] = folders(conf, tmp_path / "outputs", [()], *steps)
     attempts = json.loads((folder / "run.json").read_text())["attempts"]
     assert len(attempts) > 1
-    assert [line["step"] for line in read_jsonl(folder / "train.jsonl")] == [*range(0, 1200, 50), 1199]
+    assert [line["step"] for line in read_jsonl(folder / "train.jsonl")] == [*range(0, 900, 50), 899]
 
 
 def test_sigkill_is_noticed_and_retry_goes_on(lab, training, whole):
@@ -215,26 +216,47 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", disk], check=True)
 
 
-def test_a_full_disk_in_the_middle_of_a_checkpoint(lab, launch, conf, small_disk, whole):
-    process = launch(*LONG, "seed=0", f"output_root={small_disk}")
-    [folder] = folders(conf, small_disk, [()], *LONG)
-    checkpoint = folder / "checkpoint.safetensors"
-    wait(checkpoint.exists, "a checkpoint", MINUTES)
-    ballast = small_disk / "ballast"
-    with ballast.open("wb") as out:  # half of a checkpoint is left
-        out.truncate(0)
-        free = shutil.disk_usage(small_disk).free - checkpoint.stat().st_size // 2
-        out.write(bytes(free))
-    last_good = checkpoint.read_bytes()
+@pytest.fixture
+def filled(lab, launch, conf, small_disk, tmp_path):
+    """A LONG run whose disk is full from its first checkpoint on, but for a share of a checkpoint's size."""
+
+    def begin(share):
+        arguments = (*LONG, "seed=0", f"output_root={small_disk}", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+        process = launch(*arguments)
+        [folder] = folders(conf, small_disk, [()], *LONG)
+        checkpoint = folder / "checkpoint.safetensors"
+        wait(checkpoint.exists, "a checkpoint", MINUTES)
+        pid = json.loads((folder / "run.json").read_text())["attempts"][0]["pid"]
+        os.kill(pid, signal.SIGSTOP)
+        size = checkpoint.stat().st_size
+        (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free - int(share * size)))
+        os.kill(pid, signal.SIGCONT)
+        return process, folder, arguments
+
+    return begin
+
+
+def test_a_disk_full_in_the_middle_of_a_checkpoint_does_not_end_training(filled, tmp_path, whole):
+    process, folder, _ = filled(0.5)
+    code, output = ended(process)
+    assert code == 0, output
+    [log] = (tmp_path / "sweep/.submitit").glob("*/*_log.err")
+    assert "no checkpoint after step" in log.read_text()
+    assert "No space left on device" in log.read_text()
+    equal_runs(folder, whole)
+
+
+def test_what_a_disk_too_full_for_a_line_ends_goes_on_when_there_is_room(filled, small_disk, launch, whole):
+    process, folder, arguments = filled(0)
     code, output = ended(process)
     assert code == 1, output
     assert "No space left on device" in output
-    assert checkpoint.read_bytes() == last_good
-    assert list(folder.rglob(".*.tmp")) == []
-    ballast.unlink()
-    code, output = ended(launch(*LONG, "seed=0", f"output_root={small_disk}"))
+    assert (folder / "checkpoint.safetensors").stat().st_size > 0
+    (small_disk / "ballast").unlink()
+    code, output = ended(launch(*arguments))
     assert code == 0, output
     equal_runs(folder, whole)
+    assert json.loads((folder / "train.jsonl").read_text().splitlines()[-1])["step"] == 99
 
 
 def test_a_job_runs_the_code_and_configuration_of_its_submission(lab, launch, conf, tmp_path):
@@ -242,7 +264,7 @@ def test_a_job_runs_the_code_and_configuration_of_its_submission(lab, launch, co
     for name in ("unlearn", "conf", "sweeps"):
         shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "launch.py", checkout)
-    held = ("hydra.launcher.additional_parameters={requeue: true, hold: true}", "hydra.launcher.wait=false")
+    held = ("+hydra.launcher.additional_parameters.hold=true", "hydra.launcher.wait=false")
     code, output = ended(launch("seed=0,1", *SHORT, *held, "output_root=outputs", root=checkout))
     assert code == 0, output
     assert "Submitted 2 SLURM jobs" in output
@@ -261,9 +283,12 @@ def test_a_job_runs_the_code_and_configuration_of_its_submission(lab, launch, co
 
 def test_two_jobs_on_one_folder_one_runs_and_the_other_says_so(lab, training, launch, whole):
     process, folder = training()
+    pid = json.loads((folder / "run.json").read_text())["attempts"][0]["pid"]
+    os.kill(pid, signal.SIGSTOP)
     code, output = ended(launch(*LONG, "seed=0"))
+    os.kill(pid, signal.SIGCONT)
     assert code == 1
-    assert "is being worked on by process" in output
+    assert f"is being worked on by process {pid}" in output
     code, output = ended(process)
     assert code == 0, output
     equal_runs(folder, whole)
