@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+SLURM := slurm-wlm munge slurmdbd mariadb-server-core
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format bench bench-eval toy smollm2 clean
+.PHONY: help run test test-slurm test-crash lint format bench bench-eval toy smollm2 clean
 
 help: ## show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -21,6 +22,13 @@ run: $(INSTALLED) ## unlearn on the embedded model: make run ARGS="method=adapti
 
 test: $(INSTALLED) ## run the tests: make test ARGS="-k rmu"
 	$(BIN)/python -m pytest $(ARGS)
+
+test-slurm: $(INSTALLED) ## install a SLURM of one node (apt, as root) and run the sweeps' tests on it: about ten minutes
+	command -v sbatch mariadbd slurmdbd > /dev/null || (apt-get update && apt-get install -y --no-install-recommends $(SLURM))
+	$(BIN)/python -m pytest tests/slurm -m slurm $(ARGS)
+
+test-crash: $(INSTALLED) ## kill runs at fifty moments and compare what becomes of them: about five minutes
+	$(BIN)/python -m pytest tests/test_crash.py -s --kills 50 $(ARGS)
 
 lint: $(INSTALLED) ## check style, docstrings and types
 	$(BIN)/ruff check .

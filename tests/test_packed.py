@@ -91,7 +91,7 @@ def test_a_pack_is_no_larger_than_the_memory(short, monkeypatch):
     class Free:
         available = need.total(5) / 0.9 + 1000
 
-    monkeypatch.setattr("unlearn.packs.psutil.virtual_memory", lambda: Free)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: Free)
     assert fitting(configs) == 5
     Free.available = 0
     assert fitting(configs) == 1

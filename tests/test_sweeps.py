@@ -92,7 +92,7 @@ def test_the_view_and_the_retry_of_a_sweep_that_ran_here(tmp_path):
     [folder] = (tmp_path / "sweeps").glob("*/*")
     seen = status(folder)
     assert seen.returncode == 3
-    assert "2 missing" in seen.stderr
+    assert "2 missing" in seen.stdout
     good.write_text(json.dumps({"text": "soil blossom river"}) + "\n" + json.dumps({"text": "harbour"}) + "\n" * 1)
     again = status(folder, "--retry")
     assert again.returncode == 3, again.stderr  # too few documents
@@ -100,7 +100,7 @@ def test_the_view_and_the_retry_of_a_sweep_that_ran_here(tmp_path):
         out.writelines(json.dumps({"text": f"river {i}"}) + "\n" for i in range(4))
     again = status(folder, "--retry")
     assert again.returncode == 0, again.stderr
-    assert "2 done" in again.stderr
+    assert "2 done" in again.stdout
     assert status(folder).returncode == 0
 
 

@@ -9,7 +9,7 @@ import resource
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import zip_longest
@@ -31,7 +31,7 @@ from unlearn.evaluate.examiner import Examiner
 from unlearn.evaluate.journal import Report
 from unlearn.fingerprint import checkpoint_fingerprint, text_fingerprint
 from unlearn.identity import identity, run_folder, run_name
-from unlearn.lock import FolderLock, Progress
+from unlearn.lock import Busy, FolderLock, Progress
 from unlearn.model import Source, check_weights, load_config, load_tokenizer, load_up_to
 from unlearn.objective import Misdirection
 from unlearn.randomness import generator
@@ -53,10 +53,11 @@ class Point:
     error: Exception | None = None
 
     def fail(self, error: Exception) -> None:
-        """Note that this point has failed, here and in its folder; the others go on."""
+        """Note that this point has failed, here and in its folder if it is still ours; the others go on."""
         self.error = error
         self.tracker.close(failed=True)
-        self.folder.fail(describe(error))
+        if not isinstance(error, Busy):
+            self.folder.fail(describe(error))
 
 
 @dataclass(frozen=True)
@@ -180,13 +181,15 @@ def _opened(config: Config, inputs: dict[str, Any], hydra_folder: Path | None) -
     """
     folder = RunFolder(run_folder(config))
     folder.claim(identity(config))
-    if _finished(config, folder, inputs) and not folder.untidy:
+    if _finished(config, folder, inputs):
+        if folder.untidy:
+            with suppress(Busy), FolderLock(folder.path):
+                folder.tidy()
         yield None
         return
     with FolderLock(folder.path) as lock, _failing(folder):
         folder.read()
-        if _finished(config, folder, inputs):
-            folder.tidy()
+        if _finished(config, folder, inputs):  # meanwhile
             yield None
             return
         plain = asdict(config)
@@ -210,6 +213,8 @@ def _failing(folder: RunFolder) -> Iterator[None]:
     """Whatever goes wrong inside is noted in the folder, unless its run has come to an end before."""
     try:
         yield
+    except Busy:  # the folder is another's now
+        raise
     except Exception as error:
         if folder.record.get("status") == "running":
             folder.fail(describe(error))

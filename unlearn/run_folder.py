@@ -34,6 +34,7 @@ from unlearn.files import remove_scratch, write_json
 from unlearn.lock import LOCK
 
 ROLES = "roles.json"  # inside samples/: role -> tasks, for whoever puts tasks together again
+CODE_VERSION = "code.json"  # beside a sweep's copy of the code
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "lm_eval", "hydra-core", "safetensors", "wandb")
 
 
@@ -102,15 +103,16 @@ class RunFolder:
             shutil.rmtree(self.file("samples"), ignore_errors=True)
             self._remove_unfinished()
         remove_scratch(self.path)
+        code = code_version()
         self.record = {
             "status": "running",
             "config": config,
             "identity": identity,
             "inputs": inputs,
-            "code": _code_version(),
+            "code": code,
             "python": sys.version.split()[0],
             "packages": {name: _package_version(name) for name in PACKAGES},
-            "attempts": [*before.get("attempts", []), _attempt()],
+            "attempts": [*before.get("attempts", []), _attempt() | {"commit": code["commit"]}],
             **{key: before[key] for key in ("trained", "wandb_id") if key in before},
         }
         self.write()
@@ -216,9 +218,11 @@ def _package_version(name: str) -> str | None:
         return None
 
 
-def _code_version() -> dict[str, Any]:
-    """This package's version, and the commit it was run from if it was run from a checkout."""
+def code_version() -> dict[str, Any]:
+    """This package's version, and the commit of the checkout, or sweep's copy of one, that it was run from."""
     root = Path(__file__).parent.parent
+    if (root / CODE_VERSION).is_file():
+        return json.loads((root / CODE_VERSION).read_text())
 
     def git(*args: str) -> str | None:
         try:

@@ -1,8 +1,8 @@
 """Where the jobs of a sweep are.
 
-python -m unlearn.status SWEEP_DIR           a table, live in a terminal until all have ended
-python -m unlearn.status SWEEP_DIR --retry   first start again those that failed or were interrupted, with the code
-                                             and configuration of the sweep's beginning
+python -m unlearn.status [SWEEP_DIR]           a table, live in a terminal until all have ended
+python -m unlearn.status [SWEEP_DIR] --retry   first start again those that failed or were interrupted, with the code
+                                               and configuration of the sweep's beginning
 
 Exit status: 0 all done, 1 some failed, 3 not finished.
 """
@@ -23,11 +23,12 @@ from rich.table import Table
 
 from unlearn import slurm
 from unlearn.errors import UserError
-from unlearn.screen import console, say
+from unlearn.screen import say
 from unlearn.sweep import State, Sweep, eta_s, summary
 
 POLL_S = 5.0
 WIDE = 200  # columns where there is no terminal
+console = Console(width=None if sys.stdout.isatty() else WIDE)
 STYLES = {"done": "green", "failed": "red", "interrupted": "yellow", "running": "cyan"}
 
 
@@ -102,17 +103,25 @@ def retry(sweep: Sweep) -> list[int]:
     return again
 
 
+def latest() -> Path:
+    """The youngest sweep's folder below outputs/. Raises UserError if there is none."""
+    folders = sorted(file.parent for file in Path("outputs/sweeps").glob("*/*/sweep.json"))
+    if not folders:
+        raise UserError("outputs/sweeps holds no sweep: name one's folder.")
+    return folders[-1]
+
+
 def main() -> None:
     """Parse the command line, show the table, and exit with what it says."""
     parser = argparse.ArgumentParser(
         prog="python -m unlearn.status", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("sweep", metavar="SWEEP_DIR", type=Path)
+    parser.add_argument("sweep", metavar="SWEEP_DIR", type=Path, nargs="?", help="default: the last one of outputs/")
     parser.add_argument("--retry", action="store_true", help="start again what has failed or was interrupted")
     parser.add_argument("--once", action="store_true", help="show the table once, in a terminal, too")
     args = parser.parse_args()
     try:
-        sweep = Sweep.open(args.sweep)
+        sweep = Sweep.open(args.sweep or latest())
         if args.retry:
             retry(sweep)
         states = sweep.states()
@@ -123,7 +132,7 @@ def main() -> None:
                     states = sweep.states(states)
                     live.update(table(sweep, states), refresh=True)
         else:
-            Console(stderr=True, width=None if console.is_terminal else WIDE).print(table(sweep, states))
+            console.print(table(sweep, states))
     except UserError as error:
         sys.exit(f"Error: {error}")
     except KeyboardInterrupt:

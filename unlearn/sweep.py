@@ -17,6 +17,7 @@ import shutil
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from unlearn.errors import UserError, describe
 from unlearn.files import write_json
 from unlearn.identity import identity, run_folder
 from unlearn.lock import Progress, live_holder
-from unlearn.run_folder import RunFolder
+from unlearn.run_folder import CODE_VERSION, RunFolder, code_version
 from unlearn.schema import Config
 
 ROOT = Path(__file__).parent.parent
@@ -70,13 +71,21 @@ class Sweep:
         self.jobs: dict[int, Job] = {}
         self.tasks: dict[int, str] = {}  # job -> the SLURM job or array task that it was last given to
         self.launcher: dict[str, Any] | None = None  # SLURM's settings; None where the sweep ran here
+        self.code: str | None = None  # the copy that its SLURM jobs run
         self.cwd = os.getcwd()
         file = self.folder / "sweep.json"
         if file.is_file():
             record = json.loads(file.read_text())
             self.jobs = {job["number"]: Job(**job) for job in record["jobs"]}
             self.tasks = {int(number): task for number, task in record["tasks"].items()}
-            self.launcher, self.cwd = record["launcher"], record["cwd"]
+            self.launcher, self.code, self.cwd = record["launcher"], record["code"], record["cwd"]
+
+    @classmethod
+    def begin(cls, folder: Path) -> Sweep:
+        """A sweep without jobs, also in a folder that held another one."""
+        sweep = cls(folder)
+        sweep.jobs, sweep.tasks, sweep.launcher, sweep.code, sweep.cwd = {}, {}, None, None, os.getcwd()
+        return sweep
 
     @classmethod
     def open(cls, folder: Path) -> Sweep:
@@ -89,7 +98,7 @@ class Sweep:
     def write(self) -> None:
         """Write sweep.json."""
         jobs = [asdict(job) for job in self.jobs.values()]
-        record = {"cwd": self.cwd, "launcher": self.launcher, "jobs": jobs, "tasks": self.tasks}
+        record = {"cwd": self.cwd, "launcher": self.launcher, "code": self.code, "jobs": jobs, "tasks": self.tasks}
         write_json(self.folder / "sweep.json", record)
 
     def add(self, number: int, overrides: list[str], config: Config, hydra_folder: Path) -> None:
@@ -116,25 +125,25 @@ class Sweep:
         assert isinstance(raw, DictConfig)
         return settle(raw)
 
-    def keep_code(self) -> Path:
-        """Copy the code and configuration, unless they were copied before; the folder of the copy."""
-        copy = self.folder / "code"
-        if not copy.exists():
-            scratch = self.folder / f".code.{os.getpid()}.tmp"
-            for name in CODE:
-                source, target = ROOT / name, scratch / name
-                if source.is_dir():
-                    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-                elif source.is_file():
-                    shutil.copy2(source, target)
-            scratch.rename(copy)
-        return copy
+    def _copy_code(self) -> str:
+        """Copy the code and configuration as they are now; the folder of the copy."""
+        names = chain(["code"], (f"code-{n}" for n in count(2)))
+        copy = next(self.folder / name for name in names if not (self.folder / name).exists())
+        for name in CODE:
+            source, target = ROOT / name, copy / name
+            if source.is_dir():
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+            elif source.is_file():
+                shutil.copy2(source, target)
+        write_json(copy / CODE_VERSION, code_version())
+        return str(copy)
 
     def submit(self, groups: list[list[int]], settings: Mapping[str, Any]) -> None:
         """Give groups of jobs to SLURM, each as one job or array task. Raises UserError if it refuses."""
         self.launcher = dict(settings)
+        self.code = self.code or self._copy_code()
         self.write()
-        ids = slurm.submit(RunJobs(self.folder), groups, settings, self.keep_code())
+        ids = slurm.submit(RunJobs(self.folder), groups, settings, Path(self.code))
         self.tasks |= {number: task for group, task in zip(groups, ids, strict=True) for number in group}
         self.write()
 

@@ -74,7 +74,7 @@ def training(launch, conf, tmp_path):
     """A sweep of one LONG run that has written a checkpoint: launcher, run folder."""
 
     def begin(*more):
-        process = launch(*LONG, "seed=0", *more)
+        process = launch(*LONG, *(more or ["seed=0"]))
         [folder] = folders(conf, tmp_path / "outputs", [()], *LONG)
         wait((folder / "checkpoint.safetensors").exists, "a checkpoint", MINUTES)
         return process, folder
@@ -150,7 +150,7 @@ def test_two_gpus_two_jobs_at_a_time_each_with_its_own(lab, launch, conf, tmp_pa
 
 @quick
 def test_preemption(lab, training, whole):
-    process, folder = training()
+    process, folder = training("seed=0,1")  # tasks of an array
     lab.ask("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=sleep 3")
     survived(process, folder, whole)
 
@@ -274,6 +274,7 @@ def test_a_job_runs_the_code_and_configuration_of_its_submission(lab, launch, co
     sweep = the_sweep(checkout / "outputs")
     lab.ask("scontrol", "release", sweep.tasks[0].partition("_")[0])
     wait(lambda: queue(sweep.tasks.values()) == {}, "the end of the jobs", MINUTES)
+    assert (Path(sweep.code) / "code.json").is_file()
     for job in sweep.jobs.values():
         record = json.loads((Path(job.folder) / "run.json").read_text())
         assert record["status"] == "done"

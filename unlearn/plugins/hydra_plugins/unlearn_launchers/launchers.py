@@ -37,7 +37,8 @@ class SweepLauncher(Launcher):
 
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        sweep = Sweep(Path(str(self.config.hydra.sweep.dir)))
+        folder = Path(str(self.config.hydra.sweep.dir))
+        sweep = Sweep.begin(folder) if initial_job_idx == 0 else Sweep.open(folder)
         self.configs: dict[int, Config] = {}
         numbers = [self._add(sweep, initial_job_idx + i, o) for i, o in enumerate(job_overrides)]
         sweep.write()
