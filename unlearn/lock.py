@@ -147,8 +147,9 @@ class FolderLock:
         """Make room if the holder is dead. Raises `Busy` if it is not."""
         holder = Holder.read(self._file)
         age = self._age()
-        if age is None:
-            return  # gone meanwhile
+        if age is None or (holder is None and age < STALE_S):
+            time.sleep(0.05)  # gone, or another's by now
+            return
         if holder is not None and not holder.known_dead() and age < STALE_S:
             raise Busy(
                 f"{self._file.parent} is being worked on by {holder} (last sign of life {age:.0f} s ago). If it is "

@@ -65,7 +65,7 @@ def cancel(tasks: Iterable[str]) -> None:
 def submit(
     function: Callable[[list[int]], Any], groups: Sequence[list[int]], settings: Mapping[str, Any], code: Path
 ) -> list[str]:
-    """Queue `function(group)` for each group, as arrays; their SLURM ids, in order.
+    """Queue `function(group)` for each group, as an array of at most `LARGEST_ARRAY`; their SLURM ids, in order.
 
     Args:
         settings: of hydra-submitit-launcher's configuration (`conf/hydra/launcher/slurm.yaml`).
@@ -81,7 +81,6 @@ def submit(
     common |= {"stderr_to_stdout"}
     others = {k if k in common else f"slurm_{k}": v for k, v in settings.items() if k not in first}
     others["slurm_additional_parameters"] = {**settings["additional_parameters"], "chdir": str(code)}
-    ids: list[str] = []
     try:
         executor = submitit.AutoExecutor(
             folder=settings["submitit_folder"],
@@ -90,12 +89,10 @@ def submit(
             slurm_python=settings["python"],
         )
         executor.update_parameters(**others)
-        for start in range(0, len(groups), LARGEST_ARRAY):
-            ids += [job.job_id for job in executor.map_array(function, groups[start : start + LARGEST_ARRAY])]
+        return [job.job_id for job in executor.map_array(function, groups)]
     except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
         words = getattr(error, "stderr", None) or str(error)
-        raise UserError(f"SLURM took {len(ids)} of {len(groups)} jobs. sbatch says: {str(words).strip()}") from error
-    return ids
+        raise UserError(f"SLURM did not take {len(groups)} jobs. sbatch says: {str(words).strip()}") from error
 
 
 def last_words(folder: str, task: str) -> str | None:

@@ -143,9 +143,11 @@ class Sweep:
         self.launcher = dict(settings)
         self.code = self.code or self._copy_code()
         self.write()
-        ids = slurm.submit(RunJobs(self.folder), groups, settings, Path(self.code))
-        self.tasks |= {number: task for group, task in zip(groups, ids, strict=True) for number in group}
-        self.write()
+        for start in range(0, len(groups), slurm.LARGEST_ARRAY):
+            array = groups[start : start + slurm.LARGEST_ARRAY]
+            ids = slurm.submit(RunJobs(self.folder), array, settings, Path(self.code))
+            self.tasks |= {number: task for group, task in zip(array, ids, strict=True) for number in group}
+            self.write()  # each time: what is queued must be known
 
     def states(self, known: Mapping[int, State] | None = None) -> dict[int, State]:
         """Where every job is, from the runs' folders and SLURM's queue. Jobs that `known` has as done stay so."""
