@@ -12,7 +12,7 @@ import torch
 
 from tests.conftest import read_jsonl, untimed
 from tests.test_track import all_records, of_kind
-from unlearn import experiment
+from unlearn import experiment, point
 from unlearn.checkpoint import load_checkpoint, save_checkpoint
 from unlearn.cut import CutModel
 from unlearn.errors import UserError
@@ -84,8 +84,8 @@ def test_points_that_were_interrupted_at_different_steps_go_on_together(short, t
 def test_a_run_that_is_forced_starts_over_and_its_requeued_job_does_not(short, monkeypatch):
     config = short("train.steps=6", "train.checkpoint_every=2", "train.force=true")
     started = []
-    real = experiment.load_checkpoint
-    monkeypatch.setattr(experiment, "load_checkpoint", lambda *a: (real(*a), started.append(a[1].progress.steps)))
+    real = point.load_checkpoint
+    monkeypatch.setattr(point, "load_checkpoint", lambda *a: (real(*a), started.append(a[1].progress.steps)))
     monkeypatch.setenv("SLURM_JOB_ID", "5")
     interrupted(config, 4, monkeypatch)
     run(config)  # the same job, started again by SLURM

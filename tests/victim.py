@@ -8,7 +8,7 @@ from pathlib import Path
 
 import safetensors.torch
 
-from unlearn import checkpoint, experiment, files
+from unlearn import checkpoint, experiment, files, point
 from unlearn.evaluate.journal import Journal
 from unlearn.schema import Config
 from unlearn.track import Tracker
@@ -65,7 +65,7 @@ def after_a_checkpoint(now: Countdown, late: bool) -> None:
         if now():
             die()
 
-    experiment.save_checkpoint = saved
+    point.save_checkpoint = saved
 
 
 def while_evaluating(now: Countdown, late: bool) -> None:

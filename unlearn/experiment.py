@@ -5,59 +5,31 @@
 
 from __future__ import annotations
 
-import resource
-import time
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import torch
-import wandb
 from hydra.utils import instantiate
 
 from unlearn import rna, screen
-from unlearn.checkpoint import load_checkpoint, save_checkpoint
 from unlearn.cpu_memory import reuse_memory
 from unlearn.cut import CutModel
 from unlearn.data import Topic, batches, documents_needed, load_topic
 from unlearn.delta import save_delta
-from unlearn.errors import UserError, describe
+from unlearn.errors import UserError
 from unlearn.evaluate.examiner import Examiner
-from unlearn.evaluate.journal import Report
 from unlearn.fingerprint import checkpoint_fingerprint, text_fingerprint
-from unlearn.identity import identity, run_folder, run_name
-from unlearn.lock import Busy, FolderLock, Progress
+from unlearn.identity import run_folder, run_name
 from unlearn.model import Source, check_weights, load_config, load_tokenizer, load_up_to
 from unlearn.objective import Misdirection
+from unlearn.point import Point, opened
 from unlearn.randomness import generator
-from unlearn.run_folder import RunFolder
 from unlearn.schema import SPAN, Config, unshared
-from unlearn.track import Tracker, start_wandb
 from unlearn.train import Record, Variant, make_variant, train
-
-
-@dataclass
-class Point:
-    """One grid point on its way: configuration, folder, tracker, and what came of its training."""
-
-    config: Config
-    folder: RunFolder
-    lock: FolderLock
-    tracker: Tracker
-    last: Record | None = None
-    error: Exception | None = None
-
-    def fail(self, error: Exception) -> None:
-        """Note that this point has failed, here and in its folder if it is still ours; the others go on."""
-        self.error = error
-        self.tracker.close(failed=True)
-        if not isinstance(error, Busy):
-            self.folder.fail(describe(error))
 
 
 @dataclass(frozen=True)
@@ -110,7 +82,7 @@ def run_together(configs: list[Config], hydra_folders: Sequence[Path | None] = (
                 continue  # given twice
             errors[path] = None
             try:
-                point = stack.enter_context(_opened(config, inputs, hydra_folder))
+                point = stack.enter_context(opened(config, inputs, hydra_folder))
                 if point is None:
                     screen.say(f"{path} holds this run, finished: nothing to do (train.force=true repeats it).")
                 else:
@@ -172,67 +144,6 @@ def load_topics(config: Config, tokenizer: Any) -> list[Topic]:
     ]
 
 
-@contextmanager
-def _opened(config: Config, inputs: dict[str, Any], hydra_folder: Path | None) -> Iterator[Point | None]:
-    """A point whose folder is held, says "running" and has a tracker; afterwards it says "done" or "failed".
-
-    None if this very run is there, done. Raises UserError if another run is, and Busy while another process works on
-    it. What ends the process, a signal for instance, leaves it "running": the next attempt goes on from there.
-    """
-    folder = RunFolder(run_folder(config))
-    folder.claim(identity(config))
-    if _finished(config, folder, inputs):
-        if folder.untidy:
-            with suppress(Busy), FolderLock(folder.path):
-                folder.tidy()
-        yield None
-        return
-    with FolderLock(folder.path) as lock, _failing(folder):
-        folder.read()
-        if _finished(config, folder, inputs):  # meanwhile
-            yield None
-            return
-        plain = asdict(config)
-        folder.start(plain, identity(config), inputs, anew=config.train.force and not folder.begun_by_this_job)
-        if hydra_folder is not None:
-            folder.keep_hydra_files(hydra_folder)
-        with Tracker(folder.path, _wandb_run(config, folder)) as tracker:
-            yield Point(config, folder, lock, tracker)
-
-
-def _finished(config: Config, folder: RunFolder, inputs: dict[str, Any]) -> bool:
-    """Whether this very run is in `folder`, done. Raises UserError if it saw other inputs."""
-    if not folder.done or (config.train.force and not folder.begun_by_this_job):
-        return False
-    folder.verify(inputs)
-    return True
-
-
-@contextmanager
-def _failing(folder: RunFolder) -> Iterator[None]:
-    """Whatever goes wrong inside is noted in the folder, unless its run has come to an end before."""
-    try:
-        yield
-    except Busy:  # the folder is another's now
-        raise
-    except Exception as error:
-        if folder.record.get("status") == "running":
-            folder.fail(describe(error))
-        raise
-
-
-def _wandb_run(config: Config, folder: RunFolder) -> wandb.Run | None:
-    """The W&B run of this folder, begun or continued."""
-    if config.tracker.name != "wandb":
-        return None
-    if "wandb_id" not in folder.record:
-        folder.record["wandb_id"] = uuid.uuid4().hex[:8]
-        folder.write()
-    settings = {key: value for key, value in asdict(config.tracker).items() if key != "name"}
-    named = {"run_id": folder.record["wandb_id"], "name": run_name(config), "config": asdict(config)}
-    return start_wandb(folder.path, **named, **settings)
-
-
 def _train_points(points: list[Point], shared: Config, source: Source, topics: list[Topic], pad_id: int) -> None:
     """Algorithm 1 for all points at once, then their deltas; the model, up to layer l, is gone afterwards.
 
@@ -246,8 +157,10 @@ def _train_points(points: list[Point], shared: Config, source: Source, topics: l
     variants, point_of = [], {}
     for point in points:
         try:
-            variants.append(_make_variant(point, cut, topics))
-            point_of[id(variants[-1])] = point
+            variant = _make_variant(point.config, cut, topics)
+            point.restore(variant)
+            point_of[id(variant)] = point
+            variants.append(variant)
         except Exception as error:
             point.fail(error)
     if not variants:
@@ -259,14 +172,10 @@ def _train_points(points: list[Point], shared: Config, source: Source, topics: l
     steps, size, begin = shared.train.steps, shared.train.batch_size, min(v.progress.steps for v in variants)
     side = "left" if padded_left else "right"
     stream = batches(topics, steps=steps, batch_size=size, pad_id=pad_id, side=side, start=begin)
-    began = time.time()
     with screen.training_progress(steps) as show:
 
         def on_record(variant: Variant, record: Record) -> None:
-            point = point_of[id(variant)]
-            point.last = record
-            point.tracker.log_step(record)
-            point.lock.report(Progress("training", record.step + 1, steps, begin, began))
+            point_of[id(variant)].log(record)
             show(record)
 
         train(
@@ -277,7 +186,7 @@ def _train_points(points: list[Point], shared: Config, source: Source, topics: l
             log_every=shared.train.log_every,
             on_record=on_record,
             checkpoint_every=shared.train.checkpoint_every,
-            on_checkpoint=lambda variant: _save_checkpoint(point_of[id(variant)], variant),
+            on_checkpoint=lambda variant: point_of[id(variant)].save(variant),
         )
     for variant in variants:
         point = point_of[id(variant)]
@@ -287,20 +196,10 @@ def _train_points(points: list[Point], shared: Config, source: Source, topics: l
             metadata = {"model": shared.model.name, "layer": str(cut.layer), "run": run_name(point.config)}
             file = point.folder.file("delta.safetensors")
             save_delta(file, variant.weights, cut.frozen, variant.objective.state(), metadata)
-            point.folder.finish_training(_training_metrics(point))
+            point.folder.finish_training(point.training_metrics())
 
 
-def _save_checkpoint(point: Point, variant: Variant) -> None:
-    """Training goes on where the disk is full: it has the last good one still, and may need no other."""
-    try:
-        save_checkpoint(point.folder.file("checkpoint.safetensors"), variant)
-    except OSError as error:
-        screen.say(f"{point.folder.path}: no checkpoint after step {variant.progress.steps - 1}: {error}")
-
-
-def _make_variant(point: Point, cut: CutModel, topics: list[Topic]) -> Variant:
-    """A point's variant, where its checkpoint left it if it has one."""
-    config = point.config
+def _make_variant(config: Config, cut: CutModel, topics: list[Topic]) -> Variant:
     method = instantiate({key: value for key, value in config.method.items() if key != "name"})
     controls = {
         topic.name: method.control_vector(cut.dim, generator(config.seed, "control", topic.name)).to(cut.device)
@@ -309,7 +208,7 @@ def _make_variant(point: Point, cut: CutModel, topics: list[Topic]) -> Variant:
     augment = partial(rna.augment, nu=config.rna.nu, scale=config.rna.scale, seed=config.seed)
     objective = Misdirection(method, controls, config.loss.alpha, config.loss.mask, augment)
     t = config.train
-    variant = make_variant(
+    return make_variant(
         objective,
         cut.frozen,
         lr=t.lr,
@@ -319,15 +218,6 @@ def _make_variant(point: Point, cut: CutModel, topics: list[Topic]) -> Variant:
         precision=t.precision,
         optimizer=t.optimizer,
     )
-    checkpoint = point.folder.file("checkpoint.safetensors")
-    if checkpoint.is_file():
-        try:
-            load_checkpoint(checkpoint, variant)
-            screen.say(f"{point.folder.path}: going on after step {variant.progress.steps - 1}.")
-        except UserError as error:
-            screen.say(f"{error} Starting over.")
-    point.tracker.rewind(variant.progress.steps)
-    return variant
 
 
 def _evaluate_points(points: list[Point], shared: Config, examiner: Examiner) -> None:
@@ -337,7 +227,7 @@ def _evaluate_points(points: list[Point], shared: Config, examiner: Examiner) ->
             metrics = dict(point.folder.trained or {})
             if examiner.suite.tasks:
                 delta, partial = point.folder.file("delta.safetensors"), point.folder.file("partial")
-                result = examiner.examine(delta, partial=partial, report=_reporter(point.lock))
+                result = examiner.examine(delta, partial=partial, report=point.report)
                 result.write_samples(point.folder.file("samples"))
                 metrics |= result.metrics
             point.tracker.log_metrics(metrics)
@@ -347,35 +237,3 @@ def _evaluate_points(points: list[Point], shared: Config, examiner: Examiner) ->
         else:
             where = point.folder.path, point.tracker.address
             screen.show_result(metrics, shared.eval.tasks, shared.eval.queries, *where)
-
-
-def _reporter(lock: FolderLock) -> Report:
-    """Tells the lock how far an evaluation is."""
-    began: dict[str, tuple[float, int]] = {}
-
-    def report(phase: str, done: int, total: int) -> None:
-        since, skipped = began.setdefault(phase, (time.time(), done))
-        lock.report(Progress(phase, done, total, skipped, since))
-
-    return report
-
-
-def _training_metrics(point: Point) -> dict[str, float]:
-    """Final figures of the training. Only the last three may differ between equal runs."""
-    last = point.last
-    assert last is not None
-    return {
-        "train/steps": last.step + 1,
-        "train/forget_loss": last.forget_loss,
-        "train/retain_loss": last.retain_loss,
-        "train/seconds": last.seconds,
-        "train/tokens_per_second": last.tokens / last.seconds,
-        "train/peak_memory_mb": _peak_memory_mb(),
-    }
-
-
-def _peak_memory_mb() -> float:
-    """Of the GPU's allocator where there is one, else of this process, in MiB."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
