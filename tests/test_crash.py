@@ -84,6 +84,8 @@ def test_killed_runs_end_as_uninterrupted_ones(conf, tmp_path, pytestconfig):
         assert attempt(configs, None) == 0
         for folder, reference in zip(folders, references[pack], strict=True):
             assert everything(folder) == reference
-        assert [str(f) for f in root.rglob("*") if ".tmp" in f.name or f.name in ("alive.json", "partial")] == []
+        assert [
+            str(f) for f in root.rglob("*") if ".tmp" in f.name or f.name in ("alive.json", "progress.json", "partial")
+        ] == []
     assert most_lost <= EVERY
     print(f"\n{sum(kills.values())} kills in {rounds} rounds: {kills}")

@@ -20,7 +20,7 @@ from unlearn.evaluate.journal import Journal, Notes
 from unlearn.evaluate.scorer import Scorer
 from unlearn.experiment import run, run_together
 from unlearn.identity import run_folder
-from unlearn.lock import LOCK, Busy, FolderLock, Holder, Progress, live_holder
+from unlearn.lock import LOCK, Busy, FolderLock, Holder, Lost, Phase, live_holder, phase_of
 from unlearn.model import load_up_to
 from unlearn.run_folder import RunFolder
 from unlearn.train import Record
@@ -88,8 +88,13 @@ def test_a_run_that_is_forced_starts_over_and_its_requeued_job_does_not(short, m
     monkeypatch.setattr(point, "load_checkpoint", lambda *a: (real(*a), started.append(a[1].progress.steps)))
     monkeypatch.setenv("SLURM_JOB_ID", "5")
     interrupted(config, 4, monkeypatch)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     run(config)  # the same job, started again by SLURM
     assert started == [4]
+    before = (run_folder(config) / "train.jsonl").stat().st_mtime_ns
+    run(config)  # a second command in the same job
+    assert (run_folder(config) / "train.jsonl").stat().st_mtime_ns > before
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
     monkeypatch.setenv("SLURM_JOB_ID", "6")
     interrupted(config, 4, monkeypatch)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
@@ -228,11 +233,12 @@ def test_wandb_goes_on_with_the_run_and_no_step_twice(short, monkeypatch):
 
 def test_a_folder_has_one_holder_and_says_who(tmp_path):
     with FolderLock(tmp_path) as lock:
-        lock.report(Progress("training", 3, 10))
+        lock.report(Phase("training", 3, 10))
         lock._beat()
         with pytest.raises(Busy, match=rf"is being worked on by process {os.getpid()} on"), FolderLock(tmp_path):
             pass
-        assert live_holder(tmp_path).progress.done == 3
+        assert live_holder(tmp_path).pid == os.getpid()
+        assert phase_of(tmp_path).done == 3
     assert live_holder(tmp_path) is None
     assert list(tmp_path.iterdir()) == []
     with FolderLock(tmp_path):
@@ -244,7 +250,7 @@ def left_behind(folder, **changes):
     holder = replace(Holder.me(), **changes)
     lock = FolderLock(folder)
     lock._me = holder
-    lock._acquire()
+    assert lock._link()
     return folder / LOCK
 
 
@@ -284,8 +290,8 @@ def test_whoever_was_taken_for_dead_notices(tmp_path, monkeypatch):
         (tmp_path / LOCK).unlink()
         with FolderLock(tmp_path):
             time.sleep(0.3)
-            with pytest.raises(Busy, match="taken over"):
-                slept.report(Progress())
+            with pytest.raises(Lost, match="taken over"):
+                slept.report(Phase())
         assert not (tmp_path / LOCK).exists()
 
 
@@ -314,3 +320,31 @@ except Busy:
     said = [process.communicate()[0].strip() for process in many]
     assert sorted(said) == ["busy"] * 7 + ["in"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_whoever_could_not_be_heard_does_not_go_on_writing(tmp_path, monkeypatch):
+    with FolderLock(tmp_path) as lock:
+        monkeypatch.setattr("os.utime", lambda *_: (_ for _ in ()).throw(OSError("server away")))
+        with pytest.raises(OSError, match="server away"):
+            lock._beat()
+        lock.check()
+        lock._answered -= 61
+        with pytest.raises(Lost, match="was not heard of"):
+            lock.check()
+
+
+def test_one_folder_that_is_lost_does_not_end_the_others(short, monkeypatch):
+    configs = [short("train.steps=6", f"seed={seed}") for seed in range(2)]
+    real = FolderLock.report
+
+    def report(self, phase):
+        if self._folder == run_folder(configs[0]) and phase.done == 3:
+            self._lost = True
+        real(self, phase)
+
+    monkeypatch.setattr(FolderLock, "report", report)
+    first, second = run_together(configs)
+    assert isinstance(first.error, Lost)
+    assert second.error is None
+    status = [RunFolder(outcome.folder).record["status"] for outcome in (first, second)]
+    assert status == ["running", "done"]  # nothing is written in another's folder

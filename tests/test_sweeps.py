@@ -12,7 +12,7 @@ import yaml
 
 from tests.conftest import ROOT
 from unlearn.errors import UserError
-from unlearn.lock import FolderLock, Progress
+from unlearn.lock import FolderLock, Phase
 from unlearn.run_folder import RunFolder
 from unlearn.slurm import answers, last_words
 from unlearn.sweep import Sweep, finished
@@ -91,11 +91,13 @@ def test_the_view_and_the_retry_of_a_sweep_that_ran_here(tmp_path):
     assert done.stderr.count("there is no such file") == 2
     [folder] = (tmp_path / "sweeps").glob("*/*")
     seen = status(folder)
-    assert seen.returncode == 3
-    assert "2 missing" in seen.stdout
+    assert seen.returncode == 1
+    assert "2 failed" in seen.stdout
+    assert "there is no such file" in seen.stdout
     good.write_text(json.dumps({"text": "soil blossom river"}) + "\n" + json.dumps({"text": "harbour"}) + "\n" * 1)
     again = status(folder, "--retry")
-    assert again.returncode == 3, again.stderr  # too few documents
+    assert again.returncode == 1, again.stderr
+    assert "training needs" in again.stdout
     with good.open("a") as out:
         out.writelines(json.dumps({"text": f"river {i}"}) + "\n" for i in range(4))
     again = status(folder, "--retry")
@@ -127,10 +129,10 @@ def test_states_of_a_job_that_runs_here(one_job):
     assert sweep.states()[0].name == "missing"
     with FolderLock(folder.path) as lock:
         folder.start({}, {}, {})
-        lock.report(Progress("training", 2, 3))
+        lock.report(Phase("training", 2, 3))
         lock._beat()
         state = sweep.states()[0]
-        assert (state.name, state.progress.done, state.ended) == ("running", 2, False)
+        assert (state.name, state.phase.done, state.ended) == ("running", 2, False)
     assert sweep.states()[0].name == "interrupted"
     RunFolder(folder.path).start({}, {}, {})
     assert sweep.states()[0].interruptions == 1
@@ -146,14 +148,14 @@ def test_states_of_a_job_that_slurm_has(one_job, monkeypatch, tmp_path):
     sweep, folder = one_job
     sweep.tasks[0] = "7_0"
     sweep.launcher = {"submitit_folder": str(tmp_path / "logs/%j")}
-    monkeypatch.setattr("unlearn.slurm.ending", lambda _task: "TIMEOUT")
+    monkeypatch.setattr("unlearn.slurm.endings", lambda tasks: dict.fromkeys(tasks, "TIMEOUT"))
 
     def now(queue):
         monkeypatch.setattr("unlearn.slurm.queue", lambda _tasks: queue)
         state = sweep.states()[0]
         return state.name, state.detail
 
-    assert now({"7_0": "PENDING"}) == ("pending", "pending")
+    assert now({"7_0": "PENDING (Resources)"}) == ("pending", "PENDING (Resources)")
     assert now({"7_0": "RUNNING"}) == ("running", "starting")
     assert now(None)[0] == "running"  # SLURM does not answer: nothing is known to have ended
     log = tmp_path / "logs/7_0/7_0_0_log.err"
@@ -163,10 +165,24 @@ def test_states_of_a_job_that_slurm_has(one_job, monkeypatch, tmp_path):
     folder.start({}, {}, {})
     folder.fail("an earlier attempt's error")
     assert now({"7_0": "RUNNING"}) == ("running", "starting")
+    assert now(None)[0] == "running"
     assert now({}) == ("failed", "an earlier attempt's error")
     folder.start({}, {}, {})
     folder.finish({})
     assert now(None) == ("done", "")
+    assert now({"7_0": "RUNNING"}) == ("running", "starting")  # of a run that is to be repeated
+    sweep.keep_error(0, "7_0", "other inputs")
+    assert now({}) == ("failed", "other inputs")
+    sweep.keep_error(0, "7_0", None)
+    with monkeypatch.context() as elsewhere, FolderLock(folder.path):
+        folder.start({}, {}, {})
+        assert now({})[0] == "running"  # in another sweep's job
+        elsewhere.setenv("SLURM_JOB_ID", "7_0")
+    with monkeypatch.context() as here:
+        here.setenv("SLURM_JOB_ID", "7_0")
+        with FolderLock(folder.path):
+            assert now({})[0] == "failed"  # of this very task, which has ended
+            assert now({"7_0": "COMPLETING"})[0] == "running"
 
 
 def test_what_is_finished_is_seen_without_loading_anything(short, tmp_path):

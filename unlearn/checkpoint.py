@@ -51,10 +51,9 @@ def load_checkpoint(file: Path, variant: Variant) -> None:
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file}: not a readable checkpoint ({error}).") from error
     weights = _below(tensors, "weights.")
-    if {n: (w.shape, w.dtype) for n, w in weights.items()} != {
-        n: (w.shape, w.dtype) for n, w in variant.weights.items()
-    }:
-        raise UserError(f"{file}: a checkpoint of other matrices ({', '.join(weights)}).")
+    expected = {f"objective.{key}" for key in variant.objective.state()}
+    if _kinds(weights) != _kinds(variant.weights) or not expected <= tensors.keys():
+        raise UserError(f"{file}: a checkpoint of other matrices ({', '.join(weights)}) or another objective.")
     for name, w in variant.weights.items():
         w.copy_(weights[name])
     states: dict[int, dict[str, Tensor]] = {}

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
@@ -20,7 +21,7 @@ from unlearn.cpu_memory import reuse_memory
 from unlearn.cut import CutModel
 from unlearn.data import Topic, batches, documents_needed, load_topic
 from unlearn.delta import save_delta
-from unlearn.errors import UserError
+from unlearn.errors import UserError, describe
 from unlearn.evaluate.examiner import Examiner
 from unlearn.fingerprint import checkpoint_fingerprint, text_fingerprint
 from unlearn.identity import run_folder, run_name
@@ -91,6 +92,9 @@ def run_together(configs: list[Config], hydra_folders: Sequence[Path | None] = (
                 errors[path] = error
         if points:
             _train_points(points, shared, source, topics, _pad_id(tokenizer))
+            for point in points:
+                if point.error is not None:  # its traceback would keep the model in memory
+                    traceback.clear_frames(point.error.__traceback__)
             _evaluate_points(points, shared, examiner)
     errors |= {point.folder.path: point.error for point in points}
     return [Outcome(run_folder(config), errors[run_folder(config)]) for config in configs]
@@ -175,8 +179,22 @@ def _train_points(points: list[Point], shared: Config, source: Source, topics: l
     with screen.training_progress(steps) as show:
 
         def on_record(variant: Variant, record: Record) -> None:
-            point_of[id(variant)].log(record)
+            with alone(variant):
+                point_of[id(variant)].log(record)
             show(record)
+
+        def on_checkpoint(variant: Variant) -> None:
+            with alone(variant):
+                point_of[id(variant)].save(variant)
+
+        @contextmanager
+        def alone(variant: Variant) -> Iterator[None]:
+            """What goes wrong with one point ends that one."""
+            try:
+                yield
+            except Exception as error:
+                variant.error = describe(error)
+                point_of[id(variant)].fail(error)
 
         train(
             cut,
@@ -186,17 +204,22 @@ def _train_points(points: list[Point], shared: Config, source: Source, topics: l
             log_every=shared.train.log_every,
             on_record=on_record,
             checkpoint_every=shared.train.checkpoint_every,
-            on_checkpoint=lambda variant: point_of[id(variant)].save(variant),
+            on_checkpoint=on_checkpoint,
         )
     for variant in variants:
         point = point_of[id(variant)]
-        if variant.error is not None:
-            point.fail(UserError(variant.error))
-        else:
+        if point.error is not None:
+            continue
+        try:
+            if variant.error is not None:
+                raise UserError(variant.error)
+            point.lock.check()
             metadata = {"model": shared.model.name, "layer": str(cut.layer), "run": run_name(point.config)}
             file = point.folder.file("delta.safetensors")
             save_delta(file, variant.weights, cut.frozen, variant.objective.state(), metadata)
             point.folder.finish_training(point.training_metrics())
+        except Exception as error:
+            point.fail(error)
 
 
 def _make_variant(config: Config, cut: CutModel, topics: list[Topic]) -> Variant:
@@ -230,6 +253,7 @@ def _evaluate_points(points: list[Point], shared: Config, examiner: Examiner) ->
                 result = examiner.examine(delta, partial=partial, report=point.report)
                 result.write_samples(point.folder.file("samples"))
                 metrics |= result.metrics
+            point.lock.check()
             point.tracker.log_metrics(metrics)
             point.folder.finish(metrics)
         except Exception as error:

@@ -1,9 +1,9 @@
 """One process at a time in a folder, on whichever node: a file with a heartbeat.
 
 A process id means nothing on another node, and file locks are often switched off on a cluster's shared disks. So the
-holder rewrites its file every `BEAT_S` seconds and is taken for dead after `STALE_S` without, by the file server's
+holder touches its file every `BEAT_S` seconds and is taken for dead after `STALE_S` without, by the file server's
 clock, since the nodes' own may differ. It is dead at once where that can be known: its process is gone from this
-machine, or SLURM has started the same job again. The file also says how far the holder is.
+machine, or SLURM has started the same job again. A second file says how far the holder is.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 
@@ -25,19 +25,24 @@ from unlearn import slurm
 from unlearn.errors import UserError
 from unlearn.files import write_json
 
-LOCK = "alive.json"
+LOCK, PROGRESS = "alive.json", "progress.json"
 BEAT_S, STALE_S = 10.0, 60.0
+CLOCK_STEP_S = 60.0  # the time of a process's birth moves when the machine's clock is set
 
 
 class Busy(UserError):
     """Somebody else holds the folder."""
 
 
-@dataclass(frozen=True)
-class Progress:
-    """What a holder is doing: `done` of `total` steps of a phase, the first `skipped` of them before it began."""
+class Lost(UserError):
+    """This process held the folder, was taken for dead, and must not write there any more."""
 
-    phase: str = "starting"
+
+@dataclass(frozen=True)
+class Phase:
+    """What a holder is doing: `done` of `total` steps, the first `skipped` of them before it began."""
+
+    name: str = "starting"
     done: int = 0
     total: int = 0
     skipped: int = 0
@@ -55,7 +60,6 @@ class Holder:
     born: float  # when the process began: ids are used again
     slurm_job: str | None
     slurm_restarts: int
-    progress: Progress
 
     @classmethod
     def me(cls) -> Holder:
@@ -68,23 +72,21 @@ class Holder:
             born=psutil.Process().create_time(),
             slurm_job=slurm.job_id(),
             slurm_restarts=slurm.restarts(),
-            progress=Progress(),
         )
 
     @classmethod
     def read(cls, file: Path) -> Holder | None:
         """Whoever wrote the file; None if there is none."""
         try:
-            content = json.loads(file.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+            return cls(**json.loads(file.read_text()))
+        except (FileNotFoundError, ValueError, TypeError):
             return None
-        return cls(**content | {"progress": Progress(**content["progress"])})
 
     def known_dead(self) -> bool:
         """Whether this machine, or SLURM, can tell that the process has ended."""
         if (self.host, self.pid_space) == (socket.gethostname(), _pid_space()):
             try:
-                return abs(psutil.Process(self.pid).create_time() - self.born) > 1
+                return abs(psutil.Process(self.pid).create_time() - self.born) > CLOCK_STEP_S
             except psutil.NoSuchProcess:
                 return True
         same_job = self.slurm_job is not None and self.slurm_job == slurm.job_id()
@@ -99,15 +101,19 @@ class FolderLock:
     """A context manager that holds `folder`, or raises `Busy` at once and says who does."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = folder / LOCK
+        self._folder, self._file = folder, folder / LOCK
         self._me = Holder.me()
-        self._progress = Progress()
+        self._phase = Phase()
         self._lost = False
+        self._answered = time.monotonic()  # when the file server last took a heartbeat
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._keep_beating, daemon=True)
 
     def __enter__(self) -> FolderLock:
-        self._acquire()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        while not self._link():
+            self._remove_if_dead()
+        self._answered = time.monotonic()
         self._thread.start()
         return self
 
@@ -116,32 +122,33 @@ class FolderLock:
     ) -> None:
         self._end.set()
         self._thread.join()
-        if self._is_mine():
+        if Holder.read(self._file) == self._me:
+            (self._folder / PROGRESS).unlink(missing_ok=True)
             self._file.unlink(missing_ok=True)
 
-    def report(self, progress: Progress) -> None:
-        """Say how far the work is, with the next heartbeat, and check that the folder is still ours.
+    def report(self, phase: Phase) -> None:
+        """Say how far the work is, with the next heartbeat, and `check`."""
+        self._phase = phase
+        self.check()
 
-        Raises `Busy` where another process has taken it over: this one was taken for dead, having slept too long.
-        """
-        self._progress = progress
-        if self._lost:
-            raise Busy(f"{self._file.parent} was taken over by another process while this one did not answer.")
+    def check(self) -> None:
+        """Raise `Lost` if another process may have taken the folder over: this one could not be heard for too long."""
+        if self._lost or time.monotonic() - self._answered > STALE_S:
+            raise Lost(f"{self._folder} was, or may be, taken over by another process while this one was not heard of.")
 
-    def _acquire(self) -> None:
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            mine = self._scratch()
-            try:
-                mine.write_text(json.dumps(asdict(self._me)))
-                os.link(mine, self._file)  # of several, one succeeds; on network file systems, too
-                return
-            except FileExistsError:
-                self._remove_if_dead()
-            except FileNotFoundError:
-                continue  # a holder that had just begun has tidied up
-            finally:
-                mine.unlink(missing_ok=True)
+    def _link(self) -> bool:
+        """Put our file there, whole, unless there is one: of several that try, one succeeds, on network disks, too."""
+        mine = self._scratch()
+        try:
+            mine.write_text(json.dumps(asdict(self._me)))
+            os.link(mine, self._file)
+        except FileExistsError:
+            return mine.stat().st_nlink == 2  # it was done, only the answer got lost
+        except FileNotFoundError:
+            return False  # a holder that had just begun has tidied up
+        finally:
+            mine.unlink(missing_ok=True)
+        return True
 
     def _remove_if_dead(self) -> None:
         """Make room if the holder is dead. Raises `Busy` if it is not."""
@@ -152,9 +159,11 @@ class FolderLock:
             return
         if holder is not None and not holder.known_dead() and age < STALE_S:
             raise Busy(
-                f"{self._file.parent} is being worked on by {holder} (last sign of life {age:.0f} s ago). If it is "
-                f"dead, wait until that is {STALE_S:.0f} s."
+                f"{self._folder} is being worked on by {holder} (last sign of life {age:.0f} s ago). If it is dead, "
+                f"wait until that is {STALE_S:.0f} s."
             )
+        if Holder.read(self._file) != holder:
+            return
         # Of several that find it dead, one succeeds in moving it away; should it by then be another's, back with it.
         grave = self._scratch()
         with suppress(FileNotFoundError):
@@ -178,26 +187,35 @@ class FolderLock:
     def _scratch(self) -> Path:
         return self._file.with_name(f".{LOCK}.{uuid.uuid4().hex}.tmp")
 
-    def _is_mine(self) -> bool:
-        holder = Holder.read(self._file)
-        return holder is not None and holder.owner == self._me.owner
-
-    def _beat(self) -> None:
-        write_json(self._file, asdict(replace(self._me, progress=self._progress)))
-
     def _keep_beating(self) -> None:
         while not self._end.wait(BEAT_S):
-            try:
-                if not self._is_mine():
+            # Whatever fails here, a full disk or a server that is away for a while: the next beat may succeed.
+            with suppress(OSError):
+                if not self._beat():
                     self._lost = True
                     return
-                self._beat()
-            except OSError:
-                continue  # a full disk or a server that is away for a while: the next beat may succeed
+
+    def _beat(self) -> bool:
+        """Touch our file, and say how far we are; False if the file is another's."""
+        holder = Holder.read(self._file)
+        if holder != self._me and not (holder is None and self._link()):
+            return False
+        os.utime(self._file)
+        self._answered = time.monotonic()
+        write_json(self._folder / PROGRESS, asdict(self._phase))
+        return True
+
+
+def phase_of(folder: Path) -> Phase | None:
+    """How far the holder of a folder is; None if that is not known."""
+    try:
+        return Phase(**json.loads((folder / PROGRESS).read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
 
 
 def live_holder(folder: Path) -> Holder | None:
-    """Who works in a folder; None if nobody does, as far as can be seen from here."""
+    """Who works in a folder; None if nobody does, as far as can be seen from here, by this machine's clock."""
     file = folder / LOCK
     holder = Holder.read(file)
     if holder is None or holder.known_dead():
@@ -209,7 +227,9 @@ def live_holder(folder: Path) -> Holder | None:
 
 
 def _pid_space() -> str:
+    """The boot of the machine and the container in which process ids mean what they mean here."""
     try:
-        return os.readlink("/proc/self/ns/pid")
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return ""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from unlearn.errors import UserError
+from unlearn.errors import UserError, describe
 from unlearn.schema import Config, unshared
 from unlearn.sweep import Sweep
 
@@ -65,13 +66,21 @@ def fitting(configs: Sequence[Config]) -> int:
     return max(1, min(len(configs), need.variants(int((1 - RESERVE) * free))))
 
 
-def run_packed(sweep: Sweep, numbers: Sequence[int], pack_size: int | None = None) -> dict[int, Path | Exception]:
-    """Run these jobs of a sweep in this process, pack by pack: for each its folder or its error."""
+def run_packed(
+    sweep: Sweep, numbers: Sequence[int], pack_size: int | None = None, task: str | None = None
+) -> dict[int, Path | Exception]:
+    """Run these jobs of a sweep in this process, which is a SLURM task or none: for each its folder or its error.
+
+    Pack by pack; errors are noted in the sweep's folder as well.
+    """
+    import torch
+
     from unlearn.experiment import run_together
 
     found: dict[int, Path | Exception] = {}
     configs: dict[int, Config] = {}
     for number in numbers:
+        sweep.keep_error(number, task, None)
         try:
             configs[number] = sweep.config(number)
         except Exception as error:
@@ -84,7 +93,14 @@ def run_packed(sweep: Sweep, numbers: Sequence[int], pack_size: int | None = Non
             found |= {i: o.error or o.folder for i, o in zip(pack, outcomes, strict=True)}
         except Exception as error:
             found |= dict.fromkeys(pack, error)
-    for outcome in found.values():
-        if isinstance(outcome, Exception) and not isinstance(outcome, UserError):
-            traceback.print_exception(outcome)
+        for outcome in (found[i] for i in pack):
+            if isinstance(outcome, Exception):  # its traceback would keep models in memory while the next pack runs
+                traceback.clear_frames(outcome.__traceback__)
+        gc.collect()
+        torch.cuda.empty_cache()
+    for number, outcome in found.items():
+        if isinstance(outcome, Exception):
+            sweep.keep_error(number, task, describe(outcome))
+            if not isinstance(outcome, UserError):
+                traceback.print_exception(outcome)
     return found

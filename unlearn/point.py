@@ -17,7 +17,7 @@ import wandb
 from unlearn.checkpoint import load_checkpoint, save_checkpoint
 from unlearn.errors import UserError, describe
 from unlearn.identity import identity, run_folder, run_name
-from unlearn.lock import Busy, FolderLock, Progress
+from unlearn.lock import Busy, FolderLock, Lost, Phase
 from unlearn.run_folder import RunFolder
 from unlearn.schema import Config
 from unlearn.screen import say
@@ -41,13 +41,13 @@ class Point:
         """Note that this point has failed, here and in its folder if it is still ours."""
         self.error = error
         self.tracker.close(failed=True)
-        if not isinstance(error, Busy):
+        if not isinstance(error, Lost):
             self.folder.fail(describe(error))
 
     def report(self, phase: str, done: int, total: int) -> None:
-        """Say how far the work is. Raises Busy if another process has taken the folder over."""
+        """Say how far the work is. Raises Lost if another process has taken the folder over."""
         skipped, since = self._phases.setdefault(phase, (done, time.time()))
-        self.lock.report(Progress(phase, done, total, skipped, since))
+        self.lock.report(Phase(phase, done, total, skipped, since))
 
     def log(self, record: Record) -> None:
         """A step of training."""
@@ -68,6 +68,7 @@ class Point:
 
     def save(self, variant: Variant) -> None:
         """A checkpoint. Where the disk is full, training goes on: it has the last good one, and may need no other."""
+        self.lock.check()
         try:
             save_checkpoint(self.folder.file("checkpoint.safetensors"), variant)
         except OSError as error:
@@ -128,7 +129,7 @@ def _failing(folder: RunFolder) -> Iterator[None]:
     """Whatever goes wrong inside is noted in the folder, unless its run has come to an end before."""
     try:
         yield
-    except Busy:  # the folder is another's now
+    except Lost:  # the folder is another's now
         raise
     except Exception as error:
         if folder.record.get("status") == "running":

@@ -11,7 +11,8 @@ and until it is complete
 
 checkpoint.safetensors   training's state (`unlearn.checkpoint`)
 partial/                 what the evaluation has scored (`unlearn.evaluate.journal`)
-alive.json               who is working on it, and how far (`unlearn.lock`)
+alive.json               who is working on it (`unlearn.lock`)
+progress.json            how far that is
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from typing import Any
 from unlearn import slurm
 from unlearn.errors import UserError
 from unlearn.files import remove_scratch, write_json
-from unlearn.lock import LOCK
+from unlearn.lock import LOCK, PROGRESS
 
 ROLES = "roles.json"  # inside samples/: role -> tasks, for whoever puts tasks together again
 CODE_VERSION = "code.json"  # beside a sweep's copy of the code
@@ -98,7 +99,8 @@ class RunFolder:
         )
         before = self.record if continued else {}
         if not continued:
-            for name in ("train.jsonl", "metrics.json", "delta.safetensors"):
+            # run.json first: it says that the others are there.
+            for name in ("run.json", "train.jsonl", "metrics.json", "delta.safetensors"):
                 self.file(name).unlink(missing_ok=True)
             shutil.rmtree(self.file("samples"), ignore_errors=True)
             self._remove_unfinished()
@@ -142,7 +144,9 @@ class RunFolder:
     @property
     def begun_by_this_job(self) -> bool:
         """Whether the last attempt was this SLURM job's: it was interrupted and has been started again."""
-        return slurm.job_id() is not None and self.last_attempt.get("slurm_job") == slurm.job_id()
+        last = self.last_attempt
+        same = slurm.job_id() is not None and last.get("slurm_job") == slurm.job_id()
+        return same and last["slurm_restarts"] < slurm.restarts()
 
     @property
     def last_attempt(self) -> dict[str, Any]:
@@ -158,7 +162,7 @@ class RunFolder:
     @property
     def untidy(self) -> bool:
         """Whether something is here that a finished run does not leave."""
-        left = ("checkpoint.safetensors", "partial", LOCK)
+        left = ("checkpoint.safetensors", "partial", LOCK, PROGRESS)
         return any(self.file(name).exists() for name in left) or any(self.path.glob(".*.tmp"))
 
     def tidy(self) -> None:
@@ -168,6 +172,7 @@ class RunFolder:
 
     def _remove_unfinished(self) -> None:
         self.file("checkpoint.safetensors").unlink(missing_ok=True)
+        self.file(PROGRESS).unlink(missing_ok=True)
         shutil.rmtree(self.file("partial"), ignore_errors=True)
 
     def fail(self, error: str) -> None:
@@ -208,6 +213,7 @@ def _attempt() -> dict[str, Any]:
         "pid": os.getpid(),
         "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "slurm_job": slurm.job_id(),
+        "slurm_restarts": slurm.restarts(),
     }
 
 

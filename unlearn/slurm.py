@@ -37,29 +37,31 @@ def answers() -> bool:
 
 
 def queue(tasks: Iterable[str]) -> dict[str, str] | None:
-    """State of those of these jobs or array tasks that are pending or running; None where SLURM does not answer."""
+    """State of those of these jobs or array tasks that are pending or running; None where SLURM does not answer.
+
+    Of a pending one "PENDING" with SLURM's reason, e.g. "PENDING (Resources)".
+    """
     numbers = sorted({task.partition("_")[0] for task in tasks})
     if not numbers:
         return {}
-    ran = _call("squeue", "--noheader", "--array", "--jobs", ",".join(numbers), "--format", "%i|%T")
+    ran = _call("squeue", "--noheader", "--array", "--jobs", ",".join(numbers), "--format", "%i|%T|%r")
     if ran is None:
         return None
     if ran.returncode != 0:  # SLURM forgets a job some minutes after its end
         return {} if "Invalid job id" in ran.stderr else None
-    return dict(line.split("|", 1) for line in ran.stdout.split())
+    rows = (line.split("|", 2) for line in ran.stdout.splitlines() if line)
+    return {task: state if reason in ("", "None") else f"{state} ({reason})" for task, state, reason in rows}
 
 
-def ending(task: str) -> str | None:
-    """How a job ended in SLURM's accounting (TIMEOUT, NODE_FAIL, CANCELLED by 0, ...); None where there is none."""
-    ran = _call("sacct", "--noheader", "--parsable2", "--allocations", "--jobs", task, "--format", "State")
+def endings(tasks: Iterable[str]) -> dict[str, str]:
+    """How jobs ended in SLURM's accounting (TIMEOUT, NODE_FAIL, CANCELLED by 0, ...), as far as it knows."""
+    wanted = ",".join(sorted(tasks))
+    if not wanted:
+        return {}
+    ran = _call("sacct", "--noheader", "--parsable2", "--allocations", "--jobs", wanted, "--format", "JobID,State")
     if ran is None or ran.returncode != 0:
-        return None
-    return (ran.stdout.split("\n") or [""])[0].strip() or None
-
-
-def cancel(tasks: Iterable[str]) -> None:
-    """Take jobs out of the queue, or stop them."""
-    _call("scancel", *tasks)
+        return {}
+    return dict(line.split("|", 1) for line in ran.stdout.splitlines() if "|" in line)
 
 
 def submit(

@@ -23,6 +23,7 @@ from rich.table import Table
 
 from unlearn import slurm
 from unlearn.errors import UserError
+from unlearn.lock import FolderLock
 from unlearn.screen import say
 from unlearn.sweep import State, Sweep, eta_s, summary
 
@@ -75,12 +76,12 @@ def table(sweep: Sweep, states: Mapping[int, State]) -> Table:
 
 def _progress(state: State) -> tuple[str, str]:
     """How far the phase is, and the time that is left of it."""
-    progress = state.progress
-    if progress is None or not progress.total:
+    phase = state.phase
+    if phase is None or not phase.total:
         return "", ""
-    seconds = eta_s(progress)
+    seconds = eta_s(phase)
     left = "" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-    return f"{progress.phase} {progress.done}/{progress.total}", left
+    return f"{phase.name} {phase.done}/{phase.total}", left
 
 
 def retry(sweep: Sweep) -> list[int]:
@@ -93,7 +94,8 @@ def retry(sweep: Sweep) -> list[int]:
     if sweep.launcher is None:
         from unlearn.packs import run_packed
 
-        run_packed(sweep, again)
+        with FolderLock(sweep.folder):
+            run_packed(sweep, again)
     else:
         if not slurm.answers():
             raise UserError("this sweep ran on SLURM, and no SLURM answers here (scontrol ping).")

@@ -3,7 +3,7 @@
 sweep.json     the jobs and submissions
 code/          on SLURM, the code and configuration of the moment of submission, which its jobs run
 N/.hydra/      the configuration of job N, composed but not resolved
-N/error.json   on SLURM, what went wrong in job N
+N/error.json   what went wrong in job N
 .submitit/     on SLURM, the jobs' output
 
 Nothing heavy is imported here: this is what a login node does, and `python -m unlearn.status`.
@@ -15,8 +15,9 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from unlearn.config import settle
 from unlearn.errors import UserError, describe
 from unlearn.files import write_json
 from unlearn.identity import identity, run_folder
-from unlearn.lock import Progress, live_holder
+from unlearn.lock import Phase, live_holder, phase_of
 from unlearn.run_folder import CODE_VERSION, RunFolder, code_version
 from unlearn.schema import Config
 
@@ -54,7 +55,7 @@ class State:
 
     name: str
     detail: str = ""
-    progress: Progress | None = None
+    phase: Phase | None = None
     interruptions: int = 0
 
     @property
@@ -153,44 +154,57 @@ class Sweep:
         """Where every job is, from the runs' folders and SLURM's queue. Jobs that `known` has as done stay so."""
         known = known or {}
         queue = slurm.queue(self.tasks.values())
+        endings = cache(lambda: slurm.endings(set(self.tasks.values()) - (queue or {}).keys()))
         return {
-            number: known[number] if number in known and known[number].name == "done" else self._state(job, queue)
+            number: known[number]
+            if number in known and known[number].name == "done"
+            else self._state(job, queue, endings)
             for number, job in self.jobs.items()
         }
 
-    def _state(self, job: Job, queue: Mapping[str, str] | None) -> State:
+    def _state(self, job: Job, queue: Mapping[str, str] | None, endings: Callable[[], Mapping[str, str]]) -> State:
         if job.folder is None:
             return State("failed", job.error or "")
         run, task = RunFolder(Path(job.folder)), self.tasks.get(job.number)
         status, times = run.record.get("status"), run.interruptions
-        if status == "done":
-            return State("done", interruptions=times)
         waiting = (queue or {}).get(task) if task else None
-        if waiting is not None and waiting not in ("RUNNING", "COMPLETING"):
-            return State("pending", waiting.lower(), interruptions=times)
+        if waiting is not None and waiting.partition(" ")[0] not in ("RUNNING", "COMPLETING"):
+            return State("pending", waiting, interruptions=times)
+        if (said := self._said(job, task)) is not None:
+            return State("failed", said, interruptions=times)
+        of_this_task = task is None or run.last_attempt.get("slurm_job") == task
+        if status == "done" and (waiting is None or of_this_task):
+            return State("done", interruptions=times)
         holder = live_holder(run.path)
-        if holder is not None and (holder.slurm_job is None or queue is None or holder.slurm_job in queue):
-            return State("running", str(holder), holder.progress, times)
-        if status == "failed" and (waiting is None or run.last_attempt.get("slurm_job") == task):
+        # A holder of this very task is dead where SLURM says that the task has ended.
+        if holder is not None and (holder.slurm_job != task or queue is None or waiting is not None or task is None):
+            return State("running", str(holder), phase_of(run.path), times)
+        if status == "failed" and (of_this_task or (waiting is None and queue is not None)):
             return State("failed", run.record["error"], interruptions=times)
         if waiting is not None or (task is not None and queue is None):
             return State("running", "starting" if waiting else "SLURM does not answer", interruptions=times)
         if task is not None:
-            return State("failed", self._why(job, task), interruptions=times)
+            assert self.launcher is not None
+            words = slurm.last_words(self.launcher["submitit_folder"], task)
+            why = f"SLURM: {endings().get(task, 'ended without a result')}"
+            return State("failed", f"{why}, {words}" if words else why, interruptions=times)
+        if live_holder(self.folder) is not None:
+            return State("pending", interruptions=times)
         return State("interrupted" if status == "running" else "missing", interruptions=times)
 
-    def _why(self, job: Job, task: str) -> str:
-        """Why a job of SLURM has ended without a result: what it said itself, or else what SLURM says."""
+    def _said(self, job: Job, task: str | None) -> str | None:
+        """What went wrong before or beside a run, in the task that it was last given to."""
         file = self._error_file(job)
-        if file.is_file() and (said := json.loads(file.read_text()))["slurm_job"] == task:
-            return said["error"]
-        assert self.launcher is not None
-        words = slurm.last_words(self.launcher["submitit_folder"], task)
-        return ", ".join([f"SLURM: {slurm.ending(task) or 'ended without a result'}", *([words] if words else [])])
+        said = json.loads(file.read_text()) if file.is_file() else {}
+        return said["error"] if said and said["slurm_job"] == task else None
 
-    def keep_error(self, number: int, error: str) -> None:
-        """Note for `states` what went wrong before or beside the run itself, in this SLURM job."""
-        write_json(self._error_file(self.jobs[number]), {"slurm_job": slurm.job_id(), "error": error})
+    def keep_error(self, number: int, task: str | None, error: str | None) -> None:
+        """Note what went wrong with a job in a SLURM task (None: here), or, with None, that nothing has."""
+        file = self._error_file(self.jobs[number])
+        if error is None:
+            file.unlink(missing_ok=True)
+        else:
+            write_json(file, {"slurm_job": task, "error": error})
 
     @staticmethod
     def _error_file(job: Job) -> Path:
@@ -227,10 +241,8 @@ class RunJobs:
 
         sweep = Sweep.open(self.folder)
         os.chdir(sweep.cwd)
-        found = run_packed(sweep, numbers)
+        found = run_packed(sweep, numbers, task=slurm.job_id())
         failed = {number: describe(error) for number, error in found.items() if isinstance(error, Exception)}
-        for number, error in failed.items():
-            sweep.keep_error(number, error)
         if failed:
             raise UserError(failure_list(sweep, failed, len(numbers)))
         return [str(folder) for folder in found.values()]
@@ -255,9 +267,9 @@ def summary(states: Iterable[State]) -> str:
     return ", ".join(f"{names.count(name)} {name}" for name in order if name in names)
 
 
-def eta_s(progress: Progress) -> float | None:
+def eta_s(phase: Phase) -> float | None:
     """Seconds until the phase is over, at the pace so far; None if nothing is known."""
-    done = progress.done - progress.skipped
+    done = phase.done - phase.skipped
     if done <= 0:
         return None
-    return (progress.total - progress.done) * max(0.0, time.time() - progress.since) / done
+    return (phase.total - phase.done) * max(0.0, time.time() - phase.since) / done

@@ -89,7 +89,7 @@ def evaluate(
     if scorer.truncated:
         say(f"{len(scorer.truncated)} requests are longer than the model's context and lost their beginning.")
     answers.metrics.update(_against_default(answers, suite, label))
-    _measure_max_logits(answers, scorer, suite, label, maxlogit, notes)
+    _measure_max_logits(answers, scorer, suite, label, maxlogit, tokens_per_batch, notes)
     return answers
 
 
@@ -129,7 +129,13 @@ def against_base(base: Answers, unlearned: Answers, suite: Suite) -> dict[str, f
 
 
 def _measure_max_logits(
-    answers: Answers, scorer: Scorer, suite: Suite, label: str, plan: MaxLogitPlan, notes: Notes
+    answers: Answers,
+    scorer: Scorer,
+    suite: Suite,
+    label: str,
+    plan: MaxLogitPlan,
+    tokens_per_batch: int,
+    notes: Notes,
 ) -> None:
     """MaxLogit of every planned task and query, into metrics and files; all tasks of a query in the same batches."""
     names = [name for role in plan.roles for name in suite.roles.get(role, [])]
@@ -144,7 +150,7 @@ def _measure_max_logits(
             scorer.tokenizer,
             list(prompts.values()),
             count=plan.tokens,
-            tokens_per_batch=scorer.tokens_per_batch,
+            tokens_per_batch=tokens_per_batch,
             label=f"{label}, {query}",
             notes=notes,
         )

@@ -113,10 +113,11 @@ class Scorer(HFLM):
                 if number not in journal.done:
                     nodes = [[path[len(path) - len(targets[n]) :] for n, path in row] for row in asked]
                     wanted = [[targets[n] for n, _ in row] for row in asked]
-                    journal.add(number, self._score([tree for tree, _ in batch], nodes, wanted))
-                for (n, _), (logprob, greedy) in zip(
-                    (entry for row in asked for entry in row), journal.done[number], strict=True
-                ):
+                    found = self._score([tree for tree, _ in batch], nodes, wanted)
+                    journal.add(number, [self.tokens_per_batch, found])
+                size, found = journal.done[number]
+                self.tokens_per_batch = min(self.tokens_per_batch, size)  # as it was when memory had run out
+                for (n, _), (logprob, greedy) in zip((entry for row in asked for entry in row), found, strict=True):
                     answers[n] = logprob, greedy
                 bar.update(sum(map(len, asked)))
                 self._notes.report(f"scoring {self._label}", bar.n, len(requests))

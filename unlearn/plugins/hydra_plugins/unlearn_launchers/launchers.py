@@ -88,9 +88,11 @@ class PackedLauncher(SweepLauncher):
     def run(self, sweep: Sweep, numbers: list[int]) -> Mapping[int, str]:
         """Pack by pack."""
         from unlearn.errors import describe
+        from unlearn.lock import FolderLock
         from unlearn.packs import run_packed
 
-        found = run_packed(sweep, numbers, self.pack_size)
+        with FolderLock(sweep.folder):  # so that `unlearn.status` sees it running
+            found = run_packed(sweep, numbers, self.pack_size)
         return {i: describe(error) for i, error in found.items() if isinstance(error, Exception)}
 
 
