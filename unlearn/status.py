@@ -1,8 +1,8 @@
 """Where the jobs of a sweep are.
 
 python -m unlearn.status [SWEEP_DIR]           a table, live in a terminal until all have ended
-python -m unlearn.status [SWEEP_DIR] --retry   first start again those that failed or were interrupted, with the code
-                                               and configuration of the sweep's beginning
+python -m unlearn.status [SWEEP_DIR] --retry   first start again those that failed or were interrupted, with the
+                                               configuration (on SLURM also the code) of the sweep's beginning
 
 Exit status: 0 all done, 1 some failed, 3 not finished.
 """

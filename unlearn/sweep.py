@@ -17,7 +17,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -110,9 +110,9 @@ class Sweep:
         """A job whose configuration is wrong."""
         self.jobs[number] = Job(number, overrides, error=describe(error))
 
-    @property
+    @cached_property
     def common(self) -> list[str]:
-        """The overrides that all jobs have; none if there is but one job."""
+        """The overrides that all jobs have, of a sweep that is complete; none if there is but one job."""
         first, *others = self.jobs.values()
         return [o for o in first.overrides if others and all(o in other.overrides for other in others)]
 
