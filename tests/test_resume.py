@@ -155,6 +155,15 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, tiny_llama, monkeypatc
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_lines_are_on_disk_before_what_counts_on_them(short, monkeypatch):
+    order = []
+    monkeypatch.setattr("unlearn.track.Tracker.sync", lambda _self: order.append("lines"))
+    monkeypatch.setattr(point, "save_checkpoint", lambda *_: order.append("checkpoint"))
+    monkeypatch.setattr(experiment, "save_delta", lambda *_: order.append("delta"))
+    run(short("train.steps=5", "train.checkpoint_every=2"))
+    assert order == ["lines", "checkpoint", "lines", "checkpoint", "lines", "delta"]
+
+
 def test_an_interrupted_evaluation_does_not_repeat_what_was_scored(short, tmp_path, monkeypatch):
     job = (
         "eval=toy",

@@ -214,6 +214,7 @@ def _train_points(points: list[Point], shared: Config, source: Source, topics: l
             if variant.error is not None:
                 raise UserError(variant.error)
             point.lock.check()
+            point.tracker.sync()
             metadata = {"model": shared.model.name, "layer": str(cut.layer), "run": run_name(point.config)}
             file = point.folder.file("delta.safetensors")
             save_delta(file, variant.weights, cut.frozen, variant.objective.state(), metadata)

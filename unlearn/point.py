@@ -70,6 +70,7 @@ class Point:
         """A checkpoint. Where the disk is full, training goes on: it has the last good one, and may need no other."""
         self.lock.check()
         try:
+            self.tracker.sync()
             save_checkpoint(self.folder.file("checkpoint.safetensors"), variant)
         except OSError as error:
             say(f"{self.folder.path}: no checkpoint after step {variant.progress.steps - 1}: {error}")

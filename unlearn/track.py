@@ -70,6 +70,10 @@ class Tracker:
         if self._wandb is not None and record.step > self._sent:
             self._wandb.log({f"train/{name}": value for name, value in values.items()})
 
+    def sync(self) -> None:
+        """Bring all lines to the disk: what goes on from a later state counts on them."""
+        os.fsync(self._lines.fileno())
+
     def log_metrics(self, metrics: dict[str, float]) -> None:
         """Evaluation metrics as one logged row of the W&B run, and with the final training figures in its summary."""
         if self._wandb is not None:
