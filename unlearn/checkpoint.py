@@ -17,11 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from unlearn.delta import METADATA
 from unlearn.errors import UserError
 from unlearn.files import replacing
 from unlearn.train import Progress, Variant
-
-METADATA = "unlearn"
 
 
 def save_checkpoint(file: Path, variant: Variant) -> None:

@@ -58,6 +58,8 @@ def _options(group: str) -> list[str]:
 
 def _key_hint(key: str) -> str:
     """Which options of its group have the key; or else the nearest of all keys in conf/, first by their last name."""
+    if key.startswith("hydra."):
+        return ""  # not of conf/: Hydra has said what it knows
     known = sorted({key for key, _ in _all_keys()})
     if key in known:
         owners = sorted({f"{file.parent.name}={file.stem}" for found, file in _all_keys() if found == key})

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
@@ -160,13 +160,11 @@ def _train_points(points: list[Point], shared: Config, source: Source, topics: l
     screen.say(f"Trained parameters: {', '.join(cut.frozen)}")
     variants, point_of = [], {}
     for point in points:
-        try:
+        with point.alone():
             variant = _make_variant(point.config, cut, topics)
             point.restore(variant)
             point_of[id(variant)] = point
             variants.append(variant)
-        except Exception as error:
-            point.fail(error)
     if not variants:
         return
     # Where every position counts, padding has to be where the published code had it, and masked.
@@ -179,22 +177,14 @@ def _train_points(points: list[Point], shared: Config, source: Source, topics: l
     with screen.training_progress(steps) as show:
 
         def on_record(variant: Variant, record: Record) -> None:
-            with alone(variant):
-                point_of[id(variant)].log(record)
+            handle(variant, lambda point: point.log(record))
             show(record)
 
-        def on_checkpoint(variant: Variant) -> None:
-            with alone(variant):
-                point_of[id(variant)].save(variant)
-
-        @contextmanager
-        def alone(variant: Variant) -> Iterator[None]:
-            """What goes wrong with one point ends that one."""
-            try:
-                yield
-            except Exception as error:
-                variant.error = describe(error)
-                point_of[id(variant)].fail(error)
+        def handle(variant: Variant, work: Callable[[Point], None]) -> None:
+            point = point_of[id(variant)]
+            with point.alone():
+                work(point)
+            variant.error = None if point.error is None else describe(point.error)
 
         train(
             cut,
@@ -204,13 +194,13 @@ def _train_points(points: list[Point], shared: Config, source: Source, topics: l
             log_every=shared.train.log_every,
             on_record=on_record,
             checkpoint_every=shared.train.checkpoint_every,
-            on_checkpoint=on_checkpoint,
+            on_checkpoint=lambda variant: handle(variant, lambda point: point.save(variant)),
         )
     for variant in variants:
         point = point_of[id(variant)]
         if point.error is not None:
             continue
-        try:
+        with point.alone():
             if variant.error is not None:
                 raise UserError(variant.error)
             point.lock.check()
@@ -219,8 +209,6 @@ def _train_points(points: list[Point], shared: Config, source: Source, topics: l
             file = point.folder.file("delta.safetensors")
             save_delta(file, variant.weights, cut.frozen, variant.objective.state(), metadata)
             point.folder.finish_training(point.training_metrics())
-        except Exception as error:
-            point.fail(error)
 
 
 def _make_variant(config: Config, cut: CutModel, topics: list[Topic]) -> Variant:
@@ -247,7 +235,7 @@ def _make_variant(config: Config, cut: CutModel, topics: list[Topic]) -> Variant
 def _evaluate_points(points: list[Point], shared: Config, examiner: Examiner) -> None:
     """Each point's model, and the base model once for all; metrics, per-question records and the final screen."""
     for point in [point for point in points if point.error is None]:
-        try:
+        with point.alone():
             metrics = dict(point.folder.trained or {})
             if examiner.suite.tasks:
                 delta, partial = point.folder.file("delta.safetensors"), point.folder.file("partial")
@@ -257,8 +245,5 @@ def _evaluate_points(points: list[Point], shared: Config, examiner: Examiner) ->
             point.lock.check()
             point.tracker.log_metrics(metrics)
             point.folder.finish(metrics)
-        except Exception as error:
-            point.fail(error)
-        else:
             where = point.folder.path, point.tracker.address
             screen.show_result(metrics, shared.eval.tasks, shared.eval.queries, *where)

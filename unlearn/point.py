@@ -37,7 +37,15 @@ class Point:
     _last: Record | None = None
     _phases: dict[str, tuple[int, float]] = field(default_factory=dict)  # phase -> where and when this process began it
 
-    def fail(self, error: Exception) -> None:
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """What goes wrong inside ends this point and no other."""
+        try:
+            yield
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
         """Note that this point has failed, here and in its folder if it is still ours."""
         self.error = error
         self.tracker.close(failed=True)

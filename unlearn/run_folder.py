@@ -88,15 +88,8 @@ class RunFolder:
 
         Only for whoever holds the folder's lock.
         """
-        continued = (
-            not anew
-            and not self.done
-            and (self.record.get("identity"), self.record.get("inputs"))
-            == (
-                identity,
-                inputs,
-            )
-        )
+        same = self.record.get("identity") == identity and self.record.get("inputs") == inputs
+        continued = same and not self.done and not anew
         before = self.record if continued else {}
         if not continued:
             # run.json first: it says that the others are there.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -23,9 +23,9 @@ from rich.table import Table
 
 from unlearn import slurm
 from unlearn.errors import UserError
-from unlearn.lock import FolderLock
+from unlearn.lock import FolderLock, Phase
 from unlearn.screen import say
-from unlearn.sweep import State, Sweep, eta_s, summary
+from unlearn.sweep import State, Sweep
 
 POLL_S = 5.0
 WIDE = 200  # columns where there is no terminal
@@ -82,6 +82,21 @@ def _progress(state: State) -> tuple[str, str]:
     seconds = eta_s(phase)
     left = "" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
     return f"{phase.name} {phase.done}/{phase.total}", left
+
+
+def summary(states: Iterable[State]) -> str:
+    """How many jobs are in which state, in words."""
+    names = [state.name for state in states]
+    order = ("pending", "running", "done", "failed", "interrupted", "missing")
+    return ", ".join(f"{names.count(name)} {name}" for name in order if name in names)
+
+
+def eta_s(phase: Phase) -> float | None:
+    """Seconds until the phase is over, at the pace so far; None if nothing is known."""
+    done = phase.done - phase.skipped
+    if done <= 0:
+        return None
+    return (phase.total - phase.done) * max(0.0, time.time() - phase.since) / done
 
 
 def retry(sweep: Sweep) -> list[int]:

@@ -14,8 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from itertools import chain, count
@@ -258,18 +257,3 @@ def failure_list(sweep: Sweep, failed: Mapping[int, str], of: int) -> str:
     """Which jobs failed and why, a line each."""
     lines = [f"  #{number} {sweep.label(number)}: {why}" for number, why in sorted(failed.items())]
     return "\n".join([f"{len(failed)} of {of} jobs failed:", *lines])
-
-
-def summary(states: Iterable[State]) -> str:
-    """How many jobs are in which state, in words."""
-    names = [state.name for state in states]
-    order = ("pending", "running", "done", "failed", "interrupted", "missing")
-    return ", ".join(f"{names.count(name)} {name}" for name in order if name in names)
-
-
-def eta_s(phase: Phase) -> float | None:
-    """Seconds until the phase is over, at the pace so far; None if nothing is known."""
-    done = phase.done - phase.skipped
-    if done <= 0:
-        return None
-    return (phase.total - phase.done) * max(0.0, time.time() - phase.since) / done

@@ -58,26 +58,29 @@ class Examiner:
         self.suite = make_suite(config, self.words)
         m = config.eval.maxlogit
         self._maxlogit = MaxLogitPlan(list(m.roles), list(m.queries), m.tokens)
-        self._report: Report = lambda *_: None
+        self._base: Answers | None = None
 
     @cached_property
     def _model(self) -> PreTrainedModel:
         return load_whole(self._source)
 
-    @cached_property
-    def base(self) -> Answers:
+    def base(self, report: Report) -> Answers:
         """The base model's answers, from where an earlier run kept them if one did.
 
         Where another process is computing them just now, it is waited for; should it die, this one goes on.
         """
-        kept = _Kept(self._place())
+        if self._base is None:
+            self._base = self._kept_or_asked(_Kept(self._place()), report)
+        return self._base
+
+    def _kept_or_asked(self, kept: _Kept, report: Report) -> Answers:
         told = False
         while (answers := kept.load()) is None:
             try:
                 with FolderLock(kept.folder):
                     remove_scratch(kept.folder)
                     if kept.load() is None:
-                        kept.keep(self._ask("base", Notes(kept.partial, report=self._report)))
+                        kept.keep(self._ask("base", Notes(kept.partial, report=report)))
             except Busy as busy:
                 if not told:
                     say(f"Waiting for the base model's answers: {busy}")
@@ -92,18 +95,19 @@ class Examiner:
 
         `partial` is a folder for what is scored until all is; `report` is told how far that is.
         """
-        self._report = report
         leaves = self.suite.leaves
         roles = {role: [leaf for name in asked for leaf in leaves[name]] for role, asked in self.suite.roles.items()}
         if delta is None:
-            return Result(self.base.metrics, [self.base], roles)
+            base = self.base(report)
+            return Result(base.metrics, [base], roles)
         weights, metadata = load_delta(delta)
         with applied(self._model, weights, metadata):
             # Before the base model, which another process may be asking meanwhile.
             key = hashlib.sha256(delta.read_bytes()).hexdigest()
             unlearned = self._ask("unlearned", Notes(partial, key, report))
-        metrics = self.base.metrics | unlearned.metrics | against_base(self.base, unlearned, self.suite)
-        return Result(metrics, [self.base, unlearned], roles)
+        base = self.base(report)
+        metrics = base.metrics | unlearned.metrics | against_base(base, unlearned, self.suite)
+        return Result(metrics, [base, unlearned], roles)
 
     def _ask(self, label: str, notes: Notes) -> Answers:
         return evaluate(

@@ -107,16 +107,21 @@ class SlurmLauncher(SweepLauncher):
         self.pack_size, self.wait = pack_size, wait
         self.settings = {k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in settings.items()}
 
-    def run(self, sweep: Sweep, numbers: list[int]) -> Mapping[int, str]:
-        """Submit, and wait."""
+    def setup(self, **known: Any) -> None:
+        """Raises UserError, before anything is composed, where no cluster answers."""
         from unlearn import slurm
         from unlearn.errors import UserError
+
+        super().setup(**known)
+        if not slurm.answers():
+            raise UserError("hydra/launcher: no SLURM answers here (scontrol ping). hydra/launcher=packed runs here.")
+
+    def run(self, sweep: Sweep, numbers: list[int]) -> Mapping[int, str]:
+        """Submit, and wait."""
         from unlearn.packs import packs
         from unlearn.status import wait_for
         from unlearn.sweep import finished
 
-        if not slurm.answers():
-            raise UserError("hydra/launcher: no SLURM answers here (scontrol ping). hydra/launcher=packed runs here.")
         configs = {number: self.configs[number] for number in numbers}
         for number in [n for n, config in configs.items() if finished(config)]:
             log.info(
@@ -125,7 +130,7 @@ class SlurmLauncher(SweepLauncher):
             del configs[number]
         if not configs:
             return {}
-        groups = packs(configs, self.pack_size or len(configs))
+        groups = packs(configs, len(configs) if self.pack_size is None else self.pack_size)
         sweep.submit(groups, self.settings)
         log.info(f"Submitted {len(groups)} SLURM jobs, {sweep.tasks[min(configs)]} the first; output: {sweep.folder}")
         log.info(f"They go on without this process. To watch them: python -m unlearn.status {sweep.folder}")
@@ -139,7 +144,7 @@ class AutoLauncher(SlurmLauncher):
         """Decide, and say so first of all."""
         from unlearn import slurm
 
-        super().setup(**known)
+        SweepLauncher.setup(self, **known)
         self.on_slurm = slurm.answers()
         if self.on_slurm:
             log.info("hydra/launcher=auto: SLURM answers, the jobs go there (hydra/launcher=packed runs them here)")
