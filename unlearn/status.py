@@ -16,10 +16,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from unlearn import slurm
 from unlearn.errors import UserError
@@ -56,9 +57,9 @@ def wait_for(sweep: Sweep, numbers: list[int]) -> dict[int, str]:
         ) from None
 
 
-def table(sweep: Sweep, states: Mapping[int, State]) -> Table:
-    """A row for each job, with what distinguishes it from the others."""
-    shown = Table(title=f"{sweep.folder}: {summary(states.values())}", caption=" ".join(sweep.common), box=SIMPLE_HEAD)
+def view(sweep: Sweep, states: Mapping[int, State]) -> Group:
+    """How many jobs are where, what is common to them, and a row for each, with what distinguishes it."""
+    shown = Table(box=SIMPLE_HEAD)
     for column in ("#", "job", "state", "progress", "left", "SLURM", "why"):
         shown.add_column(column, overflow="fold")
     for number, state in states.items():
@@ -71,7 +72,7 @@ def table(sweep: Sweep, states: Mapping[int, State]) -> Table:
             sweep.tasks.get(number, ""),
             escape((state.detail.strip().splitlines() or [""])[-1]),
         )
-    return shown
+    return Group(Text(f"{sweep.folder}: {summary(states.values())}"), Text(" ".join(sweep.common)), shown)
 
 
 def _progress(state: State) -> tuple[str, str]:
@@ -143,13 +144,13 @@ def main() -> None:
             retry(sweep)
         states = sweep.states()
         if console.is_terminal and not args.once:
-            with Live(table(sweep, states), console=console, auto_refresh=False) as live:
+            with Live(view(sweep, states), console=console, auto_refresh=False) as live:
                 while not all(state.ended for state in states.values()):
                     time.sleep(POLL_S)
                     states = sweep.states(states)
-                    live.update(table(sweep, states), refresh=True)
+                    live.update(view(sweep, states), refresh=True)
         else:
-            console.print(table(sweep, states))
+            console.print(view(sweep, states))
     except UserError as error:
         sys.exit(f"Error: {error}")
     except KeyboardInterrupt:
