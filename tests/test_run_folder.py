@@ -19,6 +19,15 @@ def test_a_failed_write_leaves_the_old_file_and_no_scratch(tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_whoever_reads_sees_the_old_file_or_the_new_one_whole(tmp_path):
+    file = tmp_path / "a.json"
+    write_atomically(file, "old")
+    with file.open() as reading:
+        write_atomically(file, "new and longer")
+        assert reading.read() == "old"
+    assert file.read_text() == "new and longer"
+
+
 def test_a_run_goes_from_running_to_done(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.start({"seed": 0}, {"nu": 0.1}, {"data": "abc"})
