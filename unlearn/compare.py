@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -18,21 +19,60 @@ from rich.table import Table
 from unlearn.errors import UserError
 from unlearn.evaluate.statistics import Paired, paired
 from unlearn.run_folder import ROLES
-from unlearn.screen import console
+from unlearn.screen import console, say
 
 Correct = dict[tuple[str, str], dict[int, bool]]  # (task, query) -> question -> correct
 
 
-def read_samples(run_dir: Path) -> Correct:
-    """What the run's unlearned model answered rightly. Raises UserError if there are no samples."""
+def read_samples(run_dir: Path, wanted: Iterable[tuple[str, str]] | None = None) -> Correct:
+    """What the run's unlearned model answered rightly: all, or what there is of some tasks and queries."""
     root = run_dir / "samples" / "unlearned"
-    found: Correct = {}
-    for file in sorted(root.rglob("*.jsonl")):
-        records = [json.loads(line) for line in file.read_text().splitlines()]
-        found[str(file.parent.relative_to(root)), file.stem] = {r["id"]: r["correct"] for r in records}
-    if not found:
-        raise UserError(f"{run_dir}: there are no samples of an unlearned model ({root}).")
+    if wanted is None:
+        files = sorted(root.rglob("*.jsonl"))
+    else:
+        files = [file for task, query in wanted if (file := root / task / f"{query}.jsonl").is_file()]
+    return {(str(file.parent.relative_to(root)), file.stem): _correct(file) for file in files}
+
+
+def _correct(file: Path) -> dict[int, bool]:
+    """Question -> correct. Raises UserError for a line that is not a record of one."""
+    found = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            found[record["id"]] = record["correct"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file}, line {number}: not a record of a question: {error}") from None
     return found
+
+
+def read_record(run_dir: Path) -> dict[str, Any]:
+    """The run's run.json. Raises UserError if there is none, or if it is not one."""
+    file = run_dir / "run.json"
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{run_dir}: no run is here (there is no run.json).") from None
+    except ValueError as error:
+        raise UserError(f"{file}: {error}") from None
+    return record
+
+
+def differing_questions(a: Mapping[str, Any], b: Mapping[str, Any], queries: Sequence[str]) -> str | None:
+    """Why two runs' answers to these queries, of two run.json, cannot be paired: the questions were not the same ones.
+
+    None if they can. Runs over different subsets can: what both were asked is paired.
+    """
+    asked = [(record.get("identity", {}).get("eval", {}), record.get("inputs", {})) for record in (a, b)]
+    keys = ["num_fewshot"] if set(queries) == {"default"} else ["num_fewshot", "seed", "replaced", "position"]
+    for key in keys:
+        left, right = (evaluation.get(key) for evaluation, _ in asked)
+        if left != right:
+            return f"eval.{key} differs: {left} and {right}"
+    words = [inputs.get("query_words") for _, inputs in asked]
+    if set(queries) != {"default"} and words[0] != words[1]:
+        return "the words that replace options differ (eval.forget_tokens, or the corpora that n-grams are of)"
+    return None
 
 
 def read_roles(run_dir: Path) -> dict[str, list[str]]:
@@ -61,6 +101,22 @@ def compare(a: Correct, b: Correct, roles: Mapping[str, Sequence[str]] | None = 
     return {name: paired(*pair) for name, pair in (pairs | dict(sorted(together.items()))).items()}
 
 
+def compare_runs(a: Path, b: Path) -> tuple[dict[tuple[str, str], Paired], dict[str, str]]:
+    """`compare` of two runs' folders, and for each query that both were asked otherwise, why it is left out.
+
+    Raises UserError for a folder without a run or without answers, and for answers that cannot be read.
+    """
+    records, sides = [read_record(run) for run in (a, b)], [read_samples(run) for run in (a, b)]
+    for run, samples in zip((a, b), sides, strict=True):
+        if not samples:
+            raise UserError(f"{run}: there are no samples of an unlearned model ({run / 'samples' / 'unlearned'}).")
+    queries = sorted({query for _, query in sides[0].keys() & sides[1].keys()})
+    found = {query: differing_questions(*records, [query]) for query in queries}
+    refused = {query: why for query, why in found.items() if why is not None}
+    left, right = ({key: v for key, v in side.items() if key[1] not in refused} for side in sides)
+    return compare(left, right, read_roles(b)), refused
+
+
 def main() -> None:
     """Print the table; exit status 1 with one line if there is nothing to compare."""
     parser = argparse.ArgumentParser(prog="python -m unlearn.compare", description=__doc__)
@@ -68,9 +124,11 @@ def main() -> None:
     parser.add_argument("b", type=Path, metavar="RUN_B")
     args = parser.parse_args()
     try:
-        results = compare(read_samples(args.a), read_samples(args.b), read_roles(args.b))
+        results, refused = compare_runs(args.a, args.b)
     except UserError as error:
         sys.exit(f"Error: {error}")
+    for query, why in refused.items():
+        say(f"{query} queries are not compared: {why}.")
     if not results:
         sys.exit("Error: the two runs were asked no task and query alike.")
     table = Table(title=f"{args.b.name} against {args.a.name}", box=SIMPLE_HEAD, pad_edge=False)

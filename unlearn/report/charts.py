@@ -1,0 +1,119 @@
+"""How charts look: one Altair chart serves the page, where it is interactive, and the paper, as PDF and PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+import pandas as pd
+
+# Okabe and Ito's colours, told apart by colour-blind readers, on white and on black.
+BASE, OTHERS = "#8c8c8c", ["#CC79A7", "#56B4E9", "#E69F00", "#7F5AA2", "#A6761D"]
+METHOD_COLOURS = {"Base": BASE, "RMU": "#0072B2", "Adaptive RMU": "#D55E00", "RSV": "#009E73"}
+ROLE_COLOURS = {"retain": "#0072B2", "near": "#009E73", "forget": "#D55E00"}
+QUERY_DASHES = {"perturbed": [1, 0], "default": [5, 3], "control": [1, 2]}
+PHASE_COLOURS = {"I": "#009E73", "II": "#D55E00", "III": "#56B4E9"}
+
+
+@dataclass(frozen=True)
+class Look:
+    """Size of a panel in pixels (screen) or points (paper), fonts and the colour of whatever is not data."""
+
+    width: int
+    height: int
+    font: str
+    size: int
+    ink: str
+
+    def config(self) -> dict[str, Any]:
+        """Vega-Lite's configuration."""
+        text = {"labelColor": self.ink, "titleColor": self.ink, "labelFontSize": self.size, "titleFontSize": self.size}
+        axis = {"domainColor": self.ink, "tickColor": self.ink, "gridColor": self.ink, "gridOpacity": 0.12}
+        return {
+            "background": "transparent",
+            "font": self.font,
+            "view": {"stroke": None},
+            "axis": {**text, **axis, "titleFontWeight": "normal"},
+            "legend": {**text, "orient": "bottom", "symbolStrokeColor": self.ink, "labelLimit": 260, "columns": 4},
+            "title": {"color": self.ink, "fontSize": self.size + 1, "fontWeight": "bold", "anchor": "start"},
+            "text": {"color": self.ink, "fontSize": self.size},
+        }
+
+
+SCREEN = Look(265, 210, "system-ui, sans-serif", 12, "currentColor")
+PAPER = Look(155, 115, "Liberation Serif, Times New Roman, serif", 8, "black")
+
+
+def colours(names: Sequence[str], known: dict[str, str]) -> alt.Scale:
+    """A colour for each name: those that are known, and others in turn."""
+    spare = iter(OTHERS * (1 + len(names) // len(OTHERS)))
+    return alt.Scale(domain=list(names), range=[known.get(name) or next(spare) for name in names])
+
+
+def dashes(queries: Sequence[str]) -> alt.Scale:
+    """A stroke for each kind of query."""
+    return alt.Scale(domain=list(queries), range=[QUERY_DASHES.get(q, [3, 2, 1, 2]) for q in queries])
+
+
+def percent(data: pd.DataFrame) -> alt.Scale:
+    """One scale for all panels: what the intervals span, within 0 and 100 %."""
+    low, high = max(0.0, float(data["low"].min()) - 3), min(100.0, float(data["high"].max()) + 3)
+    return alt.Scale(domain=[low, high], nice=False, zero=False, clamp=True)
+
+
+def tooltip(data: pd.DataFrame) -> list[alt.Tooltip]:
+    """Everything that the row says, in its order."""
+    return [
+        alt.Tooltip(f"{name}:{'Q' if number else 'N'}", format=".4~g" if number else "")
+        for name in data.columns
+        if name != "setting"
+        for number in [pd.api.types.is_numeric_dtype(data[name])]
+    ]
+
+
+def curves(
+    data: pd.DataFrame,
+    look: Look,
+    *,
+    x: alt.X,
+    y: alt.Y,
+    colour: alt.Color,
+    dash: alt.StrokeDash | None = None,
+    detail: Sequence[str] = (),
+    title: str = "",
+) -> alt.LayerChart:
+    """Lines with points over error bars, from columns `mean`, `low` and `high`."""
+    common: dict[str, Any] = {"x": x, "color": colour}
+    detailed = [alt.Detail(f"{name}:N") for name in detail]
+    chart = alt.Chart(data)
+    bars = chart.mark_rule(opacity=0.45).encode(**common, y=alt.Y("low:Q", scale=y["scale"], title=None), y2="high:Q")
+    line = chart.mark_line(clip=True).encode(**common, y=y, **({"strokeDash": dash} if dash else {}), detail=detailed)
+    points = chart.mark_point(filled=True, size=28, opacity=1).encode(**common, y=y, tooltip=tooltip(data))
+    return alt.layer(bars, line, points).properties(width=look.width, height=look.height, title=title)
+
+
+def references(data: pd.DataFrame, *, y: str, colour: alt.Color, dash: alt.StrokeDash) -> alt.Chart:
+    """Horizontal lines."""
+    chart = alt.Chart(data).mark_rule(opacity=0.6, size=1)
+    return chart.encode(y=f"{y}:Q", color=colour, strokeDash=dash, tooltip=tooltip(data))
+
+
+def bars(
+    data: pd.DataFrame, look: Look, *, groups: Sequence[str], kinds: Sequence[str], y: alt.Y, title: str
+) -> alt.LayerChart:
+    """Bars of `kind` beside each other for each `group`, with error bars."""
+    x = alt.X("group:N", sort=list(groups), title=None, axis=alt.Axis(labelAngle=-25, ticks=False))
+    offset = alt.XOffset("kind:N", sort=list(kinds))
+    palette = ["#56B4E9", "#0072B2", "#F0B060", "#D55E00"]
+    colour = alt.Color("kind:N", title=None, scale=alt.Scale(domain=list(kinds), range=palette[: len(kinds)]))
+    chart = alt.Chart(data)
+    drawn = chart.mark_bar(clip=True).encode(x=x, xOffset=offset, y=y, color=colour, tooltip=tooltip(data))
+    errors = chart.mark_rule(color=look.ink).encode(x=x, xOffset=offset, y=alt.Y("low:Q", title=None), y2="high:Q")
+    return alt.layer(drawn, errors).properties(width=look.width, height=look.height, title=title)
+
+
+def side_by_side(*charts: alt.Chart | alt.LayerChart, columns: int = 3) -> alt.ConcatChart:
+    """Panels, as many in a row as there is room for: the page sets `columns` to 1 on a phone."""
+    return alt.concat(*charts, columns=columns).resolve_scale(color="shared", strokeDash="shared", shape="shared")

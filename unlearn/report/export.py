@@ -1,0 +1,61 @@
+"""Figures as PDF and PNG in paper style with their data, and tables as Markdown, LaTeX or CSV."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import altair as alt
+import vl_convert
+
+from unlearn.files import write_atomically
+from unlearn.report.charts import PAPER
+from unlearn.report.figure import Figure
+from unlearn.report.tables import Table
+
+PNG_SCALE = 4  # pixels for each point: about 300 dots an inch
+
+
+def write_figures(folder: Path, figures: Iterable[Figure]) -> int:
+    """NAME.pdf, NAME.png and NAME.csv of each figure that there is something for; how many those are."""
+    count = 0
+    for figure in figures:
+        if figure.chart is None:
+            continue
+        with alt.data_transformers.enable("default", max_rows=None):
+            spec = figure.chart(PAPER).configure(**PAPER.config()).to_dict()
+        write_atomically(folder / f"{figure.name}.pdf", vl_convert.vegalite_to_pdf(spec))
+        write_atomically(folder / f"{figure.name}.png", vl_convert.vegalite_to_png(spec, scale=PNG_SCALE))
+        write_atomically(folder / f"{figure.name}.csv", figure.data.to_csv(index=False))
+        count += 1
+    return count
+
+
+def write_tables(tables: Iterable[Table], kind: str, output: Path | None) -> None:
+    """Tables as `kind` (md, latex or csv) into a file, or on the terminal."""
+    text = "\n".join(as_text(table, kind) for table in tables)
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        write_atomically(output, text)
+
+
+def as_text(table: Table, kind: str) -> str:
+    """A table with its title and note, CSV without."""
+    if kind == "csv":
+        return table.data.to_csv(index=False)
+    if table.data.empty:
+        return f"{table.title}\n\n{table.note}\n" if kind == "md" else f"% {table.title}: {table.note}\n"
+    if kind == "md":
+        return f"### {table.title}\n\n{table.data.to_markdown(index=False, missingval='–')}\n\n{table.note}\n"
+    data = table.data.rename(columns=_latex).map(lambda value: _latex(value) if isinstance(value, str) else value)
+    body = data.to_latex(index=False, na_rep="--", float_format="%.4g")
+    return f"% {table.title}\n% {table.note}\n{body}"
+
+
+def _latex(text: str) -> str:
+    """Text with what LaTeX takes for commands made harmless, and its own signs for the rest."""
+    signs = {"\\": r"\textbackslash{}", "±": r"$\pm$", "ν": r"$\nu$", "β": r"$\beta$", "–": "--", "·": r"$\cdot$"}
+    signs |= {sign: f"\\{sign}" for sign in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(signs.get(letter, letter) for letter in text)

@@ -1,0 +1,110 @@
+"""The page: one HTML file that needs nothing else, with the tables and figures, and what is missing."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections import Counter
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+import altair as alt
+import itables
+import jinja2
+import pandas as pd
+import vl_convert
+
+from unlearn.report.charts import SCREEN
+from unlearn.report.collect import warnings
+from unlearn.report.figure import Figure
+from unlearn.report.material import Material
+from unlearn.report.tables import Table
+
+MANY = 15  # rows: from here on a table is shown in pages, and its columns can be filtered
+ON_PAGE = ("overview", "table_1", "contrasts", "published", "settings", "unusable")
+
+
+def page(m: Material, tables: Sequence[Table], figures: Sequence[Figure], *, title: str) -> str:
+    """The HTML text."""
+    bundle = files(itables) / "html"
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    template = environment.from_string((files(__package__) / "page.html").read_text(encoding="utf-8"))
+    shown = {table.name: table for table in tables if table.name in ON_PAGE}
+    return template.render(
+        title=title,
+        summary=summary(m),
+        warnings=warnings(m.runs),
+        tables=shown,
+        figures=figures,
+        table_html={name: _rows(table) for name, table in shown.items()},
+        csv={item.name: csv_link(item.data) for item in [*shown.values(), *figures]},
+        specs=_script_json({f.name: spec(f) for f in figures if f.chart is not None}),
+        vega=vl_convert.javascript_bundle(),
+        datatables=base64.b64encode((bundle / "dt_bundle.js").read_bytes()).decode(),
+        datatables_css=(bundle / "dt_bundle.css").read_text(encoding="utf-8"),
+    )
+
+
+def summary(m: Material) -> list[tuple[str, str]]:
+    """What the page is about: (what, how many or which)."""
+    counted = Counter(run.status for run in m.runs)
+    known = m.about[m.about["setting"] != ""]
+    done = [run for run in m.runs if run.done]
+    commits = {str((run.record.get("code") or {}).get("commit") or "unknown")[:10] for run in done}
+    return [
+        ("runs", ", ".join(f"{number} {status}" for status, number in counted.most_common())),
+        ("settings", str(known["setting"].nunique())),
+        ("methods", ", ".join(known["method"].unique())),
+        ("seeds", ", ".join(f"{seed:g}" for seed in sorted(known["seed"].dropna().unique()))),
+        ("model", ", ".join(sorted({run.identity["model"]["name"] for run in m.runs if run.identity}))),
+        ("code", ", ".join(sorted(commits))),
+    ]
+
+
+def spec(figure: Figure) -> dict[str, Any]:
+    """Vega-Lite's specification for the screen."""
+    assert figure.chart is not None
+    with alt.data_transformers.enable("default", max_rows=None, consolidate_datasets=True):
+        found = figure.chart(SCREEN).configure(**SCREEN.config()).to_dict()
+    return found | {"usermeta": {"embedOptions": {"downloadFileName": figure.name}}}
+
+
+def csv_link(data: pd.DataFrame) -> str:
+    """A table as an address that holds it."""
+    return "data:text/csv;base64," + base64.b64encode(data.to_csv(index=False).encode()).decode()
+
+
+def _script_json(content: Any) -> str:
+    """JSON that may stand inside a script element."""
+    return json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _rows(table: Table) -> str:
+    """The rows of a table, numbers right-aligned and sorted as numbers."""
+    data = table.data
+    numeric = {c: pd.api.types.is_numeric_dtype(data[c]) for c in data}
+    head = "".join(f'<th scope="col" class="{_kind(c, numeric[c], table)}">{html.escape(str(c))}</th>' for c in data)
+    kinds = [_kind(c, numeric[c], table) for c in data]
+    lines = []
+    for values in data.itertuples(index=False, name=None):
+        cells = (_cell(value, kind) for value, kind in zip(values, kinds, strict=True))
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    size = "many" if len(data) > MANY else "few"
+    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
+    return f'<table id="{table.name}" class="compact {size}">{body}</table>'
+
+
+def _kind(column: Any, numeric: bool, table: Table) -> str:
+    return "number" if numeric else "words" if column in table.text else "label"
+
+
+def _cell(value: Any, kind: str) -> str:
+    missing = value is None or (isinstance(value, float) and pd.isna(value))
+    if missing or value == "":
+        return f'<td class="{kind}" data-order="">–</td>'
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f'<td class="{kind}">{html.escape(text)}</td>'
