@@ -106,12 +106,13 @@ def compare_runs(a: Path, b: Path) -> tuple[dict[tuple[str, str], Paired], dict[
 
     Raises UserError for a folder without a run or without answers, and for answers that cannot be read.
     """
-    records, sides = [read_record(run) for run in (a, b)], [read_samples(run) for run in (a, b)]
+    record_a, record_b = read_record(a), read_record(b)
+    sides = [read_samples(run) for run in (a, b)]
     for run, samples in zip((a, b), sides, strict=True):
         if not samples:
             raise UserError(f"{run}: there are no samples of an unlearned model ({run / 'samples' / 'unlearned'}).")
     queries = sorted({query for _, query in sides[0].keys() & sides[1].keys()})
-    found = {query: differing_questions(*records, [query]) for query in queries}
+    found = {query: differing_questions(record_a, record_b, [query]) for query in queries}
     refused = {query: why for query, why in found.items() if why is not None}
     left, right = ({key: v for key, v in side.items() if key[1] not in refused} for side in sides)
     return compare(left, right, read_roles(b)), refused

@@ -13,8 +13,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
 from unlearn.errors import UserError
 from unlearn.files import write_atomically
 from unlearn.report.collect import collect, warnings
@@ -67,5 +65,4 @@ def _report(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    pd.options.mode.copy_on_write = True
     main()

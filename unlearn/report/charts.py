@@ -36,6 +36,7 @@ class Look:
             "font": self.font,
             "view": {"stroke": None},
             "axis": {**text, **axis, "titleFontWeight": "normal"},
+            "axisY": {"minExtent": 3 * self.size},  # so that panels have one width
             "legend": {**text, "orient": "bottom", "symbolStrokeColor": self.ink, "labelLimit": 260, "columns": 4},
             "title": {"color": self.ink, "fontSize": self.size + 1, "fontWeight": "bold", "anchor": "start"},
             "text": {"color": self.ink, "fontSize": self.size},
@@ -88,7 +89,9 @@ def curves(
     common: dict[str, Any] = {"x": x, "color": colour}
     detailed = [alt.Detail(f"{name}:N") for name in detail]
     chart = alt.Chart(data)
-    bars = chart.mark_rule(opacity=0.45).encode(**common, y=alt.Y("low:Q", scale=y["scale"], title=None), y2="high:Q")
+    bars = chart.mark_rule(opacity=0.45).encode(
+        **common, y=alt.Y("low:Q", scale=y["scale"], title=y["title"]), y2="high:Q"
+    )
     line = chart.mark_line(clip=True).encode(**common, y=y, **({"strokeDash": dash} if dash else {}), detail=detailed)
     points = chart.mark_point(filled=True, size=28, opacity=1).encode(**common, y=y, tooltip=tooltip(data))
     return alt.layer(bars, line, points).properties(width=look.width, height=look.height, title=title)
@@ -107,13 +110,16 @@ def bars(
     x = alt.X("group:N", sort=list(groups), title=None, axis=alt.Axis(labelAngle=-25, ticks=False))
     offset = alt.XOffset("kind:N", sort=list(kinds))
     palette = ["#56B4E9", "#0072B2", "#F0B060", "#D55E00"]
-    colour = alt.Color("kind:N", title=None, scale=alt.Scale(domain=list(kinds), range=palette[: len(kinds)]))
+    scale = alt.Scale(domain=list(kinds), range=palette[: len(kinds)])
+    colour = alt.Color("kind:N", title=None, legend=alt.Legend(columns=2), scale=scale)
     chart = alt.Chart(data)
     drawn = chart.mark_bar(clip=True).encode(x=x, xOffset=offset, y=y, color=colour, tooltip=tooltip(data))
-    errors = chart.mark_rule(color=look.ink).encode(x=x, xOffset=offset, y=alt.Y("low:Q", title=None), y2="high:Q")
+    errors = chart.mark_rule(color=look.ink).encode(
+        x=x, xOffset=offset, y=alt.Y("low:Q", title=y["title"]), y2="high:Q"
+    )
     return alt.layer(drawn, errors).properties(width=look.width, height=look.height, title=title)
 
 
-def side_by_side(*charts: alt.Chart | alt.LayerChart, columns: int = 3) -> alt.ConcatChart:
+def side_by_side(*charts: alt.Chart | alt.LayerChart | alt.FacetChart, columns: int = 3) -> alt.ConcatChart:
     """Panels, as many in a row as there is room for: the page sets `columns` to 1 on a phone."""
     return alt.concat(*charts, columns=columns).resolve_scale(color="shared", strokeDash="shared", shape="shared")

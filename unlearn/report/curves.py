@@ -14,6 +14,7 @@ from unlearn.report.charts import Look
 from unlearn.report.choose import without
 from unlearn.report.figure import Figure
 from unlearn.report.material import Material
+from unlearn.report.phases import MARGIN
 from unlearn.run_folder import ROLES
 
 TRAINING = {
@@ -48,8 +49,11 @@ def panel(
     part: pd.DataFrame, look: Look, everything: pd.DataFrame, *, title: str, axis: str, log: bool = False
 ) -> alt.LayerChart:
     """Accuracy against `x`: a colour for each role, a stroke for each kind of query, a line for each series."""
-    scale = alt.Scale(type="log") if log else alt.Scale(zero=False)
-    ticks = alt.Axis(format="~g", tickCount=4, grid=False) if log else alt.Axis(format="~g")
+    values = sorted(set(everything["x"] if log else part["x"]))
+    scale = alt.Scale(zero=False, nice=False, padding=8)
+    if log:
+        scale = alt.Scale(type="log", nice=False, domain=[values[0] / MARGIN, values[-1] * MARGIN])
+    ticks = alt.Axis(format="~g", values=values, grid=False, labelOverlap="greedy")
     return charts.curves(
         part,
         look,
@@ -90,8 +94,8 @@ def phase_bands(bands: pd.DataFrame, look: Look) -> list[alt.Chart]:
     scale = alt.Scale(domain=list(charts.PHASE_COLOURS), range=list(charts.PHASE_COLOURS.values()))
     colour = alt.Fill("phase:N", legend=None, scale=scale)
     shade = chart.mark_rect(opacity=0.1).encode(x=alt.X("begin:Q", title="ν"), x2="end:Q", fill=colour)
-    name = chart.mark_text(baseline="top", dy=2, fontSize=look.size, color=look.ink)
-    return [shade, name.encode(x="middle:Q", y=alt.value(0), text="phase:N")]
+    name = chart.mark_text(baseline="bottom", dy=-3, fontSize=look.size, color=look.ink)
+    return [shade, name.encode(x="middle:Q", y=alt.value(look.height), text="phase:N")]
 
 
 def published_rule(nu: float | None, look: Look) -> list[alt.Chart]:
@@ -155,20 +159,18 @@ def maxlogits(m: Material) -> pd.DataFrame:
 
 def density(rows: pd.DataFrame, look: Look) -> alt.LayerChart:
     """Densities, a line each; RNA models are dashed in their method's colour."""
-    data = rows.assign(
-        method=rows["series"].str.removesuffix(" + RNA"),
-        rna=rows["series"].str.endswith(" + RNA").map({True: "with RNA", False: "without"}),
-    )
-    scale = charts.colours(list(dict.fromkeys(data["method"])), charts.METHOD_COLOURS)
-    dash = alt.Scale(domain=["without", "with RNA"], range=[[1, 0], [4, 3]])
-    line = alt.Chart(data).mark_line(interpolate="monotone", size=1.6)
+    names = list(dict.fromkeys(rows["series"]))
+    methods = charts.colours([name.removesuffix(" + RNA") for name in names], charts.METHOD_COLOURS)
+    strokes = [[4, 3] if name.endswith(" + RNA") else [1, 0] for name in names]
+    scale, dash = alt.Scale(domain=names, range=methods["range"]), alt.Scale(domain=names, range=strokes)
+    legend = alt.Legend(columns=2, title=None)
+    line = alt.Chart(rows).mark_line(interpolate="monotone", size=1.6)
     return alt.layer(
         line.encode(
             x=alt.X("maxlogit:Q", title="MaxLogit"),
             y=alt.Y("density:Q", title="density", axis=alt.Axis(tickCount=4)),
-            color=alt.Color("method:N", title=None, scale=scale),
-            strokeDash=alt.StrokeDash("rna:N", title=None, scale=dash),
-            detail="series:N",
+            color=alt.Color("series:N", scale=scale, legend=legend),
+            strokeDash=alt.StrokeDash("series:N", scale=dash, legend=legend),
             tooltip=["series:N", alt.Tooltip("maxlogit:Q", format=".2f"), alt.Tooltip("density:Q", format=".3f")],
         )
     ).properties(width=look.width, height=look.height, title="retain: MaxLogit, perturbed")

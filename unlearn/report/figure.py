@@ -11,7 +11,7 @@ import pandas as pd
 
 from unlearn.report.charts import Look
 
-Chart: TypeAlias = alt.ConcatChart | alt.LayerChart | alt.Chart
+Chart: TypeAlias = alt.Chart | alt.LayerChart | alt.ConcatChart
 
 
 @dataclass(frozen=True)

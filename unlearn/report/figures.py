@@ -52,7 +52,7 @@ def figure_1(m: Material) -> Figure:
             for role, part in rows.groupby("role", sort=False)
         ]
         first = [] if logits.empty else [curves.density(logits, look)]
-        return alt.concat(*first, *panels, columns=3).resolve_scale(color="independent")
+        return alt.concat(*first, *panels, columns=3).resolve_scale(color="independent", strokeDash="independent")
 
     told = "" if len(logits) else " No run measured MaxLogit (eval=paper, or eval.maxlogit.tokens=15)."
     return Figure(
@@ -117,15 +117,18 @@ def figure_3(m: Material) -> Figure:
     if noisy.empty:
         return _missing("figure_3", title, "no two runs differ in nothing but rna.nu (sweep=noise_scale).")
     plain = _measures(rows[rows["x"] == 0])
-    bands = {str(method): phases(part) for method, part in noisy.groupby("method", sort=False)}
+    bands = {
+        str(method): phases(part, plain[plain["method"] == method])
+        for method, part in noisy.groupby("method", sort=False)
+    }
 
     def chart(look: Look) -> alt.ConcatChart:
         panels = []
         for method, part in noisy.groupby("method", sort=False):
-            main = curves.panel(part, look, noisy, title=str(method), axis="ν", log=True)
+            main = curves.panel(part, look, noisy, title=method, axis="ν", log=True)
             beside = curves.without_rna(plain[plain["method"] == method], noisy)
-            rule = curves.published_rule(published.NU.get(str(method)), look) if m.paper else []
-            panels.append(alt.layer(*curves.phase_bands(bands[str(method)], look), *rule, *beside, main))
+            rule = curves.published_rule(published.NU.get(method), look) if m.paper else []
+            panels.append(alt.layer(*curves.phase_bands(bands[method], look), *rule, *beside, main))
         return charts.side_by_side(*panels)
 
     marked = " Dotted vertical line: the ν that the paper found best (published)." if m.paper else ""
@@ -161,8 +164,14 @@ def figure_4(m: Material) -> Figure:
             "rna:N", title=None, scale=alt.Scale(domain=["without", "with RNA"], range=[[1, 0], [5, 3]])
         )
         y = alt.Y("mean:Q", title="accuracy on retained in %", scale=charts.percent(both))
-        similarity = alt.X("similarity:O", sort=list(SIMILARITY.values()), title="similarity to its document")
-        length = alt.X("n:O", title="n of the n-gram")
+        level = alt.Axis(labelAngle=0)
+        similarity = alt.X(
+            "similarity:O",
+            sort=list(SIMILARITY.values()),
+            title="similarity to its document",
+            axis=level,
+        )
+        length = alt.X("n:O", title="n of the n-gram", axis=level)
         panels = [
             charts.curves(part, look, x=x, y=y, colour=colour, dash=dash, detail=["series"], title=name)
             for part, x, name in ((left, similarity, "similarity"), (right, length, "length"))
@@ -198,10 +207,10 @@ def pareto(m: Material) -> Figure:
         plane = alt.Chart(data)
         rules = [
             plane.mark_rule(opacity=0.3).encode(
-                x=x, y=alt.Y("retained_low:Q", title=None), y2="retained_high:Q", color=colour
+                x=x, y=alt.Y("retained_low:Q", title=y["title"]), y2="retained_high:Q", color=colour
             ),
             plane.mark_rule(opacity=0.3).encode(
-                x=alt.X("forgotten_low:Q", title=None), x2="forgotten_high:Q", y=y, color=colour
+                x=alt.X("forgotten_low:Q", title=x["title"]), x2="forgotten_high:Q", y=y, color=colour
             ),
         ]
         front = alt.Chart(data[data["front"]]).mark_line(

@@ -49,7 +49,7 @@ def run_frame(runs: Sequence[Run]) -> pd.DataFrame:
     differing = _differing(described)
     rows = []
     for number, (run, keys) in enumerate(zip(runs, described, strict=True)):
-        arguments = {k: v for k, v in keys.items() if k.startswith("method.") and _is_number(v)}
+        arguments = {k: v for k, v in keys.items() if k.startswith("method.") and is_number(v)}
         other = {k: keys[k] for k in differing if k in keys}
         if len({_questions(r) for r in runs if r.done}) > 1 and run.done:
             other["questions"] = _questions(run)
@@ -73,7 +73,8 @@ def run_frame(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """An int or a float, and no truth value."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
@@ -149,25 +150,26 @@ def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def over_seeds(accuracies: pd.DataFrame, about: pd.DataFrame) -> pd.DataFrame:
-    """A row for each setting, model, role, task and query: mean, low, high, seeds, missing.
+    """A row for each setting, model, role, task and query: mean, stderr, low, high, interval, seeds, missing.
 
-    The 95 % interval is of Student's t over seeds; of one seed, of its questions (1.96 standard errors). `missing`
-    tells which seeds other settings have and this one lacks, and why.
+    Of several seeds, standard error and 95 % interval (Student's t) are those of the mean over seeds; of one, and of
+    the base model, which has none, of the accuracy over questions. Intervals end at 0 and 100 %. `missing` tells which
+    seeds other settings have and this one lacks, and why.
     """
     if accuracies.empty:
         return pd.DataFrame()
     keys = [*SETTING, "model", "role", "task", "query"]
-    found = accuracies.groupby(keys, sort=False, dropna=False).agg(
-        mean=("acc", "mean"), std=("acc", "std"), seeds=("acc", "size"), stderr=("stderr", "mean")
-    )
+    grouped = accuracies.groupby(keys, sort=False, dropna=False)
+    found = grouped.agg(mean=("acc", "mean"), std=("acc", "std"), seeds=("acc", "size"), stderr=("stderr", "mean"))
     found = found.reset_index()
-    several = found["seeds"] > 1
-    t = stats.t.ppf((1 + CONFIDENCE) / 2, (found["seeds"] - 1).clip(lower=1))
-    half = (t * found["std"] / found["seeds"] ** 0.5).where(several, 1.96 * found["stderr"])
-    found["low"], found["high"] = found["mean"] - half, found["mean"] + half
+    several = (found["seeds"] > 1) & (found["model"] != "base")
+    found["stderr"] = (found["std"] / found["seeds"] ** 0.5).where(several, found["stderr"])
+    width = pd.Series(stats.t.ppf((1 + CONFIDENCE) / 2, (found["seeds"] - 1).clip(lower=1))).where(several, 1.96)
+    half = width * found["stderr"]
+    found["low"], found["high"] = (found["mean"] - half).clip(lower=0), (found["mean"] + half).clip(upper=100)
     found["interval"] = several.map({True: "over seeds", False: "over questions"})
     found["missing"] = found["setting"].map(missing_seeds(about)).fillna("")
-    return found.drop(columns=["std", "stderr"])
+    return found.drop(columns="std")
 
 
 def missing_seeds(about: pd.DataFrame) -> dict[str, str]:

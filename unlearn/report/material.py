@@ -9,7 +9,7 @@ import pandas as pd
 
 from unlearn.report.choose import ROLE_MEAN, Chosen, choose
 from unlearn.report.collect import Run
-from unlearn.report.frames import accuracy_frame, over_seeds, run_frame
+from unlearn.report.frames import METHODS, accuracy_frame, flat, is_number, over_seeds, run_frame
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,18 @@ class Material:
         return f"Settings: {'; '.join(told)}.{best}"
 
 
+def _order(run: Run) -> tuple[object, ...]:
+    """Methods as the paper names them, then by coefficient, nu and seed."""
+    keys = flat(run.identity)
+    method = str(keys.get("method.name", ""))
+    place = list(METHODS).index(method) if method in METHODS else len(METHODS)
+    numbers = [float(v) for k, v in sorted(keys.items()) if k.startswith("method.") and is_number(v)]
+    return place, method, numbers, keys.get("rna.nu", 0.0), keys.get("seed", 0), str(run.folder)
+
+
 def gather(runs: Sequence[Run], *, paper: bool = False) -> Material:
     """All frames of some runs."""
+    runs = sorted(runs, key=_order)
     about = run_frame(runs)
     accuracies = accuracy_frame(runs, about)
     means = over_seeds(accuracies, about)

@@ -6,7 +6,7 @@ import base64
 import html
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -23,6 +23,7 @@ from unlearn.report.material import Material
 from unlearn.report.tables import Table
 
 MANY = 15  # rows: from here on a table is shown in pages, and its columns can be filtered
+PRECISION = {"ν": "g", "nu": "g", "published nu": "g", "seed": "g", "p": ".2g"}  # of numbers that are not percentages
 ON_PAGE = ("overview", "table_1", "contrasts", "published", "settings", "unusable")
 
 
@@ -41,12 +42,19 @@ def page(m: Material, tables: Sequence[Table], figures: Sequence[Figure], *, tit
         tables=shown,
         figures=figures,
         table_html={name: _rows(table) for name, table in shown.items()},
-        csv={item.name: csv_link(item.data) for item in [*shown.values(), *figures]},
+        csv={name: csv_link(data) for name, data in _data(shown.values(), figures)},
         specs=_script_json({f.name: spec(f) for f in figures if f.chart is not None}),
-        vega=vl_convert.javascript_bundle(),
+        vega=vl_convert.javascript_bundle(),  # type: ignore[call-arg]
         datatables=base64.b64encode((bundle / "dt_bundle.js").read_bytes()).decode(),
         datatables_css=(bundle / "dt_bundle.css").read_text(encoding="utf-8"),
     )
+
+
+def _data(tables: Iterable[Table], figures: Iterable[Figure]) -> Iterator[tuple[str, pd.DataFrame]]:
+    for table in tables:
+        yield table.name, table.data
+    for figure in figures:
+        yield figure.name, figure.data
 
 
 def summary(m: Material) -> list[tuple[str, str]]:
@@ -91,7 +99,7 @@ def _rows(table: Table) -> str:
     kinds = [_kind(c, numeric[c], table) for c in data]
     lines = []
     for values in data.itertuples(index=False, name=None):
-        cells = (_cell(value, kind) for value, kind in zip(values, kinds, strict=True))
+        cells = (_cell(*cell) for cell in zip(data.columns, values, kinds, strict=True))
         lines.append(f"<tr>{''.join(cells)}</tr>")
     size = "many" if len(data) > MANY else "few"
     body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
@@ -102,9 +110,9 @@ def _kind(column: Any, numeric: bool, table: Table) -> str:
     return "number" if numeric else "words" if column in table.text else "label"
 
 
-def _cell(value: Any, kind: str) -> str:
+def _cell(column: str, value: Any, kind: str) -> str:
     missing = value is None or (isinstance(value, float) and pd.isna(value))
     if missing or value == "":
         return f'<td class="{kind}" data-order="">–</td>'
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    text = format(value, PRECISION.get(column, ".1f")) if isinstance(value, float) else str(value)
     return f'<td class="{kind}">{html.escape(text)}</td>'

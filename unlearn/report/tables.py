@@ -41,7 +41,7 @@ def tables(m: Material) -> list[Table]:
 
 def overview(m: Material) -> Table:
     """A row for each run, also for those that have no result."""
-    columns = ["run", "method", "coefficient", "nu", "seed", "other", "status"]
+    columns = ["method", "coefficient", "nu", "seed", "other", "status"]
     data = m.about[["number", *columns]].rename(columns={"coefficient": "c, β", "nu": "ν"})
     rows = m.accuracies
     if len(rows):
@@ -53,6 +53,7 @@ def overview(m: Material) -> Table:
             part = mean[(mean["role"] == role) & (mean["query"] == query)].set_index("number")
             data[f"{role}, {query}: less base"] = data["number"].map(part["difference"].round(1))
             data[f"95 % ({role})"] = data["number"].map(_interval(part))
+    data["run"] = m.about["run"]
     if (data["other"] == "").all():
         data = data.drop(columns="other")
     note = (
@@ -88,10 +89,7 @@ def settings(m: Material) -> Table:
     if (data["other"] == "").all():
         data = data.drop(columns="other")
     named = {"coefficient": "c, β", "nu": "ν"}
-    order = [c for c in data if c not in ("seeds", "missing")] + ["seeds", "missing"]
-    return Table(
-        "settings", "Means over seeds", note, data[order].rename(columns=named), frozenset({"other", "missing"})
-    )
+    return Table("settings", "Means over seeds", note, data.rename(columns=named), frozenset({"other", "missing"}))
 
 
 def accuracies(m: Material) -> Table:
@@ -128,8 +126,7 @@ def table_1(m: Material) -> Table:
                 line |= {f"{t} (published)": _published_cell(method, kind, query, t) for t in published.TABLE_1_TASKS}
             out.append(line)
     note = (
-        "Accuracy in %, ± standard error over questions (of several seeds: half the 95 % interval over seeds), and "
-        f"what RNA changes. {m.choice}"
+        f"Accuracy in %, ± standard error over questions, of several seeds over seeds, and what RNA changes. {m.choice}"
     )
     if m.paper:
         note += f" Columns marked so are {published.SOURCE}."
@@ -152,11 +149,10 @@ def _cell(of: pd.DataFrame, plain: pd.DataFrame | None, task: str) -> str:
     row = of[of["task"] == task]
     if row.empty:
         return NONE
-    mean, high, interval = row[["mean", "high", "interval"]].iloc[0]
-    spread = (high - mean) / (1 if interval == "over seeds" else 1.96)
-    text = f"{mean:.1f} ± {spread:.1f}"
-    before = plain[plain["task"] == task]["mean"] if plain is not None else ()
-    return f"{text} ({mean - before.iloc[0]:+.1f})" if len(before) else text
+    mean = row["mean"].iloc[0]
+    text = f"{mean:.1f} ± {row['stderr'].iloc[0]:.1f}"
+    before = [] if plain is None else list(plain[plain["task"] == task]["mean"])
+    return f"{text} ({mean - before[0]:+.1f})" if before else text
 
 
 def _published_cell(method: str, rna: bool, query: str, task: str) -> str:
