@@ -40,7 +40,8 @@ def choose(means: pd.DataFrame) -> list[Chosen]:
     scores = _scores(means)
     settings = means.drop_duplicates("setting")[["setting", "method", "coefficient", "nu"]].copy()
     settings["score"] = settings["setting"].map(scores).fillna(float("-inf"))
-    settings["family"] = [without(s, "rna.nu") for s in settings["setting"]]
+    families = [json.loads(without(s, "rna.nu")) for s in settings["setting"]]
+    settings["family"], settings["questions"] = ([json.dumps(f[i]) for f in families] for i in (0, 1))
     return [_of_method(str(method), group) for method, group in settings.groupby("method", sort=False)]
 
 
@@ -70,6 +71,9 @@ def _of_method(method: str, group: pd.DataFrame) -> Chosen:
     candidates = next(part for part in (both, noisy, plain) if len(part))
     best = candidates.loc[candidates["score"].idxmax()]
     beside = plain[plain["family"] == best["family"]]
+    beside = beside.sort_values(
+        "questions", key=lambda q: q != best["questions"], kind="stable"
+    )  # if they can be paired
     with_rna = best["nu"] > 0
     return Chosen(
         method,

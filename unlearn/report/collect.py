@@ -16,7 +16,14 @@ from unlearn.errors import UserError, describe
 from unlearn.identity import identity
 from unlearn.sweep import Job, Sweep
 
-REQUIRED = ("status", "config", "identity", "inputs")
+REQUIRED = (
+    "status",
+    "identity.model.name",
+    "identity.method.name",
+    "identity.eval.tasks",
+    "identity.eval.queries",
+    "inputs",
+)
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ def read_run(folder: Path) -> Run:
     """The run of a folder that has a run.json."""
     try:
         record = _object(folder / "run.json")
-        lacking = [key for key in REQUIRED if key not in record]
+        lacking = [key for key in REQUIRED if not _has(record, key)]
         if lacking:
             return Run(folder, "corrupt", f"run.json lacks {', '.join(lacking)}")
         if record["status"] == "failed":
@@ -86,6 +93,12 @@ def read_run(folder: Path) -> Run:
         return Run(folder, "done", "", record, _object(folder / "metrics.json"))
     except (OSError, ValueError) as error:
         return Run(folder, "corrupt", f"{type(error).__name__}: {error}")
+
+
+def _has(tree: Any, key: str) -> bool:
+    """Whether a dotted key is there."""
+    first, _, rest = key.partition(".")
+    return isinstance(tree, dict) and first in tree and (not rest or _has(tree[first], rest))
 
 
 def _object(file: Path) -> dict[str, Any]:
