@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from unlearn.compare import compare
+from tests.made_up import made_up_run
+from unlearn.compare import compare, compare_runs
+from unlearn.compare import main as compare_main
 from unlearn.evaluate.statistics import paired
 
 
@@ -66,3 +68,32 @@ def test_tasks_are_put_together_by_role():
     assert found["retain", "default"].difference == -0.25
     assert found["forget", "default"].difference == -1
     assert ("all", "default") not in found
+
+
+def test_runs_that_were_asked_otherwise_are_not_compared_and_the_reason_is_told(tmp_path):
+    a, b = made_up_run(tmp_path / "a"), made_up_run(tmp_path / "b", nu=0.1, changes={"identity.eval.seed": 1})
+    results, refused = compare_runs(a, b)
+    assert refused == {"perturbed": "eval.seed differs: 0 and 1"}
+    assert {query for _, query in results} == {"default"}
+
+
+def test_comparing_in_the_terminal(tmp_path, monkeypatch, capsys):
+    right = {("mmlu", "default"): [True] * 3 + [False] * 7}
+    made_up_run(tmp_path / "a", answers=right)
+    made_up_run(tmp_path / "b", answers={("mmlu", "default"): [True] * 8 + [False] * 2})
+    monkeypatch.setattr("sys.argv", ["compare", str(tmp_path / "a"), str(tmp_path / "b")])
+    compare_main()
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.split()[:2] == ["mmlu", "default"]]
+    assert "+50.0" in line
+    assert line.split()[-1] == "0.062"  # 2 / 2^5: five questions, all won
+
+
+@pytest.mark.parametrize(
+    ("broken", "told"), [("run.json", "run.json"), ("samples/unlearned/mmlu/default.jsonl", "line 1")]
+)
+def test_a_broken_run_ends_with_one_line(broken, told, tmp_path, monkeypatch):
+    a, b = made_up_run(tmp_path / "a"), made_up_run(tmp_path / "b")
+    (b / broken).write_text('{"torn')
+    monkeypatch.setattr("sys.argv", ["compare", str(a), str(b)])
+    with pytest.raises(SystemExit, match=f"Error: .*{told}"):
+        compare_main()

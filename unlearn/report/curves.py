@@ -42,7 +42,8 @@ def against(m: Material, key: str) -> pd.DataFrame:
     rows = rows[rows["x"].notna()].assign(series=lambda d: [without(s, key) for s in d["setting"]])
     rows = rows[rows.groupby("series")["x"].transform("nunique") > 1]
     numbers = {series: f"#{number}" for number, series in enumerate(rows["series"].unique())}
-    return rows.assign(series=rows["series"].map(numbers)).sort_values(["series", "x"]).reset_index(drop=True)
+    rows = rows.assign(series=rows["series"].map(numbers)).drop(columns=["setting", "model", "task"])
+    return rows.sort_values(["series", "x"]).reset_index(drop=True)
 
 
 def panel(
@@ -122,7 +123,7 @@ def further(m: Material) -> Iterator[Figure]:
             f"against_{key.replace('.', '_')}",
             f"Accuracy against {key}",
             "Means over seeds with 95 % intervals.",
-            rows.drop(columns=["setting"]),
+            rows,
             lambda look, rows=rows, key=key: charts.side_by_side(  # type: ignore[misc]
                 *(panel(part, look, rows, title=name, axis=key) for name, part in rows.groupby("panel", sort=False))
             ),
