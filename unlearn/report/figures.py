@@ -154,6 +154,7 @@ def figure_4(m: Material) -> Figure:
     both = pd.concat([m.base.assign(series="Base", method="Base", nu=0.0), rows])
     both = both[(both["role"] == "retain") & both["query"].isin(wanted)]
     both["rna"] = both["nu"].gt(0).map({True: "with RNA", False: "without"})
+    both = both.drop(columns="setting")
     both["similarity"], both["n"] = both["query"].map(SIMILARITY), both["query"].map(NGRAMS)
     left, right = both.dropna(subset="similarity"), both.dropna(subset="n")
     names = list(dict.fromkeys(both["method"]))
@@ -180,7 +181,7 @@ def figure_4(m: Material) -> Figure:
         return charts.side_by_side(*panels, columns=2)
 
     caption = f"Retained knowledge with an option replaced by an n-gram of the forget corpora. {m.choice}"
-    return Figure("figure_4", title, caption, both.drop(columns=["setting"]), chart)
+    return Figure("figure_4", title, caption, both, chart)
 
 
 def pareto(m: Material) -> Figure:
@@ -191,7 +192,7 @@ def pareto(m: Material) -> Figure:
     if both.empty:
         return _missing("pareto", title, "no finished run has both, retain tasks under perturbation and forget tasks.")
     base = _pairs(m.base.assign(method="Base", nu=0.0)).assign(front=False)
-    data = pd.concat([base, _front(both)], ignore_index=True)
+    data = pd.concat([base, _front(both)], ignore_index=True).drop(columns="setting")
     data["rna"] = data["nu"].gt(0).map({True: "with RNA", False: "without"})
     names = list(dict.fromkeys(data["method"]))
 
@@ -228,7 +229,7 @@ def pareto(m: Material) -> Figure:
         "is more robust. Dotted: the settings that no other one beats in both. A click into the legend singles out a "
         "method."
     )
-    return Figure("pareto", title, caption, data.drop(columns=["setting"]), chart)
+    return Figure("pareto", title, caption, data, chart)
 
 
 def _pairs(rows: pd.DataFrame) -> pd.DataFrame:

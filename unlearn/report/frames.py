@@ -18,6 +18,7 @@ from unlearn.report.collect import Run, question_set
 
 METHODS = {"rmu": "RMU", "adaptive_rmu": "Adaptive RMU", "rsv": "RSV"}
 CONFIDENCE = 0.95
+DIGITS = 4  # of what is shown, behind the point
 # Keys that have columns of their own, or that say which questions were asked, not how the model was made.
 OWN = ("method.", "rna.nu", "seed", "eval.", "results_version")
 SETTING = ["setting", "method", "coefficient", "nu", "other"]
@@ -47,12 +48,14 @@ def run_frame(runs: Sequence[Run]) -> pd.DataFrame:
     """
     described = [flat(run.identity) for run in runs]
     differing = _differing(described)
+    asked = [_questions(run) if run.done else "" for run in runs]
+    several = len({questions for questions in asked if questions}) > 1
     rows = []
     for number, (run, keys) in enumerate(zip(runs, described, strict=True)):
         arguments = {k: v for k, v in keys.items() if k.startswith("method.") and is_number(v)}
         other = {k: keys[k] for k in differing if k in keys}
-        if len({_questions(r) for r in runs if r.done}) > 1 and run.done:
-            other["questions"] = _questions(run)
+        if several and run.done:
+            other["questions"] = asked[number]
         rows.append(
             {
                 "number": number,
@@ -169,7 +172,7 @@ def over_seeds(accuracies: pd.DataFrame, about: pd.DataFrame) -> pd.DataFrame:
     found["low"], found["high"] = (found["mean"] - half).clip(lower=0), (found["mean"] + half).clip(upper=100)
     found["interval"] = several.map({True: "over seeds", False: "over questions"})
     found["missing"] = found["setting"].map(missing_seeds(about)).fillna("")
-    return found.drop(columns="std")
+    return found.drop(columns="std").round(DIGITS)
 
 
 def missing_seeds(about: pd.DataFrame) -> dict[str, str]:

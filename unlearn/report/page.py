@@ -92,27 +92,33 @@ def _script_json(content: Any) -> str:
 
 
 def _rows(table: Table) -> str:
-    """The rows of a table, numbers right-aligned and sorted as numbers."""
+    """A table, with a style for its columns (not for each cell: there may be ten thousand rows)."""
     data = table.data
-    numeric = {c: pd.api.types.is_numeric_dtype(data[c]) for c in data}
-    head = "".join(f'<th scope="col" class="{_kind(c, numeric[c], table)}">{html.escape(str(c))}</th>' for c in data)
-    kinds = [_kind(c, numeric[c], table) for c in data]
+    head = "".join(f'<th scope="col">{html.escape(str(column))}</th>' for column in data)
     lines = []
     for values in data.itertuples(index=False, name=None):
-        cells = (_cell(*cell) for cell in zip(data.columns, values, kinds, strict=True))
+        cells = (_cell(column, value) for column, value in zip(data.columns, values, strict=True))
         lines.append(f"<tr>{''.join(cells)}</tr>")
     size = "many" if len(data) > MANY else "few"
     body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
-    return f'<table id="{table.name}" class="compact {size}">{body}</table>'
+    return f'<style>{_columns(table)}</style><table id="{table.name}" class="compact {size}">{body}</table>'
 
 
-def _kind(column: Any, numeric: bool, table: Table) -> str:
-    return "number" if numeric else "words" if column in table.text else "label"
+def _columns(table: Table) -> str:
+    """Numbers to the right, running text in lines of its own."""
+    styles = []
+    for place, column in enumerate(table.data, start=1):
+        cell = f"#{table.name} :is(td, th):nth-child({place})"
+        if pd.api.types.is_numeric_dtype(table.data[column]):
+            styles.append(f"{cell} {{text-align: right; font-variant-numeric: tabular-nums}}")
+        elif column in table.text:
+            styles.append(f"{cell} {{white-space: normal; min-width: 14rem; overflow-wrap: anywhere}}")
+    return "".join(styles)
 
 
-def _cell(column: str, value: Any, kind: str) -> str:
-    missing = value is None or (isinstance(value, float) and pd.isna(value))
-    if missing or value == "":
-        return f'<td class="{kind}" data-order="">–</td>'
+def _cell(column: str, value: Any) -> str:
+    """A cell; what is missing is sorted before everything else."""
+    if value is None or value == "" or (isinstance(value, float) and pd.isna(value)):
+        return '<td data-order="">–</td>'
     text = format(value, PRECISION.get(column, ".1f")) if isinstance(value, float) else str(value)
-    return f'<td class="{kind}">{html.escape(text)}</td>'
+    return f"<td>{html.escape(text)}</td>"

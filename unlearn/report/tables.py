@@ -82,10 +82,9 @@ def settings(m: Material) -> Table:
     ends = rows["low"].map("{:.1f}".format) + " .. " + rows["high"].map("{:.1f}".format)
     rows["cell"] = rows["mean"].map("{:.1f}".format) + " (" + ends + ")" + mark
     rows["column"] = rows["role"] + ", " + rows["query"]
-    keys = ["setting", "method", "coefficient", "nu", "other", "seeds", "missing"]
-    wide = rows.pivot_table(index=keys, columns="column", values="cell", aggfunc="first", sort=False, dropna=False)
-    data = wide.dropna(how="all").reset_index().drop(columns="setting")
-    data.columns.name = None
+    about = rows.drop_duplicates("setting").set_index("setting")
+    about = about[["method", "coefficient", "nu", "other", "seeds", "missing"]]
+    data = about.join(rows.pivot(index="setting", columns="column", values="cell")[list(dict.fromkeys(rows["column"]))])
     if (data["other"] == "").all():
         data = data.drop(columns="other")
     named = {"coefficient": "c, β", "nu": "ν"}
