@@ -66,7 +66,7 @@ def read_jsonl(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-TIMED = ("tokens_per_second", "seconds", "peak_memory_mb")  # what may differ between equal runs
+TIMED = ("tokens_per_second", "seconds", "peak_memory_mb", "memory_mb")  # what may differ between equal runs
 
 
 def untimed(values: dict) -> dict:
