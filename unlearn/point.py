@@ -162,7 +162,7 @@ def _failing(folder: RunFolder) -> Iterator[None]:
 
 
 def _wandb_run(config: Config, folder: RunFolder) -> wandb.Run | None:
-    """The W&B run of this folder, begun or continued."""
+    """The W&B run of this folder, begun or continued; with tracker.mode=auto none, and a line, where that fails."""
     if config.tracker.name != "wandb":
         return None
     if "wandb_id" not in folder.record:
@@ -170,16 +170,22 @@ def _wandb_run(config: Config, folder: RunFolder) -> wandb.Run | None:
         folder.write()
     tracker = config.tracker
     tags = [*tracker.tags, config.model.name, "rna" if config.rna.nu else "no-rna"]
-    return start_wandb(
-        folder.path,
-        run_id=folder.record["wandb_id"],
-        name=run_name(config),
-        config=asdict(config),
-        project=tracker.project,
-        entity=tracker.entity,
-        mode=tracker.mode,
-        group=tracker.group,
-        job_type=config.method["name"],
-        tags=list(dict.fromkeys(tags)),
-        timeout_s=tracker.timeout_s,
-    )
+    try:
+        return start_wandb(
+            folder.path,
+            run_id=folder.record["wandb_id"],
+            name=run_name(config),
+            config=asdict(config),
+            project=tracker.project,
+            entity=tracker.entity,
+            mode=tracker.mode,
+            group=tracker.group,
+            job_type=config.method["name"],
+            tags=list(dict.fromkeys(tags)),
+            timeout_s=tracker.timeout_s,
+        )
+    except Exception as error:
+        if tracker.mode != "auto":
+            raise
+        say(f"{folder.path}: no W&B run ({describe(error)}). Files are written as always.")
+        return None

@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
+from statistics import fmean
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +35,7 @@ from unlearn.tables import (
     role_figures,
 )
 from unlearn.train import Record
+from unlearn.wandb_log import records, rows
 
 if TYPE_CHECKING:
     from unlearn.evaluate.harness import Answers
@@ -47,6 +50,7 @@ SUMMARIES = {
     "memory_mb": "max",
     "forget_cosine": "max,last",
 }
+KINDS: dict[str, Callable[[list[float]], float]] = {"min": min, "max": max, "mean": fmean, "last": itemgetter(-1)}
 BINS = 64  # of a histogram
 
 
@@ -57,8 +61,13 @@ class Tracker:
         self._file = folder / "train.jsonl"
         self._lines = self._file.open("a", encoding="utf-8")
         self._wandb = wandb_run
-        self._sent = -1  # the last step that an earlier attempt has sent to W&B
+        self._sent = -1  # the last step that W&B has
         self._failed: set[str] = set()  # what W&B did not take
+        if wandb_run is not None:
+            with self._surviving("the steps of earlier attempts"):
+                self._sent = _last_step(folder, wandb_run)
+                for line in self._read():
+                    self._send_step(line)
 
     def __enter__(self) -> Tracker:
         return self
@@ -80,29 +89,36 @@ class Tracker:
             return f"offline, upload with: wandb sync {Path(self._wandb.dir).parent}"
         return self._wandb.url
 
-    def rewind(self, steps: int) -> None:
-        """Go on after `steps` steps: what an earlier attempt logged beyond them will be logged again."""
-        kept: list[str] = []
+    def _read(self) -> list[dict[str, Any]]:
+        """The lines of train.jsonl, as far as they are whole."""
+        found = []
         for line in self._file.read_text(encoding="utf-8").split("\n"):
             try:
-                step = json.loads(line)["step"]
+                found.append(json.loads(line))
             except json.JSONDecodeError:
                 break  # the end, or where an attempt was cut short
-            self._sent = step
-            if step < steps:
-                kept.append(line + "\n")
+        return found
+
+    def rewind(self, steps: int) -> None:
+        """Go on after `steps` steps: what an earlier attempt logged beyond them will be logged again."""
+        kept = [json.dumps(line) + "\n" for line in self._read() if line["step"] < steps]
         self._lines.close()
         write_atomically(self._file, "".join(kept))
         self._lines = self._file.open("a", encoding="utf-8")
 
     def log_step(self, record: Record) -> None:
         """One line of train.jsonl, flushed, and W&B's curves over `train/step`."""
-        values = record.line()
-        self._lines.write(json.dumps(values) + "\n")
+        line = record.line()
+        self._lines.write(json.dumps(line) + "\n")
         self._lines.flush()
-        if self._wandb is not None and record.step > self._sent:
-            with self._surviving("a step"):
-                self._wandb.log({f"train/{name}": value for name, value in values.items()})
+        with self._surviving("a step"):
+            self._send_step(line)
+
+    def _send_step(self, line: Mapping[str, Any]) -> None:
+        """A step to W&B, unless it has it."""
+        if self._wandb is not None and line["step"] > self._sent:
+            self._wandb.log({f"train/{name}": value for name, value in line.items()})
+            self._sent = line["step"]
 
     def sync(self) -> None:
         """Bring all lines to the disk: what goes on from a later state counts on them."""
@@ -111,15 +127,29 @@ class Tracker:
     def log_metrics(self, metrics: Mapping[str, float], roles: Mapping[str, Sequence[str]]) -> None:
         """Evaluation metrics and roles' means as a logged row of the W&B run; with training's figures its summary.
 
-        `roles` are the tasks or groups that were asked. A curve's figures stand in the summary already.
+        `roles` are the tasks or groups that were asked.
         """
         if self._wandb is not None:
             with self._surviving("metrics"):
                 everything = {**metrics, **role_figures(metrics, roles)}
                 # Beside train/* W&B would put the last train/step once more.
                 self._wandb.log({name: value for name, value in everything.items() if not name.startswith("train/")})
-                curves = {f"train/{name}" for name in SUMMARIES}
-                self._wandb.summary.update({name: value for name, value in everything.items() if name not in curves})
+                self._wandb.summary.update({**everything, **self._summaries()})
+
+    def _summaries(self) -> dict[str, dict[str, float]]:
+        """SUMMARIES over all attempts: W&B itself has those of this one, and would overwrite the earlier ones'."""
+        lines = [json.loads(line) for line in self._file.read_text(encoding="utf-8").splitlines()]
+        kinds: dict[str, Callable[[list[float]], float]] = {
+            "min": min,
+            "max": max,
+            "mean": fmean,
+            "last": itemgetter(-1),
+        }
+        return {
+            f"train/{curve}": {kind: kinds[kind]([line[curve] for line in lines]) for kind in kept.split(",")}
+            for curve, kept in SUMMARIES.items()
+            if all(curve in line for line in lines)
+        }
 
     def log_evaluation(
         self,
@@ -139,7 +169,8 @@ class Tracker:
         with self._surviving("the table of accuracies"):
             self._wandb.log({"evaluation": wandb.Table(EVALUATION, evaluation_rows(metrics, roles))})
         with self._surviving("histograms of MaxLogit"):
-            self._wandb.log(_histograms(answers, roles, leaves))
+            if histograms := _histograms(answers, roles, leaves):
+                self._wandb.log(histograms)
         if questions:
             with self._surviving("the table of questions"):
                 self._wandb.log(_question_tables(list(question_rows(*answers))))
@@ -170,6 +201,18 @@ class Tracker:
             if what not in self._failed:
                 self._failed.add(what)
                 say(f"W&B did not take {what} ({describe(error)}); the run's files have it.")
+
+
+def _last_step(folder: Path, run: wandb.Run) -> int:
+    """The last training step that W&B has of this run from earlier attempts, on its server or in offline logs; or -1.
+
+    That can be less than was sent: it writes every 15 seconds, and what it has not written dies with a killed process.
+    """
+    logs = folder.glob(f"wandb/offline-run-*/run-{run.id}.wandb")
+    steps = [row["train/step"] for log in logs for row in rows(records(log)) if "train/step" in row]
+    if run.resumed:
+        steps.append(run.summary.get("train/step", -1))
+    return max(steps, default=-1)
 
 
 def _histograms(
