@@ -34,11 +34,11 @@ from unlearn.tables import (
     question_rows,
     role_figures,
 )
-from unlearn.train import Record
 from unlearn.wandb_log import records, rows
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # this is imported where torch is not
     from unlearn.evaluate.harness import Answers
+    from unlearn.train import Record
 
 # What W&B's summary keeps of a curve, as NAME.min etc.; of the others it keeps the last value, as NAME.
 SUMMARIES = {
@@ -260,7 +260,7 @@ def start_wandb(
     offline without a question; `wandb sync` uploads an offline run later. WANDB_MODE, if set, wins over "auto".
     """
     if mode == "auto":
-        mode = os.environ.get("WANDB_MODE") or ("online" if server_answers(timeout_s) else "offline")
+        mode = automatic_mode(timeout_s)
     run = wandb.init(
         dir=folder,
         id=run_id,
@@ -283,7 +283,12 @@ def start_wandb(
     return run
 
 
-def server_answers(timeout_s: int) -> bool:
+def automatic_mode(timeout_s: int) -> str:
+    """What tracker.mode=auto stands for: WANDB_MODE if it is set, else "online" where that will work, or "offline"."""
+    return os.environ.get("WANDB_MODE") or ("online" if _server_answers(timeout_s) else "offline")
+
+
+def _server_answers(timeout_s: int) -> bool:
     """Whether the user is logged in and the server can be reached."""
     settings = wandb.setup().settings
     host = settings.base_url
