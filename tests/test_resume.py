@@ -235,7 +235,8 @@ def test_wandb_goes_on_with_the_run_and_no_step_twice(short, monkeypatch):
     assert [row["train/step"] for row in sent] == list(range(7))
     own = [{k.removeprefix("train/"): v for k, v in row.items() if not k.startswith("_")} for row in sent]
     assert [untimed(row) for row in own] == [untimed(line) for line in lines]
-    assert summary(found[1])["train/loss"]["min"] == min(line["loss"] for line in lines)  # of both attempts
+    assert lines[0]["retain_loss"] < min(line["retain_loss"] for line in lines[1:])
+    assert summary(found[1])["train/retain_loss"]["min"] == lines[0]["retain_loss"]  # of the other attempt
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["before", "after"])

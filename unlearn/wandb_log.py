@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
 BLOCK, HEADER = 32768, 7
@@ -31,10 +30,7 @@ def records(file: Path) -> Iterator[Record]:
         if at > len(raw):
             return
         if kind in (1, 4):
-            try:
-                yield Record.FromString(message)
-            except DecodeError:
-                return
+            yield Record.FromString(message)
             message = b""
 
 
