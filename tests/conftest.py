@@ -19,6 +19,12 @@ ROOT = Path(__file__).parent.parent
 os.environ["WANDB_MODE"] = "offline"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _wandb_data(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """W&B puts the files of artifacts there until they are uploaded; otherwise into the home directory."""
+    os.environ["WANDB_DATA_DIR"] = str(tmp_path_factory.mktemp("wandb-data"))
+
+
 @pytest.fixture(scope="session")
 def conf() -> Callable[..., Config]:
     """Compose and check conf/ with overrides."""
@@ -66,7 +72,7 @@ def read_jsonl(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-TIMED = ("tokens_per_second", "seconds", "peak_memory_mb")  # what may differ between equal runs
+TIMED = ("tokens_per_second", "seconds", "peak_memory_mb", "memory_mb")  # what may differ between equal runs
 
 
 def untimed(values: dict) -> dict:

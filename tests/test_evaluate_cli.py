@@ -49,6 +49,12 @@ def test_only_the_evaluation_can_be_chosen_anew(short):
         evaluate_run(folder, ["eval=toy", "rna.nu=3"])
 
 
+def test_a_run_from_before_a_key_of_the_tracker_can_be_evaluated(short):
+    folder = RunFolder(run(short()))
+    del folder.record["config"]["tracker"]["questions"]
+    assert evaluate_run(folder, ["eval=toy", "eval.limit=2"]) == folder.path
+
+
 def test_the_command_line(short, tmp_path):
     folder = run(short())
     done = subprocess.run(

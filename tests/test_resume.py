@@ -1,7 +1,9 @@
 """What an interrupted run goes on from: checkpoints, journals, the lock; and what it then sends to W&B."""
 
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,8 +12,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests import victim
 from tests.conftest import read_jsonl, untimed
-from tests.test_track import all_records, of_kind
+from tests.test_track import all_records, of_kind, rows, summary
 from unlearn import experiment, point
 from unlearn.checkpoint import load_checkpoint, save_checkpoint
 from unlearn.cut import CutModel
@@ -227,14 +230,30 @@ def test_wandb_goes_on_with_the_run_and_no_step_twice(short, monkeypatch):
     assert {of_kind(records, "run")[0].run_id for records in found} == {
         RunFolder(run_folder(config)).record["wandb_id"]
     }
-    steps = [
-        json.loads(item.value_json)
-        for records in found
-        for row in of_kind(records, "history")
-        for item in row.item
-        if ("/".join(item.nested_key) or item.key) == "train/step"
-    ]
-    assert steps == list(range(7))
+    sent = [row for records in found for row in rows(records) if "train/step" in row]
+    lines = read_jsonl(run_folder(config) / "train.jsonl")
+    assert [row["train/step"] for row in sent] == list(range(7))
+    own = [{k.removeprefix("train/"): v for k, v in row.items() if not k.startswith("_")} for row in sent]
+    assert [untimed(row) for row in own] == [untimed(line) for line in lines]
+    assert lines[0]["retain_loss"] < min(line["retain_loss"] for line in lines[1:])
+    assert summary(found[1])["train/retain_loss"]["min"] == lines[0]["retain_loss"]  # of the other attempt
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
+def test_wandb_misses_no_step_of_a_run_that_was_killed(short, late, monkeypatch):
+    """SIGKILL at the fifth step's line: before it is written, and after it was sent."""
+    monkeypatch.delenv("WANDB_SERVICE", raising=False)  # W&B's process of this one, which would outlive the killed one
+    config = short("tracker=wandb", "train.steps=7", "train.checkpoint_every=2", "eval=toy", "eval.limit=2")
+    process = multiprocessing.get_context("spawn").Process(target=victim.run, args=([config], "training", 5, late))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    run(config)
+    found = all_records(run_folder(config))
+    assert len(found) == 2
+    assert [row["train/step"] for records in found for row in rows(records) if "train/step" in row] == list(range(7))
+    for key in ("retain/default/acc", "evaluation/nrows", "questions/nrows"):
+        assert sum(key in row for records in found for row in rows(records)) == 1
 
 
 # --- The lock

@@ -156,6 +156,6 @@ def test_a_line_of_train_jsonl_has_the_documented_names(tiny_llama):
     cut = CutModel(tiny_llama, 3)
     [[record]] = run(cut, [make_variant(objective(), cut.frozen, **SETTINGS)], steps=1)
     assert list(record.line()) == [
-        "step", "topic", "forget_loss", "retain_loss", "loss", "gradient_norm", "tokens_per_second",
+        "step", "topic", "forget_loss", "retain_loss", "loss", "gradient_norm", "tokens_per_second", "memory_mb",
         "forget_norm", "retain_norm", "forget_cosine", "retain_drift",
     ]  # fmt: skip

@@ -236,14 +236,14 @@ def _evaluate_points(points: list[Point], shared: Config, examiner: Examiner) ->
     """Each point's model, and the base model once for all; metrics, per-question records and the final screen."""
     for point in [point for point in points if point.error is None]:
         with point.alone():
-            metrics = dict(point.folder.trained or {})
+            metrics, result = dict(point.folder.trained or {}), None
             if examiner.suite.tasks:
                 delta, partial = point.folder.file("delta.safetensors"), point.folder.file("partial")
                 result = examiner.examine(delta, partial=partial, report=point.report)
                 result.write_samples(point.folder.file("samples"))
                 metrics |= result.metrics
             point.lock.check()
-            point.tracker.log_metrics(metrics)
             point.folder.finish(metrics)
+            point.publish(metrics, result, examiner.suite.leaves)  # last: whatever becomes of it, the run is done
             where = point.folder.path, point.tracker.address
             screen.show_result(metrics, shared.eval.tasks, shared.eval.queries, *where)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import resource
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import wandb
 
 from unlearn.checkpoint import load_checkpoint, save_checkpoint
@@ -22,7 +20,10 @@ from unlearn.run_folder import RunFolder
 from unlearn.schema import Config
 from unlearn.screen import say
 from unlearn.track import Tracker, start_wandb
-from unlearn.train import Record, Variant
+from unlearn.train import Record, Variant, peak_memory_mb
+
+if TYPE_CHECKING:
+    from unlearn.evaluate.examiner import Result
 
 
 @dataclass
@@ -83,6 +84,20 @@ class Point:
         except OSError as error:
             say(f"{self.folder.path}: no checkpoint after step {variant.progress.steps - 1}: {error}")
 
+    def publish(self, metrics: dict[str, float], result: Result | None, leaves: Mapping[str, Sequence[str]]) -> None:
+        """Send what the run's files have to the tracker. `leaves`: the tasks of which asked ones consist."""
+        settings, roles = self.config.tracker, self.config.eval.tasks
+        self.tracker.log_metrics(metrics, roles)
+        if result is not None:
+            self.tracker.log_evaluation(metrics, roles, leaves, result.answers, questions=settings.questions)
+        if settings.delta:
+            about = {
+                "config": asdict(self.config),
+                "code": self.folder.record["code"],
+                "layer": self.config.model.layer,
+            }
+            self.tracker.log_delta(self.folder.file("delta.safetensors"), run_name(self.config), about)
+
     def training_metrics(self) -> dict[str, float]:
         """Final figures of the training. Only the last three may differ between equal runs."""
         last = self._last
@@ -93,7 +108,7 @@ class Point:
             "train/retain_loss": last.retain_loss,
             "train/seconds": last.seconds,
             "train/tokens_per_second": last.tokens / last.seconds,
-            "train/peak_memory_mb": _peak_memory_mb(),
+            "train/peak_memory_mb": peak_memory_mb(),
         }
 
 
@@ -147,19 +162,30 @@ def _failing(folder: RunFolder) -> Iterator[None]:
 
 
 def _wandb_run(config: Config, folder: RunFolder) -> wandb.Run | None:
-    """The W&B run of this folder, begun or continued."""
+    """The W&B run of this folder, begun or continued; with tracker.mode=auto none, and a line, where that fails."""
     if config.tracker.name != "wandb":
         return None
     if "wandb_id" not in folder.record:
         folder.record["wandb_id"] = uuid.uuid4().hex[:8]
         folder.write()
-    settings = {key: value for key, value in asdict(config.tracker).items() if key != "name"}
-    named = {"run_id": folder.record["wandb_id"], "name": run_name(config), "config": asdict(config)}
-    return start_wandb(folder.path, **named, **settings)
-
-
-def _peak_memory_mb() -> float:
-    """Of the GPU's allocator where there is one, else of this process, in MiB."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    tracker = config.tracker
+    tags = [*tracker.tags, config.model.name, "rna" if config.rna.nu else "no-rna"]
+    try:
+        return start_wandb(
+            folder.path,
+            run_id=folder.record["wandb_id"],
+            name=run_name(config),
+            config=asdict(config),
+            project=tracker.project,
+            entity=tracker.entity,
+            mode=tracker.mode,
+            group=tracker.group,
+            job_type=config.method["name"],
+            tags=list(dict.fromkeys(tags)),
+            timeout_s=tracker.timeout_s,
+        )
+    except Exception as error:
+        if tracker.mode != "auto":
+            raise
+        say(f"{folder.path}: no W&B run ({describe(error)}). Files are written as always.")
+        return None

@@ -172,6 +172,8 @@ class TrackerConfig:
     mode: str = MISSING
     group: str | None = MISSING
     tags: list[str] = MISSING
+    questions: bool = MISSING
+    delta: bool = MISSING
     timeout_s: int = MISSING
 
 

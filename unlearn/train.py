@@ -7,6 +7,7 @@ that activation memory does not grow with their number. B batch, T tokens, D hid
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
@@ -55,6 +56,7 @@ class Record:
     tokens: int  # real tokens seen since the first step
     seconds: float  # spent since then
     tokens_per_second: float  # since the last logged step
+    memory_mb: float  # the peak so far
 
     def line(self) -> dict[str, float | int | str]:
         """The line of train.jsonl."""
@@ -230,7 +232,15 @@ def _record(batch: Batch, losses: Losses, variant: Variant, clock: _Clock, token
         tokens=variant.progress.tokens + tokens,
         seconds=variant.progress.seconds + clock.since_step,
         tokens_per_second=clock.tokens_per_second,
+        memory_mb=peak_memory_mb(),
     )
+
+
+def peak_memory_mb() -> float:
+    """Of the GPU's allocator where there is one, else of this process, in MiB."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def _mark_last(batches: Iterable[Batch]) -> Iterable[tuple[Batch, bool]]:

@@ -46,8 +46,8 @@ def run_config(folder: RunFolder, overrides: list[str]) -> Config:
     for override in overrides:
         if not override.lstrip("+~").startswith("eval"):
             raise UserError(f"{override}: of a finished run only eval and its keys can be chosen anew.")
-    raw = OmegaConf.create(folder.record["config"])
-    raw.eval = composed(overrides).eval
+    raw, new = OmegaConf.create(folder.record["config"]), composed(overrides)
+    raw.eval, raw.tracker = new.eval, new.tracker  # of no use here, and an older run's may lack a key
     return settle(raw)
 
 

@@ -60,6 +60,7 @@ class SweepLauncher(Launcher):
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number
+        _name_sweep(config, sweep.folder)
         job = run_job(
             hydra_context=self.hydra_context,
             task_function=to_config,
@@ -74,6 +75,18 @@ class SweepLauncher(Launcher):
         else:
             sweep.add_failed(number, list(overrides), job._return_value)
         return number
+
+
+def _name_sweep(config: DictConfig, folder: Path) -> None:
+    """Give a job's tracker the sweep that it is of: as its group, unless there is one, and its name as a tag.
+
+    Here, since the job's process, on SLURM another one, knows its composed configuration only.
+    """
+    chosen = config.hydra.runtime.choices.get("sweep")
+    named = [] if chosen is None else [str(chosen)]
+    if OmegaConf.select(config, "tracker.tags") is not None:
+        config.tracker.tags = [*config.tracker.tags, *named]
+        config.tracker.group = config.tracker.group or " ".join([*named, *folder.parts[-2:]])
 
 
 class PackedLauncher(SweepLauncher):
