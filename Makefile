@@ -4,12 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SLURM := slurm-wlm munge slurmdbd mariadb-server-core
+BROWSER := chromium fonts-liberation
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slurm test-crash lint format bench bench-eval toy smollm2 clean
+.PHONY: help run test test-slurm test-browser test-crash lint format bench bench-eval toy smollm2 clean
 
 help: ## show this help
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): a few minutes"
@@ -26,6 +27,10 @@ test: $(INSTALLED) ## run the tests: make test ARGS="-k rmu"
 test-slurm: $(INSTALLED) ## install a SLURM of one node (apt, as root) and run the sweeps' tests on it: about ten minutes
 	command -v sbatch mariadbd slurmdbd > /dev/null || (apt-get update && apt-get install -y --no-install-recommends $(SLURM))
 	$(BIN)/python -m pytest tests/slurm -m slurm $(ARGS)
+
+test-browser: $(INSTALLED) ## install Chromium (apt, as root) and open the report in it: screenshots in build/screenshots
+	command -v chromium > /dev/null || (apt-get update && apt-get install -y --no-install-recommends $(BROWSER))
+	$(BIN)/python -m pytest tests/browser -m browser $(ARGS)
 
 test-crash: $(INSTALLED) ## kill runs at fifty moments and compare what becomes of them: about five minutes
 	$(BIN)/python -m pytest tests/test_crash.py -s --kills 50 $(ARGS)

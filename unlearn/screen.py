@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,8 @@ from rich.table import Table
 if TYPE_CHECKING:  # this is imported where torch is not
     from unlearn.train import Record
 
-console = Console(stderr=True)
+WIDE = 200  # columns where there is no terminal
+console = Console(stderr=True, width=None if sys.stderr.isatty() else WIDE)
 
 
 def say(message: str) -> None:
@@ -25,7 +28,10 @@ def say(message: str) -> None:
 
 @contextmanager
 def training_progress(steps: int) -> Iterator[Callable[[Record], None]]:
-    """A bar with losses and tokens per second; yields the function that moves it."""
+    """A bar with the time left, losses, tokens per second and memory; yields the function that moves it.
+
+    Where there is no terminal, a line of the same at each tenth of the steps.
+    """
     columns = (
         TextColumn("training"),
         BarColumn(),
@@ -33,15 +39,27 @@ def training_progress(steps: int) -> Iterator[Callable[[Record], None]]:
         TimeRemainingColumn(),
         TextColumn("{task.description}"),
     )
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("", total=steps)
+        said = 0  # tenths
 
         def show(record: Record) -> None:
-            losses = f"forget {record.forget_loss:.4g}  retain {record.retain_loss:.4g}"
-            text = f"{losses}  {record.tokens_per_second:,.0f} tokens/s"
-            progress.update(bar, completed=record.step + 1, description=text)
+            nonlocal said
+            done = record.step + 1
+            progress.update(bar, completed=done, description=_figures(record))
+            if not console.is_terminal and 10 * done // steps > said:
+                said = 10 * done // steps
+                left = progress.tasks[bar].time_remaining
+                eta = "" if left is None else f"  {timedelta(seconds=int(left))} left"
+                say(f"training {done}/{steps}{eta}  {_figures(record)}")
 
         yield show
+
+
+def _figures(record: Record) -> str:
+    """Losses, speed and memory in a few words."""
+    losses = f"forget {record.forget_loss:.4g}  retain {record.retain_loss:.4g}"
+    return f"{losses}  {record.tokens_per_second:,.0f} tokens/s  {record.memory_mb:,.0f} MB"
 
 
 def show_result(

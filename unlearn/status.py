@@ -25,11 +25,10 @@ from rich.text import Text
 from unlearn import slurm
 from unlearn.errors import UserError
 from unlearn.lock import FolderLock, Phase
-from unlearn.screen import say
+from unlearn.screen import WIDE, say
 from unlearn.sweep import State, Sweep
 
 POLL_S = 5.0
-WIDE = 200  # columns where there is no terminal
 console = Console(width=None if sys.stdout.isatty() else WIDE)
 STYLES = {"done": "green", "failed": "red", "interrupted": "yellow", "running": "cyan"}
 

@@ -24,7 +24,8 @@ import wandb
 from unlearn.errors import describe
 from unlearn.files import write_atomically
 from unlearn.screen import say
-from unlearn.tables import (
+from unlearn.wandb_log import records, rows
+from unlearn.wandb_tables import (
     EVALUATION,
     MODELS,
     QUESTIONS,
@@ -34,7 +35,6 @@ from unlearn.tables import (
     question_rows,
     role_figures,
 )
-from unlearn.wandb_log import records, rows
 
 if TYPE_CHECKING:  # this is imported where torch is not
     from unlearn.evaluate.harness import Answers

@@ -26,25 +26,35 @@ class Look:
     font: str
     size: int
     ink: str
+    paper: str
 
     def config(self) -> dict[str, Any]:
         """Vega-Lite's configuration."""
         text = {"labelColor": self.ink, "titleColor": self.ink, "labelFontSize": self.size, "titleFontSize": self.size}
         axis = {"domainColor": self.ink, "tickColor": self.ink, "gridColor": self.ink, "gridOpacity": 0.12}
         return {
-            "background": "transparent",
+            "background": self.paper,
             "font": self.font,
             "view": {"stroke": None},
             "axis": {**text, **axis, "titleFontWeight": "normal"},
             "axisY": {"minExtent": 3 * self.size},  # so that panels have one width
-            "legend": {**text, "orient": "bottom", "symbolStrokeColor": self.ink, "labelLimit": 260, "columns": 4},
+            "legend": {
+                **text,
+                "orient": "bottom",
+                "columns": 4,
+                "labelLimit": 260,
+                "symbolOpacity": 1,
+                "symbolBaseFillColor": self.ink,
+                "symbolBaseStrokeColor": self.ink,
+            },
             "title": {"color": self.ink, "fontSize": self.size + 1, "fontWeight": "bold", "anchor": "start"},
+            "line": {"strokeWidth": self.size / 6},
             "text": {"color": self.ink, "fontSize": self.size},
         }
 
 
-SCREEN = Look(265, 210, "system-ui, sans-serif", 12, "currentColor")
-PAPER = Look(155, 115, "Liberation Serif, Times New Roman, serif", 8, "black")
+SCREEN = Look(265, 210, "system-ui, sans-serif", 12, "currentColor", "transparent")
+PAPER = Look(155, 115, "Liberation Serif, Times New Roman, serif", 8, "black", "white")
 
 
 def colours(names: Sequence[str], known: dict[str, str]) -> alt.Scale:
@@ -59,9 +69,14 @@ def dashes(queries: Sequence[str]) -> alt.Scale:
 
 
 def percent(data: pd.DataFrame) -> alt.Scale:
-    """One scale for all panels: what the intervals span, within 0 and 100 %."""
-    low, high = max(0.0, float(data["low"].min()) - 3), min(100.0, float(data["high"].max()) + 3)
-    return alt.Scale(domain=[low, high], nice=False, zero=False, clamp=True)
+    """All means with room for a usual interval; wider ones run off the panel."""
+    return span(data["mean"], 2 + float((data["high"] - data["low"]).median()))
+
+
+def span(values: pd.Series, margin: float) -> alt.Scale:
+    """From the least value to the largest, with a margin, within 0 and 100 %."""
+    low, high = max(0.0, float(values.min()) - margin), min(100.0, float(values.max()) + margin)
+    return alt.Scale(domain=[round(low, 1), round(high, 1)], nice=False, zero=False)
 
 
 def tooltip(data: pd.DataFrame) -> list[alt.Tooltip]:
@@ -89,11 +104,11 @@ def curves(
     common: dict[str, Any] = {"x": x, "color": colour}
     detailed = [alt.Detail(f"{name}:N") for name in detail]
     chart = alt.Chart(data)
-    bars = chart.mark_rule(opacity=0.45).encode(
+    bars = chart.mark_rule(opacity=0.45, clip=True).encode(
         **common, y=alt.Y("low:Q", scale=y["scale"], title=y["title"]), y2="high:Q"
     )
     line = chart.mark_line(clip=True).encode(**common, y=y, **({"strokeDash": dash} if dash else {}), detail=detailed)
-    points = chart.mark_point(filled=True, size=28, opacity=1).encode(**common, y=y, tooltip=tooltip(data))
+    points = chart.mark_point(filled=True, size=2.4 * look.size, opacity=1).encode(**common, y=y, tooltip=tooltip(data))
     return alt.layer(bars, line, points).properties(width=look.width, height=look.height, title=title)
 
 

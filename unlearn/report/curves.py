@@ -25,7 +25,8 @@ TRAINING = {
     "retain_drift": "drift of retain states",
     "gradient_norm": "gradient norm",
 }
-BINS = 80
+PARTS = 80  # of the training's steps
+BINS = 40  # of MaxLogit
 
 
 def against(m: Material, key: str) -> pd.DataFrame:
@@ -47,10 +48,20 @@ def against(m: Material, key: str) -> pd.DataFrame:
 
 
 def panel(
-    part: pd.DataFrame, look: Look, everything: pd.DataFrame, *, title: str, axis: str, log: bool = False
+    part: pd.DataFrame,
+    look: Look,
+    *,
+    title: str,
+    axis: str,
+    log: bool = False,
+    scaled_to: pd.DataFrame | None = None,
 ) -> alt.LayerChart:
-    """Accuracy against `x`: a colour for each role, a stroke for each kind of query, a line for each series."""
-    values = sorted(set(everything["x"] if log else part["x"]))
+    """Accuracy against `x`: a colour for each role, a stroke for each kind of query, a line for each series.
+
+    The scales span `scaled_to`, which panels side by side have in common (default: `part`).
+    """
+    spanned = part if scaled_to is None else scaled_to
+    values = sorted(set(spanned["x"]))
     scale = alt.Scale(zero=False, nice=False, padding=8)
     if log:
         scale = alt.Scale(type="log", nice=False, domain=[values[0] / MARGIN, values[-1] * MARGIN])
@@ -59,32 +70,28 @@ def panel(
         part,
         look,
         x=alt.X("x:Q", title=axis, scale=scale, axis=ticks),
-        y=alt.Y("mean:Q", title="accuracy in %", scale=charts.percent(everything)),
-        colour=_role_colour(everything),
-        dash=_query_dash(everything),
+        y=alt.Y("mean:Q", title="accuracy in %", scale=charts.percent(spanned)),
+        colour=_role_colour(),
+        dash=_query_dash(),
         detail=["series"],
         title=title,
     )
 
 
-def _role_colour(rows: pd.DataFrame) -> alt.Color:
+def _role_colour() -> alt.Color:
     return alt.Color(
-        "role:N", title=None, scale=charts.colours(sorted(set(rows["role"]), reverse=True), charts.ROLE_COLOURS)
+        "role:N", title=None, scale=charts.colours(list(charts.ROLE_COLOURS), charts.ROLE_COLOURS), legend=None
     )
 
 
-def _query_dash(rows: pd.DataFrame) -> alt.StrokeDash:
-    return alt.StrokeDash("query:N", title=None, scale=charts.dashes(sorted(set(rows["query"]), reverse=True)))
+def _query_dash() -> alt.StrokeDash:
+    return alt.StrokeDash("query:N", title=None, scale=charts.dashes(["perturbed", "default"]))
 
 
-def without_rna(plain: pd.DataFrame, everything: pd.DataFrame) -> list[alt.Chart]:
+def without_rna(plain: pd.DataFrame) -> list[alt.Chart]:
     """Horizontal lines at the accuracies of the same models without RNA."""
     rows = plain[["role", "query", "mean", "low", "high", "method", "seeds"]]
-    return (
-        [charts.references(rows, y="mean", colour=_role_colour(everything), dash=_query_dash(everything))]
-        if len(rows)
-        else []
-    )
+    return [charts.references(rows, y="mean", colour=_role_colour(), dash=_query_dash())] if len(rows) else []
 
 
 def phase_bands(bands: pd.DataFrame, look: Look) -> list[alt.Chart]:
@@ -118,14 +125,14 @@ def further(m: Material) -> Iterator[Figure]:
         if rows.empty:
             continue
         rows = rows[rows["role"].isin(["retain", "forget"]) & rows["query"].isin(["default", "perturbed"])]
-        rows["panel"] = rows["method"] + rows["nu"].gt(0).map({True: " + RNA", False: ""})
+        rows["panel"] = rows["method"] + rows["nu"].gt(0).map({True: " + RNA", False: ""}) + ", " + rows["role"]
         yield Figure(
             f"against_{key.replace('.', '_')}",
             f"Accuracy against {key}",
             "Means over seeds with 95 % intervals.",
             rows,
             lambda look, rows=rows, key=key: charts.side_by_side(  # type: ignore[misc]
-                *(panel(part, look, rows, title=name, axis=key) for name, part in rows.groupby("panel", sort=False))
+                *(panel(part, look, title=name, axis=key) for name, part in rows.groupby("panel", sort=False))
             ),
         )
 
@@ -165,7 +172,7 @@ def density(rows: pd.DataFrame, look: Look) -> alt.LayerChart:
     strokes = [[4, 3] if name.endswith(" + RNA") else [1, 0] for name in names]
     scale, dash = alt.Scale(domain=names, range=methods["range"]), alt.Scale(domain=names, range=strokes)
     legend = alt.Legend(columns=2, title=None)
-    line = alt.Chart(rows).mark_line(interpolate="monotone", size=1.6)
+    line = alt.Chart(rows).mark_line(interpolate="monotone")
     return alt.layer(
         line.encode(
             x=alt.X("maxlogit:Q", title="MaxLogit"),
@@ -195,7 +202,7 @@ def training(m: Material) -> Figure:
             scale = alt.Scale(type="log") if (part["mean"] > 0).all() and "loss" in str(name) else alt.Scale(zero=False)
             line = (
                 alt.Chart(part)
-                .mark_line(size=1.3)
+                .mark_line()
                 .encode(
                     x=alt.X("step:Q", title="step"),
                     y=alt.Y("mean:Q", title=None, scale=scale, axis=alt.Axis(tickCount=5, format="~g")),
@@ -208,7 +215,7 @@ def training(m: Material) -> Figure:
             panels.append(line.properties(width=look.width, height=int(0.8 * look.height), title=str(name)))
         return charts.side_by_side(*panels)
 
-    told = f"Mean over seeds and topics, in {BINS} parts of the training. {m.choice}"
+    told = f"Mean over seeds and topics, in {PARTS} parts of the training. {m.choice}"
     return Figure("training", title, told, rows, chart)
 
 
@@ -220,7 +227,7 @@ def _training_rows(m: Material) -> Iterator[pd.DataFrame]:
         if not logs:
             continue
         log = pd.concat(logs)
-        width = max(1, -(-(int(log["step"].max()) + 1) // BINS))
+        width = max(1, -(-(int(log["step"].max()) + 1) // PARTS))
         known = [column for column in TRAINING if column in log]
         means = log.groupby(log["step"] // width * width)[known].mean()
         rows = means.rename(columns=TRAINING).reset_index().melt("step", var_name="quantity", value_name="mean")

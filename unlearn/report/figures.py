@@ -14,6 +14,7 @@ from unlearn.report.material import Material
 from unlearn.report.phases import phases
 
 SIMILARITY = {"similarity-least": "least", "similarity-mean": "mean", "similarity-most": "most"}
+ROLES = ("retain", "forget")
 NGRAMS = {f"ngram-{n}": n for n in (2, 4, 8, 16)}
 
 
@@ -81,7 +82,8 @@ def _bar_rows(m: Material) -> pd.DataFrame:
 
 def _measures(rows: pd.DataFrame) -> pd.DataFrame:
     """Retained and forgotten knowledge, in default and perturbed queries."""
-    return rows[rows["role"].isin(["retain", "forget"]) & rows["query"].isin(["default", "perturbed"])]
+    rows = rows[rows["role"].isin(ROLES) & rows["query"].isin(["default", "perturbed"])]
+    return rows.sort_values("role", key=lambda role: role != ROLES[0], kind="stable")
 
 
 def figure_2(m: Material) -> Figure:
@@ -101,7 +103,13 @@ def figure_2(m: Material) -> Figure:
 
     def chart(look: Look) -> alt.ConcatChart:
         return charts.side_by_side(
-            *(curves.panel(part, look, data, title=name, axis=name.rpartition(": ")[2]) for name, part in parts.items())
+            *(
+                curves.panel(of_role, look, title=f"{name}, {role}", axis=name.rpartition(": ")[2])
+                for role in ROLES
+                for name, part in parts.items()
+                for of_role in [part[part["role"] == role]]
+            ),
+            columns=len(parts),
         )
 
     caption = "Accuracy against c (RMU, RSV) and β (Adaptive RMU), means over seeds with 95 % intervals."
@@ -124,12 +132,13 @@ def figure_3(m: Material) -> Figure:
 
     def chart(look: Look) -> alt.ConcatChart:
         panels = []
-        for method, part in noisy.groupby("method", sort=False):
-            main = curves.panel(part, look, noisy, title=method, axis="ν", log=True)
-            beside = curves.without_rna(plain[plain["method"] == method], noisy)
-            rule = curves.published_rule(published.NU.get(method), look) if m.paper else []
-            panels.append(alt.layer(*curves.phase_bands(bands[method], look), *rule, *beside, main))
-        return charts.side_by_side(*panels)
+        for role, of_role in noisy.groupby("role", sort=False):
+            for method, part in of_role.groupby("method", sort=False):
+                main = curves.panel(part, look, title=f"{method}, {role}", axis="ν", log=True, scaled_to=of_role)
+                beside = curves.without_rna(plain[(plain["method"] == method) & (plain["role"] == role)])
+                rule = curves.published_rule(published.NU.get(method), look) if m.paper else []
+                panels.append(alt.layer(*curves.phase_bands(bands[method], look), *rule, *beside, main))
+        return charts.side_by_side(*panels, columns=noisy["method"].nunique())
 
     marked = " Dotted vertical line: the ν that the paper found best (published)." if m.paper else ""
     return Figure(
@@ -164,7 +173,10 @@ def figure_4(m: Material) -> Figure:
         dash = alt.StrokeDash(
             "rna:N", title=None, scale=alt.Scale(domain=["without", "with RNA"], range=[[1, 0], [5, 3]])
         )
-        y = alt.Y("mean:Q", title="accuracy on retained in %", scale=charts.percent(both))
+
+        def up(part: pd.DataFrame) -> alt.Y:
+            return alt.Y("mean:Q", title="accuracy on retained in %", scale=charts.percent(part))
+
         level = alt.Axis(labelAngle=0)
         similarity = alt.X(
             "similarity:O",
@@ -174,7 +186,7 @@ def figure_4(m: Material) -> Figure:
         )
         length = alt.X("n:O", title="n of the n-gram", axis=level)
         panels = [
-            charts.curves(part, look, x=x, y=y, colour=colour, dash=dash, detail=["series"], title=name)
+            charts.curves(part, look, x=x, y=up(part), colour=colour, dash=dash, detail=["series"], title=name)
             for part, x, name in ((left, similarity, "similarity"), (right, length, "length"))
             if len(part)
         ]
@@ -194,12 +206,13 @@ def pareto(m: Material) -> Figure:
     base = _pairs(m.base.assign(method="Base", nu=0.0)).assign(front=False)
     data = pd.concat([base, _front(both)], ignore_index=True).drop(columns="setting")
     data["rna"] = data["nu"].gt(0).map({True: "with RNA", False: "without"})
-    names = list(dict.fromkeys(data["method"]))
+    names = list(dict.fromkeys(["Base", *both["method"]]))
 
     def chart(look: Look) -> alt.LayerChart:
         pick = alt.selection_point(fields=["method"], bind="legend")
-        x = alt.X("forgotten:Q", title="accuracy on forgotten in % (default)", scale=alt.Scale(zero=False))
-        y = alt.Y("retained:Q", title="accuracy on retained in % (perturbed)", scale=alt.Scale(zero=False))
+        across, up = (charts.span(data[name], 3) for name in ("forgotten", "retained"))
+        x = alt.X("forgotten:Q", title="accuracy on forgotten in % (default)", scale=across)
+        y = alt.Y("retained:Q", title="accuracy on retained in % (perturbed)", scale=up)
         colour = alt.Color("method:N", title=None, scale=charts.colours(names, charts.METHOD_COLOURS))
         shape = alt.Shape(
             "rna:N", title=None, scale=alt.Scale(domain=["without", "with RNA"], range=["circle", "diamond"])
@@ -207,10 +220,10 @@ def pareto(m: Material) -> Figure:
         shown = alt.condition(pick, alt.value(0.9), alt.value(0.08))
         plane = alt.Chart(data)
         rules = [
-            plane.mark_rule(opacity=0.3).encode(
+            plane.mark_rule(opacity=0.25, clip=True).encode(
                 x=x, y=alt.Y("retained_low:Q", title=y["title"]), y2="retained_high:Q", color=colour
             ),
-            plane.mark_rule(opacity=0.3).encode(
+            plane.mark_rule(opacity=0.25, clip=True).encode(
                 x=alt.X("forgotten_low:Q", title=x["title"]), x2="forgotten_high:Q", y=y, color=colour
             ),
         ]

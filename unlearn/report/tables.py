@@ -73,7 +73,7 @@ def settings(m: Material) -> Table:
     rows = m.unlearned
     note = (
         "Seeds of a setting together: mean and 95 % interval, Student's t over seeds; of a single seed, over questions "
-        "(marked q). A missing seed is named, not made up."
+        "(marked q). Where a seed is missing, a column says which and why."
     )
     if rows.empty:
         return Table("settings", "Means over seeds", "No finished run has accuracies.", pd.DataFrame())
@@ -85,8 +85,7 @@ def settings(m: Material) -> Table:
     about = rows.drop_duplicates("setting").set_index("setting")
     about = about[["method", "coefficient", "nu", "other", "seeds", "missing"]]
     data = about.join(rows.pivot(index="setting", columns="column", values="cell")[list(dict.fromkeys(rows["column"]))])
-    if (data["other"] == "").all():
-        data = data.drop(columns="other")
+    data = data.drop(columns=[name for name in ("other", "missing") if (data[name] == "").all()])
     named = {"coefficient": "c, β", "nu": "ν"}
     return Table("settings", "Means over seeds", note, data.rename(columns=named), frozenset({"other", "missing"}))
 
