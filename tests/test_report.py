@@ -162,6 +162,17 @@ def test_the_best_nu_stands_for_a_method_beside_the_same_setting_without(materia
         assert without(choice.plain, "rna.nu") == without(choice.rna, "rna.nu")
 
 
+def test_of_several_coefficients_one_stands_for_both(tmp_path):
+    for c, right in ((2.0, 40), (6.5, 50)):
+        for nu in (0.0, 0.1):
+            retained = {("mmlu", "perturbed"): [True] * right + [False] * (60 - right)}
+            made_up_run(tmp_path / f"{c}-{nu}", argument={"c": c}, nu=nu, answers=retained)
+    [choice] = gather(collect([tmp_path])).chosen
+    assert choice.coefficient == "c=6.5"
+    assert '"c": 6.5' in choice.plain
+    assert '"c": 6.5' in choice.rna
+
+
 def test_curves_join_settings_that_differ_in_nothing_but_the_key(tmp_path):
     for c in (2.0, 6.5):
         for nu in (0.0, 0.1):
@@ -188,6 +199,8 @@ def test_phases_of_a_curve_that_rises_declines_and_rises_again():
     assert found.loc["I"].tolist() == pytest.approx([0.01 / 1.15, 0.1])
     assert found.loc["II"].tolist() == [0.1, 0.2]
     assert found.loc["III"].tolist() == [0.2, 0.5]
+    higher = phases(_curve([50, 60, 45, 70], [28, 28, 27, 60]), plain).set_index("phase")
+    assert higher.equals(found)  # the third phase may end above the first
 
 
 def test_phases_that_are_not_there_are_not_shown():
@@ -229,8 +242,8 @@ def test_runs_of_other_questions_are_not_paired_and_the_reason_is_told(tmp_path)
 def test_table_1_is_in_the_papers_form(tmp_path):
     def answers(default, perturbed):
         return {
-            (task, query): [True] * n + [False] * (100 - n)
-            for task in ("near_bio", "near_cyber")
+            (task, query): [True] * (n - less) + [False] * (100 - n + less)
+            for task, less in (("near_bio", 0), ("near_cyber", 7))
             for query, n in (("default", default), ("perturbed", perturbed))
         }
 
@@ -240,6 +253,7 @@ def test_table_1_is_in_the_papers_form(tmp_path):
     assert rows.loc[("RMU", "original", "perturbed"), "near_bio"] == "50.0 ± 5.0"
     assert rows.loc[("RMU", "w/ RNA", "perturbed"), "near_bio"] == "60.0 ± 4.9 (+10.0)"
     assert rows.loc[("RMU", "w/ RNA", "default"), "near_bio"] == "63.0 ± 4.9 (-1.0)"
+    assert rows.loc[("RMU", "w/ RNA", "perturbed"), "near_cyber"] == "53.0 ± 5.0 (+10.0)"
     assert rows.loc[("Base", "original", "default"), "near_bio"] == "100.0 ± 0.0"
     assert rows.loc[("RMU", "w/ RNA", "perturbed"), "MMLU C. Bio. (published)"] == "44.4 ± 4.1 (-5.6)"
     assert "MMLU C. Bio. (published)" not in table_1(gather(collect([tmp_path]))).data
