@@ -46,11 +46,16 @@ def made_up_run(
         "seed": seed,
         "results_version": 2,
     }
+    words = {query: "w" * 64 for query in queries if query != "default"}
     record = {
         "status": status,
         "config": identity,
         "identity": identity,
-        "inputs": {"model": "m" * 64, "data": {"bio": "d"}, "query_words": "w" * 64},
+        "inputs": {
+            "model": "m" * 64,
+            "data": {"bio": "d"},
+            "query_words": words,
+        },
         "code": {"commit": "c" * 40, "changed": False},
     }
     if status == "failed":

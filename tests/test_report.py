@@ -146,6 +146,30 @@ def test_a_failed_and_an_absent_seed_are_named(material):
     assert rows[rows["status"] == "failed"]["retain, default"].isna().all()
 
 
+def test_a_seed_that_never_began_is_missing_in_its_setting(tmp_path):
+    made_up_run(tmp_path / "a")
+    waiting = made_up_run(tmp_path / "b", seed=1, status="running")
+    record = json.loads((waiting / "run.json").read_text())
+    del record["inputs"]["query_words"]
+    (waiting / "run.json").write_text(json.dumps(record))
+    assert settings(gather(collect([tmp_path]))).data["missing"].tolist() == ["seed 1 unfinished"]
+
+
+def test_what_was_asked_later_is_shown_as_well(tmp_path):
+    """Trained with eval=none, then `python -m unlearn.evaluate RUN`."""
+    run = made_up_run(tmp_path / "a")
+    record = json.loads((run / "run.json").read_text())
+    later = {**record["identity"]["eval"], "query_words": record["inputs"].pop("query_words")}
+    record["identity"]["eval"] |= {"tasks": {}, "queries": []}
+    record["evaluations"] = [later]
+    (run / "run.json").write_text(json.dumps(record))
+    made_up_run(tmp_path / "b", nu=0.1)
+    m = gather(collect([tmp_path]))
+    assert set(m.unlearned["nu"]) == {0.0, 0.1}
+    rows = contrasts(m).data.set_index(["role", "effect of"])
+    assert rows.loc[("retain", "RNA, perturbed"), "questions"] == 60
+
+
 def test_a_sweep_of_one_seed_beside_one_of_five_lacks_none(tmp_path):
     for nu in (0.1, 0.2, 0.3):
         made_up_run(tmp_path / f"one-{nu}", nu=nu)
@@ -230,7 +254,7 @@ def test_contrasts_are_paired_by_question_and_averaged_over_seeds(tmp_path):
 
 def test_runs_of_other_questions_are_not_paired_and_the_reason_is_told(tmp_path):
     made_up_run(tmp_path / "plain")
-    made_up_run(tmp_path / "rna", nu=0.1, changes={"inputs.query_words": "v" * 64})
+    made_up_run(tmp_path / "rna", nu=0.1, changes={"inputs.query_words.perturbed": "v" * 64})
     m = gather(collect([tmp_path]))
     rows = contrasts(m).data.set_index(["role", "effect of"])
     assert "words that replace options differ" in rows.loc[("retain", "RNA, perturbed"), "why not"]

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from unlearn.errors import UserError
 from unlearn.evaluate.statistics import Paired, paired
-from unlearn.run_folder import ROLES
+from unlearn.run_folder import ROLES, asked
 from unlearn.screen import console, say
 
 Correct = dict[tuple[str, str], dict[int, bool]]  # (task, query) -> question -> correct
@@ -58,20 +58,16 @@ def read_record(run_dir: Path) -> dict[str, Any]:
     return record
 
 
-def differing_questions(a: Mapping[str, Any], b: Mapping[str, Any], queries: Sequence[str]) -> str | None:
-    """Why two runs' answers to these queries, of two run.json, cannot be paired: the questions were not the same ones.
+def differing_questions(a: dict[str, Any], b: dict[str, Any], query: str) -> str | None:
+    """Why the answers of two runs, of two run.json, to a kind of query cannot be paired; None if they can.
 
-    None if they can. Runs over different subsets can: what both were asked is paired.
+    Runs over different subsets can: what both were asked is paired.
     """
-    asked = [(record.get("identity", {}).get("eval", {}), record.get("inputs", {})) for record in (a, b)]
-    keys = ["num_fewshot"] if set(queries) == {"default"} else ["num_fewshot", "seed", "replaced", "position"]
-    for key in keys:
-        left, right = (evaluation.get(key) for evaluation, _ in asked)
-        if left != right:
-            return f"eval.{key} differs: {left} and {right}"
-    words = [inputs.get("query_words") for _, inputs in asked]
-    if set(queries) != {"default"} and words[0] != words[1]:
-        return "the words that replace options differ (eval.forget_tokens, or the corpora that n-grams are of)"
+    left, right = (asked(record, query) for record in (a, b))
+    for key in [key for key in left if key not in ("limit", "subset") and left[key] != right.get(key)]:
+        if key == "words":
+            return "the words that replace options differ (eval.forget_tokens, or the corpora that n-grams are of)"
+        return f"eval.{key} differs: {left[key]} and {right.get(key)}"
     return None
 
 
@@ -112,7 +108,7 @@ def compare_runs(a: Path, b: Path) -> tuple[dict[tuple[str, str], Paired], dict[
         if not samples:
             raise UserError(f"{run}: there are no samples of an unlearned model ({run / 'samples' / 'unlearned'}).")
     queries = sorted({query for _, query in sides[0].keys() & sides[1].keys()})
-    found = {query: differing_questions(record_a, record_b, [query]) for query in queries}
+    found = {query: differing_questions(record_a, record_b, query) for query in queries}
     refused = {query: why for query, why in found.items() if why is not None}
     left, right = ({key: v for key, v in side.items() if key[1] not in refused} for side in sides)
     return compare(left, right, read_roles(b)), refused

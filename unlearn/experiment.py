@@ -23,7 +23,7 @@ from unlearn.data import Topic, batches, documents_needed, load_topic
 from unlearn.delta import save_delta
 from unlearn.errors import UserError, describe
 from unlearn.evaluate.examiner import Examiner
-from unlearn.fingerprint import checkpoint_fingerprint, text_fingerprint
+from unlearn.fingerprint import checkpoint_fingerprint
 from unlearn.identity import run_folder, run_name
 from unlearn.model import Source, check_weights, load_config, load_tokenizer, load_up_to
 from unlearn.objective import Misdirection
@@ -70,9 +70,7 @@ def run_together(configs: list[Config], hydra_folders: Sequence[Path | None] = (
     inputs = {
         "model": checkpoint_fingerprint(source),
         "data": {topic.name: topic.sha256 for topic in topics},
-        "query_words": text_fingerprint(
-            [f"{query}: {word}" for query, listed in examiner.words.items() for word in listed]
-        ),
+        "query_words": examiner.word_hashes,
     }
     errors: dict[Path, Exception | None] = {}
     with ExitStack() as stack:

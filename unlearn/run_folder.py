@@ -186,6 +186,23 @@ class RunFolder:
             shutil.copytree(source, self.file(".hydra"), dirs_exist_ok=True)
 
 
+def asked(record: dict[str, Any], query: str) -> dict[str, Any]:
+    """What determines the content of the questions that a run, by its run.json, was asked in a kind of query.
+
+    By its own evaluation or, where that was not asked it, by the first later one. Empty if it was in none.
+    """
+    own = {**record["identity"]["eval"], "query_words": record.get("inputs", {}).get("query_words")}
+    for evaluation in (own, *record.get("evaluations", [])):
+        if evaluation["tasks"] and query in evaluation["queries"]:
+            words = evaluation.get("query_words") or {}
+            chosen = {key: evaluation.get(key) for key in ("num_fewshot", "limit", "subset")}
+            if query != "default":
+                chosen |= {key: evaluation.get(key) for key in ("seed", "replaced", "position")}
+                chosen["words"] = words.get(query) if isinstance(words, dict) else words  # of older runs one for all
+            return chosen
+    return {}
+
+
 def _differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> set[str]:
     """Dotted keys at which two nested dictionaries differ."""
     found: set[str] = set()

@@ -74,14 +74,15 @@ def evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
 def _evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
     config = run_config(folder, overrides)
     partial = folder.file("partial")
-    result = examiner_of(config).examine(folder.file("delta.safetensors"), partial=partial)
+    examiner = examiner_of(config)
+    result = examiner.examine(folder.file("delta.safetensors"), partial=partial)
     before = json.loads(folder.file("metrics.json").read_text()) if folder.file("metrics.json").is_file() else {}
     home = folder.path
     if before.keys() & result.metrics.keys():
         home, before = folder.file("evaluations") / _name(config), {}
     result.write_samples(home / "samples")
     write_json(home / "metrics.json", before | result.metrics)
-    folder.record.setdefault("evaluations", []).append(asdict(config.eval))
+    folder.record.setdefault("evaluations", []).append({**asdict(config.eval), "query_words": examiner.word_hashes})
     folder.write()
     shutil.rmtree(partial, ignore_errors=True)
     show_result(result.metrics, config.eval.tasks, config.eval.queries, home, None)

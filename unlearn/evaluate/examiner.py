@@ -18,7 +18,7 @@ from unlearn.evaluate.harness import Answers, MaxLogitPlan, against_base, evalua
 from unlearn.evaluate.journal import Notes, Report
 from unlearn.evaluate.questions import cache_place, make_suite, query_words
 from unlearn.files import remove_scratch, write_json
-from unlearn.fingerprint import checkpoint_fingerprint
+from unlearn.fingerprint import checkpoint_fingerprint, text_fingerprint
 from unlearn.identity import RESULTS_VERSION
 from unlearn.lock import Busy, FolderLock
 from unlearn.model import Source, load_whole
@@ -59,6 +59,11 @@ class Examiner:
         m = config.eval.maxlogit
         self._maxlogit = MaxLogitPlan(list(m.roles), list(m.queries), m.tokens)
         self._base: Answers | None = None
+
+    @property
+    def word_hashes(self) -> dict[str, str]:
+        """Hash of the words that options become, by kind of query."""
+        return {query: text_fingerprint(words) for query, words in self.words.items() if words}
 
     @cached_property
     def _model(self) -> PreTrainedModel:

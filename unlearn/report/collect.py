@@ -14,6 +14,7 @@ from typing import Any
 
 from unlearn.errors import UserError, describe
 from unlearn.identity import identity
+from unlearn.run_folder import asked
 from unlearn.sweep import Job, Sweep
 
 REQUIRED = (
@@ -48,8 +49,27 @@ class Run:
 
     @property
     def roles(self) -> dict[str, list[str]]:
-        """Its tasks by role."""
-        return self.identity.get("eval", {}).get("tasks", {})
+        """Its tasks by role, those of later evaluations included."""
+        found: dict[str, list[str]] = {}
+        for evaluation in self._evaluations:
+            for role, tasks in evaluation["tasks"].items():
+                known = found.setdefault(role, [])
+                known += [task for task in tasks if task not in known]
+        return found
+
+    @property
+    def queries(self) -> list[str]:
+        """The kinds of query that it was asked."""
+        return list(dict.fromkeys(query for evaluation in self._evaluations for query in evaluation["queries"]))
+
+    @property
+    def question_set(self) -> dict[str, Any]:
+        """What determines the content of its perturbed questions or, if it had none, of the default ones."""
+        return next((found for query in ("perturbed", "default") if (found := asked(self.record, query))), {})
+
+    @property
+    def _evaluations(self) -> list[dict[str, Any]]:
+        return [self.record["identity"]["eval"], *self.record.get("evaluations", [])]
 
 
 def collect(folders: Sequence[Path]) -> list[Run]:
@@ -156,7 +176,7 @@ def warnings(runs: Iterable[Run]) -> list[str]:
     seen = {
         "models": {f"{r.identity['model']['name']} ({r.record['inputs'].get('model', '')[:10]})" for r in done},
         "training data": {_short(r.record["inputs"].get("data")) for r in done},
-        "question sets": {_short(question_set(r)) for r in done},
+        "question sets": {_short(r.question_set) for r in done},
         "code versions": {str((r.record.get("code") or {}).get("commit") or "unknown")[:10] for r in done},
         "versions of the results": {str(r.identity.get("results_version")) for r in done},
     }
@@ -167,13 +187,6 @@ def warnings(runs: Iterable[Run]) -> list[str]:
     if changed:
         found.append(f"{changed} of {len(done)} runs were made by code with uncommitted changes.")
     return found
-
-
-def question_set(run: Run) -> dict[str, Any]:
-    """What determines the content of the questions that a run was asked; runs with another cannot be paired."""
-    asked = run.identity.get("eval", {})
-    chosen = {k: asked.get(k) for k in ("seed", "replaced", "position", "num_fewshot", "limit", "subset")}
-    return chosen | {"words": run.record.get("inputs", {}).get("query_words")}
 
 
 def _short(value: Any) -> str:

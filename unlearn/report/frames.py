@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
-from unlearn.report.collect import Run, question_set
+from unlearn.report.collect import Run
 
 METHODS = {"rmu": "RMU", "adaptive_rmu": "Adaptive RMU", "rsv": "RSV"}
 CONFIDENCE = 0.95
@@ -51,7 +51,7 @@ def run_frame(runs: Sequence[Run]) -> pd.DataFrame:
     asked = [_questions(run) if run.done else "" for run in runs]
     several = len({questions for questions in asked if questions}) > 1
     rows = []
-    for number, (run, keys) in enumerate(zip(runs, described, strict=True)):
+    for number, (run, keys, setting) in enumerate(zip(runs, described, _settings(runs), strict=True)):
         arguments = {k: v for k, v in keys.items() if k.startswith("method.") and is_number(v)}
         other = {k: keys[k] for k in differing if k in keys}
         if several and run.done:
@@ -68,7 +68,7 @@ def run_frame(runs: Sequence[Run]) -> pd.DataFrame:
                 "nu": keys.get("rna.nu", math.nan),
                 "seed": keys.get("seed"),
                 "other": " ".join(f"{k}={v}" for k, v in other.items()),
-                "setting": _setting(run),
+                "setting": setting,
                 **arguments,
                 **{k: v for k, v in other.items() if k != "questions"},
             }
@@ -93,15 +93,28 @@ def _differing(described: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def _questions(run: Run) -> str:
     """The question set in a few words: what was set, and the first digits of the words' hash."""
-    chosen = question_set(run)
-    words = str(chosen.pop("words"))[:6]
+    chosen = dict(run.question_set)
+    words = str(chosen.pop("words", ""))[:6]
     return ",".join([*(f"{k}:{v}" for k, v in chosen.items() if v is not None), words])
 
 
-def _setting(run: Run) -> str:
-    """The run's identity without the seed and without which tasks and queries were asked."""
-    kept = {key: value for key, value in run.identity.items() if key not in ("seed", "eval")}
-    return json.dumps([kept, question_set(run)], sort_keys=True) if kept else ""
+def _settings(runs: Sequence[Run]) -> list[str]:
+    """Each run's setting: its identity without the seed and without which tasks and queries were asked.
+
+    A run that has not come to its questions' words gets the setting of one that is like it in all else.
+    """
+    found, alike = [], {}
+    for run in runs:
+        kept = {key: value for key, value in run.identity.items() if key not in ("seed", "eval")}
+        asked = run.question_set if kept else {}
+        words = {"words": asked.pop("words", None)}
+        found.append((json.dumps([kept, asked], sort_keys=True), json.dumps([kept, asked | words], sort_keys=True)))
+        if run.done:
+            alike[found[-1][0]] = found[-1][1]
+    return [
+        (full if run.done else alike.get(likeness, full)) if run.identity else ""
+        for run, (likeness, full) in zip(runs, found, strict=True)
+    ]
 
 
 def accuracy_frame(runs: Sequence[Run], about: pd.DataFrame) -> pd.DataFrame:
@@ -117,7 +130,7 @@ def accuracy_frame(runs: Sequence[Run], about: pd.DataFrame) -> pd.DataFrame:
             continue
         for model in ("base", "unlearned"):
             for role, tasks in run.roles.items():
-                for query in run.identity["eval"]["queries"]:
+                for query in run.queries:
                     found = [_accuracy(run.metrics, model, task, query) for task in tasks]
                     known = [row for row in found if row is not None]
                     common = {"number": number, **named[number], "model": model, "role": role, "query": query}

@@ -202,7 +202,7 @@ def _contrasts_of(m: Material, choice: Chosen, role: str) -> list[dict[str, obje
 def _contrast(pairs: Sequence[tuple[Run, Run]], role: str, queries: tuple[str, str]) -> dict[str, object] | None:
     """Of runs a in one query and b in another, by seed; None where a side is not there."""
     for a, b in pairs:
-        if (why := differing_questions(a.record, b.record, queries)) is not None:
+        if queries[0] == queries[1] and (why := differing_questions(a.record, b.record, queries[0])) is not None:
             return {"why not": why}
     answers = [(_right(a, role, queries[0]), _right(b, role, queries[1])) for a, b in pairs]
     answers = [(x, y) for x, y in answers if x and x.keys() == y.keys()]
