@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -60,6 +61,7 @@ def made_up_run(
     }
     if status == "failed":
         record["error"] = "CUDA is out of memory"
+    record = copy.deepcopy(record)
     for key, value in (changes or {}).items():
         *parents, last = key.split(".")
         place: dict = record

@@ -55,6 +55,8 @@ def read_record(run_dir: Path) -> dict[str, Any]:
         raise UserError(f"{run_dir}: no run is here (there is no run.json).") from None
     except ValueError as error:
         raise UserError(f"{file}: {error}") from None
+    if not isinstance(record, dict) or not isinstance(record.get("identity"), dict):
+        raise UserError(f"{file}: not the record of a run.")
     return record
 
 
@@ -72,9 +74,12 @@ def differing_questions(a: dict[str, Any], b: dict[str, Any], query: str) -> str
 
 
 def read_roles(run_dir: Path) -> dict[str, list[str]]:
-    """Which tasks belong together: role -> tasks."""
+    """Which tasks belong together: role -> tasks. Raises UserError for a file that is not JSON."""
     file = run_dir / "samples" / ROLES
-    return json.loads(file.read_text()) if file.is_file() else {}
+    try:
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{file}: {error}") from None
 
 
 def compare(a: Correct, b: Correct, roles: Mapping[str, Sequence[str]] | None = None) -> dict[tuple[str, str], Paired]:
@@ -122,6 +127,9 @@ def main() -> None:
     args = parser.parse_args()
     try:
         results, refused = compare_runs(args.a, args.b)
+        for run in (args.a, args.b):
+            if (status := read_record(run).get("status")) != "done":
+                say(f"Warning: {run} is not done but {status}: its answers may not be all.")
     except UserError as error:
         sys.exit(f"Error: {error}")
     for query, why in refused.items():

@@ -15,13 +15,15 @@ from pathlib import Path
 
 from unlearn.errors import UserError
 from unlearn.files import write_atomically
-from unlearn.report.collect import collect, warnings
-from unlearn.report.export import write_figures, write_tables
+from unlearn.report.collect import collect
+from unlearn.report.export import write_figures, write_table
 from unlearn.report.figures import figures
-from unlearn.report.material import gather
+from unlearn.report.material import Material, gather
 from unlearn.report.page import page
-from unlearn.report.tables import TABLES, tables
+from unlearn.report.tables import TABLES, Table, tables
 from unlearn.screen import say
+
+TOLD = 10  # lines about runs that are not used
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -32,36 +34,47 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folders", type=Path, nargs="+", metavar="RUN_OR_SWEEP_DIR", help="or a folder that holds such")
     parser.add_argument("-o", "--output", type=Path, help="default: report.html; tables go to the terminal")
     parser.add_argument("--format", choices=("html", "md", "latex", "csv"), default="html")
-    parser.add_argument("--table", choices=TABLES, default="table_1", help="with md, latex or csv: which")
+    parser.add_argument("--table", choices=TABLES, help="with md, latex or csv: which (default: table_1)")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="write each figure there, as PDF, PNG and CSV")
     parser.add_argument("--paper", action="store_true", help="lay the paper's published numbers beside one's own")
     parser.add_argument("--title", default="Unlearning report")
     args = parser.parse_args(arguments)
+    if args.format == "html" and args.table is not None:
+        parser.error("--table goes with --format md, latex or csv: the page has all tables.")
+    if args.table == "published" and not args.paper:
+        parser.error("--table published goes with --paper.")
     try:
         _report(args)
-    except UserError as error:
+    except (UserError, OSError) as error:
         sys.exit(f"Error: {error}")
 
 
 def _report(args: argparse.Namespace) -> None:
     began = time.monotonic()
-    runs = collect(args.folders)
-    for warning in warnings(runs):
-        say(f"Warning: {warning}")
-    for run in (run for run in runs if not run.done):
-        say(f"Not used: {run.folder}: {run.status}: {run.why.strip()}")
-    material = gather(runs, paper=args.paper)
-    if args.figures is not None:
-        written = write_figures(args.figures, figures(material))
-        say(f"{written} figures: {args.figures}")
+    material = gather(collect(args.folders), paper=args.paper)
+    drawn = list(figures(material))
     listed = tables(material)
+    _tell(material, listed)
+    if args.figures is not None:
+        say(f"{write_figures(args.figures, drawn)} figures: {args.figures}")
     if args.format != "html":
-        write_tables([t for t in listed if t.name == args.table], args.format, args.output)
+        write_table(next(t for t in listed if t.name == (args.table or "table_1")), args.format, args.output)
         return
     output = args.output or Path("report.html")
-    write_atomically(output, page(material, listed, list(figures(material)), title=args.title))
+    write_atomically(output, page(material, listed, drawn, title=args.title))
     size = output.stat().st_size / 2**20
-    say(f"{output}: {len(runs)} runs, {size:.1f} MB, {time.monotonic() - began:.0f} s")
+    say(f"{output}: {len(material.runs)} runs, {size:.1f} MB, {time.monotonic() - began:.0f} s")
+
+
+def _tell(material: Material, listed: Sequence[Table]) -> None:
+    """Warnings, and the first of the runs that are not used, or not wholly."""
+    for warning in material.warnings:
+        say(f"Warning: {warning}")
+    left_out = next(table for table in listed if table.name == "unusable").data
+    for run in left_out.head(TOLD).itertuples():
+        say(f"Not used: {run.folder}: {run.status}: {run.why}")
+    if len(left_out) > TOLD:
+        say(f"... and {len(left_out) - TOLD} more, in the report's last table.")
 
 
 if __name__ == "__main__":

@@ -95,20 +95,26 @@ def curves(
     *,
     x: alt.X,
     y: alt.Y,
-    colour: alt.Color,
-    dash: alt.StrokeDash | None = None,
-    detail: Sequence[str] = (),
-    title: str = "",
+    colour: str,
+    scale: alt.Scale,
+    dash: alt.StrokeDash,
+    title: str,
+    legend: Any = alt.Undefined,
 ) -> alt.LayerChart:
-    """Lines with points over error bars, from columns `mean`, `low` and `high`."""
-    common: dict[str, Any] = {"x": x, "color": colour}
-    detailed = [alt.Detail(f"{name}:N") for name in detail]
+    """Lines with points over error bars, from `mean`, `low` and `high`; hollow where `missing` says something."""
+    named: dict[str, Any] = {"title": None, "scale": scale}
+    common: dict[str, Any] = {"x": x, "color": alt.Color(f"{colour}:N", legend=legend, **named)}
     chart = alt.Chart(data)
-    bars = chart.mark_rule(opacity=0.45, clip=True).encode(
-        **common, y=alt.Y("low:Q", scale=y["scale"], title=y["title"]), y2="high:Q"
+    ends = {"y": alt.Y("low:Q", scale=y["scale"], title=y["title"]), "y2": "high:Q"}
+    bars = chart.mark_rule(opacity=0.45, clip=True).encode(**common, **ends)
+    line = chart.mark_line(clip=True).encode(**common, y=y, strokeDash=dash)
+    points = chart.mark_point(filled=False, size=2.4 * look.size, opacity=1, strokeWidth=look.size / 10).encode(
+        **common,
+        y=y,
+        fill=alt.Fill(f"{colour}:N", legend=None, **named),
+        fillOpacity=alt.condition("datum.missing != ''", alt.value(0), alt.value(1)),
+        tooltip=tooltip(data),
     )
-    line = chart.mark_line(clip=True).encode(**common, y=y, **({"strokeDash": dash} if dash else {}), detail=detailed)
-    points = chart.mark_point(filled=True, size=2.4 * look.size, opacity=1).encode(**common, y=y, tooltip=tooltip(data))
     return alt.layer(bars, line, points).properties(width=look.width, height=look.height, title=title)
 
 

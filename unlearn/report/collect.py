@@ -6,8 +6,8 @@ Whatever cannot be used, a failed, unfinished, missing or corrupt run, is in the
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,16 @@ from unlearn.identity import identity
 from unlearn.run_folder import asked
 from unlearn.sweep import Job, Sweep
 
-REQUIRED = (
-    "status",
-    "identity.model.name",
-    "identity.method.name",
-    "identity.eval.tasks",
-    "identity.eval.queries",
-    "inputs",
-)
+REQUIRED: dict[str, type | tuple[type, ...]] = {
+    "identity.model.name": str,
+    "identity.method.name": str,
+    "identity.rna.nu": (int, float),
+    "identity.seed": int,
+    "identity.eval.tasks": dict,
+    "identity.eval.queries": list,
+    "inputs": dict,
+}  # what a run.json must have, and of which type
+DESCRIBED = 200  # jobs of a sweep that never began and whose configuration is composed, which takes a while
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Run:
     @property
     def question_set(self) -> dict[str, Any]:
         """What determines the content of its perturbed questions or, if it had none, of the default ones."""
+        if not self.identity:
+            return {}
         return next((found for query in ("perturbed", "default") if (found := asked(self.record, query))), {})
 
     @property
@@ -86,39 +90,50 @@ def collect(folders: Sequence[Path]) -> list[Run]:
     return [found[path] for path in sorted(found)]
 
 
-def _below(folder: Path) -> Iterator[Run]:
-    """The runs in and below a folder; what is below a run or a sweep is theirs."""
-    if (folder / "run.json").is_file():
-        yield read_run(folder)
-    elif (folder / "sweep.json").is_file():
-        yield from _of_sweep(folder)
-    else:
-        with os.scandir(folder) as entries:
-            below = sorted(Path(e.path) for e in entries if e.is_dir(follow_symlinks=False))
-        for path in below:
-            yield from _below(path)
+def _below(top: Path) -> Iterator[Run]:
+    """The runs in and below a folder, links followed; what is below a run or a sweep is theirs."""
+    folders, seen = [top], set()
+    while folders:
+        folder = folders.pop()
+        if folder.resolve() in seen:
+            continue
+        seen.add(folder.resolve())
+        if (folder / "run.json").is_file():
+            yield read_run(folder)
+        elif (folder / "sweep.json").is_file():
+            yield from _of_sweep(folder)
+        else:
+            try:
+                folders += sorted((path for path in folder.iterdir() if path.is_dir()), reverse=True)
+            except OSError as error:
+                yield Run(folder, "corrupt", f"cannot be read: {error}")
 
 
 def read_run(folder: Path) -> Run:
     """The run of a folder that has a run.json."""
     try:
         record = _object(folder / "run.json")
-        lacking = [key for key in REQUIRED if not _has(record, key)]
-        if lacking:
-            return Run(folder, "corrupt", f"run.json lacks {', '.join(lacking)}")
-        if record["status"] == "failed":
+        wrong = [key for key, kind in REQUIRED.items() if not isinstance(_at(record, key), kind)]
+        if wrong:
+            return Run(folder, "corrupt", f"run.json: missing or of a wrong type: {', '.join(wrong)}")
+        if record.get("status") == "failed":
             return Run(folder, "failed", str(record.get("error", "")), record)
-        if record["status"] != "done":
+        if record.get("status") != "done":
             return Run(folder, "unfinished", "not finished, or interrupted", record)
-        return Run(folder, "done", "", record, _object(folder / "metrics.json"))
+        metrics = _object(folder / "metrics.json")
+        wrong = [key for key, value in metrics.items() if not isinstance(value, (int, float))]
+        if wrong:
+            return Run(folder, "corrupt", f"metrics.json: not a number: {', '.join(wrong[:5])}", record)
+        return Run(folder, "done", "", record, {k: v for k, v in metrics.items() if math.isfinite(v)})
     except (OSError, ValueError) as error:
         return Run(folder, "corrupt", f"{type(error).__name__}: {error}")
 
 
-def _has(tree: Any, key: str) -> bool:
-    """Whether a dotted key is there."""
-    first, _, rest = key.partition(".")
-    return isinstance(tree, dict) and first in tree and (not rest or _has(tree[first], rest))
+def _at(tree: Any, key: str) -> Any:
+    """The value of a dotted key, or None."""
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
 
 
 def _object(file: Path) -> dict[str, Any]:
@@ -135,15 +150,17 @@ def _of_sweep(folder: Path) -> Iterator[Run]:
     """The runs of a sweep's jobs, those too that were never begun."""
     try:
         sweep = Sweep(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         yield Run(folder, "corrupt", f"sweep.json: {type(error).__name__}: {error}")
         return
+    never = 0
     for job in sweep.jobs.values():
         run = _run_folder(sweep, job)
         if run is not None and (run / "run.json").is_file():
             yield read_run(run)
         else:
-            yield _never_begun(sweep, job, run)
+            never += 1
+            yield _never_begun(sweep, job, run, described=never <= DESCRIBED)
 
 
 def _run_folder(sweep: Sweep, job: Job) -> Path | None:
@@ -155,39 +172,17 @@ def _run_folder(sweep: Sweep, job: Job) -> Path | None:
     return recorded if recorded.is_dir() else next((path for path in moved if path.is_dir()), recorded)
 
 
-def _never_begun(sweep: Sweep, job: Job, folder: Path | None) -> Run:
-    """A job without a run.json: its configuration, as far as it is known."""
-    error = sweep.folder / str(job.number) / "error.json"
-    status, why = ("failed", job.error) if job.error else ("missing", "never begun")
-    if error.is_file():
-        status, why = "failed", str(_object(error).get("error"))
-    record: dict[str, Any] = {}
+def _never_begun(sweep: Sweep, job: Job, folder: Path | None, *, described: bool) -> Run:
+    """A job without a run.json: its configuration, if wanted and as far as it can be known, and what is said of it."""
+    status, why, record = "missing", "never begun", {}
     try:
-        config = sweep.config(job.number)
-        record = {"config": asdict(config), "identity": identity(config)}
-    except Exception as problem:  # whatever is wrong with a configuration that was never run
-        why = f"{why} ({describe(problem)})" if job.error is None else why
+        if job.error is not None:
+            status, why = "failed", job.error
+        elif (error := sweep.folder / str(job.number) / "error.json").is_file():
+            status, why = "failed", str(_object(error).get("error"))
+        if described and job.error is None:
+            config = sweep.config(job.number)
+            record = {"config": asdict(config), "identity": identity(config)}
+    except Exception as problem:  # whatever is wrong with files and configurations that were never run
+        why += f" (more cannot be read: {describe(problem)})"
     return Run(folder or sweep.folder / str(job.number), status, f"{sweep.label(job.number)}: {why}", record)
-
-
-def warnings(runs: Iterable[Run]) -> list[str]:
-    """What a reader has to know before runs are compared: mixed models, data, questions or code."""
-    done = [run for run in runs if run.done]
-    seen = {
-        "models": {f"{r.identity['model']['name']} ({r.record['inputs'].get('model', '')[:10]})" for r in done},
-        "training data": {_short(r.record["inputs"].get("data")) for r in done},
-        "question sets": {_short(r.question_set) for r in done},
-        "code versions": {str((r.record.get("code") or {}).get("commit") or "unknown")[:10] for r in done},
-        "versions of the results": {str(r.identity.get("results_version")) for r in done},
-    }
-    found = [
-        f"These runs are of {len(v)} {what}: {', '.join(sorted(v)[:8])}." for what, v in seen.items() if len(v) > 1
-    ]
-    changed = sum(bool((r.record.get("code") or {}).get("changed")) for r in done)
-    if changed:
-        found.append(f"{changed} of {len(done)} runs were made by code with uncommitted changes.")
-    return found
-
-
-def _short(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)

@@ -32,9 +32,9 @@ def write_figures(folder: Path, figures: Iterable[Figure]) -> int:
     return count
 
 
-def write_tables(tables: Iterable[Table], kind: str, output: Path | None) -> None:
-    """Tables as `kind` (md, latex or csv) into a file, or on the terminal."""
-    text = "\n".join(as_text(table, kind) for table in tables)
+def write_table(table: Table, kind: str, output: Path | None) -> None:
+    """A table as `kind` (md, latex or csv) into a file, or on the terminal."""
+    text = as_text(table, kind)
     if output is None:
         sys.stdout.write(text)
     else:
@@ -47,15 +47,21 @@ def as_text(table: Table, kind: str) -> str:
         return table.data.to_csv(index=False)
     if table.data.empty:
         return f"{table.title}\n\n{table.note}\n" if kind == "md" else f"% {table.title}: {table.note}\n"
+    escape = _latex if kind == "latex" else _markdown
+    data = table.data.rename(columns=escape).map(lambda value: escape(value) if isinstance(value, str) else value)
     if kind == "md":
-        return f"### {table.title}\n\n{table.data.to_markdown(index=False, missingval='–')}\n\n{table.note}\n"
-    data = table.data.rename(columns=_latex).map(lambda value: _latex(value) if isinstance(value, str) else value)
-    body = data.to_latex(index=False, na_rep="--", float_format="%.4g")
-    return f"% {table.title}\n% {table.note}\n{body}"
+        return f"### {table.title}\n\n{data.to_markdown(index=False, missingval='–')}\n\n{table.note}\n"
+    return f"% {table.title}\n% {table.note}\n{data.to_latex(index=False, na_rep='--', float_format='%.4g')}"
+
+
+def _markdown(text: str) -> str:
+    """Text that stays within its cell."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _latex(text: str) -> str:
     """Text with what LaTeX takes for commands made harmless, and its own signs for the rest."""
-    signs = {"\\": r"\textbackslash{}", "±": r"$\pm$", "ν": r"$\nu$", "β": r"$\beta$", "–": "--", "·": r"$\cdot$"}
+    signs = {"\\": r"\textbackslash{}", "±": r"$\pm$", "ν": r"$\nu$", "β": r"$\beta$", "–": "--"}
+    signs |= {"·": r"$\cdot$", "↑": r"$\uparrow$"}
     signs |= {sign: f"\\{sign}" for sign in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     return "".join(signs.get(letter, letter) for letter in text)

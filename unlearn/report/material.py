@@ -2,58 +2,124 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import pandas as pd
 
-from unlearn.report.choose import ROLE_MEAN, Chosen, choose
+from unlearn.errors import describe
+from unlearn.report.choose import Chosen, choose
 from unlearn.report.collect import Run
-from unlearn.report.frames import METHODS, accuracy_frame, flat, is_number, over_seeds, run_frame
+from unlearn.report.frames import (
+    MEAN,
+    METHODS,
+    accuracy_frame,
+    flat,
+    is_number,
+    missing_seeds,
+    over_seeds,
+    repeated_seeds,
+    run_frame,
+)
 
 
 @dataclass(frozen=True)
 class Material:
-    """See the fields' frames in `unlearn.report.frames`."""
+    """See the fields' frames in `unlearn.report.frames`.
+
+    Figures that compare methods are of one world, which is one model and what it was asked: that of most runs.
+    """
 
     runs: Sequence[Run]
     about: pd.DataFrame
     accuracies: pd.DataFrame
     means: pd.DataFrame
+    world: str
     chosen: Sequence[Chosen]
     paper: bool  # lay the paper's numbers beside
+    problems: dict[str, str] = field(default_factory=dict)  # run -> what of it could not be read
 
     @property
     def unlearned(self) -> pd.DataFrame:
-        """Roles' accuracies of unlearned models."""
+        """Roles' accuracies of unlearned models, of all worlds."""
         return self._of("unlearned")
 
     @property
     def base(self) -> pd.DataFrame:
-        """Those of the base model: a row for each role and query."""
+        """Those of this world's base model: a row for each role and query."""
         base = self._of("base")
-        return base.drop_duplicates(["role", "query"]) if len(base) else base
+        return base[base["world"] == self.world].drop_duplicates(["role", "query"]) if len(base) else base
 
     def _of(self, model: str) -> pd.DataFrame:
         means = self.means
-        return means[(means["model"] == model) & (means["task"] == ROLE_MEAN)] if len(means) else means
+        return means[(means["model"] == model) & (means["task"] == MEAN)] if len(means) else means
 
     @property
-    def labels(self) -> dict[str, str]:
-        """Chosen settings and what they are called."""
-        return {setting: label for choice in self.chosen for setting, label in choice.settings.items()}
+    def standing(self) -> dict[str, tuple[str, bool]]:
+        """Chosen settings: setting -> (method, whether with RNA)."""
+        return {setting: (c.method, rna) for c in self.chosen for setting, rna in c.settings.items()}
 
-    def runs_of(self, setting: str) -> list[Run]:
-        """The finished runs of a setting, by seed."""
+    def runs_of(self, setting: str) -> dict[int, Run]:
+        """The finished runs of a setting: seed -> run."""
         rows = self.about[(self.about["setting"] == setting) & (self.about["status"] == "done")]
-        return [self.runs[number] for number in rows.sort_values("seed")["number"]]
+        rows = rows.drop_duplicates("seed").sort_values("seed")
+        return {int(seed): self.runs[number] for seed, number in zip(rows["seed"], rows["number"], strict=True)}
+
+    @contextmanager
+    def reading(self, run: Run) -> Iterator[None]:
+        """What cannot be read of one run is noted, and no reason to show nothing of the others."""
+        try:
+            yield
+        except Exception as error:  # a torn line, table or file: whatever a reader raises
+            self.problems.setdefault(str(run.folder), describe(error))
+
+    @property
+    def lacking(self) -> dict[str, str]:
+        """Setting -> which seeds it should have and has not, and why."""
+        return missing_seeds(self.about)
 
     @property
     def choice(self) -> str:
         """How the settings that stand for a method were chosen, in words."""
-        told = [f"{c.method} {c.coefficient}" + (f", ν = {c.nu:g}" if c.nu is not None else "") for c in self.chosen]
         best = " The best of several, on the questions shown." if any(c.of > 1 for c in self.chosen) else ""
-        return f"Settings: {'; '.join(told)}.{best}"
+        worlds = self.about[self.about["world"] != ""]["world"].nunique()
+        one = f" Of the {worlds} combinations of model, questions and tasks, that of most runs." if worlds > 1 else ""
+        return f"Settings: {'; '.join(map(str, self.chosen))}.{best}{one}"
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader has to know before runs are compared: mixed models, data, questions or code."""
+        done = [run for run in self.runs if run.done]
+        codes = [run.record.get("code") or {} for run in done]
+        seen = {
+            "models": {f"{r.identity['model']['name']} ({str(r.record['inputs'].get('model'))[:8]})" for r in done},
+            "sets of training texts": {_brief(r.record["inputs"].get("data")) for r in done},
+            "question sets": {_brief({k: v for k, v in r.question_set.items() if v is not None}) for r in done},
+            "sets of tasks": {_brief(r.roles) for r in done},
+            "code versions": {str(code.get("commit") or "unknown")[:10] for code in codes},
+            "versions of the results": {str(r.identity.get("results_version")) for r in done},
+        }
+        found = []
+        for what, values in seen.items():
+            if len(values) > 1:
+                listed = [*sorted(values)[:5], *(["..."] if len(values) > 5 else [])]
+                found.append(f"These runs are of {len(values)} {what}: {'; '.join(listed)}.")
+        changed = sum(bool(code.get("changed")) for code in codes)
+        if changed:
+            found.append(f"{changed} of {len(done)} runs were made by code with uncommitted changes.")
+        repeated = repeated_seeds(self.about)
+        if repeated:
+            found.append(f"{repeated} runs repeat a seed of the same setting; each seed counts once.")
+        return found
+
+
+def _brief(value: object) -> str:
+    """A nested value in a line, hashes cut short."""
+    if isinstance(value, dict):
+        return " ".join(f"{key}={_brief(v)}" for key, v in value.items())
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text[:8] if len(text) == 64 else text
 
 
 def _order(run: Run) -> tuple[object, ...]:
@@ -71,4 +137,7 @@ def gather(runs: Sequence[Run], *, paper: bool = False) -> Material:
     about = run_frame(runs)
     accuracies = accuracy_frame(runs, about)
     means = over_seeds(accuracies, about)
-    return Material(runs, about, accuracies, means, choose(means), paper)
+    worlds = about[about["world"] != ""]["world"].value_counts()
+    world = str(worlds.index[0]) if len(worlds) else ""
+    chosen = choose(means[means["world"] == world]) if len(means) else []
+    return Material(runs, about, accuracies, means, world, chosen, paper)

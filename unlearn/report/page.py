@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
@@ -17,13 +18,12 @@ import pandas as pd
 import vl_convert
 
 from unlearn.report.charts import SCREEN
-from unlearn.report.collect import warnings
 from unlearn.report.figure import Figure
 from unlearn.report.material import Material
 from unlearn.report.tables import Table
 
 MANY = 15  # rows: from here on a table is shown in pages, and its columns can be filtered
-PRECISION = {"ν": "g", "nu": "g", "published nu": "g", "seed": "g", "p": ".2g"}  # of numbers that are not percentages
+TENTHS = re.compile(",|difference|drop|gain")  # headings of percentages and points
 ON_PAGE = ("overview", "table_1", "contrasts", "published", "settings", "unusable")
 
 
@@ -38,7 +38,7 @@ def page(m: Material, tables: Sequence[Table], figures: Sequence[Figure], *, tit
     return template.render(
         title=title,
         summary=summary(m),
-        warnings=warnings(m.runs),
+        warnings=m.warnings,
         tables=shown,
         figures=figures,
         table_html={name: _rows(table) for name, table in shown.items()},
@@ -120,5 +120,6 @@ def _cell(column: str, value: Any) -> str:
     """A cell; what is missing is sorted before everything else."""
     if value is None or value == "" or (isinstance(value, float) and pd.isna(value)):
         return '<td data-order="">–</td>'
-    text = format(value, PRECISION.get(column, ".1f")) if isinstance(value, float) else str(value)
+    kind = ".1f" if TENTHS.search(column) else ".2g" if column.startswith("p ") else "g"
+    text = format(value, kind) if isinstance(value, float) else str(value)
     return f"<td>{html.escape(text)}</td>"

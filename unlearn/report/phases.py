@@ -7,26 +7,24 @@ import pandas as pd
 MARGIN = 1.15  # how far beside the smallest and the largest nu an axis goes on, as a factor
 
 
-def phases(rows: pd.DataFrame, plain: pd.DataFrame) -> pd.DataFrame:
-    """Where phases I, II and III begin and end (columns phase, begin, end), from means under perturbation.
+def phases(rows: pd.DataFrame, plain: float | None) -> pd.DataFrame:
+    """Where phases I, II and III begin and end (columns phase, begin, end), read off means under perturbation.
 
-    `rows` has those of several nu (x, role, query, mean), `plain` those without RNA, from where phase I begins if the
-    smallest nu has gained. I ends at the peak of retained knowledge; II at the lowest point after it; III is what
-    follows, if both kinds of knowledge end higher than they were there. Of fewer than three values of nu, or of
-    several curves, none.
+    `rows` has a curve's x, role, query and mean; `plain` is retained knowledge without RNA, from where phase I begins
+    if the smallest nu has gained. I ends at the peak of retained knowledge; II at the lowest point after it; III is
+    what follows, if both kinds of knowledge end higher than they were there. Of fewer than three values of nu, none.
     """
-    under = rows[(rows["query"] == "perturbed") & ~rows.duplicated(["x", "role", "query"], keep=False)]
+    under = rows[rows["query"] == "perturbed"]
     table = under.pivot(index="x", columns="role", values="mean").sort_index()
     if len(table) < 3 or not {"retain", "forget"} <= set(table.columns):
         return pd.DataFrame(columns=["phase", "begin", "end"])
     first, last, retain = table.index[0], table.index[-1], table["retain"]
-    before = plain[(plain["query"] == "perturbed") & (plain["role"] == "retain")]["mean"]
-    gained = len(before) == 1 and before.iloc[0] < retain[first]
+    gained = plain is not None and plain < retain[first]
     peak = _peak(retain)
     trough = retain[peak:].idxmin()
-    again = bool((table.loc[last] > table.loc[trough]).all())
-    begin, decline = (first / MARGIN if gained else first), (trough if again else last)
-    ends = [("I", begin, peak), ("II", peak, decline), ("III", decline, last)]
+    ends = [("I", first / MARGIN if gained else first, peak), ("II", peak, trough)]
+    if (table.loc[last] > table.loc[trough]).all():
+        ends.append(("III", trough, last))
     return pd.DataFrame([{"phase": p, "begin": b, "end": e} for p, b, e in ends if e > b])
 
 

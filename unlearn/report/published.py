@@ -42,8 +42,8 @@ def table_1() -> pd.DataFrame:
 def beside(method: str) -> dict[str, object]:
     """What section 6 says of a method, for a row of a table."""
     return {
-        "published coefficient": COEFFICIENT.get(method),
-        "published nu": NU.get(method),
+        "published c, β": COEFFICIENT.get(method),
+        "published ν": NU.get(method),
         "published drop on MMLU": DROP.get(method),
         "published gain by RNA": GAIN.get(method),
     }

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass, field
 
-import numpy as np
 import pandas as pd
-from scipy import stats
 
-from unlearn.compare import differing_questions, read_samples
-from unlearn.evaluate.statistics import paired
 from unlearn.report import published
-from unlearn.report.choose import ROLE_MEAN, Chosen
-from unlearn.report.collect import Run
+from unlearn.report.contrasts import Contrast, contrasts_of
+from unlearn.report.frames import MEAN
 from unlearn.report.material import Material
 
 NONE = "–"
 SHOWN = ("default", "perturbed")
 TABLES = ("overview", "table_1", "contrasts", "settings", "accuracies", "unusable", "published")
+LONGEST = 300  # letters of an error that are shown; the run's folder has all
+GREEK = {"beta": "β", "nu": "ν"}
 
 
 @dataclass(frozen=True)
@@ -34,97 +31,119 @@ class Table:
 
 
 def tables(m: Material) -> list[Table]:
-    """All of them, in the order of the page."""
-    listed = [overview(m), table_1(m), contrasts(m), settings(m), accuracies(m), unusable(m)]
-    return [*listed, published_choices(m)] if m.paper else listed
+    """All of them, in the order of the page; to be made after the figures, which find what cannot be read."""
+    measured = {(c.method, role): contrasts_of(m, c, role) for c in m.chosen for role in ("retain", "near", "forget")}
+    listed = [overview(m), table_1(m), contrasts(m, measured), settings(m), accuracies(m)]
+    beside = [published_choices(m, measured)] if m.paper else []
+    return [*listed, *beside, unusable(m)]
+
+
+def _about(m: Material) -> pd.DataFrame:
+    """A row for each run: method, its arguments, nu, seed, and what else differs."""
+    arguments = {c: c.removeprefix("method.") for c in m.about if str(c).startswith("method.")}
+    columns = ["method", *arguments, "nu", "seed", "other"]
+    named = {**{c: GREEK.get(short, short) for c, short in arguments.items()}, "nu": GREEK["nu"]}
+    data = m.about[columns].rename(columns=named)
+    return data.drop(columns="other") if (data["other"] == "").all() else data
 
 
 def overview(m: Material) -> Table:
     """A row for each run, also for those that have no result."""
-    columns = ["method", "coefficient", "nu", "seed", "other", "status"]
-    data = m.about[["number", *columns]].rename(columns={"coefficient": "c, β", "nu": "ν"})
-    rows = m.accuracies
+    data = _about(m).assign(status=m.about["status"])
+    rows, number = m.accuracies, m.about["number"]
     if len(rows):
-        mean = rows[(rows["task"] == ROLE_MEAN) & (rows["model"] == "unlearned") & rows["query"].isin(SHOWN)]
-        wide = mean.pivot_table(index="number", columns=["role", "query"], values="acc", sort=False).round(1)
-        for role, query in wide.columns:
-            data[f"{role}, {query}"] = data["number"].map(wide[role, query])
-        for role, query in (("retain", "perturbed"), ("forget", "default")):
-            part = mean[(mean["role"] == role) & (mean["query"] == query)].set_index("number")
-            data[f"{role}, {query}: less base"] = data["number"].map(part["difference"].round(1))
-            data[f"95 % ({role})"] = data["number"].map(_interval(part))
-    data["run"] = m.about["run"]
-    if (data["other"] == "").all():
-        data = data.drop(columns="other")
+        mean = rows[(rows["task"] == MEAN) & (rows["model"] == "unlearned") & rows["query"].isin(SHOWN)]
+        for (role, query), part in mean.groupby(["role", "query"], sort=False):
+            part = part.set_index("number")
+            data[f"{role}, {query}"] = number.map(part["acc"].round(1))
+            data[f"{role}, {query}: less base"] = number.map(part["difference"].round(1))
+            data[f"95 % ({role}, {query})"] = number.map(
+                {n: _interval(low, high) for n, low, high in zip(part.index, part["low"], part["high"], strict=True)}
+            )
     note = (
         "A row for each run. Accuracies in %, a role's being the mean of its tasks; differences from the base model in "
         "points, paired by question, with 95 % intervals over questions."
     )
-    return Table("overview", "All runs", note, data.drop(columns="number"), frozenset({"other"}))
+    data["run"] = m.about["run"]
+    return Table("overview", "All runs", note, data, frozenset({"other"}))
 
 
-def _interval(rows: pd.DataFrame) -> pd.Series:
-    """low .. high as text."""
-    return rows.apply(lambda row: f"{row['low']:+.1f} .. {row['high']:+.1f}", axis=1) if len(rows) else pd.Series()
+def _interval(low: float, high: float) -> str:
+    return "" if math.isnan(low) else f"{low:+.1f} .. {high:+.1f}"
 
 
 def settings(m: Material) -> Table:
-    """Means over seeds of each setting."""
+    """Means over seeds of each setting, of those too that have no result."""
+    about = _about(m).drop(columns="seed").assign(setting=m.about["setting"])
+    about = about[about["setting"] != ""].drop_duplicates("setting").set_index("setting")
     rows = m.unlearned
+    if len(rows):
+        rows = rows[rows["query"].isin(SHOWN)]
+        seeds = rows.drop_duplicates("setting").set_index("setting")["seeds"]
+        about["seeds"] = seeds.reindex(about.index).fillna(0).astype(int)
+    lacking = m.lacking
+    about["missing"] = [lacking[setting] for setting in about.index]
+    for (role, query), part in rows.groupby(["role", "query"], sort=False) if len(rows) else ():
+        cells = zip(part["setting"], part["mean"], part["low"], part["high"], part["interval"], strict=True)
+        about[f"{role}, {query}"] = pd.Series({s: _mean_cell(*values) for s, *values in cells})
+    if (about["missing"] == "").all():
+        about = about.drop(columns="missing")
     note = (
         "Seeds of a setting together: mean and 95 % interval, Student's t over seeds; of a single seed, over questions "
         "(marked q). Where a seed is missing, a column says which and why."
     )
-    if rows.empty:
-        return Table("settings", "Means over seeds", "No finished run has accuracies.", pd.DataFrame())
-    rows = rows[rows["query"].isin(SHOWN)].copy()
-    mark = rows["interval"].map({"over seeds": "", "over questions": " q"})
-    ends = rows["low"].map("{:.1f}".format) + " .. " + rows["high"].map("{:.1f}".format)
-    rows["cell"] = rows["mean"].map("{:.1f}".format) + " (" + ends + ")" + mark
-    rows["column"] = rows["role"] + ", " + rows["query"]
-    about = rows.drop_duplicates("setting").set_index("setting")
-    about = about[["method", "coefficient", "nu", "other", "seeds", "missing"]]
-    data = about.join(rows.pivot(index="setting", columns="column", values="cell")[list(dict.fromkeys(rows["column"]))])
-    data = data.drop(columns=[name for name in ("other", "missing") if (data[name] == "").all()])
-    named = {"coefficient": "c, β", "nu": "ν"}
-    return Table("settings", "Means over seeds", note, data.rename(columns=named), frozenset({"other", "missing"}))
+    return Table("settings", "Means over seeds", note, about, frozenset({"other", "missing"}))
+
+
+def _mean_cell(mean: float, low: float, high: float, interval: str) -> str:
+    if math.isnan(low):
+        return f"{mean:.1f}"
+    return f"{mean:.1f} ({low:.1f} .. {high:.1f})" + ("" if interval == "over seeds" else " q")
 
 
 def accuracies(m: Material) -> Table:
     """Every accuracy of every finished run, tidy, for one's own analysis."""
     data = m.accuracies
     if len(data):
-        data = data.drop(columns=["number", "setting"]).round(3)
+        data = data.drop(columns=["number", "setting", "world"]).round(3)
     return Table("accuracies", "Every accuracy", "A row for each run, model, task and query; in %.", data)
 
 
 def unusable(m: Material) -> Table:
-    """Runs without a result, and why."""
-    rows = m.about[m.about["status"] != "done"]
-    data = rows[["run", "status", "method", "coefficient", "nu", "seed", "why", "folder"]]
-    note = "These are in no figure, and in no mean." if len(data) else "None: every run that was found is done."
-    return Table("unusable", "Failed, unfinished, missing and corrupt runs", note, data, frozenset({"why", "folder"}))
+    """Runs without a result, or of which something could not be read, and why."""
+    data = m.about[["run", "status", "method", "coefficient", "nu", "seed", "why", "folder"]].copy()
+    measured = set(m.accuracies["number"]) if len(m.accuracies) else set()
+    bare = (data["status"] == "done") & ~m.about["number"].isin(measured)
+    data.loc[bare, ["status", "why"]] = ["not evaluated", "done, but metrics.json has no accuracies of its roles"]
+    for folder, problem in m.problems.items():
+        place = (data["folder"] == folder) & (data["status"] == "done")
+        data.loc[place, ["status", "why"]] = ["partly unreadable", problem]
+    data = data[data["status"] != "done"].rename(columns={"coefficient": "c, β", "nu": "ν"})
+    data["why"] = [" ".join(why.split())[:LONGEST] for why in data["why"]]
+    note = "These are in no figure and no mean, or not in all of them." if len(data) else "None: all runs are done."
+    title = "Failed, unfinished, missing and corrupt runs"
+    return Table("unusable", title, note, data, frozenset({"why", "folder"}))
 
 
 def table_1(m: Material) -> Table:
     """Table 1: RM and RNA models on the tasks near the forgotten, in the paper's form."""
     title = "Table 1 · Tasks near the forgotten"
     rows = _near(m)
-    if rows.empty:
+    if rows.empty and not m.paper:
         return Table("table_1", title, "Nothing to show: no finished run has tasks of the role near.", pd.DataFrame())
-    tasks = list(dict.fromkeys(rows["task"]))
+    tasks = list(dict.fromkeys(rows["task"])) if len(rows) else []
+    methods = [c.method for c in m.chosen] or list(published.NU)
     out = []
-    for method, kind in (("Base", False), *((c.method, rna) for c in m.chosen for rna in (False, True))):
+    for method, rna in (("Base", False), *((method, rna) for method in methods for rna in (False, True))):
         for query in SHOWN:
-            of = rows[(rows["method"] == method) & (rows["rna"] == kind) & (rows["query"] == query)]
-            plain = rows[(rows["method"] == method) & ~rows["rna"] & (rows["query"] == query)]
-            cells = {t: _cell(of, plain if kind else None, t) for t in tasks}
-            line = {"method": method, "RNA": "w/ RNA" if kind else "original", "query": query, **cells}
+            cells = {f"{task} ↑": _cell(rows, method, rna, query, task) for task in tasks}
+            line = {"method": method, "RNA": "w/ RNA" if rna else "original", "query": query, **cells}
             if m.paper:
-                line |= {f"{t} (published)": _published_cell(method, kind, query, t) for t in published.TABLE_1_TASKS}
+                line |= {f"{t} (published)": _published_cell(method, rna, query, t) for t in published.TABLE_1_TASKS}
             out.append(line)
     note = (
-        f"Accuracy in %, ± standard error over questions, of several seeds over seeds, and what RNA changes. {m.choice}"
+        "Accuracy in % ± standard error (over questions; of several seeds, over seeds), and what RNA changes. Starred: "
+        f"the best unlearned model of its kind of query. {m.choice}"
     )
     if m.paper:
         note += f" Columns marked so are {published.SOURCE}."
@@ -136,119 +155,81 @@ def _near(m: Material) -> pd.DataFrame:
     rows = m.means
     if rows.empty:
         return rows
-    rows = rows[(rows["role"] == "near") & (rows["task"] != ROLE_MEAN) & rows["query"].isin(SHOWN)]
+    near = (rows["role"] == "near") & (rows["task"] != MEAN) & rows["query"].isin(SHOWN) & (rows["world"] == m.world)
+    rows = rows[near]
     base = rows[rows["model"] == "base"].drop_duplicates(["task", "query"]).assign(method="Base", rna=False)
-    own = rows[(rows["model"] == "unlearned") & rows["setting"].isin(m.labels)]
+    own = rows[(rows["model"] == "unlearned") & rows["setting"].isin(m.standing)]
     return pd.concat([base, own.assign(rna=own["nu"] > 0)], ignore_index=True)
 
 
-def _cell(of: pd.DataFrame, plain: pd.DataFrame | None, task: str) -> str:
-    """`60.4 ± 4.0 (+29.2)`; a dash where there is no such run."""
-    row = of[of["task"] == task]
-    if row.empty:
+def _cell(rows: pd.DataFrame, method: str, rna: bool, query: str, task: str) -> str:
+    """`60.4 ± 4.0 (+29.2) *`; a dash where there is no such run."""
+    asked = rows[(rows["query"] == query) & (rows["task"] == task)]
+    of = asked[(asked["method"] == method)].set_index("rna")
+    if rna not in of.index:
         return NONE
-    mean = row["mean"].iloc[0]
-    text = f"{mean:.1f} ± {row['stderr'].iloc[0]:.1f}"
-    before = [] if plain is None else list(plain[plain["task"] == task]["mean"])
-    return f"{text} ({mean - before[0]:+.1f})" if before else text
+    mean, error = of.loc[rna, "mean"], of.loc[rna, "stderr"]
+    change = f" ({mean - of.loc[False, 'mean']:+.1f})" if rna and False in of.index else ""
+    best = method != "Base" and mean == asked[asked["method"] != "Base"]["mean"].max()
+    return f"{mean:.1f} ± {error:.1f}{change}{' *' if best else ''}"
 
 
 def _published_cell(method: str, rna: bool, query: str, task: str) -> str:
     rows = published.table_1()
-    found = rows[(rows["method"] == method) & (rows["query"] == query) & (rows["task"] == task)]
-    row, plain = found[found["rna"] == rna], found[~found["rna"].astype(bool)]
-    if row.empty:
+    found = rows[(rows["method"] == method) & (rows["query"] == query) & (rows["task"] == task)].set_index("rna")
+    if rna not in found.index:
         return NONE
-    text = f"{row['acc'].iloc[0]:.1f} ± {row['stderr'].iloc[0]:.1f}"
-    return f"{text} ({row['acc'].iloc[0] - plain['acc'].iloc[0]:+.1f})" if rna else text
+    text = f"{found.loc[rna, 'acc']:.1f} ± {found.loc[rna, 'stderr']:.1f}"
+    return f"{text} ({found.loc[True, 'acc'] - found.loc[False, 'acc']:+.1f})" if rna else text
 
 
-def contrasts(m: Material) -> Table:
+Measured = dict[tuple[str, str], dict[str, Contrast]]  # (method, role) -> effect -> difference
+
+
+def contrasts(m: Material, measured: Measured) -> Table:
     """What perturbation costs, and what RNA changes: paired by question, of the chosen settings."""
-    out = []
-    for choice in m.chosen:
-        for role in ("retain", "near", "forget"):
-            out += _contrasts_of(m, choice, role)
+    out = [
+        {
+            "method": method,
+            "role": role,
+            "effect of": effect,
+            "difference": round(c.difference, 1),
+            "95 % over seeds": _interval(c.seeds_low, c.seeds_high),
+            "p over seeds": c.seeds_p,
+            "95 % over questions": _interval(c.low, c.high),
+            "p over questions": c.p,
+            "questions": c.questions,
+            "seeds": c.seeds,
+            "why not": c.why_not,
+        }
+        for (method, role), effects in measured.items()
+        for effect, c in effects.items()
+        if any(role in run.roles for run in m.runs if run.done)
+    ]
+    data = pd.DataFrame(out)
+    if len(data) and (data["why not"] == "").all():
+        data = data.drop(columns="why not")
     note = (
-        "Differences of accuracy in points, paired by question: means over the seeds of both sides, 95 % intervals and "
-        "p from the questions (one seed: bootstrap and McNemar's test; several: t-test of each question's mean). "
-        f"{m.choice}"
+        "Differences of accuracy in points, paired by question, a role's being the mean of its tasks. Over questions: "
+        "how sure the difference is of these very models. Over seeds (Student's t): how sure it is of the method; few "
+        f"seeds say little. {m.choice}"
     )
     if not out:
         note = "Nothing to show: no finished run kept its answers (samples/)."
-    return Table(
-        "contrasts", "What perturbation costs, and what RNA wins back", note, pd.DataFrame(out), frozenset({"why not"})
-    )
+    title = "What perturbation costs, and what RNA wins back"
+    return Table("contrasts", title, note, data, frozenset({"why not"}))
 
 
-def _contrasts_of(m: Material, choice: Chosen, role: str) -> list[dict[str, object]]:
-    plain, noisy = (m.runs_of(s) if s is not None else [] for s in (choice.plain, choice.rna))
-    both = {r.identity["seed"]: r for r in noisy}
-    pairs = [(run, both[run.identity["seed"]]) for run in plain if run.identity["seed"] in both]
-    listed = [
-        ("perturbation, without RNA", [(run, run) for run in plain], ("default", "perturbed")),
-        ("perturbation, with RNA", [(run, run) for run in noisy], ("default", "perturbed")),
-        ("RNA, default", pairs, ("default", "default")),
-        ("RNA, perturbed", pairs, ("perturbed", "perturbed")),
-    ]
-    rows = []
-    for what, runs, queries in listed:
-        measured = _contrast(runs, role, queries)
-        if measured is not None:
-            rows.append({"method": choice.method, "role": role, "effect of": what, **measured})
-    return rows
-
-
-def _contrast(pairs: Sequence[tuple[Run, Run]], role: str, queries: tuple[str, str]) -> dict[str, object] | None:
-    """Of runs a in one query and b in another, by seed; None where a side is not there."""
-    for a, b in pairs:
-        if queries[0] == queries[1] and (why := differing_questions(a.record, b.record, queries[0])) is not None:
-            return {"why not": why}
-    answers = [(_right(a, role, queries[0]), _right(b, role, queries[1])) for a, b in pairs]
-    answers = [(x, y) for x, y in answers if x and x.keys() == y.keys()]
-    if not answers:
-        return None
-    seeds = len(answers)
-    order = sorted(answers[0][0])
-    if any(x.keys() != answers[0][0].keys() for x, _ in answers):
-        return {"why not": "seeds were asked different questions"}
-    counts = {"questions": len(order), "seeds": seeds}
-    if seeds == 1:
-        x, y = answers[0]
-        r = paired([x[q] for q in order], [y[q] for q in order])
-        return {**_points(r.difference, r.low, r.high), "p": r.p, **counts}
-    means = np.mean([[float(y[q]) - float(x[q]) for q in order] for x, y in answers], axis=0)
-    mean, error = float(means.mean()), float(stats.sem(means))
-    p = float(stats.ttest_1samp(means, 0.0).pvalue) if error else 1.0
-    return {**_points(mean, mean - 1.96 * error, mean + 1.96 * error), "p": p, **counts}
-
-
-def _points(difference: float, low: float, high: float) -> dict[str, object]:
-    return {"difference": round(100 * difference, 1), "95 %": f"{100 * low:+.1f} .. {100 * high:+.1f}"}
-
-
-def _right(run: Run, role: str, query: str) -> dict[tuple[str, int], bool]:
-    """(task, question) -> whether the unlearned model answered it rightly, of a role's tasks."""
-    file = run.folder / "samples" / "roles.json"
-    tasks = json.loads(file.read_text()).get(role, []) if file.is_file() else []
-    answers = read_samples(run.folder, [(task, query) for task in tasks])
-    return {(task, q): right for (task, _), found in answers.items() for q, right in found.items()}
-
-
-def published_choices(m: Material) -> Table:
+def published_choices(m: Material, measured: Measured) -> Table:
     """The paper's coefficients, nu and effects beside one's own."""
-    own = contrasts(m).data
     rows = []
     for choice in m.chosen:
-        row: dict[str, object] = {"method": choice.method, "coefficient": choice.coefficient, "ν": choice.nu}
-        for name, what in (("drop, retain", "perturbation, without RNA"), ("gain by RNA, retain", "RNA, perturbed")):
-            found = (
-                own[(own["method"] == choice.method) & (own["role"] == "retain") & (own["effect of"] == what)]
-                if len(own)
-                else own
-            )
-            value = found["difference"].iloc[0] if len(found) and "difference" in found else None
-            row[name] = -value if value is not None and name.startswith("drop") else value
-        rows.append(row | published.beside(choice.method))
+        effects = measured[choice.method, "retain"]
+        drop, gain = (
+            effects.get(name, Contrast()).difference for name in ("perturbation, without RNA", "RNA, perturbed")
+        )
+        own = {"method": choice.method, "c, β": choice.coefficient, "ν": choice.nu}
+        own |= {"drop, retain": round(-drop, 1), "gain by RNA, retain": round(gain, 1)}
+        rows.append(own | published.beside(choice.method))
     note = f"Columns that begin with published are {published.SOURCE}; the others are these runs'. Points of accuracy."
     return Table("published", "Beside the paper", note, pd.DataFrame(rows))

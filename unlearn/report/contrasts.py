@@ -1,0 +1,142 @@
+"""What perturbation costs, and what RNA changes: differences paired by question, of the chosen settings.
+
+A role's difference is the mean over its tasks, as its accuracy is, then over seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from unlearn.compare import differing_questions, read_roles, read_samples
+from unlearn.evaluate.statistics import paired
+from unlearn.report.choose import Chosen, family
+from unlearn.report.collect import Run
+from unlearn.report.material import Material
+
+Answers = dict[str, dict[tuple[str, int], bool]]  # task -> (its part, question) -> correct
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A difference in points with its intervals over questions and over seeds; or `why_not` it could not be had."""
+
+    difference: float = math.nan
+    low: float = math.nan  # over questions: of these very models
+    high: float = math.nan
+    p: float = math.nan
+    questions: int = 0
+    seeds: int = 0
+    seeds_low: float = math.nan  # over seeds: of the method
+    seeds_high: float = math.nan
+    seeds_p: float = math.nan
+    why_not: str = ""
+
+
+EFFECTS = {
+    "perturbation, without RNA": ("plain", "plain", "default", "perturbed"),
+    "perturbation, with RNA": ("rna", "rna", "default", "perturbed"),
+    "RNA, default": ("plain", "rna", "default", "default"),
+    "RNA, perturbed": ("plain", "rna", "perturbed", "perturbed"),
+}  # name -> setting and query of one side, of the other
+
+
+def contrasts_of(m: Material, choice: Chosen, role: str) -> dict[str, Contrast]:
+    """Those of EFFECTS whose sides are there."""
+    found = {}
+    for name, (one, other, query, other_query) in EFFECTS.items():
+        settings = getattr(choice, one), getattr(choice, other)
+        if None not in settings:
+            before, after = (m.runs_of(str(setting)) for setting in settings)
+            found[name] = _contrast(m, before, after, role, query, other_query)
+        elif one != other and (why := _why_alone(m, choice, query)) is not None:
+            found[name] = Contrast(why_not=why)
+    return found
+
+
+def _why_alone(m: Material, choice: Chosen, query: str) -> str | None:
+    """Why the setting that a choice lacks is none of those that are like it in all but RNA; None if there are none."""
+    [(setting, rna)] = choice.settings.items()
+    common = family(setting)
+    for run, other, nu in zip(m.runs, m.about["setting"], m.about["nu"], strict=True):
+        if run.done and (nu == 0) == rna and family(other) == common:
+            [own, *_] = m.runs_of(setting).values()
+            return differing_questions(own.record, run.record, query) or "of another model, or asked other tasks"
+    return None
+
+
+def _contrast(
+    m: Material, a: Mapping[int, Run], b: Mapping[int, Run], role: str, query_a: str, query_b: str
+) -> Contrast:
+    """Of runs b in one query against runs a in another, seed by seed."""
+    common = sorted(a.keys() & b.keys())
+    if not common:
+        return Contrast(why_not=f"no seed of both: {', '.join(map(str, a))} and {', '.join(map(str, b))}")
+    pairs = []
+    for seed in common:
+        if query_a == query_b and (why := differing_questions(a[seed].record, b[seed].record, query_a)) is not None:
+            return Contrast(why_not=why)
+        sides = _answers(m, a[seed], role, query_a), _answers(m, b[seed], role, query_b)
+        if all(sides):
+            pairs.append(sides)
+    if not pairs:
+        return Contrast(why_not="no answers of both are there (samples/)")
+    return contrast(pairs)
+
+
+def _answers(m: Material, run: Run, role: str, query: str) -> Answers:
+    """What the unlearned model answered rightly, by task that was asked; parts of a group as one task."""
+    found: Answers = {}
+    with m.reading(run):
+        parts = read_roles(run.folder).get(role, [])
+        asked = set(run.roles.get(role, []))
+        for (part, _), right in read_samples(run.folder, [(part, query) for part in parts]).items():
+            task = part if part in asked else "parts of a group"
+            found.setdefault(task, {}).update({(part, q): correct for q, correct in right.items()})
+    return found
+
+
+def contrast(pairs: Sequence[tuple[Answers, Answers]]) -> Contrast:
+    """Of a pair of answers for each seed, over what all were asked.
+
+    Over questions: of one seed and one task the bootstrap interval and McNemar's exact test; else a normal interval and
+    test from each question's mean over seeds, tasks taken as independent. Over seeds: Student's t.
+    """
+    tasks = [t for t in pairs[0][0] if all(t in side for pair in pairs for side in pair)]
+    questions = {t: sorted(set.intersection(*(set(side[t]) for pair in pairs for side in pair))) for t in tasks}
+    questions = {task: listed for task, listed in questions.items() if listed}
+    if not questions:
+        return Contrast(why_not="no question was asked of both")
+    # Task -> differences [seeds, questions].
+    differences = {
+        task: np.array([[float(b[task][q]) - float(a[task][q]) for q in listed] for a, b in pairs])
+        for task, listed in questions.items()
+    }
+    by_seed = np.mean([d.mean(axis=1) for d in differences.values()], axis=0)
+    difference, count = float(by_seed.mean()), sum(map(len, questions.values()))
+    if len(pairs) == len(questions) == 1:
+        [(task, listed)] = questions.items()
+        before, after = ([side[task][q] for q in listed] for side in pairs[0])
+        r = paired(before, after)
+        low, high, p = r.low, r.high, r.p
+    else:
+        errors = [stats.sem(d.mean(axis=0)) if d.shape[1] > 1 else 0.0 for d in differences.values()]
+        error = math.hypot(*errors) / len(errors)
+        low, high = difference - 1.96 * error, difference + 1.96 * error
+        p = float(2 * stats.norm.sf(abs(difference) / error)) if error else float(difference == 0)
+    spread = _over_seeds(by_seed)
+    return Contrast(100 * difference, 100 * low, 100 * high, p, count, len(pairs), *spread)
+
+
+def _over_seeds(by_seed: np.ndarray) -> tuple[float, float, float]:
+    """Interval in points, and p, of Student's t; nothing of one seed."""
+    if len(by_seed) < 2:
+        return math.nan, math.nan, math.nan
+    mean, error = by_seed.mean(), stats.sem(by_seed)
+    half = stats.t.ppf(0.975, len(by_seed) - 1) * error
+    p = float(stats.ttest_1samp(by_seed, 0.0).pvalue) if error else float(mean == 0)
+    return float(100 * (mean - half)), float(100 * (mean + half)), p
