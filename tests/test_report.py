@@ -224,6 +224,12 @@ def test_a_seed_counts_once_however_often_it_was_run(tmp_path):
     assert any("2 runs repeat a seed" in warning for warning in m.warnings)
 
 
+def test_a_number_is_the_same_setting_however_it_is_written(tmp_path):
+    for seed, c in ((0, 3), (1, 3.0)):
+        made_up_run(tmp_path / str(seed), seed=seed, argument={"c": c})
+    assert gather(collect([tmp_path])).about["setting"].nunique() == 1
+
+
 @pytest.mark.parametrize(
     "change",
     [{"inputs.data": {"bio": "other"}}, {"inputs.model": "n" * 64}, {"identity.eval.tasks.retain": ["near_bio"]},

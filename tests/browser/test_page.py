@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from playwright.sync_api import expect, sync_playwright
+from pypdf import PdfReader
 
 from tests.made_up import made_up_grid, made_up_run
 from unlearn.report.__main__ import main
@@ -179,8 +180,13 @@ def test_printing_shows_all_rows_in_black_on_white(opened, report, tmp_path):
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     page.emulate_media(media="print")
     assert page.get_by_label("Sections").is_hidden()
-    page.pdf(path=SCREENSHOTS / "print.pdf", landscape=True)
-    assert (SCREENSHOTS / "print.pdf").stat().st_size > 50_000
+    page.pdf(path=SCREENSHOTS / "print.pdf", prefer_css_page_size=True)
+    sheets = PdfReader(SCREENSHOTS / "print.pdf").pages
+    text = "".join("".join(sheet.extract_text() for sheet in sheets).split())
+    assert "rsv-0.3-1" in text  # the last column of the overview
+    assert float(sheets[0].mediabox.width) > float(sheets[0].mediabox.height)
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert len(column(page, 1)) == 15
 
 
 def test_ten_thousand_runs(opened, tmp_path):

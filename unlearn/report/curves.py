@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 
 import altair as alt
-import numpy as np
 import pandas as pd
 
 from unlearn.report import charts, published
@@ -195,14 +194,14 @@ def _without_rna(plain: pd.DataFrame) -> list[alt.Chart]:
 
 def _phase_bands(bands: pd.DataFrame, look: Look) -> list[alt.Chart]:
     """Shading and names of the phases, behind the curves."""
-    if bands.empty:
-        return []
-    chart = alt.Chart(bands.assign(middle=np.sqrt(bands["begin"] * bands["end"])))
-    scale = alt.Scale(domain=list(charts.PHASE_COLOURS), range=list(charts.PHASE_COLOURS.values()))
-    colour = alt.Fill("phase:N", legend=None, scale=scale)
-    shade = chart.mark_rect(opacity=0.1).encode(x=alt.X("begin:Q", title="ν"), x2="end:Q", fill=colour)
-    name = chart.mark_text(baseline="bottom", dy=-3, fontSize=look.size, color=look.ink)
-    return [shade, name.encode(x="middle:Q", y=alt.value(look.height), text="phase:N")]
+    drawn = []
+    for band in bands.to_dict("records"):
+        chart = alt.Chart(pd.DataFrame([{**band, "middle": (band["begin"] * band["end"]) ** 0.5}]))
+        shade = chart.mark_rect(opacity=0.1, color=charts.PHASE_COLOURS[band["phase"]])
+        name = chart.mark_text(baseline="bottom", dy=-3, fontSize=look.size, color=look.ink)
+        drawn.append(shade.encode(x=alt.X("begin:Q", title="ν"), x2="end:Q"))
+        drawn.append(name.encode(x="middle:Q", y=alt.value(look.height), text="phase:N"))
+    return drawn
 
 
 def _published_rule(nu: float | None, look: Look) -> list[alt.Chart]:

@@ -143,7 +143,7 @@ def _settings(runs: Sequence[Run]) -> list[str]:
     found: list[tuple[str, str]] = []
     alike: dict[str, str] = {}
     for run in runs:
-        kept = {key: value for key, value in run.identity.items() if key not in ("seed", "eval")}
+        kept = {key: _floats(value) for key, value in run.identity.items() if key not in ("seed", "eval")}
         if not kept.get("rna", {}).get("nu", 1):
             kept["rna"] = {"nu": 0.0}  # whatever scale it would be of
         likeness = json.dumps([kept, {k: v for k, v in run.question_set.items() if k != "words"}], sort_keys=True)
@@ -154,6 +154,13 @@ def _settings(runs: Sequence[Run]) -> list[str]:
         (full if run.done else alike.get(likeness, full)) if run.identity else ""
         for run, (likeness, full) in zip(runs, found, strict=True)
     ]
+
+
+def _floats(value: Any) -> Any:
+    """The same with all numbers as floats: c=3 and c=3.0 are one setting."""
+    if isinstance(value, dict):
+        return {key: _floats(inner) for key, inner in value.items()}
+    return float(value) if is_number(value) else value
 
 
 def without(setting: str, key: str) -> str:

@@ -74,7 +74,7 @@ def _series(rows: pd.DataFrame) -> tuple[alt.Color, alt.StrokeDash]:
     first = rows.drop_duplicates("series")
     colours = charts.colours(list(first["method"]), charts.METHOD_COLOURS)["range"]
     strokes = [[4, 3] if rna else [1, 0] for rna in first["rna"]]
-    names, legend = list(first["series"]), alt.Legend(columns=2, title=None)
+    names, legend = list(first["series"]), alt.Legend(columns=2, title=None, symbolType="stroke")
     return (
         alt.Color("series:N", scale=alt.Scale(domain=names, range=colours), legend=legend),
         alt.StrokeDash("series:N", scale=alt.Scale(domain=names, range=strokes), legend=legend),
