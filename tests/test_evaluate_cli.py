@@ -71,7 +71,7 @@ def test_the_command_line(short, tmp_path):
         ("evaluate.__main__", ["RUN", "eval=toyy"], "toyy"),
         ("evaluate.__main__", ["RUN", "eval=none"], "eval.tasks is empty"),
         ("evaluate.__main__", ["/nowhere", "eval=toy"], "cannot read a tokenizer"),
-        ("compare", ["RUN", "nowhere"], "there are no samples"),
+        ("compare", ["RUN", "nowhere"], "no run is here"),
         ("prefetch", ["rna.nu=-1"], "rna.nu=-1 is not allowed"),
         ("prefetch", ["rna.nuu=1"], "rna.nuu"),
     ],

@@ -36,8 +36,9 @@ def against(m: Material, key: str) -> pd.DataFrame:
     rows = rows.assign(common=[without(setting, left_out) for setting in rows["setting"]])
     rows = rows[rows.groupby("common")["x"].transform("nunique") > 1]
     rows = rows.assign(curve=_names(rows, key)).drop(columns=["setting", "world", "model", "task"])
-    rows = rows.sort_values(["curve", "x"], kind="stable")
-    return rows.sort_values("role", key=lambda role: role != ROLES[0], kind="stable").reset_index(drop=True)
+    place = {curve: number for number, curve in enumerate(rows["curve"].unique())}
+    order = {"role": ROLES.index, "curve": place.get, "x": float}
+    return rows.sort_values(list(order), key=lambda column: column.map(order[str(column.name)])).reset_index(drop=True)
 
 
 def _names(rows: pd.DataFrame, key: str) -> list[str]:
