@@ -44,6 +44,7 @@ class SweepLauncher(Launcher):
         sweep.write()
         failed = {i: str(sweep.jobs[i].error) for i in numbers if sweep.jobs[i].error is not None}
         failed |= self.run(sweep, [i for i in numbers if i not in failed])
+        log.info(f"Figures and tables of what is done: python -m unlearn.report {folder} -o report.html")
         if failed:
             raise UserError(failure_list(sweep, failed, len(numbers)))
         return [JobReturn(_return_value=sweep.jobs[i].folder, status=JobStatus.COMPLETED) for i in numbers]
