@@ -62,15 +62,20 @@ def summary(m: Material) -> list[tuple[str, str]]:
     counted = Counter(run.status for run in m.runs)
     known = m.about[m.about["setting"] != ""]
     done = [run for run in m.runs if run.done]
-    commits = {str((run.record.get("code") or {}).get("commit") or "unknown")[:10] for run in done}
+    codes = {str((run.record.get("code") or {}).get("commit") or "unknown")[:10] for run in done}
     return [
         ("runs", ", ".join(f"{number} {status}" for status, number in counted.most_common())),
         ("settings", str(known["setting"].nunique())),
-        ("methods", ", ".join(known["method"].unique())),
-        ("seeds", ", ".join(f"{seed:g}" for seed in sorted(known["seed"].dropna().unique()))),
-        ("model", ", ".join(sorted({run.identity["model"]["name"] for run in m.runs if run.identity}))),
-        ("code", ", ".join(sorted(commits))),
+        ("methods", _few(known["method"].unique())),
+        ("seeds", _few([f"{seed:g}" for seed in sorted(known["seed"].unique())])),
+        ("model", _few(sorted({run.identity["model"]["name"] for run in m.runs if run.identity}))),
+        ("code", _few(sorted(codes))),
     ]
+
+
+def _few(values: Sequence[str]) -> str:
+    """All of them, or the first ones and how many there are."""
+    return ", ".join(values[:10]) + (f", ... ({len(values)})" if len(values) > 10 else "")
 
 
 def spec(figure: Figure) -> dict[str, Any]:
