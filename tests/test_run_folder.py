@@ -1,12 +1,13 @@
 """A run's folder describes the run, is never left half-written, and is not mistaken for another run's."""
 
 import json
+import subprocess
 
 import pytest
 
 from unlearn.errors import UserError
 from unlearn.files import write_atomically
-from unlearn.run_folder import RunFolder
+from unlearn.run_folder import RunFolder, code_version
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_scratch(tmp_path, monkeypatch):
@@ -77,3 +78,21 @@ def test_hydras_record_is_kept(tmp_path):
     (tmp_path / "hydra/.hydra/config.yaml").write_text("seed: 0")
     RunFolder(tmp_path / "run").keep_hydra_files(tmp_path / "hydra")
     assert (tmp_path / "run/.hydra/config.yaml").read_text() == "seed: 0"
+
+
+def test_only_changes_of_code_and_configuration_count(tmp_path, monkeypatch):
+    def git(*args):
+        identity = ["-c", "user.name=x", "-c", "user.email=x@y"]
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *args], check=True, capture_output=True)
+
+    (tmp_path / "unlearn").mkdir()
+    for name in ("launch.py", "unlearn/run_folder.py"):
+        (tmp_path / name).write_text("")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "x")
+    monkeypatch.setattr("unlearn.run_folder.__file__", str(tmp_path / "unlearn/run_folder.py"))
+    (tmp_path / "report.html").write_text("")
+    assert code_version()["changed"] is False
+    (tmp_path / "unlearn/new.py").write_text("")
+    assert code_version()["changed"] is True

@@ -35,6 +35,7 @@ from unlearn.files import remove_scratch, write_json
 from unlearn.lock import LOCK, PROGRESS
 
 ROLES = "roles.json"  # inside samples/: role -> tasks, for whoever puts tasks together again
+CODE = ("unlearn", "conf", "sweeps", "launch.py")  # what determines what a run does
 CODE_VERSION = "code.json"  # beside a sweep's copy of the code
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "lm_eval", "hydra-core", "safetensors", "wandb")
 
@@ -248,7 +249,7 @@ def code_version() -> dict[str, Any]:
         return ran.stdout.strip() if ran.returncode == 0 else None
 
     own = (root / "launch.py").is_file()  # not some repository that happens to hold a virtual environment
-    status = git("status", "--porcelain") if own else None
+    status = git("status", "--porcelain", "--", *CODE) if own else None
     return {
         "version": _package_version("unlearn"),
         "commit": git("rev-parse", "HEAD") if own else None,

@@ -29,11 +29,10 @@ from unlearn.errors import UserError, describe
 from unlearn.files import write_json
 from unlearn.identity import identity, run_folder
 from unlearn.lock import Phase, live_holder, phase_of
-from unlearn.run_folder import CODE_VERSION, RunFolder, code_version
+from unlearn.run_folder import CODE, CODE_VERSION, RunFolder, code_version
 from unlearn.schema import Config
 
 ROOT = Path(__file__).parent.parent
-CODE = ("unlearn", "conf", "sweeps", "launch.py")
 ENDED = ("done", "failed", "interrupted", "missing")
 
 
