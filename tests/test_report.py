@@ -171,6 +171,11 @@ def test_metrics_that_are_no_numbers(tmp_path):
     assert table("unusable", m)["run"].tolist() == ["text"]
     cells = overview_of(m, seed=2)["95 % (retain, default)"]
     assert cells.tolist() == [""]
+    (tmp_path / "nan/metrics.json").write_text(json.dumps({**metrics, "unlearned/mmlu/default/acc": math.nan}))
+    rows = gather(collect([tmp_path])).accuracies
+    assert rows[(rows["run"] == "nan") & (rows["task"] == "mmlu") & (rows["query"] == "default")]["model"].tolist() == [
+        "base"
+    ]
 
 
 def overview_of(m, **chosen):
@@ -334,15 +339,17 @@ def test_an_argument_that_is_no_number_tells_settings_apart(tmp_path):
 def test_without_noise_its_scale_makes_no_difference(tmp_path):
     made_up_run(tmp_path / "plain")
     made_up_run(tmp_path / "rna", nu=0.1, changes={"identity.rna.scale": "variance"})
-    [choice] = gather(collect([tmp_path])).chosen
-    assert choice.plain is not None
+    made_up_run(tmp_path / "again", seed=1, changes={"identity.rna.scale": "variance"})
+    m = gather(collect([tmp_path]))
+    [choice] = m.chosen
     assert choice.rna is not None
+    assert list(m.runs_of(choice.plain)) == [0, 1]
 
 
 def test_a_setting_without_forget_tasks_does_not_win_for_that(tmp_path):
     made_up_run(tmp_path / "plain")
     made_up_run(tmp_path / "good", nu=0.1)
-    made_up_run(tmp_path / "bad", nu=0.02)
+    made_up_run(tmp_path / "bad", nu=0.02, answers={("mmlu", "perturbed"): [True] * 48 + [False] * 12})
     metrics = json.loads((tmp_path / "bad/metrics.json").read_text())
     left = {key: value for key, value in metrics.items() if "wmdp" not in key}
     (tmp_path / "bad/metrics.json").write_text(json.dumps(left))
@@ -446,16 +453,31 @@ def test_a_roles_difference_is_the_mean_of_its_tasks(tmp_path):
     assert (row["difference"], row["questions"]) == (-50.0, 100)
 
 
+def test_the_interval_of_a_role_takes_its_tasks_as_independent(tmp_path):
+    right = {(task, "default"): [True] * 40 for task in ("wmdp_bio", "wmdp_cyber")}
+    right |= {(task, "perturbed"): [True, False] * 20 for task in ("wmdp_bio", "wmdp_cyber")}
+    made_up_run(tmp_path / "a", answers=right)
+    rows = table("contrasts", gather(collect([tmp_path]))).set_index(["role", "effect of"])
+    half = 196 * stats.sem([0.0, -1.0] * 20) / 2**0.5
+    assert (
+        rows.loc[("forget", "perturbation, without RNA"), "95 % over questions"]
+        == f"{-50 - half:+.1f} .. {-50 + half:+.1f}"
+    )
+
+
 def test_parts_of_a_group_are_one_task_and_subsets_are_paired_on_what_both_were_asked(tmp_path):
     """As mmlu, whose answers are kept by subject."""
     for name, nu, count in (("plain", 0.0, 60), ("rna", 0.1, 20)):
         right = {("mmlu", "perturbed"): [nu > 0] * count}
         run = made_up_run(tmp_path / name, nu=nu, answers=right)
         (run / "samples/unlearned/mmlu").rename(run / "samples/unlearned/mmlu_anatomy")
-        (run / "samples/roles.json").write_text(json.dumps({"retain": ["mmlu_anatomy"]}))
+        shutil.copytree(run / "samples/unlearned/near_bio", run / "samples/unlearned/mmlu_virology")
+        file = run / "samples/unlearned/mmlu_virology/perturbed.jsonl"
+        file.write_text("".join(json.dumps({"id": i, "correct": True}) + "\n" for i in range(80)))
+        (run / "samples/roles.json").write_text(json.dumps({"retain": ["mmlu_anatomy", "mmlu_virology"]}))
     rows = table("contrasts", gather(collect([tmp_path]))).set_index(["role", "effect of"])
     row = rows.loc[("retain", "RNA, perturbed")]
-    assert (row["difference"], row["questions"]) == (100.0, 20)
+    assert (row["difference"], row["questions"]) == (20.0, 100)  # 20 of 100 were won
 
 
 def test_what_cannot_be_paired_is_in_the_table_with_the_reason(tmp_path):
@@ -527,6 +549,16 @@ def test_every_figure_is_drawn_and_has_its_data(material):
     three = made["figure_3"].data
     value = three[(three["method"] == "RSV") & (three["x"] == 0.3) & (three["role"] == "retain")]
     assert set(value["missing"]) == {"seed 2 not there"}
+
+
+def test_a_maxlogit_that_is_no_number_is_left_out(tmp_path):
+    run = made_up_run(tmp_path / "a")
+    file = run / "samples/unlearned/mmlu/perturbed.maxlogit.parquet"
+    pd.DataFrame({"maxlogit": [*pd.read_parquet(file)["maxlogit"], math.nan]}).to_parquet(file)
+    [data] = [figure.data for figure in figures(gather(collect([tmp_path]))) if figure.name == "figure_1"]
+    densities = data[data["panel"] == "maxlogit"]
+    assert set(densities["series"]) == {"Base", "RMU"}
+    assert densities["density"].notna().all()
 
 
 def test_figures_as_pdf_png_and_csv(grid, tmp_path):
