@@ -18,6 +18,7 @@ from unlearn.theory.differences import describe, isotropy, isotropy_test, mean_t
 from unlearn.theory.output import covariance_errors, noise_and_output, one_question, real_change
 from unlearn.theory.predicted import Predicted, States
 from unlearn.theory.rejection import exact, injected, linear, published, rejected
+from unlearn.theory.run import plain_kernels
 
 IDS, LAYER = [3, 7, 11, 2, 9], 3
 
@@ -28,9 +29,8 @@ def gaussian(*shape, seed=0):
 
 @pytest.fixture
 def tiny_llama(tiny_llama):
-    """With the attention that runs are measured with."""
-    tiny_llama.set_attn_implementation("eager")
-    return tiny_llama
+    """With the kernels that runs are measured with."""
+    return plain_kernels(tiny_llama)
 
 
 @pytest.fixture
@@ -105,6 +105,8 @@ def test_a_common_shift_is_told_from_noise():
     assert found["eta"]["mean"] == pytest.approx(2, rel=0.05)
     assert found["eta_about_mean"] == pytest.approx(1, rel=0.05)
     assert mean_test(gaussian(500, 8), 0)["p"] > 0.05
+    few = [mean_test(gaussian(8, 8, seed=s), 0)["share"] for s in range(200)]
+    assert np.mean(few) == pytest.approx(0, abs=0.02)  # |mean|^2 as it is would be an eighth
 
 
 def test_isotropy_by_hand_and_without_bias():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -143,14 +143,17 @@ def load_suite_of(run: FinishedRun) -> Suite:
 
 
 def load_unlearned(run: FinishedRun) -> PreTrainedModel:
-    """The run's model in float32, since bfloat16 would drown small noise in its rounding; with eager attention.
-
-    Fused attention kernels have no forward-mode derivative.
-    """
-    source = replace(make_source(run.config), attn_implementation="eager")
-    model = load_whole(source)
+    """The run's model in float32: bfloat16 would drown small noise in its rounding."""
+    model = load_whole(make_source(run.config))
     apply_delta(model, *load_delta(run.folder / "delta.safetensors"))
-    return model.float()
+    return plain_kernels(model.float())
+
+
+def plain_kernels(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with kernels for attention and experts that have derivatives in both modes; fused ones have not."""
+    model.set_attn_implementation("eager")
+    model.set_experts_implementation("eager")
+    return model
 
 
 def questions(run: FinishedRun, suite: Suite, model: PreTrainedModel) -> list[Question]:
