@@ -175,6 +175,7 @@ def test_the_linear_approximation_breaks_as_eta_grows(tiny_llama):
     rows = one_question(Predicted(tiny_llama, LAYER, IDS), 1.0, draws=64, directions=4, batch=32, key=("test",))
     nonlinear = [row["nonlinear"] for row in rows]
     assert nonlinear == sorted(nonlinear)
+    assert nonlinear[1] == pytest.approx(10 * nonlinear[0], rel=0.3)  # what is left is of second order
     assert nonlinear[0] < 0.01 < output.BROKEN < nonlinear[-1]
 
 
@@ -277,7 +278,7 @@ def two_runs(conf, tmp_path_factory):
 
 def test_the_command_measures_all_of_it_and_again_the_same(two_runs, monkeypatch, capsys):
     rna, rm = map(str, two_runs)
-    arguments = ["theory", rna, "--against", rm, "--limit", "9", "--draws", "4", "--directions", "4", "--batch", "3"]
+    arguments = ["theory", rna, "--against", rm, "--limit", "8", "--draws", "3", "--directions", "4", "--batch", "2"]
     monkeypatch.setattr("sys.argv", arguments)
     command.main()
     told = capsys.readouterr().err
@@ -287,7 +288,7 @@ def test_the_command_measures_all_of_it_and_again_the_same(two_runs, monkeypatch
     assert "NaN" not in text
     assert "Infinity" not in text
     found = json.loads(text)
-    assert found["questions"] == 9
+    assert found["questions"] == 8
     assert found["assumption_4_2"]["eta"]["mean"] > 0
     assert found["against"]["nu"] == pytest.approx(0.0081)
     command.main()
@@ -299,6 +300,14 @@ def test_what_was_measured_goes_with_the_run(short):
     (folder / "theory.json").write_text("{}")
     run(short("train.force=true"))
     assert not (folder / "theory.json").exists()
+
+
+def test_a_counterpart_of_another_method_is_told(conf, two_runs, tmp_path):
+    """Whose delta is its own."""
+    quick = ("train.steps=4", "eval=toy", "eval.limit=2", "tracker=none", f"output_root={tmp_path}")
+    rsv = run(conf(*quick, "method=rsv", "rna.nu=0"))
+    with pytest.raises(UserError, match=r"it is of rsv at layer 5, and .* of rmu at layer 5"):
+        command.theory(two_runs[0], rsv)
 
 
 def edited(folder, place, change):

@@ -121,10 +121,9 @@ def check_counterpart(rna: FinishedRun, rm: FinishedRun) -> list[str]:
     bases = [run.record.get("inputs", {}).get("model") for run in (rna, rm)]
     if bases[0] != bases[1]:
         raise UserError(f"--against {rm.folder}: its base model is another one than that of {rna.folder}.")
-    for key in ("layer", "name"):
-        ours, theirs = ((r.config.model.layer if key == "layer" else r.config.method["name"]) for r in (rna, rm))
-        if ours != theirs:
-            raise UserError(f"--against {rm.folder}: its {key} is {theirs}, and that of {rna.folder} is {ours}.")
+    ours, theirs = (f"{run.config.method['name']} at layer {run.config.model.layer}" for run in (rna, rm))
+    if ours != theirs:
+        raise UserError(f"--against {rm.folder}: it is of {theirs}, and {rna.folder} of {ours}.")
     keys = ("method", "data", "train", "loss", "seed")
     return [key for key in keys if rna.record["identity"][key] != rm.record["identity"][key]]
 
