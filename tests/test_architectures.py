@@ -20,6 +20,8 @@ from unlearn.methods import RMU
 from unlearn.model import Source, load_up_to, load_whole
 from unlearn.objective import Misdirection
 from unlearn.rna import augment
+from unlearn.theory.predicted import Predicted
+from unlearn.theory.run import plain_kernels
 from unlearn.train import make_variant, train
 
 LAYER, DIM = 3, 16
@@ -91,6 +93,22 @@ def test_prefix_and_span_equal_the_whole_model_to_the_bit(whole, cut, padding):
         output = whole(IDS_BT, attention_mask=mask_BT, output_hidden_states=True)
         ours_BTD = cut.span(cut.prefix(IDS_BT, mask_BT), cut.frozen)
     assert torch.equal(ours_BTD, output.hidden_states[LAYER + 1])
+
+
+def test_the_output_follows_the_state_at_the_predicted_position(source, cut):
+    """From a cache as from the whole prompt; and its derivatives in both modes agree with a difference."""
+    whole = plain_kernels(load_whole(source))
+    at = Predicted(whole, LAYER, IDS_BT[0].tolist())
+    with torch.no_grad():
+        expected_1V = whole(IDS_BT[:1]).logits[:, -1]
+        torch.testing.assert_close(at.output(at.nothing_1D), expected_1V, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(at.state(), cut.span(cut.prefix(IDS_BT), cut.frozen)[0, -1], rtol=1e-3, atol=1e-4)
+        z_BD = torch.randn(2, DIM, generator=torch.Generator().manual_seed(0))
+        difference_BV = (at.output(1e-2 * z_BD) - at.output(-1e-2 * z_BD)) / 2e-2
+        pushed_BV = at.pushed(z_BD)
+    assert (pushed_BV - difference_BV).norm() < 0.02 * pushed_BV.norm()
+    r_BV = torch.randn(pushed_BV.shape, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close((at.pulled(r_BV) * z_BD).sum(1), (r_BV * pushed_BV).sum(1), rtol=1e-3, atol=1e-3)
 
 
 def one_step(cut: CutModel):

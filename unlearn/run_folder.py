@@ -5,6 +5,7 @@ train.jsonl              a line per logged step
 metrics.json             {model}/{task}/{query}/{metric} and train/*
 samples/                 per question: log-likelihoods, choice, correct
 delta.safetensors        the changed matrices
+theory.json              what `python -m unlearn.theory` measured of it, if it did
 .hydra/                  Hydra's own record of the configuration
 
 and until it is complete
@@ -94,7 +95,7 @@ class RunFolder:
         before = self.record if continued else {}
         if not continued:
             # run.json first: it says that the others are there.
-            for name in ("run.json", "train.jsonl", "metrics.json", "delta.safetensors"):
+            for name in ("run.json", "train.jsonl", "metrics.json", "delta.safetensors", "theory.json"):
                 self.file(name).unlink(missing_ok=True)
             shutil.rmtree(self.file("samples"), ignore_errors=True)
             self._remove_unfinished()
