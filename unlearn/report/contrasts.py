@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 from unlearn.compare import differing_questions, read_roles, read_samples
-from unlearn.evaluate.statistics import CONFIDENCE, NORMAL, paired
+from unlearn.evaluate.statistics import paired
 from unlearn.report.choose import Chosen, family
 from unlearn.report.collect import Run
 from unlearn.report.material import Material
@@ -126,7 +126,7 @@ def contrast(pairs: Sequence[tuple[Answers, Answers]]) -> Contrast:
     else:
         errors = [stats.sem(d.mean(axis=0)) if d.shape[1] > 1 else 0.0 for d in differences.values()]
         error = math.hypot(*errors) / len(errors)
-        low, high = difference - NORMAL * error, difference + NORMAL * error
+        low, high = difference - 1.96 * error, difference + 1.96 * error
         p = float(2 * stats.norm.sf(abs(difference) / error)) if error else float(difference == 0)
     spread = _over_seeds(by_seed)
     return Contrast(100 * difference, 100 * low, 100 * high, p, count, len(pairs), *spread)
@@ -137,6 +137,6 @@ def _over_seeds(by_seed: np.ndarray) -> tuple[float, float, float]:
     if len(by_seed) < 2:
         return math.nan, math.nan, math.nan
     mean, error = by_seed.mean(), stats.sem(by_seed)
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(by_seed) - 1) * error
+    half = stats.t.ppf(0.975, len(by_seed) - 1) * error
     p = float(stats.ttest_1samp(by_seed, 0.0).pvalue) if error else float(mean == 0)
     return float(100 * (mean - half)), float(100 * (mean + half)), p

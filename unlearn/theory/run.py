@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +23,7 @@ from unlearn.evaluate.scorer import Scorer
 from unlearn.evaluate.suite import Suite
 from unlearn.experiment import make_source
 from unlearn.fingerprint import checkpoint_fingerprint, text_fingerprint
-from unlearn.identity import name_of
 from unlearn.model import check_weights, load_tokenizer, load_whole
-from unlearn.run_folder import evaluations
 from unlearn.schema import Config
 
 
@@ -63,7 +63,7 @@ def read_run(folder: Path, query: str, role: str, limit: int) -> FinishedRun:
     raw = OmegaConf.create(record["config"])
     raw.tracker = composed([]).tracker  # of no use here, and an older run's may lack a key
     raw.eval = {
-        **{key: value for key, value in evaluation.items() if key != "query_words"},
+        **evaluation,
         "tasks": {role: evaluation["tasks"][role]},
         "queries": ["default", query],
         "limit": None,
@@ -75,9 +75,9 @@ def read_run(folder: Path, query: str, role: str, limit: int) -> FinishedRun:
 
 def _evaluation_with(record: dict[str, Any], query: str, folder: Path) -> dict[str, Any]:
     """The first evaluation of a run, its own or a later one, that was asked in this kind of query."""
-    for evaluation in evaluations(record):
+    for evaluation in (record["config"]["eval"], *record.get("evaluations", [])):
         if evaluation["tasks"] and query in evaluation["queries"]:
-            return evaluation
+            return {key: value for key, value in evaluation.items() if key != "query_words"}
     raise UserError(
         f"{folder}: the run was asked no {query} query. `python -m unlearn.evaluate {folder} eval=NAME` asks it."
     )
@@ -85,8 +85,10 @@ def _evaluation_with(record: dict[str, Any], query: str, folder: Path) -> dict[s
 
 def _recorded_words(record: dict[str, Any], query: str) -> str | None:
     """The hash of the words that options became when the run was asked; None of a run from before it was kept."""
-    for evaluation in evaluations(record):
-        words = evaluation.get("query_words")
+    for words in (
+        record.get("inputs", {}).get("query_words"),
+        *(e.get("query_words") for e in record.get("evaluations", [])),
+    ):
         if isinstance(words, dict) and query in words:
             return words[query]
     return None
@@ -96,7 +98,10 @@ def check_delta(run: FinishedRun) -> None:
     """Raise UserError if the delta in a run's folder is another run's, or of another layer."""
     file = run.folder / "delta.safetensors"
     _, metadata = load_delta(file)
-    for key, expected in (("layer", str(run.config.model.layer)), ("run", name_of(run.record["identity"]))):
+    identity, layer = run.record["identity"], run.config.model.layer
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
+    name = f"{run.config.method['name']}-{run.config.model.name}-{digest}"
+    for key, expected in (("layer", str(layer)), ("run", name)):
         if metadata.get(key) != expected:
             raise UserError(
                 f"{file}: it is of {key} {metadata.get(key)}, and run.json beside it is of {key} {expected}."
