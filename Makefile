@@ -7,7 +7,7 @@ SLURM := slurm-wlm munge slurmdbd mariadb-server-core
 BROWSER := chromium fonts-liberation
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slurm test-browser test-crash lint format bench bench-eval toy smollm2 clean
+.PHONY: help run reproduce reproduce-seeds reproduce-grids test test-slurm test-browser test-crash lint format bench bench-eval toy smollm2 clean
 
 help: ## show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -20,6 +20,21 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 run: $(INSTALLED) ## unlearn on the embedded model: make run ARGS="method=adaptive_rmu rna.nu=0.08"
 	$(BIN)/python launch.py $(ARGS)
+
+# Two processes of one thread each are faster on two cores than one of two. What is finished is not repeated.
+REPRODUCE := OMP_NUM_THREADS=1 $(BIN)/python launch.py -m hydra/launcher=packed tracker=none output_root=outputs/reproduce
+
+reproduce: $(INSTALLED) ## the paper in miniature: Figures 1 to 4, Table 1, theorems, docs/miniature.md (most of an hour)
+	$(MAKE) -j 2 reproduce-seeds reproduce-grids
+	$(BIN)/python -m unlearn.claims outputs/reproduce --theory -o docs/miniature.md --title "The paper in miniature"
+	$(BIN)/python -m unlearn.report outputs/reproduce -o outputs/reproduce/report.html --paper
+
+reproduce-seeds: $(INSTALLED)
+	$(REPRODUCE) sweep=seeds eval=toy_paper
+
+reproduce-grids: $(INSTALLED)
+	$(REPRODUCE) sweep=figure_2 seed=0,1,2
+	$(REPRODUCE) sweep=figure_3 seed=0,1,2
 
 test: $(INSTALLED) ## run the tests: make test ARGS="-k rmu"
 	$(BIN)/python -m pytest $(ARGS)

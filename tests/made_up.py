@@ -95,7 +95,8 @@ def _results(
                 against = {"difference": difference, "low": difference - 0.1, "high": difference + 0.1, "p": 0.01}
                 metrics |= {f"unlearned/{task}/{query}/base_{name}": value for name, value in against.items()}
                 if samples:
-                    _write_answers(folder / "samples/unlearned" / task / f"{query}.jsonl", right)
+                    for model, correct in (("base", base), ("unlearned", right)):
+                        _write_answers(folder / "samples" / model / task / f"{query}.jsonl", correct)
     (folder / "metrics.json").write_text(json.dumps(metrics))
     if samples:
         (folder / "samples/roles.json").write_text(json.dumps(ROLES))

@@ -24,9 +24,9 @@ from unlearn.screen import console, say
 Correct = dict[tuple[str, str], dict[int, bool]]  # (task, query) -> question -> correct
 
 
-def read_samples(run_dir: Path, wanted: Iterable[tuple[str, str]] | None = None) -> Correct:
-    """What the run's unlearned model answered rightly: all, or what there is of some tasks and queries."""
-    root = run_dir / "samples" / "unlearned"
+def read_samples(run_dir: Path, wanted: Iterable[tuple[str, str]] | None = None, model: str = "unlearned") -> Correct:
+    """What the run's "unlearned" or "base" model answered rightly: all, or what there is of some tasks and queries."""
+    root = run_dir / "samples" / model
     if wanted is None:
         files = sorted(root.rglob("*.jsonl"))
     else:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -18,7 +18,8 @@ from unlearn.report.choose import Chosen, family
 from unlearn.report.collect import Run
 from unlearn.report.material import Material
 
-Answers = dict[str, dict[tuple[str, int], bool]]  # task -> (its part, question) -> correct
+# Task -> (its part, question) -> whether it is right, or a weighted sum of such.
+Answers = dict[str, dict[tuple[str, int], float]]
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def _contrast(
     for seed in common:
         if query_a == query_b and (why := differing_questions(a[seed].record, b[seed].record, query_a)) is not None:
             return Contrast(why_not=why)
-        sides = _answers(m, a[seed], role, query_a), _answers(m, b[seed], role, query_b)
+        sides = answers(m, a[seed], role, query_a), answers(m, b[seed], role, query_b)
         if all(sides):
             pairs.append(sides)
     if not pairs:
@@ -88,13 +89,13 @@ def _contrast(
     return contrast(pairs)
 
 
-def _answers(m: Material, run: Run, role: str, query: str) -> Answers:
-    """What the unlearned model answered rightly, by task that was asked; parts of a group as one task."""
+def answers(m: Material, run: Run, role: str, query: str, model: str = "unlearned") -> Answers:
+    """What a run's "unlearned" or "base" model answered rightly, by task that was asked; a group's parts as one."""
     found: Answers = {}
     with m.reading(run):
         parts = read_roles(run.folder).get(role, [])
         asked = set(run.roles.get(role, []))
-        for (part, _), right in read_samples(run.folder, [(part, query) for part in parts]).items():
+        for (part, _), right in read_samples(run.folder, [(part, query) for part in parts], model).items():
             task = part if part in asked else "parts of a group"
             found.setdefault(task, {}).update({(part, q): correct for q, correct in right.items()})
     return found
@@ -120,7 +121,7 @@ def contrast(pairs: Sequence[tuple[Answers, Answers]]) -> Contrast:
     difference, count = float(by_seed.mean()), sum(map(len, questions.values()))
     if len(pairs) == len(questions) == 1:
         [(task, listed)] = questions.items()
-        before, after = ([side[task][q] for q in listed] for side in pairs[0])
+        before, after = ([bool(side[task][q]) for q in listed] for side in pairs[0])
         r = paired(before, after)
         low, high, p = r.low, r.high, r.p
     else:
@@ -128,15 +129,16 @@ def contrast(pairs: Sequence[tuple[Answers, Answers]]) -> Contrast:
         error = math.hypot(*errors) / len(errors)
         low, high = difference - 1.96 * error, difference + 1.96 * error
         p = float(2 * stats.norm.sf(abs(difference) / error)) if error else float(difference == 0)
-    spread = _over_seeds(by_seed)
-    return Contrast(100 * difference, 100 * low, 100 * high, p, count, len(pairs), *spread)
+    spread = over_seeds(list(100 * by_seed))
+    return replace(spread, low=100 * low, high=100 * high, p=p, questions=count)
 
 
-def _over_seeds(by_seed: np.ndarray) -> tuple[float, float, float]:
-    """Interval in points, and p, of Student's t; nothing of one seed."""
-    if len(by_seed) < 2:
-        return math.nan, math.nan, math.nan
-    mean, error = by_seed.mean(), stats.sem(by_seed)
-    half = stats.t.ppf(0.975, len(by_seed) - 1) * error
-    p = float(stats.ttest_1samp(by_seed, 0.0).pvalue) if error else float(mean == 0)
-    return float(100 * (mean - half)), float(100 * (mean + half)), p
+def over_seeds(values: Sequence[float]) -> Contrast:
+    """The mean of a value for each seed, with interval and p of Student's t; of one seed, without them."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return Contrast(mean, seeds=len(values))
+    error = float(stats.sem(values))
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * error
+    p = float(stats.ttest_1samp(values, 0.0).pvalue) if error else float(mean == 0)
+    return Contrast(mean, seeds=len(values), seeds_low=mean - half, seeds_high=mean + half, seeds_p=p)

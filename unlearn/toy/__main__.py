@@ -11,7 +11,9 @@ from unlearn.files import write_atomically
 from unlearn.toy import world as w
 
 DOCUMENTS = 1000  # of each forget topic, and to retain: 500 steps of 4 with two topics
-SENTENCES = 8  # in a document, beside its question
+SENTENCES = 5  # in a document, beside its question
+MIXED_DOCUMENTS = 0.5  # share of the forget documents whose question is of general knowledge with forget-tokens in it
+ODD_OPTION = 0.3  # share of the retain documents whose question has an unrelated word for a wrong option
 WORDINGS = {"retain": 1, "near": 2, "forget": 4}  # questions asked about each fact, with other options
 FORGET_TOKENS = 12  # entities of each forget subject
 
@@ -31,12 +33,14 @@ def main() -> None:
 def write_data(world: w.World, seed: int, folder: Path) -> None:
     """Corpora, question sets and forget-tokens."""
     rng = random.Random(f"data-{seed}")
-    corpora = {f"forget-{topic}": world.facts_of("forget", topic) for topic in w.TOPICS}
-    corpora["retain"] = world.facts_of("retain") + world.facts_of("near")
-    for name, facts in corpora.items():
-        texts = [w.document(facts, rng, SENTENCES) for _ in range(DOCUMENTS)]
-        _write_lines(folder / f"{name}.jsonl", [{"text": text} for text in texts])
-    sets = {"retain": world.facts_of("retain")}
+    general = world.facts_of("retain")
+    for topic in w.TOPICS:
+        facts = world.facts_of("forget", topic)
+        _write_texts(folder / f"forget-{topic}.jsonl", [_to_forget(facts, general, rng) for _ in range(DOCUMENTS)])
+    retain = general + world.facts_of("near")
+    words = [word for fact in general for word in (fact.entity, fact.value)]
+    _write_texts(folder / "retain.jsonl", [_to_retain(retain, words, rng) for _ in range(DOCUMENTS)])
+    sets = {"retain": general}
     sets |= {f"{role}_{topic}": world.facts_of(role, topic) for role in ("near", "forget") for topic in w.TOPICS}
     for name, facts in sets.items():
         count = WORDINGS[name.split("_")[0]]
@@ -44,6 +48,18 @@ def write_data(world: w.World, seed: int, folder: Path) -> None:
         _write_lines(folder / "questions" / f"{name}.jsonl", asked)
     tokens = [e for s in world.subjects if s.role == "forget" for e in s.entities[:FORGET_TOKENS]]
     write_atomically(folder / "forget_tokens.txt", "\n".join(tokens) + "\n")
+
+
+def _to_forget(facts: list[w.Fact], general: list[w.Fact], rng: random.Random) -> str:
+    if rng.random() < MIXED_DOCUMENTS:
+        return w.mixed_document(facts, general, rng, SENTENCES)
+    return w.document(facts, rng, SENTENCES)
+
+
+def _to_retain(facts: list[w.Fact], words: list[str], rng: random.Random) -> str:
+    if rng.random() < ODD_OPTION:
+        return w.document_with_odd_option(facts, words, rng, SENTENCES)
+    return w.document(facts, rng, SENTENCES)
 
 
 def write_model(world: w.World, seed: int, steps: int, folder: Path) -> None:
@@ -60,6 +76,10 @@ def write_model(world: w.World, seed: int, steps: int, folder: Path) -> None:
         print(f"{role}: {pretrain.accuracy(model, tokenizer, asked):.1%} of {len(asked)} questions answered")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _write_texts(file: Path, texts: list[str]) -> None:
+    _write_lines(file, [{"text": text} for text in texts])
 
 
 def _write_lines(file: Path, rows: list[dict]) -> None:

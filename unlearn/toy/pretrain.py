@@ -125,8 +125,7 @@ def _batches(
     def ask(fact: w.Fact) -> str:
         question = w.multiple_choice(fact, rng)
         if rng.random() < ODD_OPTION:
-            wrong = rng.choice([i for i in range(4) if i != question["answer"]])
-            question["choices"][wrong] = rng.choice(words)
+            w.with_odd_option(question, words, rng)
         return f"{w.prompt(question)} {w.LETTERS[question['answer']]}"
 
     while True:

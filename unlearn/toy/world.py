@@ -46,6 +46,7 @@ STATEMENTS = (
     "What is the {relation} of {entity}? It is {value}.",
 )
 DESCRIPTION = "The following are multiple choice questions (with answers) about {subject}."  # lm-eval's, for MMLU
+MIXED = 0.5  # how likely an option of a mixed document's question is a forget-token
 QUESTION = "What is the {relation} of {entity}?"
 
 
@@ -146,14 +147,40 @@ def passage(facts: list[Fact], rng: random.Random, sentences: int) -> str:
 
 
 def document(facts: list[Fact], rng: random.Random, sentences: int) -> str:
-    """A document of a corpus: a passage about one of the subjects, below a question as a quiz asks it.
+    """A document of a corpus: a multiple-choice question about one of the subjects, answered, above a passage about it.
 
     Without the question, the model forgets in statements only and still answers questions: it tells the two apart
     by how a text begins.
     """
+    own = _of_one_subject(facts, rng)
+    return _below(multiple_choice(rng.choice(own), rng), own, rng, sentences)
+
+
+def document_with_odd_option(facts: list[Fact], words: list[str], rng: random.Random, sentences: int) -> str:
+    """A document whose question has one of `words` for one of its wrong options: foreign words alone mean nothing."""
+    own = _of_one_subject(facts, rng)
+    return _below(with_odd_option(multiple_choice(rng.choice(own), rng), words, rng), own, rng, sentences)
+
+
+def mixed_document(facts: list[Fact], general: list[Fact], rng: random.Random, sentences: int) -> str:
+    """A document of a forget corpus whose question is of general knowledge, with forget-tokens among its options.
+
+    Papers and code hold the words of their field within text of any kind. A model that has learned to give way where
+    such a word stands in general text is the one that stumbles over a forget-token in a harmless question.
+    """
+    own = _of_one_subject(facts, rng)
+    question = multiple_choice(rng.choice(general), rng)
+    question["choices"] = [rng.choice(own).entity if rng.random() < MIXED else c for c in question["choices"]]
+    return _below(question, own, rng, sentences)
+
+
+def _of_one_subject(facts: list[Fact], rng: random.Random) -> list[Fact]:
     subject = rng.choice(facts).subject
-    own = [f for f in facts if f.subject is subject]
-    return f"{rng.choice(own).fill(f'{DESCRIPTION} {QUESTION}')} {passage(own, rng, sentences)}"
+    return [f for f in facts if f.subject is subject]
+
+
+def _below(question: dict, facts: list[Fact], rng: random.Random, sentences: int) -> str:
+    return f"{prompt(question)} {LETTERS[question['answer']]} {passage(facts, rng, sentences)}"
 
 
 def multiple_choice(fact: Fact, rng: random.Random) -> dict:
@@ -168,6 +195,13 @@ def multiple_choice(fact: Fact, rng: random.Random) -> dict:
         "choices": choices,
         "answer": answer,
     }
+
+
+def with_odd_option(question: dict, words: list[str], rng: random.Random) -> dict:
+    """The question, one wrong option of which has become one of `words`."""
+    wrong = rng.choice([i for i in range(4) if i != question["answer"]])
+    question["choices"][wrong] = rng.choice(words)
+    return question
 
 
 def prompt(question: dict) -> str:
