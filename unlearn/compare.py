@@ -18,6 +18,7 @@ from rich.table import Table
 
 from unlearn.errors import UserError
 from unlearn.evaluate.statistics import Paired, paired
+from unlearn.files import read_object
 from unlearn.run_folder import ROLES, asked
 from unlearn.screen import console, say
 
@@ -49,13 +50,10 @@ def _correct(file: Path) -> dict[int, bool]:
 def read_record(run_dir: Path) -> dict[str, Any]:
     """The run's run.json. Raises UserError if there is none, or if it is not one."""
     file = run_dir / "run.json"
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{run_dir}: no run is here (there is no run.json).") from None
-    except ValueError as error:
-        raise UserError(f"{file}: {error}") from None
-    if not isinstance(record, dict) or not isinstance(record.get("identity"), dict):
+    if not file.is_file():
+        raise UserError(f"{run_dir}: no run is here (there is no run.json).")
+    record = read_object(file)
+    if not isinstance(record.get("identity"), dict):
         raise UserError(f"{file}: not the record of a run.")
     return record
 
@@ -76,10 +74,7 @@ def differing_questions(a: dict[str, Any], b: dict[str, Any], query: str) -> str
 def read_roles(run_dir: Path) -> dict[str, list[str]]:
     """Which tasks belong together: role -> tasks. Raises UserError for a file that is not JSON."""
     file = run_dir / "samples" / ROLES
-    try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"{file}: {error}") from None
+    return read_object(file) if file.is_file() else {}
 
 
 def compare(a: Correct, b: Correct, roles: Mapping[str, Sequence[str]] | None = None) -> dict[tuple[str, str], Paired]:

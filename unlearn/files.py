@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from unlearn.errors import UserError
+
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
@@ -38,6 +40,17 @@ def write_atomically(file: Path, content: str | bytes) -> None:
 def write_json(file: Path, content: Any) -> None:
     """Replace a file's content by indented JSON."""
     write_atomically(file, json.dumps(content, indent=2) + "\n")
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """A JSON object. Raises UserError for a file that cannot be read, or that is none."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: not a JSON object")
+    return content
 
 
 def remove_scratch(folder: Path) -> None:

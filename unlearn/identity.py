@@ -42,9 +42,13 @@ def identity(config: Config) -> dict[str, Any]:
 
 def run_name(config: Config) -> str:
     """METHOD-MODEL-HASH, the hash being that of `identity`."""
-    canonical = json.dumps(identity(config), sort_keys=True)
-    digest = hashlib.sha256(canonical.encode()).hexdigest()[:10]
-    return f"{config.method['name']}-{config.model.name}-{digest}"
+    return name_of(identity(config))
+
+
+def name_of(identity: dict[str, Any]) -> str:
+    """The same, from an identity as run.json keeps it."""
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
+    return f"{identity['method']['name']}-{identity['model']['name']}-{digest}"
 
 
 def run_folder(config: Config) -> Path:

@@ -188,13 +188,18 @@ class RunFolder:
             shutil.copytree(source, self.file(".hydra"), dirs_exist_ok=True)
 
 
+def evaluations(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a run was asked, by its run.json: by its own evaluation and by later ones, each with `query_words`."""
+    own = {**record.get("config", {}).get("eval", {}), **record["identity"]["eval"]}
+    return [own | {"query_words": record.get("inputs", {}).get("query_words")}, *record.get("evaluations", [])]
+
+
 def asked(record: dict[str, Any], query: str) -> dict[str, Any]:
     """What determines the content of the questions that a run, by its run.json, was asked in a kind of query.
 
     By its own evaluation or, where that was not asked it, by the first later one. Empty if it was in none.
     """
-    own = {**record["identity"]["eval"], "query_words": record.get("inputs", {}).get("query_words")}
-    for evaluation in (own, *record.get("evaluations", [])):
+    for evaluation in evaluations(record):
         if evaluation["tasks"] and query in evaluation["queries"]:
             words = evaluation.get("query_words") or {}
             chosen = {key: evaluation.get(key) for key in ("num_fewshot", "limit", "subset")}

@@ -138,15 +138,9 @@ class Tracker:
 
     def _summaries(self) -> dict[str, dict[str, float]]:
         """SUMMARIES over all attempts: W&B itself has those of this one, and would overwrite the earlier ones'."""
-        lines = [json.loads(line) for line in self._file.read_text(encoding="utf-8").splitlines()]
-        kinds: dict[str, Callable[[list[float]], float]] = {
-            "min": min,
-            "max": max,
-            "mean": fmean,
-            "last": itemgetter(-1),
-        }
+        lines = self._read()
         return {
-            f"train/{curve}": {kind: kinds[kind]([line[curve] for line in lines]) for kind in kept.split(",")}
+            f"train/{curve}": {kind: KINDS[kind]([line[curve] for line in lines]) for kind in kept.split(",")}
             for curve, kept in SUMMARIES.items()
             if all(curve in line for line in lines)
         }

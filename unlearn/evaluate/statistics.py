@@ -9,6 +9,7 @@ import numpy as np
 from scipy import stats
 
 RESAMPLES, CONFIDENCE = 2000, 0.95
+NORMAL = 1.96  # standard errors of a normal distribution that hold so much
 
 
 @dataclass(frozen=True)

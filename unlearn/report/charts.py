@@ -84,7 +84,6 @@ def tooltip(data: pd.DataFrame) -> list[alt.Tooltip]:
     return [
         alt.Tooltip(f"{name}:{'Q' if number else 'N'}", format=".4~g" if number else "")
         for name in data.columns
-        if name != "setting"
         for number in [pd.api.types.is_numeric_dtype(data[name])]
     ]
 

@@ -5,7 +5,6 @@ Whatever cannot be used, a failed, unfinished, missing or corrupt run, is in the
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from unlearn.errors import UserError, describe
+from unlearn.files import read_object
 from unlearn.identity import identity
-from unlearn.run_folder import asked
+from unlearn.run_folder import asked, evaluations
 from unlearn.sweep import Job, Sweep
 
 REQUIRED: dict[str, type | tuple[type, ...]] = {
@@ -73,7 +73,7 @@ class Run:
 
     @property
     def _evaluations(self) -> list[dict[str, Any]]:
-        return [self.record["identity"]["eval"], *self.record.get("evaluations", [])]
+        return evaluations(self.record)
 
 
 def collect(folders: Sequence[Path]) -> list[Run]:
@@ -112,7 +112,7 @@ def _below(top: Path) -> Iterator[Run]:
 def read_run(folder: Path) -> Run:
     """The run of a folder that has a run.json."""
     try:
-        record = _object(folder / "run.json")
+        record = read_object(folder / "run.json")
         wrong = [key for key, kind in REQUIRED.items() if not isinstance(_at(record, key), kind)]
         if wrong:
             return Run(folder, "corrupt", f"run.json: missing or of a wrong type: {', '.join(wrong)}")
@@ -120,13 +120,13 @@ def read_run(folder: Path) -> Run:
             return Run(folder, "failed", str(record.get("error", "")), record)
         if record.get("status") != "done":
             return Run(folder, "unfinished", "not finished, or interrupted", record)
-        metrics = _object(folder / "metrics.json")
+        metrics = read_object(folder / "metrics.json")
         wrong = [key for key, value in metrics.items() if not isinstance(value, (int, float))]
         if wrong:
             return Run(folder, "corrupt", f"metrics.json: not a number: {', '.join(wrong[:5])}", record)
         return Run(folder, "done", "", record, {k: v for k, v in metrics.items() if math.isfinite(v)})
-    except (OSError, ValueError) as error:
-        return Run(folder, "corrupt", f"{type(error).__name__}: {error}")
+    except UserError as error:
+        return Run(folder, "corrupt", str(error))
 
 
 def _at(tree: Any, key: str) -> Any:
@@ -134,16 +134,6 @@ def _at(tree: Any, key: str) -> Any:
     for part in key.split("."):
         tree = tree.get(part) if isinstance(tree, dict) else None
     return tree
-
-
-def _object(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file.name}: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{file.name}: not a JSON object")
-    return content
 
 
 def _of_sweep(folder: Path) -> Iterator[Run]:
@@ -179,7 +169,7 @@ def _never_begun(sweep: Sweep, job: Job, folder: Path | None, *, described: bool
         if job.error is not None:
             status, why = "failed", job.error
         elif (error := sweep.folder / str(job.number) / "error.json").is_file():
-            status, why = "failed", str(_object(error).get("error"))
+            status, why = "failed", str(read_object(error).get("error"))
         if described and job.error is None:
             config = sweep.config(job.number)
             record = {"config": asdict(config), "identity": identity(config)}

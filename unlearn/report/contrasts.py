@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 from unlearn.compare import differing_questions, read_roles, read_samples
-from unlearn.evaluate.statistics import paired
+from unlearn.evaluate.statistics import CONFIDENCE, NORMAL, paired
 from unlearn.report.choose import Chosen, family
 from unlearn.report.collect import Run
 from unlearn.report.material import Material
@@ -127,7 +127,7 @@ def contrast(pairs: Sequence[tuple[Answers, Answers]]) -> Contrast:
     else:
         errors = [stats.sem(d.mean(axis=0)) if d.shape[1] > 1 else 0.0 for d in differences.values()]
         error = math.hypot(*errors) / len(errors)
-        low, high = difference - 1.96 * error, difference + 1.96 * error
+        low, high = difference - NORMAL * error, difference + NORMAL * error
         p = float(2 * stats.norm.sf(abs(difference) / error)) if error else float(difference == 0)
     spread = over_seeds(list(100 * by_seed))
     return replace(spread, low=100 * low, high=100 * high, p=p, questions=count)
@@ -139,6 +139,6 @@ def over_seeds(values: Sequence[float]) -> Contrast:
     if len(values) < 2:
         return Contrast(mean, seeds=len(values))
     error = float(stats.sem(values))
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * error
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * error
     p = float(stats.ttest_1samp(values, 0.0).pvalue) if error else float(mean == 0)
     return Contrast(mean, seeds=len(values), seeds_low=mean - half, seeds_high=mean + half, seeds_p=p)

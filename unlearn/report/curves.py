@@ -84,7 +84,7 @@ def figure_2(m: Material) -> Figure:
                 for name, part in shown.items()
                 if (part["role"] == role).any()
             ),
-            columns=len(shown) if len(shown) <= 3 else 3,
+            columns=min(3, len(shown)),
         )
 
     caption = f"Accuracy against c (RMU, RSV) and β (Adaptive RMU). {INTERVALS}{_told(data, len(parts))}"

@@ -15,10 +15,10 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
+from unlearn.evaluate.statistics import CONFIDENCE, NORMAL
 from unlearn.report.collect import Run
 
 METHODS = {"rmu": "RMU", "adaptive_rmu": "Adaptive RMU", "rsv": "RSV"}
-CONFIDENCE = 0.95
 DIGITS = 4  # of what is shown, behind the point
 SEPARATOR = "; "  # between the parts of `other`
 SETTING = ["setting", "method", "coefficient", "nu", "other"]
@@ -238,7 +238,7 @@ def over_seeds(accuracies: pd.DataFrame, about: pd.DataFrame) -> pd.DataFrame:
     found = found.reset_index()
     several = (found["seeds"] > 1) & (found["model"] != "base")
     found["stderr"] = (found["std"] / found["seeds"] ** 0.5).where(several, found["stderr"])
-    width = pd.Series(stats.t.ppf((1 + CONFIDENCE) / 2, (found["seeds"] - 1).clip(lower=1))).where(several, 1.96)
+    width = pd.Series(stats.t.ppf((1 + CONFIDENCE) / 2, (found["seeds"] - 1).clip(lower=1))).where(several, NORMAL)
     half = width * found["stderr"]
     found["low"], found["high"] = (found["mean"] - half).clip(lower=0), (found["mean"] + half).clip(upper=100)
     found["interval"] = several.map({True: "over seeds", False: "over questions"})
