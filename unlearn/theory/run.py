@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,6 @@ from unlearn.evaluate.scorer import Scorer
 from unlearn.evaluate.suite import Suite
 from unlearn.experiment import make_source
 from unlearn.fingerprint import checkpoint_fingerprint, text_fingerprint
-from unlearn.identity import name_of
 from unlearn.model import check_weights, load_tokenizer, load_whole
 from unlearn.schema import Config
 
@@ -97,7 +98,10 @@ def check_delta(run: FinishedRun) -> None:
     """Raise UserError if the delta in a run's folder is another run's, or of another layer."""
     file = run.folder / "delta.safetensors"
     _, metadata = load_delta(file)
-    for key, expected in (("layer", str(run.config.model.layer)), ("run", name_of(run.record["identity"]))):
+    identity, layer = run.record["identity"], run.config.model.layer
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
+    name = f"{run.config.method['name']}-{run.config.model.name}-{digest}"
+    for key, expected in (("layer", str(layer)), ("run", name)):
         if metadata.get(key) != expected:
             raise UserError(
                 f"{file}: it is of {key} {metadata.get(key)}, and run.json beside it is of {key} {expected}."
