@@ -23,7 +23,9 @@ def identity(config: Config) -> dict[str, Any]:
     plain = OmegaConf.to_container(OmegaConf.structured(config))
     assert isinstance(plain, dict)
     model, data, evaluation = plain["model"], plain["data"], plain["eval"]
-    for key in ("path", "gguf_file", "device", "methods", "grids", "alpha", "lr", "num_layers", "trust_remote_code"):
+    for key in ("path", "gguf_file", "device", "num_layers", "trust_remote_code"):
+        model.pop(key)
+    for key in ("methods", "grids", "masks", "alpha", "lr"):  # what other keys take their values from
         model.pop(key)
     for topic in data["topics"].values():
         for key in ("forget", "retain"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
 
@@ -65,8 +65,9 @@ class ModelConfig:
     layer: int = MISSING
     alpha: float = MISSING
     lr: float = MISSING
-    methods: dict[str, dict[str, float]] = MISSING
+    methods: dict[str, dict[str, Any]] = MISSING
     grids: dict[str, str] = MISSING
+    masks: dict[str, str] = field(default_factory=dict)  # preset -> its loss.mask for this model
 
 
 @dataclass
