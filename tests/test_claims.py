@@ -127,6 +127,28 @@ def test_nu_is_chosen_on_one_half_and_measured_on_the_other(tmp_path):
     assert effect.questions == 40
 
 
+def test_of_two_runs_of_a_seed_the_one_that_was_asked_more_is_taken(tmp_path):
+    """A sweep over nu asks less of the same models than one over seeds."""
+    for seed in SEEDS:
+        for nu in (0.0, 0.1):
+            made_up_run(tmp_path / f"a{nu}-{seed}", nu=nu, seed=seed)
+            made_up_run(tmp_path / f"b{nu}-{seed}", nu=nu, seed=seed, queries=("default", "perturbed", "control"))
+    [s] = Evidence(gather(collect([tmp_path]))).subjects
+    assert harm_of_control(s).seeds == len(SEEDS)
+
+
+def test_nu_are_compared_over_the_seeds_that_all_have(tmp_path):
+    """nu = 0.3 is better in its further seeds alone, which say nothing of nu = 0.1."""
+    for seed in (*SEEDS, 3, 4):
+        made_up_run(tmp_path / f"plain-{seed}", seed=seed, answers={("mmlu", "perturbed"): share(0.3, 0)})
+        good = 0.9 if seed > 2 else 0.4
+        made_up_run(tmp_path / f"b-{seed}", nu=0.3, seed=seed, answers={("mmlu", "perturbed"): share(good, 0)})
+    for seed in SEEDS:
+        made_up_run(tmp_path / f"a-{seed}", nu=0.1, seed=seed, answers={("mmlu", "perturbed"): share(0.5, 0)})
+    [s] = Evidence(gather(collect([tmp_path]))).subjects
+    assert s.best_nu == 0.1
+
+
 def interval(low, high):
     return Contrast((low + high) / 2, seeds=3, seeds_low=low, seeds_high=high)
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from unlearn.claims.evidence import CHOOSING, Subject, Term
+from unlearn.claims.evidence import Subject, Term
 from unlearn.report.contrasts import Contrast
 
 SAME = 5.0  # points: what counts as "stays the same"
@@ -116,7 +116,7 @@ def third_phase(role: str) -> Callable[[Subject], Contrast | str]:
 
 def _phases(s: Subject) -> tuple[float, float, float]:
     """nu of the peak of robustness, of the lowest point from there on, and the largest; chosen on half of the facts."""
-    curve = {nu: s.accuracy(setting, "retain", "perturbed", CHOOSING) for nu, setting in s.by_nu.items()}
+    curve = s.curve("retain", "perturbed")
     peak = max(curve, key=lambda nu: curve[nu])
     behind = {nu: value for nu, value in curve.items() if nu >= peak}
     return peak, min(behind, key=lambda nu: behind[nu]), max(curve)

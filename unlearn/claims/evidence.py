@@ -7,7 +7,7 @@ Whatever has to be chosen, such as the best nu, is chosen on the other half (`CH
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -42,20 +42,23 @@ class Subject:
     by_coefficient: dict[float, str]  # without RNA
     coefficient: str  # "c" or "beta"
 
-    def accuracy(self, setting: str, role: str, query: str, half: int | None = None) -> float:
-        """Mean over seeds, in percent."""
-        return self.evidence.combine([Term(1.0, setting, role, query)], half).difference
+    @cached_property
+    def common_seeds(self) -> set[int]:
+        """The seeds that every nu has: with them nu are compared."""
+        return set.intersection(*(set(self.evidence.material.runs_of(setting)) for setting in self.by_nu.values()))
 
-    def score(self, setting: str) -> float:
-        """What the best nu is best in, by half the facts: retained knowledge under perturbation less forgotten."""
-        return self.accuracy(setting, "retain", "perturbed", CHOOSING) - self.accuracy(
-            setting, "forget", "default", CHOOSING
-        )
+    def curve(self, role: str, query: str) -> dict[float, float]:
+        """nu -> mean accuracy over the common seeds on the choosing half of the facts, in percent."""
+        return {
+            nu: self.evidence.combine([Term(1.0, setting, role, query)], CHOOSING, self.common_seeds).difference
+            for nu, setting in self.by_nu.items()
+        }
 
     @cached_property
     def best_nu(self) -> float:
-        """The nu of the highest score; the paper chose by the questions that it then showed."""
-        return max(self.by_nu, key=lambda nu: self.score(self.by_nu[nu]))
+        """The nu with most retained knowledge under perturbation less forgotten knowledge, on the choosing half."""
+        retained, forgotten = self.curve("retain", "perturbed"), self.curve("forget", "default")
+        return max(self.by_nu, key=lambda nu: retained[nu] - forgotten[nu])
 
     @property
     def rna(self) -> str:
@@ -93,12 +96,12 @@ class Evidence:
             argument,
         )
 
-    def combine(self, terms: Sequence[Term], half: int | None = MEASURING) -> Contrast:
-        """The sum of terms, in points, for the seeds that all their settings have and the questions of all of them."""
+    def combine(self, terms: Sequence[Term], half: int = MEASURING, seeds: Collection[int] | None = None) -> Contrast:
+        """The sum of terms, in points, over the seeds (of `seeds`) and the questions that all of them have."""
         runs = [self.material.runs_of(term.setting) for term in terms]
-        seeds = sorted(set.intersection(*(set(found) for found in runs)))
+        common = set.intersection(*(set(found) for found in runs))
         pairs = []
-        for seed in seeds:
+        for seed in sorted(common if seeds is None else common & set(seeds)):
             sides = [
                 answers(self.material, found[seed], term.role, term.query, term.model)
                 for term, found in zip(terms, runs, strict=True)
@@ -130,10 +133,10 @@ class Evidence:
         return over_seeds(values)
 
 
-def _of_half(side: Answers, half: int | None) -> Answers:
-    """Those of one half of the facts, all of None."""
+def _of_half(side: Answers, half: int) -> Answers:
+    """Those of one half of the facts."""
     return {
-        task: {(part, q): v for (part, q), v in values.items() if half is None or q // BLOCK % 2 == half}
+        task: {(part, q): v for (part, q), v in values.items() if q // BLOCK % 2 == half}
         for task, values in side.items()
     }
 

@@ -61,9 +61,10 @@ class Material:
         return {setting: (c.method, rna) for c in self.chosen for setting, rna in c.settings.items()}
 
     def runs_of(self, setting: str) -> dict[int, Run]:
-        """The finished runs of a setting: seed -> run."""
+        """The finished runs of a setting: seed -> run; of several of a seed, the one asked in most kinds of query."""
         rows = self.about[(self.about["setting"] == setting) & (self.about["status"] == "done")]
-        rows = rows.drop_duplicates("seed").sort_values("seed")
+        rows = rows.assign(asked=[len(self.runs[number].queries) for number in rows["number"]])
+        rows = rows.sort_values(["seed", "asked"], ascending=[True, False], kind="stable").drop_duplicates("seed")
         return {int(seed): self.runs[number] for seed, number in zip(rows["seed"], rows["number"], strict=True)}
 
     @contextmanager
