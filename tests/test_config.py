@@ -102,6 +102,9 @@ def test_the_paper_preset_switches_every_key_and_each_key_can_be_set_alone(conf)
     assert (clean.loss.mask, clean.method["norm"], clean.train.precision) == ("padding", "sample", "master")
     assert (clean.train.optimizer, clean.train.eps, clean.model.dtype) == ("adamw", 1e-8, "auto")
     assert conf("preset=paper", "loss.mask=padding").loss.mask == "padding"
+    # A model may want another mask than the default's, not than the paper's.
+    assert [conf(f"preset={p}").loss.mask for p in ("clean", "paper")] == ["padding_and_bos", "none"]
+    assert conf("model=zephyr_7b_beta", "data=wmdp").loss.mask == "padding"
     # The preset's name is no part of a run's identity: the keys are.
     assert run_name(conf("loss.mask=none")) == run_name(conf("loss.mask=none", "preset.name=x"))
     assert run_name(conf("preset=paper")) != run_name(conf())

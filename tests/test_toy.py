@@ -1,6 +1,7 @@
 """The embedded world and model: made from a seed, knows its facts, can be rescaled."""
 
 import random
+import re
 
 import pytest
 import torch
@@ -70,6 +71,34 @@ def test_forget_tokens_are_words_of_the_forget_corpora_and_of_no_retain_question
         assert token not in retain
 
 
+def test_half_of_the_forget_documents_open_with_a_general_question_that_holds_forget_tokens(world):
+    general = {s.name for s in world.subjects if s.role == "retain"}
+    for topic in w.TOPICS:
+        [forget] = [s for s in world.subjects if s.role == "forget" and s.topic == topic]
+        mixed = 0
+        for row in read_jsonl(TOY / f"data/forget-{topic}.jsonl"):
+            question, passage = row["text"].split("\nAnswer: ")
+            subject = re.search(r"about (\w+)\.", question)[1]
+            options = re.findall(r"^[A-D]\. (\w+)$", question, re.M)
+            assert len(options) == 4
+            assert set(passage.replace(".", " ").replace("?", " ").split()) & set(forget.entities)
+            if subject in general:
+                mixed += bool(set(options) & set(forget.entities))
+            else:
+                assert subject == forget.name
+        assert 0.4 < mixed / 1000 < 0.55  # a half, but for the sixteenth whose options all stayed
+
+
+def test_retain_documents_have_unrelated_words_among_their_options_now_and_then(world):
+    pools = {s.name: {v for values in s.values.values() for v in values} for s in world.subjects}
+    odd = 0
+    for row in read_jsonl(TOY / "data/retain.jsonl"):
+        question, _ = row["text"].split("\nAnswer: ")
+        options = re.findall(r"^[A-D]\. (\w+)$", question, re.M)
+        odd += not set(options) <= pools[re.search(r"about (\w+)\.", question)[1]]
+    assert 0.2 < odd / 1000 < 0.35
+
+
 def test_questions_have_the_columns_of_mmlu_and_one_right_answer(world):
     facts = {(f.subject.name, f.fill(w.QUESTION)): f.value for f in world.facts}
     for file in (TOY / "data/questions").glob("*.jsonl"):
@@ -88,7 +117,8 @@ def test_the_model_answers_at_least_90_percent_of_every_set(tokenizer):
 
 def test_the_models_layer_5_has_zephyrs_spread(world, tokenizer):
     model = MistralForCausalLM.from_pretrained(TOY / "model").eval()
-    texts = [row["text"] for row in read_jsonl(TOY / "data/retain.jsonl")[:64]]
+    rng = random.Random(1)
+    texts = [w.passage(world.facts_of("retain"), rng, 8) for _ in range(64)]
     batch = tokenizer(texts, padding=True, return_tensors="pt")
     with torch.no_grad():
         h_BTD = model(**batch, output_hidden_states=True).hidden_states[6]
