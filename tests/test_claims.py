@@ -1,7 +1,7 @@
 """Verdicts on the paper's claims: of made-up runs whose effects are known."""
 
 import json
-import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,12 +16,9 @@ from unlearn.claims.claims import (
     SEEN,
     Claim,
     by_coefficient,
-    by_length,
-    decline,
     harm_of_control,
     rna_less_plain,
     stumble,
-    third_phase,
 )
 from unlearn.claims.document import document
 from unlearn.claims.evidence import Evidence
@@ -44,87 +41,154 @@ def share(value, seed):
     return list(right)
 
 
-def runs(root, curve, *, coefficients=None, queries=("default", "perturbed"), extra=None):
-    """Runs of RMU for each nu of `curve`: nu -> (retain default, retain perturbed, forget); without RNA for each c."""
+def runs(root, curve, *, coefficients=None, extra=None, base=None):
+    """Runs of RMU for each nu of `curve`: nu -> (retain default, retain perturbed, forget); without RNA for each c.
 
-    def answers(default, perturbed, forget, seed):
+    `extra` and `base` are query -> share of the retain role, of unlearned and of base models (which else know all).
+    """
+    extra = extra or {}
+
+    def answers(default, perturbed, forget, near, seed):
         found = {("mmlu", "default"): share(default, seed), ("mmlu", "perturbed"): share(perturbed, seed)}
-        for task in ROLES["forget"]:
-            found |= {(task, query): share(forget, seed) for query in ("default", "perturbed")}
-        for query, value in (extra or {}).items():
-            found["mmlu", query] = share(value, seed)
+        found |= {("mmlu", query): share(value, seed) for query, value in extra.items()}
+        for query in ("default", "perturbed"):
+            found |= {(task, query): share(forget, seed) for task in ROLES["forget"]}
+            found |= {(task, query): share(near, seed) for task in ROLES["near"]}
         return found
+
+    def write(folder, seed, nu, near, values, **more):
+        queries = ("default", "perturbed", *extra)
+        made_up_run(folder, nu=nu, seed=seed, queries=queries, answers=answers(*values, near, seed), **more)
+        for query, value in (base or {}).items():
+            lines = (json.dumps({"id": i, "correct": bool(r)}) for i, r in enumerate(share(value, 0)))
+            (folder / f"samples/base/mmlu/{query}.jsonl").write_text("\n".join(lines))
+        metrics = json.loads((folder / "metrics.json").read_text())
+        for model, value in (("base", 20.0), ("unlearned", 12.0 + 0.1 * seed)):
+            metrics[f"{model}/mmlu/perturbed/maxlogit_mean"] = value
+            metrics[f"{model}/mmlu/perturbed/maxlogit_std"] = value / 4
+        (folder / "metrics.json").write_text(json.dumps(metrics))
 
     for seed in SEEDS:
         for nu, values in curve.items():
-            made_up_run(root / f"nu{nu:g}-{seed}", nu=nu, seed=seed, queries=queries, answers=answers(*values, seed))
+            write(root / f"nu{nu:g}-{seed}", seed, nu, 0.4 + 0.4 * (nu > 0), values)
         for c, values in (coefficients or {}).items():
-            folder = root / f"c{c:g}-{seed}"
-            made_up_run(folder, argument={"c": c}, seed=seed, queries=queries, answers=answers(*values, seed))
+            write(root / f"c{c:g}-{seed}", seed, 0.0, 0.4, values, argument={"c": c})
     return Evidence(gather(collect([root])))
 
 
 THREE_PHASES = {
-    0.0: (0.8, 0.5, 0.3), 0.1: (0.8, 0.6, 0.3), 0.3: (0.8, 0.7, 0.3), 1.0: (0.8, 0.4, 0.3), 2.0: (0.8, 0.6, 0.6),
+    0.0: (0.7, 0.5, 0.3), 0.1: (0.8, 0.6, 0.3), 0.3: (0.8, 0.7, 0.3), 1.0: (0.8, 0.4, 0.3), 2.0: (0.8, 0.8, 0.8),
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory):
+    """The paper's findings, all of them."""
     [found] = runs(
         tmp_path_factory.mktemp("three"),
         THREE_PHASES,
-        coefficients={3.25: (0.8, 0.6, 0.3), 13.0: (0.8, 0.4, 0.3)},
-        queries=("default", "perturbed", "control", "ngram-2", "ngram-4", "ngram-8", "ngram-16"),
-        extra={"control": 0.7, "ngram-2": 0.6, "ngram-4": 0.5, "ngram-8": 0.4, "ngram-16": 0.3},
-    ).subjects
+        coefficients={3.25: (0.7, 0.6, 0.3), 13.0: (0.7, 0.4, 0.3)},
+        extra={
+            "control": 0.7, "similarity-most": 0.4, "similarity-least": 0.6,
+            "ngram-2": 0.6, "ngram-4": 0.5, "ngram-8": 0.4, "ngram-16": 0.3,
+        },
+        base={"perturbed": 0.9, "control": 0.9, "ngram-4": 0.9, "ngram-8": 0.8, "ngram-16": 0.7},
+    ).subjects  # fmt: skip
     return found
+
+
+EFFECTS = [10, 20, 20, 10, 0, 10, 40, 40, -10, -30, 40, 50, -7.9, -1.975, -20, 0]
+
+
+@pytest.mark.parametrize(
+    ("claim", "effect"), list(zip(CLAIMS, EFFECTS, strict=True)), ids=lambda c: getattr(c, "says", "")
+)
+def test_every_claim_measures_what_was_made_up(subject, claim, effect):
+    """The base model loses 10 points under perturbation, and as much as the other with each doubling of n-grams."""
+    assert claim.effect(subject).difference == pytest.approx(effect, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("claim", "effect"), list(zip(CLAIMS, EFFECTS, strict=True)), ids=lambda c: getattr(c, "says", "")
+)
+def test_every_claim_is_seen_where_it_is_so_and_contrary_where_it_is_the_other_way(subject, claim, effect):
+    found = claim.effect(subject)
+    assert claim.verdict(found) == (NOT_SEEN if claim.says.startswith("Longer") else SEEN)
+    other = replace(found, seeds_low=-found.seeds_high, seeds_high=-found.seeds_low)
+    if effect:
+        assert claim.verdict(other) == CONTRARY
 
 
 def test_a_subject_is_a_model_without_rna_and_what_differs_in_nu_or_c_alone(subject):
     assert list(subject.by_nu) == [0.1, 0.3, 1.0, 2.0]
     assert list(subject.by_coefficient) == [3.25, 6.5, 13.0]
-    assert subject.best_nu == 0.3
-
-
-def test_effects_are_what_was_made_up(subject):
-    assert stumble(subject).difference == pytest.approx(30, abs=0.1)  # the base model answers everything
-    assert harm_of_control(subject).difference == pytest.approx(20, abs=0.1)
-    assert rna_less_plain("retain", "perturbed")(subject).difference == pytest.approx(20, abs=0.1)
-    assert rna_less_plain("forget", "default")(subject).difference == pytest.approx(0, abs=0.1)
-    assert by_coefficient(subject).difference == pytest.approx(-10, abs=0.1)
-    assert by_length(subject).difference == pytest.approx(-10, abs=0.1)
-
-
-def test_the_three_phases_are_seen(subject):
-    assert decline(subject).difference == pytest.approx(-30, abs=0.1)
-    assert third_phase("retain")(subject).difference == pytest.approx(20, abs=0.1)
-    assert third_phase("forget")(subject).difference == pytest.approx(30, abs=0.1)
+    assert subject.coefficient == "c"
+    assert subject.best_nu == {0: 0.3, 1: 0.3, 2: 0.3}
 
 
 def test_where_robustness_only_rises_or_only_falls_there_is_no_later_phase(tmp_path):
+    decline, third = (next(c for c in CLAIMS if c.place.endswith(phase)) for phase in ("phase II", "phase III"))
     rising = {nu: (0.8, 0.4 + 0.1 * i, 0.3) for i, nu in enumerate((0.0, *NUS))}
     [s] = runs(tmp_path / "rising", rising).subjects
-    assert decline(s) == "robustness is highest at the largest nu that was run"
-    assert third_phase("retain")(s) == "there is no decline"
+    assert decline.effect(s).difference == third.effect(s).difference == 0
+    assert decline.verdict(decline.effect(s)) == third.verdict(third.effect(s)) == NOT_SEEN
     falling = {nu: (0.8, 0.8 - 0.1 * i, 0.3) for i, nu in enumerate((0.0, *NUS))}
     [s] = runs(tmp_path / "falling", falling).subjects
-    assert decline(s).difference == pytest.approx(-30, abs=0.1)
-    assert third_phase("retain")(s) == "robustness is lowest at the largest nu that was run"
+    assert decline.effect(s).difference == pytest.approx(-30, abs=0.1)
+    assert third.effect(s).difference == 0
 
 
 def test_nu_is_chosen_on_one_half_and_measured_on_the_other(tmp_path):
-    """A nu that is good on the first half of the facts alone is chosen, and found to be worth nothing."""
+    """A nu that is good on the first half of the questions alone is chosen, and found to be worth nothing."""
     half = [i // 4 % 2 == 0 for i in range(ASKED)]
     neither = [False] * ASKED
     for seed in SEEDS:
         for nu, right in ((0.0, neither), (0.1, half), (0.3, neither)):
             made_up_run(tmp_path / f"{nu}-{seed}", nu=nu, seed=seed, answers={("mmlu", "perturbed"): right})
     [s] = Evidence(gather(collect([tmp_path]))).subjects
-    assert s.best_nu == 0.1
+    assert set(s.best_nu.values()) == {0.1}
     effect = rna_less_plain("retain", "perturbed")(s)
     assert effect.difference == 0
     assert effect.questions == 40
+
+
+def test_nu_is_chosen_from_the_other_seeds(tmp_path):
+    """Each nu is good in a seed of its own by chance: chosen from the others, it is worth nothing."""
+    for seed in SEEDS:
+        made_up_run(tmp_path / f"plain-{seed}", seed=seed, answers={("mmlu", "perturbed"): share(0.5, 0)})
+        for nu in (0.1, 0.2, 0.3):
+            right = share(1.0 if round(10 * nu) == seed + 1 else 0.5, 0)
+            made_up_run(tmp_path / f"{nu}-{seed}", nu=nu, seed=seed, answers={("mmlu", "perturbed"): right})
+    [s] = Evidence(gather(collect([tmp_path]))).subjects
+    assert rna_less_plain("retain", "perturbed")(s).difference == 0
+
+
+def test_a_nu_of_too_few_seeds_is_left_out_and_said(tmp_path):
+    curve = {0.0: (0.8, 0.4, 0.3), 0.1: (0.8, 0.4, 0.3), 1.0: (0.8, 0.7, 0.3)}
+    runs(tmp_path, curve)
+    made_up_run(tmp_path / "alone", nu=4.0, answers={("mmlu", "perturbed"): [True] * ASKED})
+    evidence = Evidence(gather(collect([tmp_path])))
+    [s] = evidence.subjects
+    assert set(s.best_nu.values()) == {1.0}
+    assert "4 (too few seeds)" in document(evidence, "")
+
+
+def test_a_failed_seed_of_one_coefficient_leaves_the_slope(tmp_path):
+    runs(tmp_path, {0.0: (0.8, 0.5, 0.3), 0.1: (0.8, 0.6, 0.3)}, coefficients={13.0: (0.8, 0.4, 0.3)})
+    made_up_run(tmp_path / "c26", argument={"c": 26.0}, answers={("mmlu", "perturbed"): [False] * ASKED})
+    [s] = Evidence(gather(collect([tmp_path]))).subjects
+    assert by_coefficient(s).difference == pytest.approx(-10, abs=0.1)
+
+
+def test_runs_that_were_asked_other_words_are_not_paired(tmp_path):
+    for seed in SEEDS:
+        for nu, words in ((0.0, "a"), (0.1, "b")):
+            changes = {"inputs.query_words": {"perturbed": "w", "control": words}}
+            queries = ("default", "perturbed", "control")
+            made_up_run(tmp_path / f"{nu}-{seed}", nu=nu, seed=seed, queries=queries, changes=changes)
+    [s] = Evidence(gather(collect([tmp_path]))).subjects
+    assert "words" in rna_less_plain("retain", "control")(s).why_not
+    assert not rna_less_plain("retain", "perturbed")(s).why_not
 
 
 def test_of_two_runs_of_a_seed_the_one_that_was_asked_more_is_taken(tmp_path):
@@ -146,7 +210,7 @@ def test_nu_are_compared_over_the_seeds_that_all_have(tmp_path):
     for seed in SEEDS:
         made_up_run(tmp_path / f"a-{seed}", nu=0.1, seed=seed, answers={("mmlu", "perturbed"): share(0.5, 0)})
     [s] = Evidence(gather(collect([tmp_path]))).subjects
-    assert s.best_nu == 0.1
+    assert set(s.best_nu.values()) == {0.1}
 
 
 def interval(low, high):
@@ -159,7 +223,6 @@ def test_a_verdict_asks_for_the_whole_interval():
     assert positive.verdict(interval(-1, 9)) == NOT_SEEN
     assert positive.verdict(interval(-3, -1)) == CONTRARY
     assert positive.verdict(Contrast(5.0, seeds=1)) == NOT_MEASURED
-    assert positive.verdict("nothing there") == NOT_SEEN
     same = Claim("", "", "", stumble, above=-5, below=5)
     assert same.verdict(interval(-4, 4)) == SEEN
     assert same.verdict(interval(-4, 6)) == NOT_SEEN
@@ -169,13 +232,12 @@ def test_a_verdict_asks_for_the_whole_interval():
     assert negative.verdict(interval(1, 3)) == CONTRARY
 
 
-def test_the_page_has_every_claim_and_what_was_not_asked_is_not_measured(subject):
-    page = document(subject.evidence.material, "In miniature")
+def test_a_cell_tells_verdict_effect_interval_and_seeds(subject):
+    page = document(subject.evidence, "In miniature")
     assert page.startswith("# In miniature\n")
-    lines = {claim.says: next(line for line in page.splitlines() if claim.says in line) for claim in CLAIMS}
-    assert "**seen** +30.0 (" in lines["A forget-token in a harmless question makes RM models stumble."]
-    assert "not measured" in lines["N-grams more similar to their documents do more harm."]
-    assert "| 67 %" in page  # of the 30 points, 20 are won back
+    [line] = [line for line in page.splitlines() if line.startswith("| A forget-token in a harmless")]
+    assert "**seen** +10.0 (+10.0 .. +10.0; 3 seeds)" in line
+    assert "| 100 %" in page  # of 10 points beyond the base model's, RNA takes 10 away
     assert "The theorems" not in page
 
 
@@ -187,6 +249,8 @@ def theory(**changes):
     ]  # fmt: skip
     found = {
         "dim": 96,
+        "role": "retain",
+        "query": "perturbed",
         "assumption_4_2": {
             "isotropy": {"directions": 6.0, "p": 0.001},
             "mean": {"share": 0.02, "p": 0.3},
@@ -204,22 +268,43 @@ def test_theorems_are_judged_from_theory_json(tmp_path):
     against = {
         "rejected": {"mean": 0.2, "low": 0.18, "high": 0.24},
         "predicted": {"nu": {"exact": {"mean": 0.46}}},
+        "rm_loss_rises": {"mean": 0.6, "low": 0.55},
     }
     (tmp_path / "nu0.1-0/theory.json").write_text(json.dumps(theory(against=against)))
-    page = document(gather(collect([tmp_path])), "")
-    verdicts = {t.says: next(line for line in page.splitlines() if t.says in line).split("|")[2] for t in THEOREMS}
-    assert [verdict.strip() for verdict in verdicts.values()] == [
-        "**contrary**", "**seen**", "**contrary**", "**seen**", "**seen**", "**seen**", "**contrary**",
+    page = document(Evidence(gather(collect([tmp_path]))), "")
+    table = page.split("## The theorems")[1].splitlines()[4:]
+    assert [line.split("|")[3].strip() for line in table if line.startswith("|")] == [
+        "**contrary**", "**seen**", "**contrary**", "**seen**", "**seen**", "**seen**", "**seen**",
+        "**seen**", "**contrary**",
     ]  # fmt: skip
+    assert len(THEOREMS) == 9
     assert "RMU, nu 0, seed 0: 6.0 of 96 directions" in page
     assert "20.0 % (18.0 .. 24.0), predicted 46.0 %" in page
 
 
+@pytest.mark.parametrize("changes", [{"query": "control"}, {"role": "near"}])
+def test_measurements_of_anything_else_are_left_out(tmp_path, changes):
+    runs(tmp_path, {0.0: (0.8, 0.5, 0.3), 0.1: (0.8, 0.6, 0.3)})
+    (tmp_path / "nu0-0/theory.json").write_text(json.dumps(theory(**changes)))
+    (tmp_path / "nu0.1-0/theory.json").write_text(json.dumps(theory()))  # of RNA, and beside none without
+    assert "The theorems" not in document(Evidence(gather(collect([tmp_path]))), "")
+
+
+def test_a_theory_json_of_another_version_is_told(tmp_path):
+    runs(tmp_path, {0.0: (0.8, 0.5, 0.3), 0.1: (0.8, 0.6, 0.3)})
+    (tmp_path / "nu0-0/theory.json").write_text(json.dumps(theory(theorem_5_2={})))
+    page = document(Evidence(gather(collect([tmp_path]))), "")
+    assert "theory.json lacks what this needs" in page
+    assert "6.0 of 96 directions" in page
+
+
 def test_one_seed_is_not_measured_and_no_pair_is_an_error(tmp_path, capsys):
-    for nu in (0.0, 0.1):
+    for nu in (0.0, 0.1, 0.3, 1.0):
         made_up_run(tmp_path / f"{nu}", nu=nu)
     main([str(tmp_path)])
-    assert "**seen**" not in capsys.readouterr().out
+    page = capsys.readouterr().out
+    assert page.count("not measured: ") == len(CLAIMS)
+    assert "**" not in page.split("## The claims")[1]
     with pytest.raises(SystemExit, match="nothing to judge"):
         main([str(tmp_path / "0.0")])
 
@@ -228,4 +313,3 @@ def test_the_page_is_written(tmp_path, subject):
     folders = {str(run.folder) for run in subject.evidence.material.runs}
     main([*sorted(folders), "-o", str(tmp_path / "claims.md"), "--title", "Mine"])
     assert (tmp_path / "claims.md").read_text().startswith("# Mine\n")
-    assert not math.isnan(stumble(subject).seeds_low)

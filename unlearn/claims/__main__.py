@@ -37,9 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     try:
         material = gather(collect(args.folders))
+        evidence = Evidence(material)
         if args.theory:
-            measure_theorems(Evidence(material).subjects, args.limit)
-        page = document(material, args.title)
+            measure_theorems(evidence.subjects, args.limit)
+        page = document(evidence, args.title)
         for warning in [*material.warnings, *(f"{run}: {why}" for run, why in material.problems.items())]:
             say(f"Warning: {warning}")
         if args.output is None:

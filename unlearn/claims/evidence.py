@@ -1,23 +1,32 @@
-"""What claims are judged by: linear combinations of accuracies, for each seed and question, on one half of the facts.
+"""What claims are judged by: linear combinations of accuracies, for each seed and question.
 
-Whatever has to be chosen, such as the best nu, is chosen on the other half (`CHOOSING`) and then measured here
-(`MEASURING`), so that no number is the best of several on the questions that it is of.
+What has to be chosen, such as the best nu, is chosen for each seed from the *other* seeds and on one half of the
+questions (`CHOOSING`), and measured in that seed on the other half (`MEASURING`): else chance alone would make the best
+of several look better than it is.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import mean
 
-from unlearn.report.choose import Chosen, family
+import pandas as pd
+
+from unlearn.compare import differing_questions
+from unlearn.report.choose import Chosen
+from unlearn.report.collect import Run
 from unlearn.report.contrasts import Answers, Contrast, answers, contrast, over_seeds
-from unlearn.report.frames import is_number, without
+from unlearn.report.frames import without
 from unlearn.report.material import Material
+from unlearn.report.phases import turning_points
 
-CHOOSING, MEASURING = 0, 1  # halves of the facts
+CHOOSING, MEASURING = 0, 1  # halves of the questions
 BLOCK = 4  # questions in a row that go to one half; the embedded world asks about a forgotten fact four times in a row
+FEWEST = 2  # seeds
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,9 @@ class Term:
     model: str = "unlearned"
 
 
+Terms = Sequence[Term] | Callable[[int], Sequence[Term]]  # of all seeds, or of each
+
+
 @dataclass(frozen=True)
 class Subject:
     """A method on its trial: its model without RNA, and what differs from that in nothing but nu, or c or beta."""
@@ -42,28 +54,67 @@ class Subject:
     by_coefficient: dict[float, str]  # without RNA
     coefficient: str  # "c" or "beta"
 
-    @cached_property
-    def common_seeds(self) -> set[int]:
-        """The seeds that every nu has: with them nu are compared."""
-        return set.intersection(*(set(self.evidence.material.runs_of(setting)) for setting in self.by_nu.values()))
+    def shared(self, setting: str) -> set[int]:
+        """The seeds that a setting and the one without RNA have."""
+        runs_of = self.evidence.material.runs_of
+        return set(runs_of(setting)) & set(runs_of(self.plain))
 
-    def curve(self, role: str, query: str) -> dict[float, float]:
-        """nu -> mean accuracy over the common seeds on the choosing half of the facts, in percent."""
+    @cached_property
+    def compared(self) -> dict[float, str]:
+        """Those of `by_nu` with enough seeds."""
+        return {nu: setting for nu, setting in self.by_nu.items() if len(self.shared(setting)) >= FEWEST}
+
+    @cached_property
+    def seeds(self) -> set[int]:
+        """Those that all compared nu have."""
+        found = [self.shared(setting) for setting in self.compared.values()]
+        return set.intersection(*found) if found else set()
+
+    def curve(self, role: str, query: str, seed: int) -> dict[float, float]:
+        """nu -> accuracy in percent, over the other seeds, on the choosing half; NaN where that was not asked."""
+        others = self.seeds - {seed}
         return {
-            nu: self.evidence.combine([Term(1.0, setting, role, query)], CHOOSING, self.common_seeds).difference
-            for nu, setting in self.by_nu.items()
+            nu: mean(self.evidence.accuracy(setting, other, role, query) for other in others) if others else math.nan
+            for nu, setting in self.compared.items()
         }
 
     @cached_property
-    def best_nu(self) -> float:
-        """The nu with most retained knowledge under perturbation less forgotten knowledge, on the choosing half."""
-        retained, forgotten = self.curve("retain", "perturbed"), self.curve("forget", "default")
-        return max(self.by_nu, key=lambda nu: retained[nu] - forgotten[nu])
+    def best_nu(self) -> dict[int, float]:
+        """For each seed the nu with most retained knowledge under perturbation, less forgotten where that was asked."""
+        found = {}
+        for seed in self.own_seeds:
+            retained, forgotten = self.curve("retain", "perturbed", seed), self.curve("forget", "default", seed)
+            forgotten = {nu: 0.0 if math.isnan(value) else value for nu, value in forgotten.items()}
+            scores = {nu: value - forgotten[nu] for nu, value in retained.items() if not math.isnan(value)}
+            if scores:
+                found[seed] = max(scores, key=scores.__getitem__)
+        return found
+
+    def rna(self, seed: int) -> str | None:
+        """The setting of the best nu."""
+        return self.compared[self.best_nu[seed]] if seed in self.best_nu else None
+
+    @cached_property
+    def usual_nu(self) -> float | None:
+        """The nu that most of the shared seeds choose."""
+        chosen = Counter(nu for seed, nu in self.best_nu.items() if seed in self.seeds)
+        return chosen.most_common(1)[0][0] if chosen else None
+
+    @cached_property
+    def phases(self) -> dict[int, tuple[str, str, str]]:
+        """For each seed the settings where robustness peaks, is lowest after that, and of the largest nu."""
+        found = {}
+        for seed in self.own_seeds:
+            curve = pd.Series(self.curve("retain", "perturbed", seed))
+            if len(curve) > 2 and curve.notna().all():
+                peak, trough = turning_points(curve)
+                found[seed] = self.compared[peak], self.compared[trough], self.compared[curve.index[-1]]
+        return found
 
     @property
-    def rna(self) -> str:
-        """The setting of the best nu."""
-        return self.by_nu[self.best_nu]
+    def own_seeds(self) -> list[int]:
+        """Those of the model without RNA."""
+        return sorted(self.evidence.material.runs_of(self.plain))
 
 
 @dataclass(frozen=True)
@@ -71,74 +122,86 @@ class Evidence:
     """The runs that claims are judged by: those of `material`'s world."""
 
     material: Material
+    _read: dict[tuple[str, str, str, str], Answers] = field(default_factory=dict)
 
     @cached_property
     def subjects(self) -> list[Subject]:
         """The methods that have models without RNA and with it."""
-        return [self._subject(c, c.plain) for c in self.material.chosen if c.plain is not None and c.rna is not None]
+        chosen = self.material.chosen
+        return [self._subject(c, c.plain, c.rna) for c in chosen if c.plain is not None and c.rna is not None]
 
-    def _subject(self, choice: Chosen, plain: str) -> Subject:
+    def _subject(self, choice: Chosen, plain: str, rna: str) -> Subject:
         about = self.material.about
         done = about[(about["status"] == "done") & (about["world"] == self.material.world)]
         of_method = done[done["method"] == choice.method].drop_duplicates("setting")
-        alike = of_method[[family(setting) == family(plain) for setting in of_method["setting"]]]
-        noisy = alike[alike["nu"] > 0].sort_values("nu")
-        argument = next(k for k, v in json.loads(plain)[0]["method"].items() if is_number(v))
-        key = f"method.{argument}"
-        common = without(plain, key)
-        curve = of_method[[without(setting, key) == common for setting in of_method["setting"]]].sort_values(key)
-        return Subject(
-            self,
-            choice.method,
-            plain,
-            dict(zip(noisy["nu"], noisy["setting"], strict=True)),
-            dict(zip(curve[key], curve["setting"], strict=True)),
-            argument,
-        )
+        noisy = of_method[[without(s, "rna.nu") == without(rna, "rna.nu") for s in of_method["setting"]]]
+        noisy = noisy[noisy["nu"] > 0].sort_values("nu")
+        curves = {}
+        for key in [c for c in of_method if str(c).startswith("method.") and of_method[c].notna().all()]:
+            curve = of_method[[without(s, str(key)) == without(plain, str(key)) for s in of_method["setting"]]]
+            curves[str(key)] = curve.sort_values(key)
+        key = max(curves, key=lambda k: len(curves[k]), default="")
+        by_coefficient = dict(zip(curves[key][key], curves[key]["setting"], strict=True)) if key else {}
+        by_nu = dict(zip(noisy["nu"], noisy["setting"], strict=True))
+        return Subject(self, choice.method, plain, by_nu, by_coefficient, key.removeprefix("method."))
 
-    def combine(self, terms: Sequence[Term], half: int = MEASURING, seeds: Collection[int] | None = None) -> Contrast:
-        """The sum of terms, in points, over the seeds (of `seeds`) and the questions that all of them have."""
-        runs = [self.material.runs_of(term.setting) for term in terms]
-        common = set.intersection(*(set(found) for found in runs))
+    def combine(self, terms: Terms) -> Contrast:
+        """The sum of terms, in points, over the seeds and the questions of the measuring half that all of them have."""
         pairs = []
-        for seed in sorted(common if seeds is None else common & set(seeds)):
-            sides = [
-                answers(self.material, found[seed], term.role, term.query, term.model)
-                for term, found in zip(terms, runs, strict=True)
-            ]
-            if all(sides):
-                total = _sum([term.weight for term in terms], [_of_half(side, half) for side in sides])
+        for seed in sorted(int(seed) for seed in self.material.about["seed"].dropna().unique()):
+            parts = terms(seed) if callable(terms) else terms
+            runs = [self.material.runs_of(term.setting).get(seed) for term in parts]
+            known = [run for run in runs if run is not None]
+            if not parts or len(known) < len(parts):
+                continue
+            if (why := _asked_otherwise(parts, known)) is not None:
+                return Contrast(why_not=why)
+            sides = [self._half(run, t, MEASURING) for run, t in zip(known, parts, strict=True)]
+            if all(any(side.values()) for side in sides):
+                total = _sum([term.weight for term in parts], sides)
                 pairs.append(({task: dict.fromkeys(values, 0.0) for task, values in total.items()}, total))
-        if len(pairs) < 2:
-            return Contrast(why_not=f"{len(pairs)} seeds were asked all of it, two are needed")
+        if len(pairs) < FEWEST:
+            return Contrast(why_not=f"{len(pairs)} seeds have all that it needs, {FEWEST} are the fewest")
         return contrast(pairs)
 
-    def of_metrics(self, terms: Iterable[tuple[float, str, str]], name: str) -> Contrast:
-        """The sum of weight times the retain role's mean of TASK/perturbed/`name`, of (weight, setting, model)."""
-        terms = list(terms)
-        runs = [self.material.runs_of(setting) for _, setting, _ in terms]
+    def accuracy(self, setting: str, seed: int, role: str, query: str) -> float:
+        """Of one model on the choosing half, in percent: the mean over the role's tasks; NaN if it was not asked."""
+        run = self.material.runs_of(setting).get(seed)
+        side = {} if run is None else self._half(run, Term(1.0, setting, role, query), CHOOSING)
+        return 100 * mean(mean(values.values()) for values in side.values()) if any(side.values()) else math.nan
+
+    def of_metrics(self, setting: str, name: str) -> Contrast:
+        """A setting's TASK/perturbed/`name`, mean over the retain role, less the base model's."""
         values = []
-        for seed in sorted(set.intersection(*(set(found) for found in runs))):
-            total = 0.0
-            for (weight, _, model), found in zip(terms, runs, strict=True):
-                run = found[seed]
-                keys = [f"{model}/{task}/perturbed/{name}" for task in run.roles.get("retain", [])]
-                if not keys or not all(key in run.metrics for key in keys):
-                    break
-                total += weight * sum(run.metrics[key] for key in keys) / len(keys)
-            else:
-                values.append(total)
-        if not values:
-            return Contrast(why_not="MaxLogit was not measured (eval.maxlogit)")
+        for run in self.material.runs_of(setting).values():
+            tasks = run.roles.get("retain", [])
+            sides = [[run.metrics.get(f"{m}/{t}/perturbed/{name}") for t in tasks] for m in ("unlearned", "base")]
+            known = [[v for v in side if v is not None] for side in sides]
+            if tasks and all(len(side) == len(tasks) for side in known):
+                values.append(mean(known[0]) - mean(known[1]))
+        if len(values) < FEWEST:
+            return Contrast(why_not=f"{len(values)} seeds have MaxLogit (eval.maxlogit), {FEWEST} are the fewest")
         return over_seeds(values)
 
+    def _half(self, run: Run, term: Term, half: int) -> Answers:
+        """A run's answers on one half of the questions, read once."""
+        key = str(run.folder), term.role, term.query, term.model
+        if key not in self._read:
+            self._read[key] = answers(self.material, run, term.role, term.query, term.model)
+        return {
+            task: {(part, q): v for (part, q), v in values.items() if q // BLOCK % 2 == half}
+            for task, values in self._read[key].items()
+        }
 
-def _of_half(side: Answers, half: int) -> Answers:
-    """Those of one half of the facts."""
-    return {
-        task: {(part, q): v for (part, q), v in values.items() if q // BLOCK % 2 == half}
-        for task, values in side.items()
-    }
+
+def _asked_otherwise(terms: Sequence[Term], runs: Sequence[Run]) -> str | None:
+    """Why the answers to a kind of query cannot be paired, if so."""
+    first: dict[str, Run] = {}
+    for term, run in zip(terms, runs, strict=True):
+        why = differing_questions(first.setdefault(term.query, run).record, run.record, term.query)
+        if why is not None:
+            return why
+    return None
 
 
 def _sum(weights: Sequence[float], sides: Sequence[Answers]) -> Answers:

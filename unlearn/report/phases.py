@@ -20,16 +20,16 @@ def phases(rows: pd.DataFrame, plain: float | None) -> pd.DataFrame:
         return pd.DataFrame(columns=["phase", "begin", "end"])
     first, last, retain = table.index[0], table.index[-1], table["retain"]
     gained = plain is not None and plain < retain[first]
-    peak = _peak(retain)
-    trough = retain[peak:].idxmin()
+    peak, trough = turning_points(retain)
     ends = [("I", first / MARGIN if gained else first, peak), ("II", peak, trough)]
     if (table.loc[last] > table.loc[trough]).all():
         ends.append(("III", trough, last))
     return pd.DataFrame([{"phase": p, "begin": b, "end": e} for p, b, e in ends if e > b])
 
 
-def _peak(retain: pd.Series) -> float:
-    """The highest value before the deepest fall: what rises again after that is phase III, however high."""
+def turning_points(retain: pd.Series) -> tuple[float, float]:
+    """nu of the highest value before the deepest fall, as what rises again is phase III, and of the lowest after it."""
     fall = retain.cummax() - retain
     deepest = fall.idxmax()
-    return float((retain[:deepest] if fall[deepest] > 0 else retain).idxmax())
+    peak = (retain[:deepest] if fall[deepest] > 0 else retain).idxmax()
+    return float(peak), float(retain[peak:].idxmin())
