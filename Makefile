@@ -31,6 +31,7 @@ reproduce: $(INSTALLED) ## the paper in miniature: Figures 1 to 4, Table 1, theo
 
 reproduce-seeds: $(INSTALLED)
 	$(REPRODUCE) sweep=seeds eval=toy_paper
+	$(REPRODUCE) sweep=seeds seed=5,6,7,8,9
 
 reproduce-grids: $(INSTALLED)
 	$(REPRODUCE) sweep=figure_2 seed=0,1,2

@@ -24,13 +24,14 @@ from unlearn.report.contrasts import Contrast
 
 SHOWN = (("retain", "default"), ("retain", "perturbed"), ("retain", "control"), ("near", "default"),
          ("near", "perturbed"), ("forget", "default"))  # fmt: skip
+SURE = 0.01  # p of a drop of which a share is told
 RULE = """\
 A claim is about one number for each method, its effect, given as the mean over seeds with its 95 % interval (Student's
 t). **Seen**: the whole interval lies where the claim says. **Contrary**: the whole interval lies where it does not.
 **Not seen**: neither, be it that there is no effect or that the seeds are too few to tell. The best nu, the peak and the
 lowest point are chosen for each seed from the other seeds and on one half of the questions (alternating blocks of
-four), and every effect of accuracy is measured on the other half: the best nu for retained knowledge under perturbation
-less forgotten knowledge, the others for the former. Nothing is corrected for there being many claims."""
+four): the best nu for retained knowledge under perturbation less forgotten knowledge, the others for the former. Every
+effect of accuracy is measured on the other half. Nothing is corrected for there being many claims."""
 
 
 def document(evidence: Evidence, title: str) -> str:
@@ -109,7 +110,7 @@ def _numbers(subjects: Sequence[Subject]) -> Iterator[str]:
     yield (
         "Drop: retained knowledge, default less perturbed, in points, beyond the base model's; p is over questions, "
         "of these very models (each question's mean over seeds; normal). Recovered: the share of the drop that RNA "
-        "takes away, on the seeds that have both; where the drop is seen."
+        f"takes away, on the seeds that have both; where p is below {SURE:g}."
     )
 
 
@@ -125,12 +126,12 @@ def _accuracy(s: Subject, setting: str | None, role: str, query: str) -> str:
 
 def _drops(s: Subject) -> dict[str, str]:
     plain, beside, back = stumble(s), stumble_beside_rna(s), won_back(s)
-    seen = plain.seeds_low > 0 and beside.difference > 0
+    sure = plain.difference > 0 and plain.p < SURE and beside.difference > 0
     return {
         "method": s.method,
         "drop without RNA": _drop(plain),
         "of it RNA takes away": _drop(back),
-        "recovered": f"{100 * back.difference / beside.difference:.0f} %" if seen and not back.why_not else "–",
+        "recovered": f"{100 * back.difference / beside.difference:.0f} %" if sure and not back.why_not else "–",
     }
 
 

@@ -161,7 +161,7 @@ class Evidence:
                 total = _sum([term.weight for term in parts], sides)
                 pairs.append(({task: dict.fromkeys(values, 0.0) for task, values in total.items()}, total))
         if len(pairs) < FEWEST:
-            return Contrast(why_not=f"{len(pairs)} seeds have all that it needs, {FEWEST} are the fewest")
+            return Contrast(why_not=f"fewer than {FEWEST} seeds have all that it needs")
         return contrast(pairs)
 
     def accuracy(self, setting: str, seed: int, role: str, query: str) -> float:
@@ -180,7 +180,7 @@ class Evidence:
             if tasks and all(len(side) == len(tasks) for side in known):
                 values.append(mean(known[0]) - mean(known[1]))
         if len(values) < FEWEST:
-            return Contrast(why_not=f"{len(values)} seeds have MaxLogit (eval.maxlogit), {FEWEST} are the fewest")
+            return Contrast(why_not=f"fewer than {FEWEST} seeds have MaxLogit (eval.maxlogit)")
         return over_seeds(values)
 
     def _half(self, run: Run, term: Term, half: int) -> Answers:
