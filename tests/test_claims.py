@@ -237,8 +237,16 @@ def test_a_cell_tells_verdict_effect_interval_and_seeds(subject):
     assert page.startswith("# In miniature\n")
     [line] = [line for line in page.splitlines() if line.startswith("| A forget-token in a harmless")]
     assert "**seen** +10.0 (+10.0 .. +10.0; 3 seeds)" in line
-    assert "| 100 %" in page  # of 10 points beyond the base model's, RNA takes 10 away
     assert "The theorems" not in page
+
+
+def test_the_share_that_rna_takes_away_is_told_of_a_drop_beyond_doubt(tmp_path):
+    sure = document(runs(tmp_path / "sure", {0.0: (0.8, 0.3, 0.3), 0.1: (0.8, 0.6, 0.3)}), "")
+    [line] = [line for line in sure.splitlines() if line.startswith("| RMU") and " p " in line]
+    assert line.split("|")[-2].strip() == "60 %"  # of 50 points 30
+    small = document(runs(tmp_path / "small", {0.0: (0.8, 0.7, 0.3), 0.1: (0.8, 0.8, 0.3)}), "")  # 4 of 40 questions
+    [line] = [line for line in small.splitlines() if line.startswith("| RMU") and " p " in line]
+    assert line.split("|")[-2].strip() == "–"
 
 
 def theory(**changes):
