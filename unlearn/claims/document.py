@@ -28,10 +28,10 @@ SURE = 0.01  # p of a drop of which a share is told
 RULE = """\
 A claim is about one number for each method, its effect, given as the mean over seeds with its 95 % interval (Student's
 t). **Seen**: the whole interval lies where the claim says. **Contrary**: the whole interval lies where it does not.
-**Not seen**: neither, be it that there is no effect or that the seeds are too few to tell. The best nu, the peak and the
-lowest point are chosen for each seed from the other seeds, on one half of the questions (alternating blocks of four):
-the best nu for retained knowledge under perturbation less forgotten knowledge, the others for the former. Every effect
-of accuracy is measured on the other half. Nothing is corrected for there being many claims."""
+**Not seen**: neither, be it that there is no effect or that the seeds are too few to tell. The best nu, the peak and
+the lowest point are chosen for each seed from the other seeds, on one half of the questions (alternating blocks of
+four): the best nu for retained knowledge under perturbation less forgotten knowledge, the others for the former. Every
+effect of accuracy is measured on the other half. Nothing is corrected for there being many claims."""
 
 
 def document(evidence: Evidence, title: str) -> str:
