@@ -173,6 +173,22 @@ def test_a_nu_of_too_few_seeds_is_left_out_and_said(tmp_path):
     assert "4 (too few seeds)" in document(evidence, "")
 
 
+def test_of_several_arguments_the_one_that_was_varied_is_the_coefficient(tmp_path):
+    for seed in SEEDS:
+        for nu, c in ((0.0, 3.0), (0.0, 6.0), (0.1, 6.0)):
+            made_up_run(tmp_path / f"{nu}-{c}-{seed}", nu=nu, seed=seed, argument={"b_power": 2.0, "c": c})
+    [s] = Evidence(gather(collect([tmp_path]))).subjects
+    assert (s.coefficient, list(s.by_coefficient)) == ("c", [3.0, 6.0])
+
+
+def test_a_method_without_an_argument_has_no_such_curve(tmp_path):
+    for seed in SEEDS:
+        for nu in (0.0, 0.1):
+            made_up_run(tmp_path / f"{nu}-{seed}", nu=nu, seed=seed, argument={"norm": "sample"})
+    [s] = Evidence(gather(collect([tmp_path]))).subjects
+    assert by_coefficient(s).why_not
+
+
 def test_a_failed_seed_of_one_coefficient_leaves_the_slope(tmp_path):
     runs(tmp_path, {0.0: (0.8, 0.5, 0.3), 0.1: (0.8, 0.6, 0.3)}, coefficients={13.0: (0.8, 0.4, 0.3)})
     made_up_run(tmp_path / "c26", argument={"c": 26.0}, answers={("mmlu", "perturbed"): [False] * ASKED})
