@@ -35,7 +35,7 @@ reproduce-seeds: $(INSTALLED)
 
 reproduce-grids: $(INSTALLED)
 	$(REPRODUCE) sweep=figure_2 seed=0,1,2
-	$(REPRODUCE) sweep=figure_3 seed=0,1,2
+	$(REPRODUCE) sweep=figure_3 seed=0,1,2,3,4
 
 test: $(INSTALLED) ## run the tests: make test ARGS="-k rmu"
 	$(BIN)/python -m pytest $(ARGS)
