@@ -26,7 +26,7 @@ REPRODUCE := OMP_NUM_THREADS=1 $(BIN)/python launch.py -m hydra/launcher=packed 
 
 reproduce: $(INSTALLED) ## the paper in miniature: Figures 1 to 4, Table 1, theorems, docs/miniature.md (most of an hour)
 	$(MAKE) -j 2 reproduce-seeds reproduce-grids
-	$(BIN)/python -m unlearn.claims outputs/reproduce --theory -o docs/miniature.md --title "The paper in miniature"
+	OMP_NUM_THREADS=1 $(BIN)/python -m unlearn.claims outputs/reproduce --theory -o docs/miniature.md --title "The paper in miniature"
 	$(BIN)/python -m unlearn.report outputs/reproduce -o outputs/reproduce/report.html --paper
 
 reproduce-seeds: $(INSTALLED)
