@@ -22,7 +22,7 @@ JOB = (
 PACKS = (
     (("method=rmu",),),
     (("method=adaptive_rmu", "preset=paper", "model.dtype=float32"),),
-    (("method=rsv",), ("method=rmu", "seed=1")),
+    (("method=rsv", "model.layer=3"), ("method=rmu", "seed=1")),
 )
 # How long a moment is from the start of an attempt, at most, and the least number of kills at each.
 REACH = {"training": STEPS, "checkpoint": 2, "after a checkpoint": 2, "evaluating": 20, "results": 25}

@@ -44,7 +44,7 @@ def test_in_another_process(once, tmp_path):
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
 def test_in_company_and_in_any_order(once, short, tmp_path, order):
-    points = [JOB, (*JOB, "seed=1"), ("train.steps=6", "method=rsv", "rna=none")]
+    points = [JOB, (*JOB, "seed=1"), ("train.steps=6", "method=rsv", "model.layer=3", "rna=none")]
     configs = [short(*points[i], f"output_root={tmp_path / 'company'}") for i in order]
     run_together(configs)
     together, alone = delta(run_folder(configs[order.index(0)])), delta(once)

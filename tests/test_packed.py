@@ -67,12 +67,12 @@ def test_a_job_that_fails_fails_alone_and_the_sweep_says_which_and_why(conf, tmp
 
 def test_packs_hold_what_can_share_a_process_and_no_more_than_asked_for(short):
     jobs = {
-        3: short("rna.nu=0.1"), 4: short("train.steps=4"), 5: short("method=rsv"), 6: short("seed=2"),
-        7: short("train.steps=4", "train.lr=1e-3"), 8: short("model.layer=4"),
+        3: short("rna.nu=0.1"), 4: short("train.steps=4"), 5: short("method=adaptive_rmu"), 6: short("seed=2"),
+        7: short("train.steps=4", "train.lr=1e-3"), 8: short("model.layer=4"), 9: short("method=rsv"),
     }  # fmt: skip
-    assert packs(jobs, None) == [[3, 5, 6], [4, 7], [8]]
-    assert packs(jobs, 2) == [[3, 5], [6], [4, 7], [8]]
-    assert packs(jobs, 1) == [[3], [5], [6], [4], [7], [8]]
+    assert packs(jobs, None) == [[3, 5, 6], [4, 7], [8, 9]]  # RSV's layer is 4
+    assert packs(jobs, 2) == [[3, 5], [6], [4, 7], [8, 9]]
+    assert packs(jobs, 1) == [[3], [5], [6], [4], [7], [8], [9]]
     for size in (0, -1):
         with pytest.raises(UserError, match=rf"hydra\.launcher\.pack_size={size} is not allowed"):
             packs(jobs, size)

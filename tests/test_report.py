@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import vl_convert
 from pypdf import PdfReader
 from scipy import stats
 
@@ -18,7 +20,7 @@ from tests.made_up import made_up_grid, made_up_run
 from unlearn.errors import UserError
 from unlearn.report import published
 from unlearn.report.__main__ import main
-from unlearn.report.charts import SCREEN
+from unlearn.report.charts import PAPER, SCREEN
 from unlearn.report.collect import collect
 from unlearn.report.curves import against
 from unlearn.report.figures import figures
@@ -396,6 +398,15 @@ def test_figure_2_shows_a_method_that_has_rna_only(tmp_path):
         made_up_run(tmp_path / f"rsv-{c}", method="rsv", argument={"c": c}, nu=0.1)
     [data] = [figure.data for figure in figures(gather(collect([tmp_path]))) if figure.name == "figure_2"]
     assert set(data["panel"]) == {"RMU: c", "RSV ν = 0.1: c"}
+
+
+def test_a_curves_axis_names_the_values_as_they_are(tmp_path):
+    """Vega rounds labels to the distance of an axis's own ticks where a format leaves it the choice."""
+    for c in (2.0, 3.5, 5.5, 7.5):
+        made_up_run(tmp_path / f"{c}", argument={"c": c})
+    [figure] = [figure for figure in figures(gather(collect([tmp_path]))) if figure.name == "figure_2"]
+    svg = vl_convert.vegalite_to_svg(figure.chart(PAPER).to_dict())
+    assert {"2", "3.5", "5.5", "7.5"} <= set(re.findall(r">([\d.]+)</text>", svg))
 
 
 def _curve(retain, forget, nus=(0.01, 0.1, 0.2, 0.5)):

@@ -306,7 +306,7 @@ def test_a_counterpart_of_another_method_is_told(conf, two_runs, tmp_path):
     """Whose delta is its own."""
     quick = ("train.steps=4", "eval=toy", "eval.limit=2", "tracker=none", f"output_root={tmp_path}")
     rsv = run(conf(*quick, "method=rsv", "rna.nu=0"))
-    with pytest.raises(UserError, match=r"it is of rsv at layer 4, and .* of rmu at layer 4"):
+    with pytest.raises(UserError, match=r"it is of rsv at layer 4, and .* of rmu at layer 3"):
         command.theory(two_runs[0], rsv)
 
 
@@ -325,7 +325,7 @@ def edited(folder, place, change):
         (lambda r: r.update(status="failed"), "not finished"),
         (lambda r: r["config"]["eval"].update(queries=["default"]), "was asked no perturbed query"),
         (lambda r: r["config"]["method"].update(name="rsv"), "it is of run"),
-        (lambda r: r["config"]["model"].update(layer=3), "it is of layer 4"),
+        (lambda r: r["config"]["model"].update(layer=4), "it is of layer 3"),
         (lambda r: r["inputs"].update(model="0"), "not the one that"),
         (lambda r: r["inputs"]["query_words"].update(perturbed="0"), "have changed since"),
     ],

@@ -168,7 +168,7 @@ def panel(
     scale = alt.Scale(zero=False, nice=False, padding=8)
     if log:
         scale = alt.Scale(type="log", nice=False, domain=[values[0] / MARGIN, values[-1] * MARGIN])
-    ticks = alt.Axis(format="~g", values=values, grid=False, labelOverlap="greedy")
+    ticks = alt.Axis(format=".4~g", values=values, grid=False, labelOverlap="greedy")
     return charts.curves(
         part.drop(columns="common"),
         look,
