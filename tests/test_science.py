@@ -1,7 +1,7 @@
 """What the paper is about, on the embedded model, in small: a change that breaks it is noticed here.
 
-Six runs of the default configuration, one seed, at most 600 questions of a role. Trajectories differ between machines, so
-the bounds are on means over the methods and far from what is measured (docs/miniature.md).
+Six runs of the default configuration, one seed, at most 600 questions of a role. Trajectories differ between machines,
+so the bounds are on means over the methods and far from what is measured (docs/miniature.md).
 """
 
 import json
