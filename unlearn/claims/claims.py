@@ -46,11 +46,19 @@ def _beside_base(weight: float, setting: str, query: str) -> list[Term]:
     return [Term(weight, setting, "retain", query), Term(-weight, setting, "retain", query, "base")]
 
 
-def _drop(weight: float, setting: str | None) -> list[Term]:
+def _drop(weight: float, setting: str) -> list[Term]:
     """What perturbation costs, default less perturbed, beyond what it costs the base model."""
-    if setting is None:
-        return []
     return [*_beside_base(weight, setting, "default"), *_beside_base(-weight, setting, "perturbed")]
+
+
+def _with_rna(s: Subject, terms: Callable[[str], list[Term]]) -> Contrast:
+    """A sum of terms that needs the setting with RNA, which each seed has chosen."""
+
+    def of_seed(seed: int) -> list[Term]:
+        rna = s.rna(seed)
+        return [] if rna is None else terms(rna)
+
+    return s.evidence.combine(of_seed)
 
 
 def stumble(s: Subject) -> Contrast:
@@ -59,13 +67,13 @@ def stumble(s: Subject) -> Contrast:
 
 
 def stumble_beside_rna(s: Subject) -> Contrast:
-    """The same, of the seeds and on the questions in which there is a model with RNA to compare."""
-    return s.evidence.combine(lambda seed: [*_drop(1, s.plain), *_drop(0, s.rna(seed))] if s.rna(seed) else [])
+    """The same, of the seeds and questions that the model with RNA has, too: its terms weigh nothing."""
+    return _with_rna(s, lambda rna: [*_drop(1, s.plain), *_drop(0, rna)])
 
 
 def won_back(s: Subject) -> Contrast:
     """How much less it costs the model with RNA."""
-    return s.evidence.combine(lambda seed: [*_drop(1, s.plain), *_drop(-1, s.rna(seed))] if s.rna(seed) else [])
+    return _with_rna(s, lambda rna: [*_drop(1, s.plain), *_drop(-1, rna)])
 
 
 def harm_of_control(s: Subject) -> Contrast:
@@ -75,15 +83,7 @@ def harm_of_control(s: Subject) -> Contrast:
 
 def rna_less_plain(role: str, query: str) -> Callable[[Subject], Contrast]:
     """What RNA changes."""
-
-    def effect(s: Subject) -> Contrast:
-        def terms(seed: int) -> list[Term]:
-            rna = s.rna(seed)
-            return [] if rna is None else [Term(1, rna, role, query), Term(-1, s.plain, role, query)]
-
-        return s.evidence.combine(terms)
-
-    return effect
+    return lambda s: _with_rna(s, lambda rna: [Term(1, rna, role, query), Term(-1, s.plain, role, query)])
 
 
 def by_coefficient(s: Subject) -> Contrast:

@@ -19,7 +19,7 @@ import pandas as pd
 from unlearn.compare import differing_questions
 from unlearn.report.choose import Chosen
 from unlearn.report.collect import Run
-from unlearn.report.contrasts import Answers, Contrast, answers, contrast, over_seeds
+from unlearn.report.contrasts import Answers, Contrast, answers, contrast, mean_over_seeds
 from unlearn.report.frames import without
 from unlearn.report.material import Material
 from unlearn.report.phases import turning_points
@@ -181,7 +181,7 @@ class Evidence:
                 values.append(mean(known[0]) - mean(known[1]))
         if len(values) < FEWEST:
             return Contrast(why_not=f"fewer than {FEWEST} seeds have MaxLogit (eval.maxlogit)")
-        return over_seeds(values)
+        return mean_over_seeds(values)
 
     def _half(self, run: Run, term: Term, half: int) -> Answers:
         """A run's answers on one half of the questions, read once."""

@@ -129,11 +129,11 @@ def contrast(pairs: Sequence[tuple[Answers, Answers]]) -> Contrast:
         error = math.hypot(*errors) / len(errors)
         low, high = difference - NORMAL * error, difference + NORMAL * error
         p = float(2 * stats.norm.sf(abs(difference) / error)) if error else float(difference == 0)
-    spread = over_seeds(list(100 * by_seed))
+    spread = mean_over_seeds(list(100 * by_seed))
     return replace(spread, low=100 * low, high=100 * high, p=p, questions=count)
 
 
-def over_seeds(values: Sequence[float]) -> Contrast:
+def mean_over_seeds(values: Sequence[float]) -> Contrast:
     """The mean of a value for each seed, with interval and p of Student's t; of one seed, without them."""
     mean = float(np.mean(values))
     if len(values) < 2:

@@ -57,9 +57,7 @@ def _to_forget(facts: list[w.Fact], general: list[w.Fact], rng: random.Random) -
 
 
 def _to_retain(facts: list[w.Fact], words: list[str], rng: random.Random) -> str:
-    if rng.random() < ODD_OPTION:
-        return w.document_with_odd_option(facts, words, rng, SENTENCES)
-    return w.document(facts, rng, SENTENCES)
+    return w.document(facts, rng, SENTENCES, words if rng.random() < ODD_OPTION else ())
 
 
 def write_model(world: w.World, seed: int, steps: int, folder: Path) -> None:

@@ -125,7 +125,7 @@ def _batches(
     def ask(fact: w.Fact) -> str:
         question = w.multiple_choice(fact, rng)
         if rng.random() < ODD_OPTION:
-            w.with_odd_option(question, words, rng)
+            w.put_odd_option(question, words, rng)
         return f"{w.prompt(question)} {w.LETTERS[question['answer']]}"
 
     while True:

@@ -13,7 +13,7 @@ single words made of syllables, so that nothing in this world means anything out
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 LETTERS = "ABCD"
@@ -146,20 +146,17 @@ def passage(facts: list[Fact], rng: random.Random, sentences: int) -> str:
     return " ".join(rng.choice(facts).fill(rng.choice(STATEMENTS)) for _ in range(sentences))
 
 
-def document(facts: list[Fact], rng: random.Random, sentences: int) -> str:
+def document(facts: list[Fact], rng: random.Random, sentences: int, odd_words: Sequence[str] = ()) -> str:
     """A document of a corpus: a multiple-choice question about one of the subjects, answered, above a passage about it.
 
     Without the question, the model forgets in statements only and still answers questions: it tells the two apart
-    by how a text begins.
+    by how a text begins. With `odd_words`, one of them is a wrong option: foreign words alone mean nothing.
     """
     own = _of_one_subject(facts, rng)
-    return _below(multiple_choice(rng.choice(own), rng), own, rng, sentences)
-
-
-def document_with_odd_option(facts: list[Fact], words: list[str], rng: random.Random, sentences: int) -> str:
-    """A document whose question has one of `words` for one of its wrong options: foreign words alone mean nothing."""
-    own = _of_one_subject(facts, rng)
-    return _below(with_odd_option(multiple_choice(rng.choice(own), rng), words, rng), own, rng, sentences)
+    question = multiple_choice(rng.choice(own), rng)
+    if odd_words:
+        put_odd_option(question, odd_words, rng)
+    return _below(question, own, rng, sentences)
 
 
 def mixed_document(facts: list[Fact], general: list[Fact], rng: random.Random, sentences: int) -> str:
@@ -197,11 +194,10 @@ def multiple_choice(fact: Fact, rng: random.Random) -> dict:
     }
 
 
-def with_odd_option(question: dict, words: list[str], rng: random.Random) -> dict:
-    """The question, one wrong option of which has become one of `words`."""
+def put_odd_option(question: dict, words: Sequence[str], rng: random.Random) -> None:
+    """Make one of `words` one of the question's wrong options."""
     wrong = rng.choice([i for i in range(4) if i != question["answer"]])
     question["choices"][wrong] = rng.choice(words)
-    return question
 
 
 def prompt(question: dict) -> str:
