@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 
@@ -21,6 +21,8 @@ from unlearn.claims.evidence import Evidence, Subject
 from unlearn.claims.theorems import THEOREMS, theories
 from unlearn.errors import UserError, describe
 from unlearn.report.contrasts import Contrast
+from unlearn.report.export import as_text
+from unlearn.report.tables import Table
 
 SHOWN = (("retain", "default"), ("retain", "perturbed"), ("retain", "control"), ("near", "default"),
          ("near", "perturbed"), ("forget", "default"))  # fmt: skip
@@ -42,17 +44,23 @@ def document(evidence: Evidence, title: str) -> str:
     subjects = evidence.subjects
     if not subjects:
         raise UserError("no method has finished runs without RNA and with it, alike in all else: nothing to judge.")
-    parts = [f"# {title}", *_about(evidence, subjects), RULE]
-    return "\n\n".join([*parts, *_verdicts(subjects), *_numbers(subjects), *_theory(subjects)]) + "\n"
+    tables = [
+        _runs(evidence, subjects),
+        _verdicts(subjects),
+        _accuracies(subjects),
+        _drops(subjects),
+        *_theory(subjects),
+    ]
+    return "\n".join([f"# {title}\n\n{RULE}\n", *(as_text(table, "md") for table in tables)])
 
 
-def _about(evidence: Evidence, subjects: Sequence[Subject]) -> Iterator[str]:
+def _runs(evidence: Evidence, subjects: Sequence[Subject]) -> Table:
     m = evidence.material
     done = m.about[(m.about["status"] == "done") & (m.about["world"] == m.world)]
     lost = len(m.about) - len(done)
     more = f" ({lost} more are unfinished, failed, or of another model or other questions)" if lost else ""
     model = m.runs[int(done["number"].iloc[0])].identity["model"]["name"]
-    yield f"Written by `python -m unlearn.claims` from {len(done)} runs{more} of the model {model}."
+    note = f"Written by `python -m unlearn.claims` from {len(done)} runs{more} of the model {model}."
     rows = []
     for s in subjects:
         runs = m.runs_of(s.plain)
@@ -72,16 +80,16 @@ def _about(evidence: Evidence, subjects: Sequence[Subject]) -> Iterator[str]:
                 "coefficient": f"{s.coefficient} = {values}",
             }
         )
-    yield _table(rows)
+    return Table("runs", "The runs", note, pd.DataFrame(rows))
 
 
-def _verdicts(subjects: Sequence[Subject]) -> Iterator[str]:
-    yield "## The claims"
+def _verdicts(subjects: Sequence[Subject]) -> Table:
     rows = []
     for claim in CLAIMS:
         cells = {s.method: _cell(claim, claim.effect(s)) for s in subjects}
         rows.append({"claim": f"{claim.says} ({claim.place})", "effect": f"{claim.measured}, {claim.unit}", **cells})
-    yield _table(rows)
+    note = "Each claim's effect, with its 95 % interval over seeds."
+    return Table("claims", "The claims", note, pd.DataFrame(rows))
 
 
 def _cell(claim: Claim, effect: Contrast) -> str:
@@ -93,25 +101,18 @@ def _cell(claim: Claim, effect: Contrast) -> str:
     return f"**{verdict}** {effect.difference:+.{digits}f} ({interval}; {effect.seeds} seeds)"
 
 
-def _numbers(subjects: Sequence[Subject]) -> Iterator[str]:
-    yield "## What was measured"
+def _accuracies(subjects: Sequence[Subject]) -> Table:
     rows = []
     for s in subjects:
         rna = [] if s.usual_nu is None else [(f"nu = {s.usual_nu:g}", s.compared[s.usual_nu])]
         for name, setting in [("base", None), ("none", s.plain), *rna]:
             row = {"method": s.method if setting is None else "", "RNA": name}
             rows.append(row | {f"{role}, {query}": _accuracy(s, setting, role, query) for role, query in SHOWN})
-    yield _table(rows)
-    yield (
+    note = (
         "Accuracies in %, on all questions: means over seeds with 95 % intervals and the number of seeds (of one seed, "
         "the interval is over questions). nu is the one that most seeds choose."
     )
-    yield _table([_drops(s) for s in subjects])
-    yield (
-        "Drop: retained knowledge, default less perturbed, in points, beyond the base model's; p is over questions, "
-        "of these very models (each question's mean over seeds; normal). Recovered: the share of the drop that RNA "
-        f"takes away, on the seeds that have both; where p is below {SURE:g}."
-    )
+    return Table("accuracies", "What was measured", note, pd.DataFrame(rows))
 
 
 def _accuracy(s: Subject, setting: str | None, role: str, query: str) -> str:
@@ -124,15 +125,20 @@ def _accuracy(s: Subject, setting: str | None, role: str, query: str) -> str:
     return f"{row['mean']:.1f}" + (f" ({row['low']:.1f} .. {row['high']:.1f}; {row['seeds']})" if setting else "")
 
 
-def _drops(s: Subject) -> dict[str, str]:
-    plain, beside, back = stumble(s), stumble_beside_rna(s), won_back(s)
-    sure = plain.difference > 0 and plain.p < SURE and beside.difference > 0
-    return {
-        "method": s.method,
-        "drop without RNA": _drop(plain),
-        "of it RNA takes away": _drop(back),
-        "recovered": f"{100 * back.difference / beside.difference:.0f} %" if sure and not back.why_not else "–",
-    }
+def _drops(subjects: Sequence[Subject]) -> Table:
+    rows = []
+    for s in subjects:
+        plain, beside, back = stumble(s), stumble_beside_rna(s), won_back(s)
+        sure = plain.difference > 0 and plain.p < SURE and beside.difference > 0
+        share = f"{100 * back.difference / beside.difference:.0f} %" if sure and not back.why_not else "–"
+        cells = {"drop without RNA": _drop(plain), "of it RNA takes away": _drop(back), "recovered": share}
+        rows.append({"method": s.method, **cells})
+    note = (
+        "Drop: retained knowledge, default less perturbed, in points, beyond the base model's; p is over questions, "
+        "of these very models (each question's mean over seeds; normal). Recovered: the share of the drop that RNA "
+        f"takes away, on the seeds that have both; where p is below {SURE:g}."
+    )
+    return Table("drops", "What RNA takes away", note, pd.DataFrame(rows))
 
 
 def _drop(c: Contrast) -> str:
@@ -141,11 +147,11 @@ def _drop(c: Contrast) -> str:
     return f"{c.difference:.1f} ({c.seeds_low:.1f} .. {c.seeds_high:.1f}; {c.seeds} seeds), p {c.p:.1g}"
 
 
-def _theory(subjects: Sequence[Subject]) -> Iterator[str]:
+def _theory(subjects: Sequence[Subject]) -> list[Table]:
+    """None if there are no measurements."""
     found = theories(subjects)
     if not found:
-        return
-    yield "## The theorems"
+        return []
     rows = []
     for theorem in THEOREMS:
         told, known = [], []
@@ -165,12 +171,8 @@ def _theory(subjects: Sequence[Subject]) -> Iterator[str]:
                 "measured": "; ".join(told),
             }
         )
-    yield _table(rows)
-    yield (
+    note = (
         "Measured by `python -m unlearn.theory` on perturbed queries of the retain role; in brackets what the formula "
         f"says. {SEEN.capitalize()}: in every run that was measured; contrary: in none; else {NOT_SEEN}."
     )
-
-
-def _table(rows: Sequence[dict[str, str]]) -> str:
-    return pd.DataFrame(rows).to_markdown(index=False)
+    return [Table("theorems", "The theorems", note, pd.DataFrame(rows))]
