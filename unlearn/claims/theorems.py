@@ -5,7 +5,6 @@ Each rule sees one theory.json. A claim is seen or contrary if it is so of every
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,6 +13,7 @@ from typing import Any
 from unlearn.claims.claims import CONTRARY, NOT_SEEN, SEEN
 from unlearn.claims.evidence import Subject
 from unlearn.errors import UserError
+from unlearn.files import read_object
 from unlearn.report.collect import Run
 from unlearn.screen import say
 
@@ -67,9 +67,9 @@ def _runs(subject: Subject) -> list[tuple[bool, int, Run]]:
 
 
 def _of_retained(run: Run) -> dict[str, Any] | None:
-    """Raises ValueError for a file that is not JSON."""
+    """Raises UserError for a file that is no JSON object."""
     file = run.folder / "theory.json"
-    theory = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    theory = read_object(file) if file.is_file() else {}
     return theory if (theory.get("role"), theory.get("query")) == ("retain", "perturbed") else None
 
 
