@@ -29,13 +29,14 @@ reproduce: $(INSTALLED) ## the paper in miniature: Figures 1 to 4, Table 1, theo
 	OMP_NUM_THREADS=1 $(BIN)/python -m unlearn.claims outputs/reproduce --theory -o docs/miniature.md --title "The paper in miniature"
 	$(BIN)/python -m unlearn.report outputs/reproduce -o outputs/reproduce/report.html --paper
 
+# The embedded model's settings were chosen on seeds 0 to 9 (docs/log.md), so others judge them.
 reproduce-seeds: $(INSTALLED)
-	$(REPRODUCE) sweep=seeds eval=toy_paper
-	$(REPRODUCE) sweep=seeds seed=5,6,7,8,9
+	$(REPRODUCE) sweep=seeds seed=10,11,12,13,14 eval=toy_paper
+	$(REPRODUCE) sweep=seeds seed=15,16,17,18,19 'eval.queries=[default,perturbed,control]'
 
 reproduce-grids: $(INSTALLED)
-	$(REPRODUCE) sweep=figure_2 seed=0,1,2
-	$(REPRODUCE) sweep=figure_3 seed=0,1,2,3,4
+	$(REPRODUCE) sweep=figure_2 seed=10,11,12
+	$(REPRODUCE) sweep=figure_3 seed=10,11,12,13
 
 test: $(INSTALLED) ## run the tests: make test ARGS="-k rmu"
 	$(BIN)/python -m pytest $(ARGS)
