@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from unlearn.claims.claims import (
     CONTRARY,
     NOT_MEASURED,
     NOT_SEEN,
+    OVER_METHODS,
     SEEN,
     Claim,
     by_coefficient,
@@ -41,8 +43,9 @@ def share(value, seed):
     return list(right)
 
 
-def runs(root, curve, *, coefficients=None, extra=None, base=None):
-    """Runs of RMU for each nu of `curve`: nu -> (retain default, retain perturbed, forget); without RNA for each c.
+def runs(root, curve, *, coefficients=None, layers=None, extra=None, base=None):
+    """Runs of RMU for each nu of `curve`: nu -> (retain default, retain perturbed, forget); without RNA for each c and
+    layer (l = 7 is the rest's).
 
     `extra` and `base` are query -> share of the retain role, of unlearned and of base models (which else know all).
     """
@@ -73,6 +76,8 @@ def runs(root, curve, *, coefficients=None, extra=None, base=None):
             write(root / f"nu{nu:g}-{seed}", seed, nu, 0.4 + 0.4 * (nu > 0), values)
         for c, values in (coefficients or {}).items():
             write(root / f"c{c:g}-{seed}", seed, 0.0, 0.4, values, argument={"c": c})
+        for layer, values in (layers or {}).items():
+            write(root / f"l{layer}-{seed}", seed, 0.0, 0.4, values, changes={"identity.model.layer": layer})
     return Evidence(gather(collect([root])))
 
 
@@ -88,6 +93,7 @@ def subject(tmp_path_factory):
         tmp_path_factory.mktemp("three"),
         THREE_PHASES,
         coefficients={3.25: (0.7, 0.6, 0.3), 13.0: (0.7, 0.4, 0.3)},
+        layers={8: (0.7, 0.6, 0.3), 9: (0.7, 0.1, 0.3)},
         extra={
             "control": 0.7, "similarity-most": 0.4, "similarity-least": 0.6,
             "ngram-2": 0.6, "ngram-4": 0.5, "ngram-8": 0.4, "ngram-16": 0.3,
@@ -97,7 +103,7 @@ def subject(tmp_path_factory):
     return found
 
 
-EFFECTS = [10, 20, 20, 10, 0, 10, 40, 40, -10, -30, 40, 50, -7.9, -1.975, -20, 0]
+EFFECTS = [10, 20, 20, 10, 0, 10, 40, 40, -10, -20, -30, 40, 50, -7.9, -1.975, -20, 0]
 
 
 @pytest.mark.parametrize(
@@ -119,10 +125,11 @@ def test_every_claim_is_seen_where_it_is_so_and_contrary_where_it_is_the_other_w
         assert claim.verdict(other) == CONTRARY
 
 
-def test_a_subject_is_a_model_without_rna_and_what_differs_in_nu_or_c_alone(subject):
+def test_a_subject_is_a_model_without_rna_and_what_differs_in_nu_c_or_layer_alone(subject):
     assert list(subject.by_nu) == [0.1, 0.3, 1.0, 2.0]
     assert list(subject.by_coefficient) == [3.25, 6.5, 13.0]
     assert subject.coefficient == "c"
+    assert list(subject.by_layer) == [7, 8, 9]
     assert subject.best_nu == {0: 0.3, 1: 0.3, 2: 0.3}
 
 
@@ -229,6 +236,24 @@ def test_nu_are_compared_over_the_seeds_that_all_have(tmp_path):
     assert set(s.best_nu.values()) == {0.1}
 
 
+@pytest.mark.parametrize(("slope", "verdict"), [(-1, SEEN), (1, CONTRARY), (0, NOT_MEASURED)])
+def test_maxlogit_and_drop_are_correlated_over_all_methods(tmp_path, slope, verdict):
+    for number, (method, nu, seed) in enumerate(product(("rmu", "rsv"), (0.0, 0.1), (0, 1, 2))):
+        folder = made_up_run(tmp_path / str(number), method=method, nu=nu, seed=seed)
+        metrics = json.loads((folder / "metrics.json").read_text())
+        drop = 0.1 + 0.01 * number + 0.001 * (number % 2)
+        of_plain = {"maxlogit_mean": 12 + slope * number, "acc": metrics["unlearned/mmlu/default/acc"] - drop}
+        of_rna = {"maxlogit_mean": 20.0}  # is no part of it
+        for name, value in (of_rna if nu else of_plain).items():
+            metrics[f"unlearned/mmlu/perturbed/{name}"] = value
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+    found = OVER_METHODS.effect(Evidence(gather(collect([tmp_path]))).subjects[0])
+    assert OVER_METHODS.verdict(found) == verdict
+    if slope:
+        assert found.seeds == 6
+        assert found.difference == pytest.approx(slope, abs=0.02)
+
+
 def interval(low, high):
     return Contrast((low + high) / 2, seeds=3, seeds_low=low, seeds_high=high)
 
@@ -265,45 +290,68 @@ def test_the_share_that_rna_takes_away_is_told_of_a_drop_beyond_doubt(tmp_path):
     assert line.split("|")[-2].strip() == "–"
 
 
+def near(value):
+    return {"mean": value, "low": value - 0.02, "high": value + 0.02}
+
+
+def differences(p, not_normal):
+    return {
+        "eta": near(0.2),
+        "isotropy": {"directions": 6.0, "p": p},
+        "mean": {"share": 0.02, "p": 0.3},
+        "normality": {"random directions": {"rejected": not_normal}},
+    }
+
+
 def theory(**changes):
     rows = [
-        {"nu_to_eta": ratio, "measured": {"mean": m, "low": m - 0.02, "high": m + 0.02},
-         "published": {"mean": m + 0.05}, "exact": {"mean": m + 0.01}}
+        {"nu_to_eta": ratio, "measured": near(m), "published": {"mean": m + 0.05}, "exact": {"mean": m + 0.01}}
         for ratio, m in ((0.1, 0.13), (1.0, 0.3))
-    ]  # fmt: skip
+    ]
+    thirds = {part: {"rows": [{"nu_to_eta": 1.0, "measured": near(m)}]} for part, m in (("low", 0.2), ("high", 0.4))}
     found = {
         "dim": 96,
         "role": "retain",
         "query": "perturbed",
-        "assumption_4_2": {
-            "isotropy": {"directions": 6.0, "p": 0.001},
-            "mean": {"share": 0.02, "p": 0.3},
-            "normality": {"random directions": {"rejected": 1.0}},
-        },
+        "assumption_4_2": differences(0.001, 1.0),
         "theorem_4_3": {"linear_breaks_at": 10.0},
-        "theorem_5_2": {"injected_small": {"all": {"rows": rows}}, "injected": {"all": {"rows": rows}}},
+        "theorem_5_2": {"injected_small": {"all": {"rows": rows}}, "injected": {"all": {"rows": rows}} | thirds},
     }
     return found | changes
 
 
-def test_theorems_are_judged_from_theory_json(tmp_path):
+@pytest.mark.parametrize(("nu", "verdict"), [(0.21, "**seen**"), (0.25, "**contrary**")])
+def test_theorems_are_judged_from_theory_json(tmp_path, nu, verdict):
     runs(tmp_path, {0.0: (0.8, 0.5, 0.3), 0.1: (0.8, 0.6, 0.3)})
     (tmp_path / "nu0-0/theory.json").write_text(json.dumps(theory()))
     against = {
-        "rejected": {"mean": 0.2, "low": 0.18, "high": 0.24},
+        "rejected": near(0.2),
         "predicted": {"nu": {"exact": {"mean": 0.46}}},
-        "rm_loss_rises": {"mean": 0.6, "low": 0.55},
+        "rm_loss_rises": near(0.6),
+        "nu": nu,
+        "nu_measured": 0.2,
+        "assumption_5_1": differences(0.5, 0.0),
     }
     (tmp_path / "nu0.1-0/theory.json").write_text(json.dumps(theory(against=against)))
     page = document(Evidence(gather(collect([tmp_path]))), "")
     table = page.split("## The theorems")[1].splitlines()[4:]
     assert [line.split("|")[3].strip() for line in table if line.startswith("|")] == [
         "**contrary**", "**seen**", "**contrary**", "**seen**", "**seen**", "**seen**", "**seen**",
-        "**seen**", "**contrary**",
+        "**seen**", "**seen**", verdict, "**contrary**",
     ]  # fmt: skip
-    assert len(THEOREMS) == 9
+    assert len(THEOREMS) == 11
+    assert "0.200 and 0.400, smallest and largest" in page
     assert "RMU, nu 0, seed 0: 6.0 of 96 directions" in page
-    assert "20.0 % (18.0 .. 24.0), predicted 46.0 %" in page
+    assert "20.0 % (18.0 .. 22.0), predicted 46.0 %" in page
+
+
+def test_rejection_grows_with_the_gradient_ratio_if_the_thirds_say_so():
+    [claim] = [claim for claim in THEOREMS if "gradients" in claim.says]
+    assert claim.verdict([theory()]) == SEEN
+    falling = theory()
+    thirds = falling["theorem_5_2"]["injected"]
+    thirds["low"], thirds["high"] = thirds["high"], thirds["low"]
+    assert claim.verdict([falling]) == CONTRARY
 
 
 @pytest.mark.parametrize("changes", [{"query": "control"}, {"role": "near"}])
@@ -327,7 +375,7 @@ def test_one_seed_is_not_measured_and_no_pair_is_an_error(tmp_path, capsys):
         made_up_run(tmp_path / f"{nu}", nu=nu)
     main([str(tmp_path)])
     page = capsys.readouterr().out
-    assert page.count("not measured: ") == len(CLAIMS)
+    assert page.count("not measured: ") == len(CLAIMS) + 1
     assert "**" not in page.split("## The claims")[1]
     with pytest.raises(SystemExit, match="nothing to judge"):
         main([str(tmp_path / "0.0")])

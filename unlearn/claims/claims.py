@@ -7,7 +7,7 @@ claim says, *contrary* if the whole interval lies where it does not, and else *n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from unlearn.claims.evidence import FEWEST, Subject, Term
@@ -21,7 +21,10 @@ SEEN, NOT_SEEN, CONTRARY, NOT_MEASURED = "seen", "not seen", "contrary", "not me
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says and where; `measured` names the effect, claimed to be above `above` or below `below`."""
+    """What the paper says and where; `measured` names the effect, claimed to be above `above` or below `below`.
+
+    "seeds" of the effect are those of one method, or, of `OVER_METHODS`, the models of all.
+    """
 
     says: str
     place: str
@@ -87,14 +90,23 @@ def rna_less_plain(role: str, query: str) -> Callable[[Subject], Contrast]:
 
 
 def by_coefficient(s: Subject) -> Contrast:
-    """The least-squares slope of robustness over log2 of c or beta, of those with enough seeds."""
-    known = {value: setting for value, setting in s.by_coefficient.items() if len(s.shared(setting)) >= FEWEST}
-    points = [(math.log2(value), setting) for value, setting in known.items() if value > 0]
-    if len(points) < 2:
-        return Contrast(why_not="fewer than two values of it in enough seeds")
-    weights = _slope([x for x, _ in points])
+    """The least-squares slope of robustness over log2 of c or beta."""
+    return _over(s, {math.log2(value): setting for value, setting in s.by_coefficient.items() if value > 0}, "it")
+
+
+def by_layer(s: Subject) -> Contrast:
+    """The least-squares slope of robustness over the layer."""
+    return _over(s, s.by_layer, "the layer (sweep=layers)")
+
+
+def _over(s: Subject, points: Mapping[float, str], what: str) -> Contrast:
+    """The least-squares slope of robustness over the points that have enough seeds."""
+    known = {x: setting for x, setting in points.items() if len(s.shared(setting)) >= FEWEST}
+    if len(known) < 2:
+        return Contrast(why_not=f"fewer than two values of {what} in enough seeds")
+    weights = _slope(list(known))
     return s.evidence.combine(
-        [Term(w, setting, "retain", "perturbed") for w, (_, setting) in zip(weights, points, strict=True)]
+        [Term(w, setting, "retain", "perturbed") for w, setting in zip(weights, known.values(), strict=True)]
     )
 
 
@@ -138,6 +150,19 @@ def maxlogit(name: str) -> Callable[[Subject], Contrast]:
     return lambda s: s.evidence.of_metrics(s.plain, name)
 
 
+def maxlogit_and_drop(s: Subject) -> Contrast:
+    """How MaxLogit and what perturbation costs go together, over all methods' models without RNA."""
+    return s.evidence.correlation([other.plain for other in s.evidence.subjects], "maxlogit_mean")
+
+
+OVER_METHODS = Claim(
+    "The less sure RM models are, the more vulnerable.",
+    "section 6.3, Figure 1",
+    "retain: correlation of mean MaxLogit under perturbation with default less perturbed, without RNA",
+    maxlogit_and_drop,
+    below=0,
+    unit="Pearson's r",
+)
 CLAIMS = (
     Claim(
         "A forget-token in a harmless question makes RM models stumble.",
@@ -202,6 +227,14 @@ CLAIMS = (
         by_coefficient,
         below=0,
         unit="points for each doubling",
+    ),
+    Claim(
+        "The deeper the layer, the less robust.",
+        "section 6.5",
+        "retain, perturbed: slope, without RNA",
+        by_layer,
+        below=0,
+        unit="points for each layer",
     ),
     Claim(
         "Too large a noise scale costs robustness.",

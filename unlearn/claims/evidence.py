@@ -7,16 +7,20 @@ of several look better than it is.
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import mean
 
+import numpy as np
 import pandas as pd
+from scipy import stats
 
 from unlearn.compare import differing_questions
+from unlearn.evaluate.statistics import CONFIDENCE
 from unlearn.report.choose import Chosen
 from unlearn.report.collect import Run
 from unlearn.report.contrasts import Answers, Contrast, answers, contrast, mean_over_seeds
@@ -27,6 +31,8 @@ from unlearn.report.phases import turning_points
 CHOOSING, MEASURING = 0, 1  # halves of the questions
 BLOCK = 4  # questions in a row that go to one half; the embedded world asks about a forgotten fact four times in a row
 FEWEST = 2  # seeds
+FEWEST_MODELS = 4  # of which a correlation has an interval
+LAYER = "model.layer"
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ Terms = Sequence[Term] | Callable[[int], Sequence[Term]]  # of all seeds, or of 
 
 @dataclass(frozen=True)
 class Subject:
-    """A method on its trial: its model without RNA, and what differs from that in nothing but nu, or c or beta."""
+    """A method on its trial: its model without RNA, and what differs from that in nothing but nu, c or beta, or l."""
 
     evidence: Evidence
     method: str
@@ -53,6 +59,7 @@ class Subject:
     by_nu: dict[float, str]  # nu > 0 -> setting
     by_coefficient: dict[float, str]  # without RNA
     coefficient: str  # "c" or "beta"
+    by_layer: dict[float, str]  # without RNA
 
     def shared(self, setting: str) -> set[int]:
         """The seeds that a setting and the one without RNA have."""
@@ -143,7 +150,8 @@ class Evidence:
         key = max(curves, key=lambda k: len(curves[k]), default="")
         by_coefficient = dict(zip(curves[key][key], curves[key]["setting"], strict=True)) if key else {}
         by_nu = dict(zip(noisy["nu"], noisy["setting"], strict=True))
-        return Subject(self, choice.method, plain, by_nu, by_coefficient, key.removeprefix("method."))
+        by_layer = _by_layer(plain, of_method["setting"])
+        return Subject(self, choice.method, plain, by_nu, by_coefficient, key.removeprefix("method."), by_layer)
 
     def combine(self, terms: Terms) -> Contrast:
         """The sum of terms, in points, over the seeds and the questions of the measuring half that all of them have."""
@@ -172,16 +180,31 @@ class Evidence:
 
     def of_metrics(self, setting: str, name: str) -> Contrast:
         """A setting's TASK/perturbed/`name`, mean over the retain role, less the base model's."""
-        values = []
-        for run in self.material.runs_of(setting).values():
-            tasks = run.roles.get("retain", [])
-            sides = [[run.metrics.get(f"{m}/{t}/perturbed/{name}") for t in tasks] for m in ("unlearned", "base")]
-            known = [[v for v in side if v is not None] for side in sides]
-            if tasks and all(len(side) == len(tasks) for side in known):
-                values.append(mean(known[0]) - mean(known[1]))
+        runs = self.material.runs_of(setting).values()
+        sides = [[_metric(run, model, "perturbed", name) for model in ("unlearned", "base")] for run in runs]
+        values = [unlearned - base for unlearned, base in sides if not math.isnan(unlearned - base)]
         if len(values) < FEWEST:
             return Contrast(why_not=f"fewer than {FEWEST} seeds have MaxLogit (eval.maxlogit)")
         return mean_over_seeds(values)
+
+    def correlation(self, settings: Sequence[str], name: str) -> Contrast:
+        """Pearson's r of TASK/perturbed/`name` and of what perturbation costs, over all models of these settings.
+
+        Both of the retain role; the interval is Fisher's and takes the models as independent.
+        """
+        runs = [run for setting in settings for run in self.material.runs_of(setting).values()]
+        x, default, perturbed = (
+            np.array([_metric(run, "unlearned", query, key) for run in runs])
+            for query, key in (("perturbed", name), ("default", "acc"), ("perturbed", "acc"))
+        )
+        y = default - perturbed
+        known = ~np.isnan(x + y)
+        count = int(known.sum())
+        if count < FEWEST_MODELS or not (np.ptp(x[known]) and np.ptp(y[known])):
+            return Contrast(why_not=f"fewer than {FEWEST_MODELS} models that differ have MaxLogit (eval.maxlogit)")
+        found = stats.pearsonr(x[known], y[known])
+        low, high = found.confidence_interval(CONFIDENCE)
+        return Contrast(found.statistic, seeds=count, seeds_low=low, seeds_high=high)
 
     def _half(self, run: Run, term: Term, half: int) -> Answers:
         """A run's answers on one half of the questions, read once."""
@@ -192,6 +215,18 @@ class Evidence:
             task: {(part, q): v for (part, q), v in values.items() if q // BLOCK % 2 == half}
             for task, values in self._read[key].items()
         }
+
+
+def _metric(run: Run, model: str, query: str, name: str) -> float:
+    """The mean over the retain role's tasks; NaN where one lacks it."""
+    values = [run.metrics.get(f"{model}/{task}/{query}/{name}", math.nan) for task in run.roles.get("retain", [])]
+    return mean(values) if values else math.nan
+
+
+def _by_layer(plain: str, settings: Iterable[str]) -> dict[float, str]:
+    """Those that differ from `plain` in nothing but the layer."""
+    found = {s: json.loads(s)[0]["model"]["layer"] for s in settings if without(s, LAYER) == without(plain, LAYER)}
+    return {layer: setting for setting, layer in sorted(found.items(), key=lambda pair: pair[1])}
 
 
 def _asked_otherwise(terms: Sequence[Term], runs: Sequence[Run]) -> str | None:

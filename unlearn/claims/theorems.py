@@ -93,19 +93,29 @@ def measure_theorems(subjects: Sequence[Subject], limit: int) -> None:
                 say(f"Not measured: {error}")
 
 
-def _differences(theory: Theory) -> str:
-    found = theory["assumption_4_2"]
+def _spread(found: Theory, dim: int) -> str:
+    """Of differences of states: how many directions they fill, what they have in common, how normal they are."""
     return (
-        f"{found['isotropy']['directions']:.1f} of {theory['dim']} directions (p {found['isotropy']['p']:.2g}), "
+        f"{found['isotropy']['directions']:.1f} of {dim} directions (p {found['isotropy']['p']:.2g}), "
         f"{100 * found['mean']['share']:.1f} % a common mean (p {found['mean']['p']:.2g}), "
         f"{100 * found['normality']['random directions']['rejected']:.0f} % of directions not normal"
     )
 
 
-def _assumption_holds(theory: Theory) -> bool:
-    found = theory["assumption_4_2"]
+def _is_noise(found: Theory) -> bool:
     normal = found["normality"]["random directions"]["rejected"] <= LEVEL
     return found["isotropy"]["p"] >= LEVEL and found["mean"]["p"] >= LEVEL and normal
+
+
+def _off_by_noise(theory: Theory) -> str:
+    found = theory["against"]
+    return f"{_spread(found['assumption_5_1'], theory['dim'])}; a variance of {found['nu_measured']:.2g}"
+
+
+def _off_by_nu(theory: Theory) -> bool:
+    found = theory["against"]
+    variance = found["assumption_5_1"]["eta"]
+    return _is_noise(found["assumption_5_1"]) and variance["low"] <= found["nu"] <= variance["high"]
 
 
 def _linear(theory: Theory) -> str:
@@ -136,6 +146,13 @@ def _grows(theory: Theory) -> bool:
     return rows[0]["high"] < rows[-1]["low"] and not falls
 
 
+def _thirds(theory: Theory) -> tuple[dict[str, float], dict[str, float]]:
+    """What is measured at nu = eta of the thirds of the questions with the smallest and the largest gradient ratio."""
+    parts = theory["theorem_5_2"]["injected"]
+    low, high = (next(r for r in parts[name]["rows"] if r["nu_to_eta"] == 1) for name in ("low", "high"))
+    return low["measured"], high["measured"]
+
+
 def _bounded(theory: Theory) -> bool:
     return all(row["measured"]["mean"] <= 0.5 + CLOSE for row in _rows(theory, "injected"))
 
@@ -162,8 +179,8 @@ THEOREMS = (
         "A forget-token adds N(0, eta I) to the state at layer l.",
         "Assumption 4.2",
         f"no mean, isotropy and normality along random directions are all not rejected at {100 * LEVEL:g} %",
-        _differences,
-        _assumption_holds,
+        lambda theory: _spread(theory["assumption_4_2"], theory["dim"]),
+        lambda theory: _is_noise(theory["assumption_4_2"]),
     ),
     Theorem(
         "Noise of the size eta at layer l changes the output linearly.",
@@ -201,6 +218,13 @@ THEOREMS = (
         _grows,
     ),
     Theorem(
+        "It grows with the gradients' ratio, perturbed to default.",
+        "Theorem 5.2",
+        "at nu = eta, the interval of the third with the largest ratio lies above that of the smallest",
+        lambda theory: " and ".join(f"{part['mean']:.3f}" for part in _thirds(theory)) + ", smallest and largest",
+        lambda theory: _thirds(theory)[0]["high"] < _thirds(theory)[1]["low"],
+    ),
+    Theorem(
         "It does not exceed 1/2.",
         "Theorem 5.2",
         f"by more than {CLOSE:g}",
@@ -213,6 +237,14 @@ THEOREMS = (
         "on more than half of the questions, by the interval",
         lambda theory: f"{100 * theory['against']['rm_loss_rises']['mean']:.1f} %",
         _loss_rises,
+        trained=True,
+    ),
+    Theorem(
+        "RNA adds N(0, nu I) to the state at layer l, on default queries.",
+        "Assumption 5.1",
+        "as for Assumption 4.2, and nu lies in the interval of the measured variance",
+        _off_by_noise,
+        _off_by_nu,
         trained=True,
     ),
     Theorem(
