@@ -152,6 +152,15 @@ def test_the_first_and_the_last_step_are_always_logged(tiny_llama):
     assert records[-1].tokens == 3 * (6 + 5) + 3 * (5 + 3)
 
 
+def test_variants_of_one_batch_report_its_speed_alike(tiny_llama):
+    """The first one's record used to leave out what the others' work takes."""
+    cut = CutModel(tiny_llama, 3)
+    variants = [make_variant(objective(), cut.frozen, **SETTINGS) for _ in range(8)]
+    for records in zip(*run(cut, variants, steps=3), strict=True):
+        assert max(r.tokens_per_second for r in records) < 2 * min(r.tokens_per_second for r in records)
+        assert max(r.seconds for r in records) < 2 * min(r.seconds for r in records)
+
+
 def test_a_line_of_train_jsonl_has_the_documented_names(tiny_llama):
     cut = CutModel(tiny_llama, 3)
     [[record]] = run(cut, [make_variant(objective(), cut.frozen, **SETTINGS)], steps=1)

@@ -7,6 +7,7 @@ that activation memory does not grow with their number. B batch, T tokens, D hid
 
 from __future__ import annotations
 
+import math
 import resource
 import time
 from collections.abc import Callable, Iterable
@@ -55,7 +56,7 @@ class Record:
     facts: dict[str, float]
     tokens: int  # real tokens seen since the first step
     seconds: float  # spent since then
-    tokens_per_second: float  # since the last logged step
+    tokens_per_second: float  # since the last logged step; of packed variants together, as they share the batch
     memory_mb: float  # the peak so far
 
     def line(self) -> dict[str, float | int | str]:
@@ -162,6 +163,7 @@ def train(
         batch = replace(batch, forget=batch.forget.to(cut.device), retain=batch.retain.to(cut.device))
         frozen = _View(shared, cut.frozen)
         logged = last or batch.step % log_every == 0
+        records: list[tuple[Variant, Record]] = []
         for variant in (v for v in running if v.progress.steps == batch.step):
             losses = variant.objective(batch, frozen, _View(shared, variant.weights))
             if not torch.isfinite(losses.total):
@@ -169,11 +171,13 @@ def train(
                 continue
             losses.total.backward()
             if logged:
-                on_record(variant, _record(batch, losses, variant, clock, tokens))
+                records.append((variant, _record(batch, losses, variant, tokens)))
             variant.optimizer.step()
             variant.optimizer.zero_grad()  # at once: gradients of all variants together would fill the memory
             before = variant.progress
             variant.progress = Progress(batch.step + 1, before.tokens + tokens, before.seconds)
+        for variant, record in records:  # only now: a step takes what all variants take
+            on_record(variant, clock.timed(record))
         running = [v for v in running if v.error is None]
         for variant in (v for v in running if v.progress.steps == batch.step + 1):
             variant.progress = replace(variant.progress, seconds=variant.progress.seconds + clock.since_step)
@@ -206,9 +210,9 @@ class _Clock:
     def since_step(self) -> float:
         return time.perf_counter() - self.step_start
 
-    @property
-    def tokens_per_second(self) -> float:
-        return self.lap_tokens / (time.perf_counter() - self.lap_start)
+    def timed(self, record: Record) -> Record:
+        rate = self.lap_tokens / (time.perf_counter() - self.lap_start)
+        return replace(record, seconds=record.seconds + self.since_step, tokens_per_second=rate)
 
 
 def _not_finite(batch: Batch, losses: Losses) -> str:
@@ -219,7 +223,8 @@ def _not_finite(batch: Batch, losses: Losses) -> str:
     )
 
 
-def _record(batch: Batch, losses: Losses, variant: Variant, clock: _Clock, tokens: int) -> Record:
+def _record(batch: Batch, losses: Losses, variant: Variant, tokens: int) -> Record:
+    """Of a step that is not over: the clock completes it."""
     gradients = [w.grad for w in variant.weights.values() if w.grad is not None]
     return Record(
         step=batch.step,
@@ -230,8 +235,8 @@ def _record(batch: Batch, losses: Losses, variant: Variant, clock: _Clock, token
         gradient_norm=torch.nn.utils.get_total_norm(gradients).item(),
         facts={name: value.item() for name, value in losses.facts().items()},
         tokens=variant.progress.tokens + tokens,
-        seconds=variant.progress.seconds + clock.since_step,
-        tokens_per_second=clock.tokens_per_second,
+        seconds=variant.progress.seconds,
+        tokens_per_second=math.nan,
         memory_mb=peak_memory_mb(),
     )
 
