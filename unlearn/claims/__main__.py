@@ -4,7 +4,8 @@ python -m unlearn.claims RUN_OR_SWEEP_DIR... -o claims.md
 python -m unlearn.claims RUN_OR_SWEEP_DIR... -o claims.md --theory     ... and of its theorems
 
 For each method it takes a model without RNA, those that differ from it in nothing but nu, and those without RNA that
-differ in nothing but c or beta, in at least two seeds (sweep=figure_2, figure_3; with eval=paper for all claims).
+differ in nothing but c or beta, or the layer, in at least two seeds (sweep=figure_2, figure_3, layers; sweep=seeds
+eval=paper for the other claims).
 """
 
 from __future__ import annotations
