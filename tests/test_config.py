@@ -29,6 +29,9 @@ BAD = {
     "data.topics.bio.max_length=0": r"data\.topics\.bio\.max_length=0 is not allowed",
     "~model.methods.rmu": r"method\.c: the configuration of model 'toy' holds no such value for method 'rmu'",
     "model=qwen3_8b": r"model 'qwen3_8b' holds no such value for method 'rmu' \(it has values for: adaptive_rmu\)",
+    "train.schedule=linea": r"train\.schedule=linea is not allowed\. Did you mean 'linear'\?",
+    "+eval.asked_of.perturbed=[retian]": r"eval\.asked_of\.perturbed=retian is not allowed\. Did you mean 'retain'\?",
+    "+eval.asked_of.perturbd=[retain]": r"eval\.asked_of=perturbd is not allowed",
     "eval.queries=[perturbd]": r"eval\.queries=perturbd is not allowed\. Did you mean 'perturbed'\?",
     "eval.forget_tokens=[]": r"eval\.forget_tokens is empty",
     "eval.limit=0": r"eval\.limit=0 is not allowed",
@@ -42,6 +45,11 @@ BAD = {
 def test_refused_with_key_value_and_what_is_allowed(conf, override):
     with pytest.raises(UserError, match=BAD[override]):
         conf(override)
+
+
+def test_maxlogit_needs_queries_that_are_asked_of_its_role(conf):
+    with pytest.raises(UserError, match=r"eval\.maxlogit: perturbed queries are not asked of role retain"):
+        conf("eval=toy_paper", "+eval.asked_of.perturbed=[near]")
 
 
 def test_all_problems_are_told_at_once(conf):

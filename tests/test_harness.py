@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from tests.conftest import ROOT
 from unlearn.errors import UserError
-from unlearn.evaluate.harness import MaxLogitPlan, against_base, evaluate
+from unlearn.evaluate.harness import Answers, MaxLogitPlan, against_base, evaluate
 from unlearn.evaluate.statistics import paired
 from unlearn.evaluate.suite import load_suite
 from unlearn.evaluate.tokens import read_forget_tokens
@@ -74,6 +75,35 @@ def test_samples_are_written_by_model_task_and_query(tmp_path):
     answers.write_samples(tmp_path)
     lines = (tmp_path / "unlearned/toy_retain/default.jsonl").read_text().splitlines()
     assert [set(json.loads(line)) for line in lines] == [{"id", "query", "loglikelihoods", "choice", "correct"}] * 3
+
+
+def test_some_queries_are_asked_of_some_roles_only(tmp_path):
+    """A task of an asked role is asked as it would be alone; a group without all of its tasks has no accuracy."""
+    (tmp_path / "all.yaml").write_text(
+        "group: all\ntask: [toy_retain, toy_near_bio]\naggregate_metric_list: [{metric: acc}]\n"
+    )
+    for file in (TOY / "tasks").iterdir():
+        if file.is_file():
+            shutil.copy(file, tmp_path)
+    roles = {"retain": ["toy_retain"], "near": ["toy_near_bio"], "both": ["all"]}
+    words = {"default": [], "perturbed": TOKENS, "control": ["soil"]}
+    settings = {"include_path": str(tmp_path), "limit": 5}
+    suite = load_suite(roles, words, asked_of={"control": ["retain"]}, **settings)
+    whole = load_suite(roles, words, **settings)
+    model, tokenizer = load_whole(SOURCE), load_tokenizer(SOURCE)
+    some, every = (evaluate(model, tokenizer, s, label="base", tokens_per_batch=500) for s in (suite, whole))
+    left_out = {name for name in every.metrics if "/control/" in name and "/toy_retain/" not in name}
+    assert {"base/all/control/acc", "base/toy_near_bio/control/default_p"} <= left_out
+    assert some.metrics == {name: value for name, value in every.metrics.items() if name not in left_out}
+    assert every.samples.keys() - some.samples.keys() == {"base/toy_near_bio/control"}
+    compared = against_base(some, replace_label(some), suite)
+    assert "unlearned/all/perturbed/base_difference" in compared
+    assert not any("/all/control/" in name for name in compared)
+
+
+def replace_label(answers):
+    """What a base model answered, as an unlearned one's answers."""
+    return Answers({}, {name.replace("base", "unlearned", 1): records for name, records in answers.samples.items()})
 
 
 def test_no_tasks_no_suite():

@@ -29,8 +29,10 @@ from unlearn.run_folder import RunFolder
 from unlearn.train import Record
 
 JOBS = [
-    ("method=rmu",), ("method=rsv", "preset=paper", "model.dtype=float32"), ("method=adaptive_rmu", "preset=paper"),
-]  # fmt: skip
+    ("method=rmu", "train.schedule=linear"),
+    ("method=rsv", "preset=paper", "model.dtype=float32"),
+    ("method=adaptive_rmu", "preset=paper"),
+]
 
 
 class Killed(BaseException):

@@ -11,6 +11,7 @@ from unlearn.cut import CutModel
 from unlearn.data import Topic, batches
 from unlearn.methods import RMU
 from unlearn.objective import Losses, Misdirection
+from unlearn.optimizer import schedule
 from unlearn.rna import augment
 from unlearn.train import make_variant, train
 
@@ -86,6 +87,22 @@ def test_exactly_the_chosen_matrices_move(tiny_llama):
     assert all(not torch.equal(w, before[name]) for name, w in variant.weights.items())
     # The model itself, frozen and shared, is bit-identical.
     assert all(torch.equal(p, before[name]) for name, p in tiny_llama.named_parameters())
+
+
+def test_the_linear_schedule_ends_a_share_of_the_rate_above_zero(tiny_llama):
+    """Adam without memory moves its fastest entry by the learning rate itself: lr (1 - t / T) at step t."""
+    cut = CutModel(tiny_llama, 3)
+    settings = SETTINGS | {"betas": (0.0, 0.0), "eps": 1e-12, "lr": schedule("linear", 1e-2, 4)}
+    variant = make_variant(objective(), cut.frozen, **settings)
+    moved, before = [], {name: w.detach().clone() for name, w in variant.weights.items()}
+
+    def look(_variant, _record):
+        moved.append(max((w - before[name]).abs().max().item() for name, w in variant.weights.items()))
+        before.update({name: w.detach().clone() for name, w in variant.weights.items()})
+
+    stream = batches(TOPICS, steps=4, batch_size=2, pad_id=0, side="right")
+    train(cut, [variant], stream, mask_padding=False, log_every=1, on_record=look)
+    assert moved == pytest.approx([1e-2, 0.75e-2, 0.5e-2, 0.25e-2], rel=1e-3)
 
 
 def test_training_lowers_the_forget_loss_and_keeps_the_retain_loss_small(tiny_llama):

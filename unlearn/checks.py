@@ -12,7 +12,7 @@ from dataclasses import fields
 from omegaconf import MISSING
 
 from unlearn.errors import nearest
-from unlearn.schema import DTYPES, MASKS, NORMS, OPTIMIZERS, POSITIONS, QUERIES, SPAN, Config, TopicConfig
+from unlearn.schema import DTYPES, MASKS, NORMS, OPTIMIZERS, POSITIONS, QUERIES, SCHEDULES, SPAN, Config, TopicConfig
 
 
 def _ranges(c: Config) -> Iterator[str]:
@@ -63,12 +63,15 @@ def _choices(c: Config) -> Iterator[str]:
         ("data.on_exhausted", c.data.on_exhausted, ("error", "cycle")),
         ("train.precision", c.train.precision, ("master", "model")),
         ("train.optimizer", c.train.optimizer, OPTIMIZERS),
+        ("train.schedule", c.train.schedule, SCHEDULES),
         ("model.dtype", c.model.dtype, DTYPES),
         ("tracker.name", c.tracker.name, ("wandb", "none")),
         ("tracker.mode", c.tracker.mode, ("auto", "online", "offline")),
         *([("method.norm", c.method["norm"], NORMS)] if "norm" in c.method else ()),
         ("eval.position", c.eval.position, POSITIONS),
         *(("eval.queries", query, QUERIES) for query in c.eval.queries),
+        *(("eval.asked_of", query, QUERIES) for query in c.eval.asked_of),
+        *((f"eval.asked_of.{q}", role, c.eval.tasks) for q, roles in c.eval.asked_of.items() for role in roles),
         *(("eval.maxlogit.queries", query, c.eval.queries) for query in c.eval.maxlogit.queries),
         *(("eval.maxlogit.roles", role, c.eval.tasks) for role in c.eval.maxlogit.roles),
     ):
@@ -140,4 +143,11 @@ def _subset(c: Config) -> Iterator[str]:
         yield "eval.limit and eval.subset are both set: give one of them, the other null."
 
 
-CHECKS = (_ranges, _choices, _span_fits, _own_targets, _topics, _forget_tokens, _subset)
+def _max_logit(c: Config) -> Iterator[str]:
+    for query in c.eval.maxlogit.queries:
+        for role in c.eval.maxlogit.roles:
+            if role not in c.eval.asked_of.get(query, [role]):
+                yield f"eval.maxlogit: {query} queries are not asked of role {role} (eval.asked_of.{query})."
+
+
+CHECKS = (_ranges, _choices, _span_fits, _own_targets, _topics, _forget_tokens, _subset, _max_logit)

@@ -27,6 +27,7 @@ from unlearn.fingerprint import checkpoint_fingerprint
 from unlearn.identity import run_folder, run_name
 from unlearn.model import Source, check_weights, load_config, load_tokenizer, load_up_to
 from unlearn.objective import Misdirection
+from unlearn.optimizer import schedule
 from unlearn.point import Point, opened
 from unlearn.randomness import generator
 from unlearn.schema import SPAN, Config, unshared
@@ -221,7 +222,7 @@ def _make_variant(config: Config, cut: CutModel, topics: list[Topic]) -> Variant
     return make_variant(
         objective,
         cut.frozen,
-        lr=t.lr,
+        lr=schedule(t.schedule, t.lr, t.steps),
         betas=(t.betas[0], t.betas[1]),
         eps=t.eps,
         weight_decay=t.weight_decay,

@@ -1,4 +1,4 @@
-"""The optimizers that a run may train with."""
+"""The optimizers that a run may train with, and how the learning rate goes with the steps."""
 
 from __future__ import annotations
 
@@ -28,6 +28,11 @@ class PublishedAdamW(torch.optim.AdamW):
             t = int(first.get("step", 0)) + 1
             group["eps"] = self._eps / math.sqrt(1 - group["betas"][1] ** t)
         return super().step(closure)
+
+
+def schedule(name: str, lr: float, steps: int) -> Callable[[int], float]:
+    """Learning rate of step t = 0, 1, ..., T - 1: "constant" lr, or "linear" lr (1 - t / T)."""
+    return {"constant": lambda _: lr, "linear": lambda t: lr * (1 - t / steps)}[name]
 
 
 OPTIMIZERS: dict[str, type[torch.optim.AdamW]] = {"adamw": torch.optim.AdamW, "adamw_published": PublishedAdamW}

@@ -30,6 +30,7 @@ NGRAM_QUERIES = {
 QUERIES = ("default", "perturbed", "control", *NGRAM_QUERIES)
 POSITIONS = ("random", "first", "last")
 OPTIMIZERS = ("adamw", "adamw_published")
+SCHEDULES = ("constant", "linear")
 NORMS = ("sample", "first_batch")
 
 
@@ -68,6 +69,7 @@ class ModelConfig:
     methods: dict[str, dict[str, Any]] = MISSING
     grids: dict[str, str] = MISSING
     masks: dict[str, str] = field(default_factory=dict)  # preset -> its loss.mask for this model
+    schedules: dict[str, str] = field(default_factory=dict)  # preset -> its train.schedule for this model
 
 
 @dataclass
@@ -113,6 +115,7 @@ class TrainConfig:
     steps: int = MISSING
     batch_size: int = MISSING
     lr: float = MISSING
+    schedule: str = MISSING
     betas: list[float] = MISSING
     optimizer: str = MISSING
     eps: float = MISSING
@@ -151,6 +154,7 @@ class EvalConfig:
     include_path: str | None = MISSING
     local_dir: str | None = MISSING
     queries: list[str] = MISSING
+    asked_of: dict[str, list[str]] = field(default_factory=dict)  # query -> its roles; one that is missing: all
     forget_tokens: Any = MISSING  # list of str, the path of a file with one a line, or corpus:TOPIC
     replaced: int = MISSING
     position: str = MISSING

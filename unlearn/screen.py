@@ -71,6 +71,7 @@ def show_result(
 ) -> None:
     """Base, unlearned and difference of each task and query in percent, the run's folder, and where the curves are."""
     if roles:
+        asked = {name.partition("/")[2].rpartition("/")[0] for name in metrics}
         table = Table(title=f"Accuracy in % (± standard error), {folder.name}", box=SIMPLE_HEAD, pad_edge=False)
         for column in ("role", "task", "query"):
             table.add_column(column)
@@ -79,7 +80,7 @@ def show_result(
         for role, tasks in roles.items():
             table.add_section()
             for task in tasks:
-                for query in queries:
+                for query in (q for q in queries if f"{task}/{q}" in asked):
                     table.add_row(role, task, query, *_accuracies(metrics, task, query))
         console.print(table)
     say(f"Files: {folder}")

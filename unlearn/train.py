@@ -39,6 +39,7 @@ class Variant:
     objective: Objective
     weights: dict[str, Tensor]
     optimizer: torch.optim.Optimizer
+    lr: Callable[[int], float]  # step -> learning rate
     error: str | None = None  # why training stopped early
     progress: Progress = Progress()
 
@@ -69,7 +70,7 @@ def make_variant(
     objective: Objective,
     frozen: dict[str, Tensor],
     *,
-    lr: float,
+    lr: float | Callable[[int], float],
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
@@ -78,7 +79,7 @@ def make_variant(
 ) -> Variant:
     """A variant that starts from the frozen matrices.
 
-    `optimizer` is a name in `unlearn.optimizer.OPTIMIZERS`.
+    `optimizer` is a name in `unlearn.optimizer.OPTIMIZERS`; `lr` one rate for all steps, or the rate of each.
 
     `precision` "master" trains float32 copies of them, whatever the model's dtype; "model" trains in that dtype,
     where updates below half a unit in the last place are lost.
@@ -89,8 +90,11 @@ def make_variant(
     }
     for w in weights.values():
         w.requires_grad_(True)
-    update = OPTIMIZERS[optimizer](weights.values(), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
-    return Variant(objective, weights, update)
+    rate = lr if callable(lr) else lambda _: lr
+    update = OPTIMIZERS[optimizer](
+        weights.values(), lr=rate(0), betas=betas, eps=eps, weight_decay=weight_decay, fused=True
+    )
+    return Variant(objective, weights, update, rate)
 
 
 class _Shared:
@@ -172,6 +176,8 @@ def train(
             losses.total.backward()
             if logged:
                 records.append((variant, _record(batch, losses, variant, tokens)))
+            for group in variant.optimizer.param_groups:
+                group["lr"] = variant.lr(batch.step)
             variant.optimizer.step()
             variant.optimizer.zero_grad()  # at once: gradients of all variants together would fill the memory
             before = variant.progress

@@ -110,7 +110,7 @@ def _against_default(answers: Answers, suite: Suite, label: str) -> dict[str, fl
     for query in suite.tasks:
         if query == "default" or "default" not in suite.tasks:
             continue
-        for name, leaves in suite.leaves.items():
+        for name, leaves in suite.asked("default", query).items():
             default, other = (answers.correct(leaves, label, q) for q in ("default", query))
             for metric, value in paired(default, other).metrics().items():
                 found[f"{label}/{name}/{query}/default_{metric}"] = value
@@ -121,7 +121,7 @@ def against_base(base: Answers, unlearned: Answers, suite: Suite) -> dict[str, f
     """Paired difference, interval and test of the unlearned model against the base model, for every query."""
     found = {}
     for query in suite.tasks:
-        for name, leaves in suite.leaves.items():
+        for name, leaves in suite.asked(query).items():
             pair = base.correct(leaves, "base", query), unlearned.correct(leaves, "unlearned", query)
             for metric, value in paired(*pair).metrics().items():
                 found[f"unlearned/{name}/{query}/base_{metric}"] = value

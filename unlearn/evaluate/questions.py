@@ -102,6 +102,7 @@ def make_suite(config: Config, words: dict[str, list[str]]) -> Suite:
     return load_suite(
         e.tasks,
         words,
+        asked_of=e.asked_of,
         include_path=e.include_path,
         local_dir=e.local_dir,
         seed=e.seed,

@@ -39,6 +39,11 @@ class Suite:
     leaves: dict[str, list[str]]  # every task and group -> the tasks that it consists of
     samples: dict[str, list[int]] | None  # task -> numbers of the documents that are asked; None: all
 
+    def asked(self, *queries: str) -> dict[str, list[str]]:
+        """The tasks and groups that are asked in full in each of these queries, and the tasks that each consists of."""
+        common = set.intersection(*(set(self.tasks[query]["tasks"]) for query in queries))
+        return {name: leaves for name, leaves in self.leaves.items() if common.issuperset(leaves)}
+
     def instances(self, query: str) -> Iterator[Any]:
         """lm-eval's requests of a query."""
         for task in self.tasks[query]["tasks"].values():
@@ -57,6 +62,7 @@ def load_suite(
     roles: Mapping[str, Sequence[str]],
     queries: Mapping[str, Sequence[str]],
     *,
+    asked_of: Mapping[str, Sequence[str]] = {},
     include_path: str | None = None,
     local_dir: str | None = None,
     seed: int = 0,
@@ -71,6 +77,7 @@ def load_suite(
     Args:
         roles: role -> names of lm-eval tasks or groups.
         queries: kind of query -> words that its options get; "default" needs none.
+        asked_of: query -> the roles whose tasks it is asked of; one that is missing: all.
         include_path: a folder with task definitions beside lm-eval's own.
         local_dir: a folder with MMLU and WMDP (see `unlearn.evaluate.local_data`).
         limit: the first so many questions of each task.
@@ -98,7 +105,8 @@ def load_suite(
         samples = {name: list(range(min(limit, len(task.eval_docs)))) for name, task in loaded["tasks"].items()}
     suite = {}
     for query, tokens in queries.items():
-        tasks = loaded["tasks"]
+        named = [name for role in asked_of.get(query, roles) for name in roles[role]]
+        tasks = {leaf: loaded["tasks"][leaf] for name in named for leaf in leaves[name]}
         if query != "default":
             change = partial(perturb, tokens=tokens, seed=seed, count=replaced, position=position)
             tasks = {name: _perturbed(task, change) for name, task in tasks.items()}
@@ -106,7 +114,7 @@ def load_suite(
             tasks = {name: copy.copy(task) for name, task in tasks.items()}
         for name, task in tasks.items():
             _build(task, None if samples is None else samples[name])
-        suite[query] = {**loaded, "tasks": tasks}
+        suite[query] = {"tasks": tasks, **_groups_of(loaded, leaves, tasks)}
     return Suite(suite, {role: list(asked) for role, asked in roles.items()}, leaves, samples)
 
 
@@ -146,6 +154,12 @@ def _leaves(loaded: dict[str, Any]) -> dict[str, list[str]]:
         return [name] if children is None else [leaf for child in children for leaf in below(child)]
 
     return {name: below(name) for name in (*loaded["tasks"], *loaded["group_map"])}
+
+
+def _groups_of(loaded: dict[str, Any], leaves: dict[str, list[str]], tasks: Mapping[str, Task]) -> dict[str, Any]:
+    """The rest of lm-eval's TaskDict: the groups all of whose tasks are among these."""
+    whole = {name for name in loaded["group_map"] if tasks.keys() >= set(leaves[name])}
+    return {kind: {n: v for n, v in loaded[kind].items() if n in whole} for kind in ("groups", "group_map")}
 
 
 def _perturbed(task: Task, change: Any) -> Task:

@@ -66,6 +66,7 @@ def read_run(folder: Path, query: str, role: str, limit: int) -> FinishedRun:
         **evaluation,
         "tasks": {role: evaluation["tasks"][role]},
         "queries": ["default", query],
+        "asked_of": {},
         "limit": None,
         "subset": limit,
         "maxlogit": {"roles": [], "queries": [], "tokens": 0},
