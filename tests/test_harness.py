@@ -101,6 +101,13 @@ def test_some_queries_are_asked_of_some_roles_only(tmp_path):
     assert not any("/all/control/" in name for name in compared)
 
 
+def test_a_query_of_roles_without_tasks_is_left_out():
+    words = {"default": [], "control": ["soil"]}
+    roles = {"retain": [], "near": ["toy_near_bio"]}
+    suite = load_suite(roles, words, asked_of={"control": ["retain"]}, include_path=str(TOY / "tasks"), limit=2)
+    assert list(suite.tasks) == ["default"]
+
+
 def replace_label(answers):
     """What a base model answered, as an unlearned one's answers."""
     return Answers({}, {name.replace("base", "unlearned", 1): records for name, records in answers.samples.items()})

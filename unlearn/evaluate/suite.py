@@ -107,6 +107,8 @@ def load_suite(
     for query, tokens in queries.items():
         named = [name for role in asked_of.get(query, roles) for name in roles[role]]
         tasks = {leaf: loaded["tasks"][leaf] for name in named for leaf in leaves[name]}
+        if not tasks:
+            continue
         if query != "default":
             change = partial(perturb, tokens=tokens, seed=seed, count=replaced, position=position)
             tasks = {name: _perturbed(task, change) for name, task in tasks.items()}
