@@ -40,10 +40,10 @@ reproduce-more-seeds: $(INSTALLED)
 
 # Without the coefficients and nu that are the defaults: those are among the seeds.
 reproduce-figure-2: $(INSTALLED)
-	$(REPRODUCE) sweep=figure_2 seed=30,31,32 "model.grids={rmu_c:'2,6,8',rsv_c:'2,3.5,7.5',beta:'5,15,20'}"
+	$(REPRODUCE) sweep=figure_2 seed=30,31,32 "model.grids={rmu_c:'2,5,8',rsv_c:'2,3.5,7.5',beta:'5,12,20'}"
 
 reproduce-figure-3: $(INSTALLED)
-	$(REPRODUCE) sweep=figure_3 seed=30,31,32 rna.nu=0.1,0.3,2,4
+	$(REPRODUCE) sweep=figure_3 seed=30,31,32 rna.nu=0.1,0.3,1.2,4
 
 reproduce-layers: $(INSTALLED)
 	$(REPRODUCE) sweep=layers seed=30,31,32 rna=none model.layer=2,4,5,6
