@@ -1,6 +1,6 @@
 """What the paper is about, on the embedded model, in small: a change that breaks it is noticed here.
 
-Six runs of the default configuration, with a seed in which much is to be seen, and at most 600 questions of a role.
+Six runs of the default configuration, and at most 600 questions of a role.
 Trajectories differ between machines, so the bounds are on means over the methods and far from what is measured.
 """
 
@@ -12,7 +12,7 @@ import pytest
 from unlearn.experiment import run_together
 
 METHODS = ("rmu", "adaptive_rmu", "rsv")
-EVAL = ("seed=11", "eval=toy", "eval.subset=600", "eval.queries=[default,perturbed,control]", "tracker=none")
+EVAL = ("eval=toy", "eval.subset=600", "eval.queries=[default,perturbed,control]", "tracker=none")
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +51,12 @@ def test_knowledge_is_forgotten_and_other_knowledge_kept(accuracies):
     for method in METHODS:
         for rna in (False, True):
             assert accuracies[method, rna, "forget", "default"] < 45
-            assert accuracies[method, rna, "retain", "default"] > 80
+            assert accuracies[method, rna, "retain", "default"] > 90
 
 
 def test_without_rna_forget_tokens_make_the_model_stumble(accuracies):
     beyond = over_methods(lambda m: drop(accuracies, m, False)) - drop(accuracies, "base")
-    assert beyond > 4
+    assert beyond > 6
 
 
 def test_other_words_do_less_harm(accuracies):
@@ -67,4 +67,4 @@ def test_other_words_do_less_harm(accuracies):
 def test_rna_takes_a_good_part_of_the_drop_away(accuracies):
     without = over_methods(lambda m: drop(accuracies, m, False)) - drop(accuracies, "base")
     beyond = over_methods(lambda m: drop(accuracies, m, True)) - drop(accuracies, "base")
-    assert beyond < 0.7 * without
+    assert beyond < 0.6 * without
