@@ -6,7 +6,8 @@ INSTALLED := $(VENV)/.installed
 SLURM := slurm-wlm munge slurmdbd mariadb-server-core
 BROWSER := chromium fonts-liberation
 
-REPRODUCED := reproduce-seeds reproduce-more-seeds reproduce-figure-2 reproduce-figure-3 reproduce-layers
+NOISE_SCALES := reproduce-nu-rmu reproduce-nu-adaptive_rmu reproduce-nu-rsv
+REPRODUCED := reproduce-seeds $(NOISE_SCALES) reproduce-coefficients reproduce-layers
 
 .DEFAULT_GOAL := help
 .PHONY: help run reproduce $(REPRODUCED) test test-slurm test-browser test-crash lint format bench bench-eval toy smollm2 clean
@@ -31,19 +32,16 @@ reproduce: $(INSTALLED) ## the paper in miniature: Figures 1 to 4, Table 1, theo
 	$(BIN)/python -m unlearn.claims outputs/reproduce --theory -o docs/miniature.md --title "The paper in miniature"
 	$(BIN)/python -m unlearn.report outputs/reproduce -o outputs/reproduce/report.html --paper
 
-# The embedded model's settings were chosen on seeds 0 to 39 (docs/log.md), so others judge them.
+# The embedded model's settings were chosen on seeds 0 to 39 (docs/log.md), so others judge them. What is the default
+# (c, beta, nu, layer) is among the seeds.
 reproduce-seeds: $(INSTALLED)
 	$(REPRODUCE) sweep=seeds seed=40,41,42,43,44 eval=toy_paper
 
-reproduce-more-seeds: $(INSTALLED)
-	$(REPRODUCE) sweep=seeds seed=45,46,47,48,49 'eval.queries=[default,perturbed,control]'
+$(NOISE_SCALES): reproduce-nu-%: $(INSTALLED)
+	$(REPRODUCE) sweep=figure_3 method=$* seed=40,41,42,43,44 rna.nu=0.1,0.3,1.2,4
 
-# Without the coefficients and nu that are the defaults: those are among the seeds.
-reproduce-figure-2: $(INSTALLED)
+reproduce-coefficients: $(INSTALLED)
 	$(REPRODUCE) sweep=figure_2 seed=40,41,42 "model.grids={rmu_c:'2,5,8',rsv_c:'2,3.5,7.5',beta:'5,12,20'}"
-
-reproduce-figure-3: $(INSTALLED)
-	$(REPRODUCE) sweep=figure_3 seed=40,41,42 rna.nu=0.1,0.3,1.2,4
 
 reproduce-layers: $(INSTALLED)
 	$(REPRODUCE) sweep=layers seed=40,41,42 rna=none model.layer=2,4,5,6
