@@ -17,6 +17,7 @@ from unlearn.claims.claims import (
     OVER_METHODS,
     SEEN,
     Claim,
+    at_nu,
     by_coefficient,
     harm_of_control,
     rna_less_plain,
@@ -123,6 +124,17 @@ def test_every_claim_is_seen_where_it_is_so_and_contrary_where_it_is_the_other_w
     other = replace(found, seeds_low=-found.seeds_high, seeds_high=-found.seeds_low)
     if effect:
         assert claim.verdict(other) == CONTRARY
+
+
+def test_what_every_nu_takes_away_needs_no_choice(subject):
+    found = {nu: at_nu(subject, setting) for nu, setting in subject.compared.items()}
+    assert [drop.difference for drop, _, _ in found.values()] == pytest.approx([10] * 4, abs=0.1)
+    taken = {nu: back.difference for nu, (_, back, _) in found.items()}
+    assert taken == pytest.approx({0.1: 0, 0.3: 10, 1.0: -20, 2.0: 20}, abs=0.1)
+    remembered = {nu: more.difference for nu, (_, _, more) in found.items()}
+    assert remembered == pytest.approx({0.1: 0, 0.3: 0, 1.0: 0, 2.0: 50}, abs=0.1)
+    page = document(subject.evidence, "Made up").partition("### What every nu takes away")[2]
+    assert all(f" {share} % " in page for share in (0, 100, -200, 200))
 
 
 def test_a_subject_is_a_model_without_rna_and_what_differs_in_nu_c_or_layer_alone(subject):
@@ -283,11 +295,16 @@ def test_a_cell_tells_verdict_effect_interval_and_seeds(subject):
 
 def test_the_share_that_rna_takes_away_is_told_of_a_drop_beyond_doubt(tmp_path):
     sure = document(runs(tmp_path / "sure", {0.0: (0.8, 0.3, 0.3), 0.1: (0.8, 0.6, 0.3)}), "")
-    [line] = [line for line in sure.splitlines() if line.startswith("| RMU") and " p " in line]
+    [line] = [line for line in recovered(sure) if line.startswith("| RMU")]
     assert line.split("|")[-2].strip() == "60 %"  # of 50 points 30
     small = document(runs(tmp_path / "small", {0.0: (0.8, 0.7, 0.3), 0.1: (0.8, 0.8, 0.3)}), "")  # 4 of 40 questions
-    [line] = [line for line in small.splitlines() if line.startswith("| RMU") and " p " in line]
+    [line] = [line for line in recovered(small) if line.startswith("| RMU")]
     assert line.split("|")[-2].strip() == "–"
+
+
+def recovered(page):
+    """The lines of the table of what RNA takes away at the nu that seeds choose."""
+    return page.partition("### What RNA takes away")[2].partition("###")[0].splitlines()
 
 
 def near(value):

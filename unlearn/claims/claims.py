@@ -79,6 +79,13 @@ def won_back(s: Subject) -> Contrast:
     return _with_rna(s, lambda rna: [*_drop(1, s.plain), *_drop(-1, rna)])
 
 
+def at_nu(s: Subject, rna: str) -> tuple[Contrast, Contrast, Contrast]:
+    """Of a setting with RNA, whatever seeds choose: the drop beside it, what it takes away, and what is remembered."""
+    beside, back = [*_drop(1, s.plain), *_drop(0, rna)], [*_drop(1, s.plain), *_drop(-1, rna)]
+    remembered = [Term(1, rna, "forget", "default"), Term(-1, s.plain, "forget", "default")]
+    return s.evidence.combine(beside), s.evidence.combine(back), s.evidence.combine(remembered)
+
+
 def harm_of_control(s: Subject) -> Contrast:
     """By how much less harmless words in place of forget-tokens cost, beyond the base model."""
     return s.evidence.combine([*_beside_base(1, s.plain, "control"), *_beside_base(-1, s.plain, "perturbed")])

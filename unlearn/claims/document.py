@@ -14,6 +14,7 @@ from unlearn.claims.claims import (
     OVER_METHODS,
     SEEN,
     Claim,
+    at_nu,
     stumble,
     stumble_beside_rna,
     won_back,
@@ -54,6 +55,7 @@ def document(evidence: Evidence, title: str) -> str:
         _over_methods(subjects),
         _accuracies(subjects),
         _drops(subjects),
+        _every_nu(subjects),
         *_theory(subjects),
     ]
     return "\n".join([f"# {title}\n\n{RULE}\n", *(as_text(table, "md") for table in tables)])
@@ -142,8 +144,7 @@ def _drops(subjects: Sequence[Subject]) -> Table:
     rows = []
     for s in subjects:
         plain, beside, back = stumble(s), stumble_beside_rna(s), won_back(s)
-        sure = plain.difference > 0 and plain.p < SURE and beside.difference > 0
-        share = f"{100 * back.difference / beside.difference:.0f} %" if sure and not back.why_not else "–"
+        share = _share(back, beside) if plain.difference > 0 and plain.p < SURE else "–"
         cells = {"drop without RNA": _drop(plain), "of it RNA takes away": _drop(back), "recovered": share}
         rows.append({"method": s.method, **cells})
     note = (
@@ -152,6 +153,26 @@ def _drops(subjects: Sequence[Subject]) -> Table:
         f"takes away, on the seeds that have both; where p is below {SURE:g}."
     )
     return Table("drops", "What RNA takes away", note, pd.DataFrame(rows))
+
+
+def _share(back: Contrast, drop: Contrast) -> str:
+    known = drop.difference > 0 and not back.why_not
+    return f"{100 * back.difference / drop.difference:.0f} %" if known else "–"
+
+
+def _every_nu(subjects: Sequence[Subject]) -> Table:
+    rows = []
+    for s in subjects:
+        for nu, setting in s.compared.items():
+            drop, back, remembered = at_nu(s, setting)
+            cells = {"of the drop RNA takes away": _drop(back), "recovered": _share(back, drop)}
+            cells |= {"forgotten knowledge comes back": _drop(remembered)}
+            rows.append({"method": s.method, "nu": f"{nu:g}", **cells})
+    note = (
+        "As above, for every nu, so that nothing is chosen; the last column is accuracy on what was to be forgotten, "
+        "with RNA less without."
+    )
+    return Table("every_nu", "What every nu takes away", note, pd.DataFrame(rows))
 
 
 def _drop(c: Contrast) -> str:
