@@ -67,4 +67,4 @@ def test_other_words_do_less_harm(accuracies):
 def test_rna_takes_a_good_part_of_the_drop_away(accuracies):
     without = over_methods(lambda m: drop(accuracies, m, False)) - drop(accuracies, "base")
     beyond = over_methods(lambda m: drop(accuracies, m, True)) - drop(accuracies, "base")
-    assert beyond < 0.6 * without
+    assert beyond < 0.7 * without
