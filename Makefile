@@ -27,13 +27,13 @@ run: $(INSTALLED) ## unlearn on the embedded model: make run ARGS="method=adapti
 # Two processes of one thread each are faster on two cores than one of two. What is finished is not repeated.
 REPRODUCE := OMP_NUM_THREADS=1 $(BIN)/python launch.py -m hydra/launcher=packed tracker=none output_root=outputs/reproduce
 
-reproduce: $(INSTALLED) ## the paper in miniature: Figures 1 to 4, Table 1, theorems, docs/miniature.md (over an hour)
+reproduce: $(INSTALLED) ## the paper in miniature: Figures 1 to 4, Table 1, theorems, docs/miniature.md (about an hour)
 	$(MAKE) -j 2 $(REPRODUCED)
 	$(BIN)/python -m unlearn.claims outputs/reproduce --theory -o docs/miniature.md --title "The paper in miniature"
 	$(BIN)/python -m unlearn.report outputs/reproduce -o outputs/reproduce/report.html --paper
 
-# The embedded model's settings were chosen on seeds 0 to 39 (docs/log.md), so others judge them. What is the default
-# (c, beta, nu, layer) is among the seeds.
+# The embedded model's settings, nu = 0.5 apart, were chosen on seeds 0 to 39 (docs/log.md), so others judge them. What
+# is the default (c, beta, nu, layer) is among the seeds.
 reproduce-seeds: $(INSTALLED)
 	$(REPRODUCE) sweep=seeds seed=40,41,42,43,44 eval=toy_paper
 
