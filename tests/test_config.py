@@ -78,7 +78,7 @@ def test_identity_holds_what_determines_the_result_and_nothing_else(conf):
         "train.log_every=10",
     )
     assert {run_name(conf(override)) for override in same} == {base}
-    other = ("rna.nu=0.5", "seed=1", "model.layer=4", "loss.mask=none", "train.steps=7", "eval.limit=5", "method.c=9")
+    other = ("rna.nu=0.7", "seed=1", "model.layer=4", "loss.mask=none", "train.steps=7", "eval.limit=5", "method.c=9")
     assert len({run_name(conf(override)) for override in other} | {base}) == len(other) + 1
     assert base.startswith("rmu-toy-")
 
@@ -110,11 +110,13 @@ def test_the_paper_preset_switches_every_key_and_each_key_can_be_set_alone(conf)
     assert (clean.loss.mask, clean.method["norm"], clean.train.precision) == ("padding", "sample", "master")
     assert (clean.train.optimizer, clean.train.eps, clean.model.dtype) == ("adamw", 1e-8, "auto")
     assert conf("preset=paper", "loss.mask=padding").loss.mask == "padding"
-    # A model may want another mask than the default's, not than the paper's.
+    # A model may want another mask or schedule than the default's, not than the paper's.
     assert [conf(f"preset={p}").loss.mask for p in ("clean", "paper")] == ["padding_and_bos", "none"]
+    assert [conf(f"preset={p}").train.schedule for p in ("clean", "paper")] == ["linear", "constant"]
     assert conf("model=zephyr_7b_beta", "data=wmdp").loss.mask == "padding"
     # The preset's name is no part of a run's identity: the keys are.
-    assert run_name(conf("loss.mask=none")) == run_name(conf("loss.mask=none", "preset.name=x"))
+    keys = ("loss.mask=none", "train.schedule=linear")
+    assert run_name(conf(*keys)) == run_name(conf(*keys, "preset.name=x"))
     assert run_name(conf("preset=paper")) != run_name(conf())
 
 
