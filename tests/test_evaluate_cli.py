@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 from unlearn.errors import UserError
 from unlearn.evaluate import harness
-from unlearn.evaluate.__main__ import evaluate_checkpoint, evaluate_run
+from unlearn.evaluate.__main__ import evaluate_checkpoint, evaluate_run, run_config
 from unlearn.experiment import run
 from unlearn.prefetch import prefetch
 from unlearn.run_folder import RunFolder
@@ -53,6 +53,14 @@ def test_a_run_from_before_a_key_of_the_tracker_can_be_evaluated(short):
     folder = RunFolder(run(short()))
     del folder.record["config"]["tracker"]["questions"]
     assert evaluate_run(folder, ["eval=toy", "eval.limit=2"]) == folder.path
+
+
+def test_a_run_from_before_the_schedule_was_trained_at_a_constant_rate(short):
+    folder = RunFolder(run(short("train.schedule=constant")))
+    assert "schedule" not in folder.record["identity"]["train"]  # so that it keeps its name
+    del folder.record["config"]["train"]["schedule"], folder.record["config"]["model"]["schedules"]
+    assert evaluate_run(folder, ["eval=toy", "eval.limit=2"]) == folder.path
+    assert run_config(folder, ["eval=toy"]).train.schedule == "constant"
 
 
 def test_the_command_line(short, tmp_path):

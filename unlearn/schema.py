@@ -115,7 +115,7 @@ class TrainConfig:
     steps: int = MISSING
     batch_size: int = MISSING
     lr: float = MISSING
-    schedule: str = MISSING
+    schedule: str = "constant"  # as runs of before this key were trained
     betas: list[float] = MISSING
     optimizer: str = MISSING
     eps: float = MISSING

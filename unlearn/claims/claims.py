@@ -54,6 +54,16 @@ def _drop(weight: float, setting: str) -> list[Term]:
     return [*_beside_base(weight, setting, "default"), *_beside_base(-weight, setting, "perturbed")]
 
 
+def _beside(s: Subject, rna: str) -> list[Term]:
+    """The drop without RNA, on what a setting with it has, too: its terms weigh nothing."""
+    return [*_drop(1, s.plain), *_drop(0, rna)]
+
+
+def _won_back(s: Subject, rna: str) -> list[Term]:
+    """The drop without RNA less that with it."""
+    return [*_drop(1, s.plain), *_drop(-1, rna)]
+
+
 def _with_rna(s: Subject, terms: Callable[[str], list[Term]]) -> Contrast:
     """A sum of terms that needs the setting with RNA, which each seed has chosen."""
 
@@ -71,19 +81,19 @@ def stumble(s: Subject) -> Contrast:
 
 def stumble_beside_rna(s: Subject) -> Contrast:
     """The same, of the seeds and questions that the model with RNA has, too: its terms weigh nothing."""
-    return _with_rna(s, lambda rna: [*_drop(1, s.plain), *_drop(0, rna)])
+    return _with_rna(s, lambda rna: _beside(s, rna))
 
 
 def won_back(s: Subject) -> Contrast:
     """How much less it costs the model with RNA."""
-    return _with_rna(s, lambda rna: [*_drop(1, s.plain), *_drop(-1, rna)])
+    return _with_rna(s, lambda rna: _won_back(s, rna))
 
 
 def at_nu(s: Subject, rna: str) -> tuple[Contrast, Contrast, Contrast]:
     """Of a setting with RNA, whatever seeds choose: the drop beside it, what it takes away, and what is remembered."""
-    beside, back = [*_drop(1, s.plain), *_drop(0, rna)], [*_drop(1, s.plain), *_drop(-1, rna)]
     remembered = [Term(1, rna, "forget", "default"), Term(-1, s.plain, "forget", "default")]
-    return s.evidence.combine(beside), s.evidence.combine(back), s.evidence.combine(remembered)
+    beside, back, more = (s.evidence.combine(terms) for terms in (_beside(s, rna), _won_back(s, rna), remembered))
+    return beside, back, more
 
 
 def harm_of_control(s: Subject) -> Contrast:
