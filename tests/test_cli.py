@@ -50,6 +50,7 @@ def test_cfg_job_shows_the_configuration_without_heavy_imports(tmp_path):
         ("method.alpha=3", "method.alpha: unknown key. Did you mean 'model.alpha'?"),
         ("method.norm=sample", "method.norm: a key of method=adaptive_rmu only."),
         ("method.beta=3", "method.beta: a key of method=adaptive_rmu only."),
+        ("eval.asked_of.control=[retain]", "eval.asked_of.control: not there yet; +eval.asked_of.control=... adds it."),
         ("metod=rmu", "metod: unknown key. Did you mean 'method'?"),
         ("method=rmx", "method=rmx: no such option. Did you mean 'rmu'?"),
         ("eval=nome", "eval=nome: no such option. Did you mean 'none'?"),

@@ -6,7 +6,9 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from pathlib import Path
+from typing import Any, get_origin, get_type_hints
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
@@ -60,6 +62,8 @@ def _key_hint(key: str) -> str:
     """Which options of its group have the key; or else the nearest of all keys in conf/, first by their last name."""
     if key.startswith("hydra."):
         return ""  # not of conf/: Hydra has said what it knows
+    if _takes_any_name(key):
+        return f"{key}: not there yet; +{key}=... adds it."
     known = sorted({key for key, _ in _all_keys()})
     if key in known:
         owners = sorted({f"{file.parent.name}={file.stem}" for found, file in _all_keys() if found == key})
@@ -67,6 +71,14 @@ def _key_hint(key: str) -> str:
     last = key.rsplit(".", 1)[-1]
     same_name = [k for k in known if k.rsplit(".", 1)[-1] == last]
     return f"{key}: unknown key.{nearest(key, same_name) or nearest(key, known)}"
+
+
+def _takes_any_name(key: str) -> bool:
+    """Whether the schema has a dictionary around the key, as around eval.asked_of.QUERY; a method checks its own."""
+    around: Any = Config
+    for name in key.split(".")[:-1]:
+        around = get_type_hints(around).get(name) if is_dataclass(around) else None
+    return get_origin(around) is dict and not key.startswith("method.")
 
 
 def _all_keys() -> Iterator[tuple[str, Path]]:
