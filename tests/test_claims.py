@@ -133,8 +133,26 @@ def test_what_every_nu_takes_away_needs_no_choice(subject):
     assert taken == pytest.approx({0.1: 0, 0.3: 10, 1.0: -20, 2.0: 20}, abs=0.1)
     remembered = {nu: more.difference for nu, (_, _, more) in found.items()}
     assert remembered == pytest.approx({0.1: 0, 0.3: 0, 1.0: 0, 2.0: 50}, abs=0.1)
-    page = document(subject.evidence, "Made up").partition("### What every nu takes away")[2]
-    assert all(f" {share} % " in page for share in (0, 100, -200, 200))
+
+
+def test_what_every_nu_takes_away_is_a_table(tmp_path):
+    evidence = runs(tmp_path, {0.0: (0.8, 0.3, 0.3), 0.1: (0.8, 0.6, 0.3), 0.3: (0.8, 0.2, 0.4)})
+    page = document(evidence, "Made up").partition("### What every nu takes away")[2]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| RMU")]
+    assert [(row[1], row[3]) for row in cells] == [("0.1", "60 %"), ("0.3", "-20 %")]
+    assert [row[4] for row in cells] == ["0.0 (0.0 .. 0.0; 3 seeds)", "10.0 (10.0 .. 10.0; 3 seeds)"]  # and no p
+
+
+def test_of_several_layers_with_rna_the_one_with_most_runs_is_judged(tmp_path):
+    """Not the one that does best: that would be chosen by what it is judged by."""
+    runs(tmp_path, {0.0: (0.7, 0.5, 0.3), 0.1: (0.7, 0.6, 0.3), 0.3: (0.7, 0.5, 0.3)})
+    for nu in (0.0, 0.1):
+        best = {("mmlu", query): [True] * ASKED for query in ("default", "perturbed")}
+        made_up_run(tmp_path / f"deep-{nu}", nu=nu, answers=best, changes={"identity.model.layer": 9})
+    [s] = Evidence(gather(collect([tmp_path]))).subjects
+    assert list(s.by_nu) == [0.1, 0.3]
+    assert len(s.own_seeds) == len(SEEDS)
+    assert list(s.by_layer) == [7, 9]
 
 
 def test_a_subject_is_a_model_without_rna_and_what_differs_in_nu_c_or_layer_alone(subject):
@@ -266,6 +284,21 @@ def test_maxlogit_and_drop_are_correlated_over_all_methods(tmp_path, slope, verd
         assert found.difference == pytest.approx(slope, abs=0.02)
 
 
+def test_what_differs_between_methods_alone_is_no_correlation(tmp_path):
+    """Of each method nothing goes with anything; all of one are surer, and stumble less, than all of the other."""
+    for (place, method), nu, seed in product(enumerate(("rmu", "rsv")), (0.0, 0.1), range(4)):
+        folder = made_up_run(tmp_path / f"{method}-{nu}-{seed}", method=method, nu=nu, seed=seed)
+        metrics = json.loads((folder / "metrics.json").read_text())
+        metrics["unlearned/mmlu/perturbed/maxlogit_mean"] = 12 + 5 * place + 0.1 * (seed // 2)
+        drop = 0.3 - 0.2 * place + 0.01 * (seed % 2)
+        metrics["unlearned/mmlu/perturbed/acc"] = metrics["unlearned/mmlu/default/acc"] - drop
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+    found = OVER_METHODS.effect(Evidence(gather(collect([tmp_path]))).subjects[0])
+    assert found.difference == pytest.approx(0, abs=1e-6)
+    assert OVER_METHODS.verdict(found) == NOT_SEEN
+    assert found.seeds_high == pytest.approx(np.tanh(1.96 / 2), abs=1e-3)  # 8 models, 2 methods: 1 / sqrt(8 - 2 - 2)
+
+
 def interval(low, high):
     return Contrast((low + high) / 2, seeds=3, seeds_low=low, seeds_high=high)
 
@@ -322,7 +355,13 @@ def differences(p, not_normal):
 
 def theory(**changes):
     rows = [
-        {"nu_to_eta": ratio, "measured": near(m), "published": {"mean": m + 0.05}, "exact": {"mean": m + 0.01}}
+        {
+            "nu_to_eta": ratio,
+            "measured": near(m),
+            "linear": {"mean": m + 0.015},
+            "published": {"mean": m + 0.05},
+            "exact": {"mean": m + 0.01},
+        }
         for ratio, m in ((0.1, 0.13), (1.0, 0.3))
     ]
     thirds = {part: {"rows": [{"nu_to_eta": 1.0, "measured": near(m)}]} for part, m in (("low", 0.2), ("high", 0.4))}
@@ -337,7 +376,7 @@ def theory(**changes):
     return found | changes
 
 
-@pytest.mark.parametrize(("nu", "verdict"), [(0.21, "**seen**"), (0.25, "**contrary**")])
+@pytest.mark.parametrize(("nu", "verdict"), [(0.21, "**not seen**"), (0.25, "**contrary**")])
 def test_theorems_are_judged_from_theory_json(tmp_path, nu, verdict):
     runs(tmp_path, {0.0: (0.8, 0.5, 0.3), 0.1: (0.8, 0.6, 0.3)})
     (tmp_path / "nu0-0/theory.json").write_text(json.dumps(theory()))
@@ -369,6 +408,41 @@ def test_rejection_grows_with_the_gradient_ratio_if_the_thirds_say_so():
     thirds = falling["theorem_5_2"]["injected"]
     thirds["low"], thirds["high"] = thirds["high"], thirds["low"]
     assert claim.verdict([falling]) == CONTRARY
+    thirds["high"] = thirds["low"]
+    assert claim.verdict([falling]) == NOT_SEEN
+
+
+def test_a_form_is_judged_where_the_losses_are_linear():
+    published, exact = (claim for claim in THEOREMS if "small noise" in claim.says)
+    found = theory()
+    *_, row = found["theorem_5_2"]["injected_small"]["all"]["rows"]
+    row["exact"] = {"mean": 0.5}
+    assert exact.verdict([found]) == CONTRARY
+    row["linear"] = {"mean": 0.5}  # there it is not the form that fails
+    assert exact.verdict([found]) == SEEN
+    assert published.verdict([found]) == CONTRARY
+    for other in found["theorem_5_2"]["injected_small"]["all"]["rows"]:
+        other["linear"] = {"mean": 0.6}
+    assert exact.verdict([found]) == published.verdict([found]) == NOT_SEEN
+
+
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [((0.3, 0.5), NOT_SEEN), ((0.4, 0.5), SEEN), ((0.3, 0.4), CONTRARY), ((0.5, 0.6), CONTRARY)],
+)
+def test_a_wide_interval_shows_no_agreement(interval, verdict):
+    [claim] = [claim for claim in THEOREMS if "reject as often" in claim.says]
+    low, high = interval
+    found = {"rejected": {"low": low, "high": high}, "predicted": {"nu": {"exact": {"mean": 0.46}}}}
+    assert claim.verdict([{"against": found}]) == verdict
+
+
+def test_the_page_begins_with_the_preface_and_tells_what_runs_differ_in(tmp_path):
+    for seed, nu in product(SEEDS, (0.0, 0.1)):
+        made_up_run(tmp_path / f"{nu}-{seed}", nu=nu, seed=seed, changes={"code.commit": str(seed) * 40})
+    page = document(Evidence(gather(collect([tmp_path]))), "Made up", "What was run.\n")
+    assert page.startswith("# Made up\n\nWhat was run.\n\nA claim is about")
+    assert "\n**Note:** These runs are of 3 code versions" in page
 
 
 @pytest.mark.parametrize("changes", [{"query": "control"}, {"role": "near"}])

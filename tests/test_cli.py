@@ -51,6 +51,7 @@ def test_cfg_job_shows_the_configuration_without_heavy_imports(tmp_path):
         ("method.norm=sample", "method.norm: a key of method=adaptive_rmu only."),
         ("method.beta=3", "method.beta: a key of method=adaptive_rmu only."),
         ("eval.asked_of.control=[retain]", "eval.asked_of.control: not there yet; +eval.asked_of.control=... adds it."),
+        ("eval.tasks.retian=[mmlu]", "+eval.tasks.retian=... adds it. Did you mean 'eval.tasks.retain'?"),
         ("metod=rmu", "metod: unknown key. Did you mean 'method'?"),
         ("method=rmx", "method=rmx: no such option. Did you mean 'rmu'?"),
         ("eval=nome", "eval=nome: no such option. Did you mean 'none'?"),

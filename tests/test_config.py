@@ -47,6 +47,12 @@ def test_refused_with_key_value_and_what_is_allowed(conf, override):
         conf(override)
 
 
+def test_maxlogit_needs_a_role_with_tasks(conf):
+    with pytest.raises(UserError, match=r"eval\.maxlogit: role retain has no tasks \(eval\.tasks\.retain\)"):
+        conf("eval=toy_paper", "eval.tasks.retain=[]")
+    conf("eval=toy_paper", "eval.tasks.retain=[]", "eval.maxlogit.tokens=0")
+
+
 def test_maxlogit_needs_queries_that_are_asked_of_its_role(conf):
     with pytest.raises(UserError, match=r"eval\.maxlogit: perturbed queries are not asked of role retain"):
         conf("eval=toy_paper", "+eval.asked_of.perturbed=[near]")

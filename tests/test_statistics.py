@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tests.made_up import made_up_run
-from unlearn.compare import compare, compare_runs
+from tests.made_up import ROLES, made_up_run
+from unlearn.compare import compare, compare_runs, differing_questions, read_record
 from unlearn.compare import main as compare_main
 from unlearn.evaluate.statistics import paired
 
@@ -75,6 +75,21 @@ def test_runs_that_were_asked_otherwise_are_not_compared_and_the_reason_is_told(
     results, refused = compare_runs(a, b)
     assert refused == {"perturbed": "eval.seed differs: 0 and 1"}
     assert {query for _, query in results} == {"default"}
+
+
+def test_a_role_that_was_asked_later_is_compared_by_what_that_evaluation_asked(tmp_path):
+    """Control queries of the retain role alike, and later of the near role with other words replaced."""
+    first, later = {"control": ["retain"]}, {"control": ["near"]}
+    folders = []
+    for seed in (0, 7):
+        own = {"identity.eval.asked_of": first, "identity.eval.queries": ["default", "perturbed", "control"]}
+        evaluation = {"tasks": ROLES, "queries": ["control"], "asked_of": later, "seed": seed, "num_fewshot": 0}
+        changes = {**own, "evaluations": [evaluation]}
+        folders.append(made_up_run(tmp_path / str(seed), queries=("default", "perturbed", "control"), changes=changes))
+    a, b = (read_record(folder) for folder in folders)
+    assert differing_questions(a, b, "control", "retain") is None
+    assert differing_questions(a, b, "control", "near") == "eval.seed differs: 0 and 7"
+    assert compare_runs(*folders)[1] == {"control": "eval.seed differs: 0 and 7"}
 
 
 def test_comparing_in_the_terminal(tmp_path, monkeypatch, capsys):

@@ -60,6 +60,25 @@ def jobs_of(sweeper, grids):
     return sum(map(size, sweeper["grids"])) if "grids" in sweeper else size(sweeper["params"])
 
 
+def test_make_reproduce_runs_all_that_the_embedded_model_lists():
+    """The defaults in the part with the seeds, every other value in one of its own: no run is made twice."""
+    parts = ("reproduce-coefficients", "reproduce-layers", "reproduce-nu-rmu", "reproduce-nu-rsv")
+    shown = subprocess.run(["make", "-n", *parts], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    model = yaml.safe_load((ROOT / "conf/model/toy.yaml").read_text())
+    rmu, adaptive_rmu, rsv = (model["methods"][name] for name in ("rmu", "adaptive_rmu", "rsv"))
+    for pattern, name, default in (
+        ("rmu_c:'", "rmu_c", rmu["c"]),
+        ("rsv_c:'", "rsv_c", rsv["c"]),
+        ("beta:'", "beta", adaptive_rmu["beta"]),
+        ("model.layer=", "layer", adaptive_rmu["layer"]),
+        ("method=rmu .*rna.nu=", "nu", rmu["nu"]),
+        ("method=rsv .*rna.nu=", "nu", rsv["nu"]),
+    ):
+        listed = re.search(rf"{pattern}([\d.,]+)", shown)[1].split(",")
+        assert sorted([f"{default:g}", *listed]) == sorted(model["grids"][name].split(",")), name
+        assert f"{default:g}" not in listed, name
+
+
 def test_a_sweep_over_several_grids_from_another_folder(tmp_path):
     command = [sys.executable, str(ROOT / "launch.py"), "-m", "sweep=figure_2", *QUICK, "model.grids.rmu_c='2,3,2'"]
     done = subprocess.run(

@@ -16,7 +16,7 @@ from unlearn.theory import output, rejection
 from unlearn.theory.counterpart import against
 from unlearn.theory.differences import describe, isotropy, isotropy_test, mean_test, normality
 from unlearn.theory.output import covariance_errors, noise_and_output, one_question, real_change
-from unlearn.theory.predicted import Predicted, States
+from unlearn.theory.predicted import Predicted, States, in_batches
 from unlearn.theory.rejection import exact, injected, linear, published, rejected
 from unlearn.theory.run import plain_kernels
 
@@ -236,6 +236,7 @@ def test_small_noise_in_a_model_agrees_with_the_exact_form(tiny_llama):
     assert found["ratio"] == pytest.approx(1, rel=0.05)
     for row in found["rows"]:
         assert row["measured"] == pytest.approx(row["exact"], abs=4 * math.sqrt(0.25 / 3000))
+        assert row["measured"] == pytest.approx(row["linear"], abs=0.01)  # of the same noise
     assert found["rows"][rejection.RATIOS.index(1.0)]["published"] - found["rows"][2]["measured"] > 0.03
 
 
@@ -293,13 +294,40 @@ def test_the_command_measures_all_of_it_and_again_the_same(two_runs, monkeypatch
     assert found["against"]["nu"] == pytest.approx(0.0081)
     command.main()
     assert (two_runs[0] / "theory.json").read_text() == text
+    monkeypatch.setattr("sys.argv", [*arguments, "--no-injected"])
+    command.main()
+    del found["theorem_4_3"], found["theorem_5_2"]
+    assert json.loads((two_runs[0] / "theory.json").read_text()) == found
+    assert "Theorem 5.2, real" not in capsys.readouterr().err.rpartition("Assumption 4.2")[2]
 
 
 def test_what_was_measured_goes_with_the_run(short):
     folder = run(short())
-    (folder / "theory.json").write_text("{}")
+    for query in ("perturbed", "control"):
+        command.result_file(folder, query, "retain").write_text("{}")
     run(short("train.force=true"))
-    assert not (folder / "theory.json").exists()
+    assert not list(folder.glob("theory*"))
+
+
+def test_what_the_paper_is_about_is_not_overwritten_by_another_query(tmp_path):
+    files = {command.result_file(tmp_path, q, r).name for q in ("perturbed", "control") for r in ("retain", "near")}
+    assert len(files) == 4
+    assert command.result_file(tmp_path, "perturbed", "retain").name == "theory.json"
+
+
+def test_half_as_many_rows_are_taken_where_memory_does_not_suffice():
+    taken = []
+
+    def needs_memory(rows):
+        if len(rows) > 2:
+            raise torch.OutOfMemoryError("no memory")
+        taken.append(len(rows))
+        return 10 * rows
+
+    assert torch.cat(in_batches(needs_memory, torch.arange(7), 5)).tolist() == [0, 10, 20, 30, 40, 50, 60]
+    assert taken == [2, 2, 2, 1]
+    with pytest.raises(UserError, match="does not suffice"):
+        in_batches(lambda rows: needs_memory(torch.zeros(9)), torch.arange(7), 4)
 
 
 def test_a_counterpart_of_another_method_is_told(conf, two_runs, tmp_path):
@@ -324,6 +352,8 @@ def edited(folder, place, change):
     [
         (lambda r: r.update(status="failed"), "not finished"),
         (lambda r: r["config"]["eval"].update(queries=["default"]), "was asked no perturbed query"),
+        (lambda r: r["config"]["eval"]["tasks"].update(retain=[]), "perturbed queries of near, forget"),
+        (lambda r: r["config"]["eval"].update(asked_of={"perturbed": ["near"]}), "perturbed queries of near"),
         (lambda r: r["config"]["method"].update(name="rsv"), "it is of run"),
         (lambda r: r["config"]["model"].update(layer=4), "it is of layer 3"),
         (lambda r: r["inputs"].update(model="0"), "not the one that"),

@@ -144,8 +144,11 @@ def _subset(c: Config) -> Iterator[str]:
 
 
 def _max_logit(c: Config) -> Iterator[str]:
-    for query in c.eval.maxlogit.queries:
-        for role in c.eval.maxlogit.roles:
+    plan = c.eval.maxlogit
+    for role in plan.roles if plan.tokens else ():
+        if not c.eval.tasks.get(role):
+            yield f"eval.maxlogit: role {role} has no tasks (eval.tasks.{role}); eval.maxlogit.roles=[] measures none."
+        for query in plan.queries:
             if role not in c.eval.asked_of.get(query, [role]):
                 yield f"eval.maxlogit: {query} queries are not asked of role {role} (eval.asked_of.{query})."
 

@@ -62,9 +62,10 @@ def _key_hint(key: str) -> str:
     """Which options of its group have the key; or else the nearest of all keys in conf/, first by their last name."""
     if key.startswith("hydra."):
         return ""  # not of conf/: Hydra has said what it knows
-    if _takes_any_name(key):
-        return f"{key}: not there yet; +{key}=... adds it."
     known = sorted({key for key, _ in _all_keys()})
+    if _takes_any_name(key):
+        beside = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
+        return f"{key}: not there yet; +{key}=... adds it.{'' if key in beside else nearest(key, beside)}"
     if key in known:
         owners = sorted({f"{file.parent.name}={file.stem}" for found, file in _all_keys() if found == key})
         return f"{key}: a key of {', '.join(owners)} only."

@@ -58,16 +58,17 @@ def read_record(run_dir: Path) -> dict[str, Any]:
     return record
 
 
-def differing_questions(a: dict[str, Any], b: dict[str, Any], query: str) -> str | None:
-    """Why the answers of two runs, of two run.json, to a kind of query cannot be paired; None if they can.
+def differing_questions(a: dict[str, Any], b: dict[str, Any], query: str, role: str | None = None) -> str | None:
+    """Why the answers of two runs, of two run.json, to a kind of query, of a role, cannot be paired; None if they can.
 
     Runs over different subsets can: what both were asked is paired.
     """
-    left, right = (asked(record, query) for record in (a, b))
-    for key in [key for key in left if key not in ("limit", "subset") and left[key] != right.get(key)]:
+    left, right = (asked(record, query, role) for record in (a, b))
+    shared = left.keys() & right.keys() - {"limit", "subset"}  # none if one of them was not asked
+    for key in [key for key in left if key in shared and left[key] != right[key]]:
         if key == "words":
             return "the words that replace options differ (eval.forget_tokens, or the corpora that n-grams are of)"
-        return f"eval.{key} differs: {left[key]} and {right.get(key)}"
+        return f"eval.{key} differs: {left[key]} and {right[key]}"
     return None
 
 
@@ -108,10 +109,11 @@ def compare_runs(a: Path, b: Path) -> tuple[dict[tuple[str, str], Paired], dict[
         if not samples:
             raise UserError(f"{run}: there are no samples of an unlearned model ({run / 'samples' / 'unlearned'}).")
     queries = sorted({query for _, query in sides[0].keys() & sides[1].keys()})
-    found = {query: differing_questions(record_a, record_b, query) for query in queries}
-    refused = {query: why for query, why in found.items() if why is not None}
+    roles = read_roles(b)
+    found = [(q, differing_questions(record_a, record_b, q, role)) for q in queries for role in (*roles, None)]
+    refused = {query: why for query, why in found if why is not None}
     left, right = ({key: v for key, v in side.items() if key[1] not in refused} for side in sides)
-    return compare(left, right, read_roles(b)), refused
+    return compare(left, right, roles), refused
 
 
 def main() -> None:

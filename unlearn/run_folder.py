@@ -5,7 +5,7 @@ train.jsonl              a line per logged step
 metrics.json             {model}/{task}/{query}/{metric} and train/*
 samples/                 per question: log-likelihoods, choice, correct
 delta.safetensors        the changed matrices
-theory.json              what `python -m unlearn.theory` measured of it, if it did
+theory*.json             what `python -m unlearn.theory` measured of it, if it did
 .hydra/                  Hydra's own record of the configuration
 
 and until it is complete
@@ -95,8 +95,10 @@ class RunFolder:
         before = self.record if continued else {}
         if not continued:
             # run.json first: it says that the others are there.
-            for name in ("run.json", "train.jsonl", "metrics.json", "delta.safetensors", "theory.json"):
+            for name in ("run.json", "train.jsonl", "metrics.json", "delta.safetensors"):
                 self.file(name).unlink(missing_ok=True)
+            for file in self.path.glob("theory*.json"):
+                file.unlink()
             shutil.rmtree(self.file("samples"), ignore_errors=True)
             self._remove_unfinished()
         remove_scratch(self.path)
@@ -194,13 +196,20 @@ def evaluations(record: dict[str, Any]) -> list[dict[str, Any]]:
     return [own | {"query_words": record.get("inputs", {}).get("query_words")}, *record.get("evaluations", [])]
 
 
-def asked(record: dict[str, Any], query: str) -> dict[str, Any]:
+def in_role(evaluation: dict[str, Any], query: str, role: str) -> bool:
+    """Whether an evaluation asks a role's tasks in a kind of query."""
+    has_it = bool(evaluation["tasks"].get(role)) and query in evaluation["queries"]
+    return has_it and role in evaluation.get("asked_of", {}).get(query, [role])
+
+
+def asked(record: dict[str, Any], query: str, role: str | None = None) -> dict[str, Any]:
     """What determines the content of the questions that a run, by its run.json, was asked in a kind of query.
 
-    By its own evaluation or, where that was not asked it, by the first later one. Empty if it was in none.
+    Of a role, or of any: by its own evaluation or, where that was not asked it, by the first later one. Empty if it was
+    in none.
     """
     for evaluation in evaluations(record):
-        if evaluation["tasks"] and query in evaluation["queries"]:
+        if any(in_role(evaluation, query, r) for r in ([role] if role else evaluation["tasks"])):
             words = evaluation.get("query_words") or {}
             chosen = {key: evaluation.get(key) for key in ("num_fewshot", "limit", "subset")}
             if query != "default":

@@ -35,13 +35,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--theory", action="store_true", help="run unlearn.theory first on a seed of each method")
     parser.add_argument("--limit", type=int, default=100, help="questions of --theory (default: %(default)s)")
     parser.add_argument("--title", default="The paper's claims")
+    parser.add_argument(
+        "--preface", type=Path, metavar="FILE", help="Markdown to begin with, such as what was run and why"
+    )
     args = parser.parse_args(arguments)
     try:
+        preface = args.preface.read_text(encoding="utf-8") if args.preface else ""
         material = gather(collect(args.folders))
         evidence = Evidence(material)
         if args.theory:
             measure_theorems(evidence.subjects, args.limit)
-        page = document(evidence, args.title)
+        page = document(evidence, args.title, preface)
         for warning in [*material.warnings, *(f"{run}: {why}" for run, why in material.problems.items())]:
             say(f"Warning: {warning}")
         if args.output is None:

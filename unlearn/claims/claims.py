@@ -168,14 +168,14 @@ def maxlogit(name: str) -> Callable[[Subject], Contrast]:
 
 
 def maxlogit_and_drop(s: Subject) -> Contrast:
-    """How MaxLogit and what perturbation costs go together, over all methods' models without RNA."""
+    """How MaxLogit and what perturbation costs go together, over all methods' models without RNA, within methods."""
     return s.evidence.correlation([other.plain for other in s.evidence.subjects], "maxlogit_mean")
 
 
 OVER_METHODS = Claim(
     "The less sure RM models are, the more vulnerable.",
     "section 6.3, Figure 1",
-    "retain: correlation of mean MaxLogit under perturbation with default less perturbed, without RNA",
+    "retain: correlation, within methods, of mean MaxLogit under perturbation with default less perturbed, without RNA",
     maxlogit_and_drop,
     below=0,
     unit="Pearson's r",

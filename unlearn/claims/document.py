@@ -35,14 +35,15 @@ t). **Seen**: the whole interval lies where the claim says. **Contrary**: the wh
 **Not seen**: neither, be it that there is no effect or that the seeds are too few to tell. The best nu, the peak and
 the lowest point are chosen for each seed from the other seeds, on one half of the questions (alternating blocks of
 four): the best nu for retained knowledge under perturbation less forgotten knowledge, the others for the former. Every
-effect of accuracy is measured on the other half. Nothing is corrected for there being many claims.
+effect of accuracy is measured on the other half. Where several coefficients or layers of a method have runs with and
+without RNA, the one with most runs is judged, whatever came of them. Nothing is corrected for there being many claims.
 
 Not judged: that MaxLogit becomes normally distributed (section 6.3), that tokens with more random states make for more
 random predictions (section 4.2), that robustness saturates before it falls (section 6.6)."""
 
 
-def document(evidence: Evidence, title: str) -> str:
-    """The page: what was run, the rule, the verdicts, accuracies and theorems.
+def document(evidence: Evidence, title: str, preface: str = "") -> str:
+    """The page: what was run, the rule, the verdicts, accuracies and theorems; `preface` (Markdown) comes first.
 
     Raises UserError if no method has models both with and without RNA.
     """
@@ -58,7 +59,9 @@ def document(evidence: Evidence, title: str) -> str:
         _every_nu(subjects),
         *_theory(subjects),
     ]
-    return "\n".join([f"# {title}\n\n{RULE}\n", *(as_text(table, "md") for table in tables)])
+    warnings = "".join(f"\n**Note:** {warning}\n" for warning in evidence.material.warnings)
+    head = "\n\n".join(part for part in (f"# {title}", preface.strip(), RULE) if part)
+    return "\n".join([f"{head}\n{warnings}", *(as_text(table, "md") for table in tables)])
 
 
 def _runs(evidence: Evidence, subjects: Sequence[Subject]) -> Table:
@@ -103,7 +106,9 @@ def _over_methods(subjects: Sequence[Subject]) -> Table:
     claim = OVER_METHODS
     verdict = _cell(claim, claim.effect(subjects[0]), "models")
     row = {"claim": f"{claim.says} ({claim.place})", "effect": f"{claim.measured}, {claim.unit}", "verdict": verdict}
-    note = "With Fisher's 95 % interval, which takes the models, one for each method and seed, as independent."
+    note = (
+        "Each method's own means taken off both; Fisher's 95 % interval, with a degree of freedom less for each mean."
+    )
     return Table("over_methods", "Over all methods", note, pd.DataFrame([row]))
 
 
@@ -144,19 +149,19 @@ def _drops(subjects: Sequence[Subject]) -> Table:
     rows = []
     for s in subjects:
         plain, beside, back = stumble(s), stumble_beside_rna(s), won_back(s)
-        share = _share(back, beside) if plain.difference > 0 and plain.p < SURE else "–"
+        share = _share(back, beside)
         cells = {"drop without RNA": _drop(plain), "of it RNA takes away": _drop(back), "recovered": share}
         rows.append({"method": s.method, **cells})
     note = (
         "Drop: retained knowledge, default less perturbed, in points, beyond the base model's; p is over questions, "
         "of these very models (each question's mean over seeds; normal). Recovered: the share of the drop that RNA "
-        f"takes away, on the seeds that have both; where p is below {SURE:g}."
+        f"takes away, on the seeds that have both; where the drop's p is below {SURE:g}."
     )
     return Table("drops", "What RNA takes away", note, pd.DataFrame(rows))
 
 
 def _share(back: Contrast, drop: Contrast) -> str:
-    known = drop.difference > 0 and not back.why_not
+    known = drop.difference > 0 and drop.p < SURE and not back.why_not
     return f"{100 * back.difference / drop.difference:.0f} %" if known else "–"
 
 
@@ -166,7 +171,7 @@ def _every_nu(subjects: Sequence[Subject]) -> Table:
         for nu, setting in s.compared.items():
             drop, back, remembered = at_nu(s, setting)
             cells = {"of the drop RNA takes away": _drop(back), "recovered": _share(back, drop)}
-            cells |= {"forgotten knowledge comes back": _drop(remembered)}
+            cells |= {"forgotten knowledge comes back": _drop(remembered, p=False)}
             rows.append({"method": s.method, "nu": f"{nu:g}", **cells})
     note = (
         "As above, for every nu, so that nothing is chosen; the last column is accuracy on what was to be forgotten, "
@@ -175,10 +180,12 @@ def _every_nu(subjects: Sequence[Subject]) -> Table:
     return Table("every_nu", "What every nu takes away", note, pd.DataFrame(rows))
 
 
-def _drop(c: Contrast) -> str:
+def _drop(c: Contrast, *, p: bool = True) -> str:
+    """`p` takes questions as independent: not so where one fact is asked about several times."""
     if math.isnan(c.difference):
         return "–"
-    return f"{c.difference:.1f} ({c.seeds_low:.1f} .. {c.seeds_high:.1f}; {c.seeds} seeds), p {c.p:.1g}"
+    told = f"{c.difference:.1f} ({c.seeds_low:.1f} .. {c.seeds_high:.1f}; {c.seeds} seeds)"
+    return told + (f", p {c.p:.1g}" if p else "")
 
 
 def _theory(subjects: Sequence[Subject]) -> list[Table]:
@@ -207,6 +214,7 @@ def _theory(subjects: Sequence[Subject]) -> list[Table]:
         )
     note = (
         "Measured by `python -m unlearn.theory` on perturbed queries of the retain role; in brackets what the formula "
-        f"says. {SEEN.capitalize()}: in every run that was measured; contrary: in none; else {NOT_SEEN}."
+        f"says. {SEEN.capitalize()}: in every run that was measured. Contrary: in none, beyond what intervals leave in "
+        f"doubt. Else {NOT_SEEN}."
     )
     return [Table("theorems", "The theorems", note, pd.DataFrame(rows))]

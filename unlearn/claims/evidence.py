@@ -17,11 +17,10 @@ from statistics import mean
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from unlearn.compare import differing_questions
-from unlearn.evaluate.statistics import CONFIDENCE
-from unlearn.report.choose import Chosen
+from unlearn.evaluate.statistics import NORMAL
+from unlearn.report.choose import family
 from unlearn.report.collect import Run
 from unlearn.report.contrasts import Answers, Contrast, answers, contrast, mean_over_seeds
 from unlearn.report.frames import without
@@ -31,8 +30,8 @@ from unlearn.report.phases import turning_points
 CHOOSING, MEASURING = 0, 1  # halves of the questions
 BLOCK = 4  # questions in a row that go to one half; the embedded world asks about a forgotten fact four times in a row
 FEWEST = 2  # seeds
-FEWEST_MODELS = 4  # of which a correlation has an interval
 LAYER = "model.layer"
+TINY = 1e-9  # a spread below which there is none
 
 
 @dataclass(frozen=True)
@@ -133,16 +132,27 @@ class Evidence:
 
     @cached_property
     def subjects(self) -> list[Subject]:
-        """The methods that have models without RNA and with it."""
-        chosen = self.material.chosen
-        return [self._subject(c, c.plain, c.rna) for c in chosen if c.plain is not None and c.rna is not None]
-
-    def _subject(self, choice: Chosen, plain: str, rna: str) -> Subject:
+        """The methods that have models without RNA and with it, alike in all else."""
         about = self.material.about
         done = about[(about["status"] == "done") & (about["world"] == self.material.world)]
-        of_method = done[done["method"] == choice.method].drop_duplicates("setting")
-        noisy = of_method[[without(s, "rna.nu") == without(rna, "rna.nu") for s in of_method["setting"]]]
-        noisy = noisy[noisy["nu"] > 0].sort_values("nu")
+        by_method = {str(method): rows for method, rows in done.groupby("method", sort=False)}
+        return [s for method, rows in by_method.items() if (s := self._subject(method, rows)) is not None]
+
+    def _subject(self, method: str, done: pd.DataFrame) -> Subject | None:
+        """Of one method's runs. Where several c or layers have RNA, the one with most runs, whatever came of them.
+
+        The report shows the one that did best. Here it would be chosen by what it is to be judged by.
+        """
+        of_method = done.drop_duplicates("setting")
+        plains = {family(s): s for s in reversed(list(of_method["setting"][of_method["nu"] == 0]))}
+        noisy = done[done["nu"] > 0].drop_duplicates(["setting", "seed"])
+        families = [without(s, "rna.nu") for s in noisy["setting"] if family(s) in plains]
+        if not families:
+            return None
+        most = Counter(families).most_common(1)[0][0]
+        noisy = noisy[[without(s, "rna.nu") == most for s in noisy["setting"]]].drop_duplicates("setting")
+        noisy = noisy.sort_values("nu")
+        plain = plains[family(noisy["setting"].iloc[0])]
         curves = {}
         for key in [c for c in of_method if str(c).startswith("method.") and of_method[c].notna().all()]:
             curve = of_method[[without(s, str(key)) == without(plain, str(key)) for s in of_method["setting"]]]
@@ -151,7 +161,7 @@ class Evidence:
         by_coefficient = dict(zip(curves[key][key], curves[key]["setting"], strict=True)) if key else {}
         by_nu = dict(zip(noisy["nu"], noisy["setting"], strict=True))
         by_layer = _by_layer(plain, of_method["setting"])
-        return Subject(self, choice.method, plain, by_nu, by_coefficient, key.removeprefix("method."), by_layer)
+        return Subject(self, method, plain, by_nu, by_coefficient, key.removeprefix("method."), by_layer)
 
     def combine(self, terms: Terms) -> Contrast:
         """The sum of terms, in points, over the seeds and the questions of the measuring half that all of them have."""
@@ -188,23 +198,30 @@ class Evidence:
         return mean_over_seeds(values)
 
     def correlation(self, settings: Sequence[str], name: str) -> Contrast:
-        """Pearson's r of TASK/perturbed/`name` and of what perturbation costs, over all models of these settings.
+        """Pearson's r of TASK/perturbed/`name` and of what perturbation costs, of the retain role, over all models.
 
-        Both of the retain role; the interval is Fisher's and takes the models as independent.
+        Within settings: of each value the mean over its setting's models is taken off, as methods (and layers) differ
+        in both for reasons of their own. The interval is Fisher's, with a degree of freedom less for each mean.
         """
-        runs = [run for setting in settings for run in self.material.runs_of(setting).values()]
-        x, default, perturbed = (
-            np.array([_metric(run, "unlearned", query, key) for run in runs])
-            for query, key in (("perturbed", name), ("default", "acc"), ("perturbed", "acc"))
-        )
-        y = default - perturbed
-        known = ~np.isnan(x + y)
-        count = int(known.sum())
-        if count < FEWEST_MODELS or not (np.ptp(x[known]) and np.ptp(y[known])):
-            return Contrast(why_not=f"fewer than {FEWEST_MODELS} models that differ have MaxLogit (eval.maxlogit)")
-        found = stats.pearsonr(x[known], y[known])
-        low, high = found.confidence_interval(CONFIDENCE)
-        return Contrast(found.statistic, seeds=count, seeds_low=low, seeds_high=high)
+        rows = [(i, run) for i, setting in enumerate(settings) for run in self.material.runs_of(setting).values()]
+        table = pd.DataFrame(
+            {
+                "setting": i,
+                "x": _metric(run, "unlearned", "perturbed", name),
+                "y": _metric(run, "unlearned", "default", "acc") - _metric(run, "unlearned", "perturbed", "acc"),
+            }
+            for i, run in rows
+        ).dropna()
+        groups = table.groupby("setting")
+        within = table[["x", "y"]] - groups[["x", "y"]].transform("mean")
+        size = np.linalg.norm(within, axis=0)
+        freedom = len(table) - len(groups) - 2  # Fisher's n - 3, of a partial correlation
+        if freedom < 1 or size.min() < TINY:
+            return Contrast(why_not="too few models that differ have MaxLogit (eval.maxlogit)")
+        r = float(np.clip(within["x"] @ within["y"] / size.prod(), -1, 1))
+        with np.errstate(divide="ignore"):
+            low, high = np.tanh(np.arctanh(r) + np.array([-NORMAL, NORMAL]) / math.sqrt(freedom))
+        return Contrast(r, seeds=len(table), seeds_low=float(low), seeds_high=float(high))
 
     def _half(self, run: Run, term: Term, half: int) -> Answers:
         """A run's answers on one half of the questions, read once."""
@@ -231,9 +248,10 @@ def _by_layer(plain: str, settings: Iterable[str]) -> dict[float, str]:
 
 def _asked_otherwise(terms: Sequence[Term], runs: Sequence[Run]) -> str | None:
     """Why the answers to a kind of query cannot be paired, if so."""
-    first: dict[str, Run] = {}
+    first: dict[tuple[str, str], Run] = {}
     for term, run in zip(terms, runs, strict=True):
-        why = differing_questions(first.setdefault(term.query, run).record, run.record, term.query)
+        other = first.setdefault((term.role, term.query), run)
+        why = differing_questions(other.record, run.record, term.query, term.role)
         if why is not None:
             return why
     return None

@@ -79,7 +79,8 @@ def _contrast(
         return Contrast(why_not=f"no seed of both: {', '.join(map(str, a))} and {', '.join(map(str, b))}")
     pairs = []
     for seed in common:
-        if query_a == query_b and (why := differing_questions(a[seed].record, b[seed].record, query_a)) is not None:
+        why = differing_questions(a[seed].record, b[seed].record, query_a, role) if query_a == query_b else None
+        if why is not None:
             return Contrast(why_not=why)
         sides = answers(m, a[seed], role, query_a), answers(m, b[seed], role, query_b)
         if all(sides):

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from unlearn.theory.predicted import Predicted, States
+from unlearn.theory.predicted import Predicted, States, in_batches
 from unlearn.theory.run import Question
 from unlearn.theory.spread import mean_interval, normal, quartiles
 
@@ -35,16 +35,17 @@ def noise_and_output(
         The change along each direction [S, K]; the sum over draws of |change - linear change|^2, and of |linear|^2.
     """
     scale = math.sqrt(variance)
-    along, residual, size = [], 0.0, 0.0
+
+    def of(draws_B: Tensor) -> tuple[Tensor, float, float]:
+        change_BV = at.output(scale * z_SD[draws_B]) - before_1V
+        expected_BV = scale * linear_SV[draws_B].to(change_BV)  # Eq. 15
+        residual, size = (x.square().sum().item() for x in (change_BV - expected_BV, expected_BV))
+        return change_BV @ r_VK, residual, size
+
     with torch.no_grad():
         before_1V = at.output(at.nothing_1D)
-        for z_BD, linear_BV in zip(z_SD.split(batch), linear_SV.split(batch), strict=True):
-            change_BV = at.output(scale * z_BD) - before_1V
-            expected_BV = scale * linear_BV.to(change_BV)  # Eq. 15
-            residual += (change_BV - expected_BV).square().sum().item()
-            size += expected_BV.square().sum().item()
-            along.append(change_BV @ r_VK)
-    return torch.cat(along), residual, size
+        along, residuals, sizes = zip(*in_batches(of, torch.arange(len(z_SD)), batch), strict=True)
+    return torch.cat(along), sum(residuals), sum(sizes)
 
 
 def covariance_errors(along_SK: Tensor, predicted_KK: Tensor) -> dict[str, float]:
@@ -72,9 +73,9 @@ def one_question(
 ) -> list[dict[str, float]]:
     """The comparison at one prompt, for each of `VARIANCES`."""
     z_SD = normal(draws, at.dim, *key, "z").to(at.device)
-    linear_SV = torch.cat([at.pushed(z_BD).cpu() for z_BD in z_SD.split(batch)])
+    linear_SV = torch.cat(in_batches(lambda z_BD: at.pushed(z_BD).cpu(), z_SD, batch))
     r_KV = normal(directions, linear_SV.shape[1], *key, "r").to(at.device)
-    gradient_KD = torch.cat([at.pulled(r_BV) for r_BV in r_KV.split(batch)])
+    gradient_KD = torch.cat(in_batches(at.pulled, r_KV, batch))
     found = []
     for share in VARIANCES:
         variance = share * eta

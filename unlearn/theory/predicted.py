@@ -8,9 +8,9 @@ than a batch of caches is ever in memory. B batch, D hidden size, V vocabulary, 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,7 +19,10 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from unlearn.cut import decoder_layers
+from unlearn.errors import UserError
 from unlearn.theory.run import Question
+
+T = TypeVar("T")
 
 
 class Predicted:
@@ -93,6 +96,27 @@ class Predicted:
         finally:
             hook.remove()
         return logits_BV, states_BD[0]
+
+
+def in_batches(function: Callable[[Tensor], T], rows: Tensor, batch: int) -> list[T]:
+    """What `function` makes of at most `batch` rows at a time, of half as many where memory does not suffice.
+
+    Raises UserError if it does not suffice for one.
+    """
+    found: list[T] = []
+    start = 0
+    while start < len(rows):
+        try:
+            found.append(function(rows[start : start + batch]))
+            start += batch
+            continue
+        except torch.OutOfMemoryError as error:
+            if batch == 1:
+                raise UserError(f"memory does not suffice for one copy of a question's last token: {error}") from None
+        # Only here: the exception has held what the attempt had taken.
+        torch.cuda.empty_cache()
+        batch //= 2
+    return found
 
 
 @dataclass(frozen=True)

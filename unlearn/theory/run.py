@@ -24,6 +24,7 @@ from unlearn.evaluate.suite import Suite
 from unlearn.experiment import make_source
 from unlearn.fingerprint import checkpoint_fingerprint, text_fingerprint
 from unlearn.model import check_weights, load_tokenizer, load_whole
+from unlearn.run_folder import in_role
 from unlearn.schema import Config
 
 
@@ -57,9 +58,11 @@ def read_run(folder: Path, query: str, role: str, limit: int) -> FinishedRun:
     if query == "default":
         raise UserError("--query default: choose one that changes options, such as perturbed.")
     evaluation = _evaluation_with(record, query, folder)
-    if role not in evaluation["tasks"]:
-        known = ", ".join(evaluation["tasks"])
-        raise UserError(f"--role {role}: the run's evaluation has {known}.{nearest(role, evaluation['tasks'])}")
+    known = [r for r in evaluation["tasks"] if in_role(evaluation, query, r)]
+    if role not in known:
+        raise UserError(
+            f"--role {role}: the run was asked {query} queries of {', '.join(known)}.{nearest(role, known)}"
+        )
     raw = OmegaConf.create(record["config"])
     raw.tracker = composed([]).tracker  # of no use here, and an older run's may lack a key
     raw.eval = {

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from unlearn.screen import console
+from unlearn.theory.rejection import SMALL
 
 Row = Sequence[str]
 
@@ -21,12 +22,14 @@ def show(found: Mapping[str, Any]) -> None:
         ("", "measured", "assumed"),
         _differences(found["assumption_4_2"], "eta"),
     )
-    _theorem_4_3(found["theorem_4_3"])
-    injected, queries = found["theorem_5_2"]["injected"], found["theorem_5_2"]["queries"]
-    small = {"all": found["theorem_5_2"]["injected_small"]["all"]}  # its gradients hardly differ: there are no thirds
-    _theorem_5_2(small, "Theorem 5.2, delta and epsilon of a hundredth of eta injected: P[ratio <= 0]")
-    _theorem_5_2(injected, "Theorem 5.2, delta and epsilon injected: P[ratio <= 0]")
-    _theorem_5_2(queries, "Theorem 5.2, real queries, only delta injected: P[ratio <= 0]")
+    if "theorem_4_3" in found:
+        _theorem_4_3(found["theorem_4_3"])
+    if "theorem_5_2" in found:
+        small, injected, queries = (found["theorem_5_2"][part] for part in ("injected_small", "injected", "queries"))
+        small = {"all": small["all"]}  # its gradients hardly differ: there are no thirds
+        _theorem_5_2(small, f"Theorem 5.2, delta and epsilon of {SMALL:g} eta injected: P[ratio <= 0]")
+        _theorem_5_2(injected, "Theorem 5.2, delta and epsilon injected: P[ratio <= 0]")
+        _theorem_5_2(queries, "Theorem 5.2, real queries, only delta injected: P[ratio <= 0]")
     if "against" in found:
         _against(found["against"])
 
