@@ -18,7 +18,7 @@ from unlearn.theory.differences import describe, isotropy, isotropy_test, mean_t
 from unlearn.theory.output import covariance_errors, noise_and_output, one_question, real_change
 from unlearn.theory.predicted import Predicted, States, in_batches
 from unlearn.theory.rejection import exact, injected, linear, published, rejected
-from unlearn.theory.run import plain_kernels
+from unlearn.theory.run import plain_kernels, read_run
 
 IDS, LAYER = [3, 7, 11, 2, 9], 3
 
@@ -328,6 +328,16 @@ def test_half_as_many_rows_are_taken_where_memory_does_not_suffice():
     assert taken == [2, 2, 2, 1]
     with pytest.raises(UserError, match="does not suffice"):
         in_batches(lambda rows: needs_memory(torch.zeros(9)), torch.arange(7), 4)
+
+
+def test_a_role_that_a_later_evaluation_asked_is_known(two_runs, tmp_path):
+    def later(record):
+        asked = {**record["config"]["eval"], "tasks": {"retain": ["toy_retain"]}}
+        record["config"]["eval"]["tasks"]["retain"] = []
+        record["evaluations"] = [asked]
+
+    found = read_run(edited(two_runs[0], tmp_path / "run", later), "perturbed", "retain", 8)
+    assert found.config.eval.tasks == {"retain": ["toy_retain"]}
 
 
 def test_a_counterpart_of_another_method_is_told(conf, two_runs, tmp_path):

@@ -57,12 +57,7 @@ def read_run(folder: Path, query: str, role: str, limit: int) -> FinishedRun:
         raise UserError(f"{folder}: the run is not finished (its status is {record.get('status')!r}).")
     if query == "default":
         raise UserError("--query default: choose one that changes options, such as perturbed.")
-    evaluation = _evaluation_with(record, query, folder)
-    known = [r for r in evaluation["tasks"] if in_role(evaluation, query, r)]
-    if role not in known:
-        raise UserError(
-            f"--role {role}: the run was asked {query} queries of {', '.join(known)}.{nearest(role, known)}"
-        )
+    evaluation = _evaluation_with(record, query, role, folder)
     raw = OmegaConf.create(record["config"])
     raw.tracker = composed([]).tracker  # of no use here, and an older run's may lack a key
     raw.eval = {
@@ -77,11 +72,17 @@ def read_run(folder: Path, query: str, role: str, limit: int) -> FinishedRun:
     return FinishedRun(folder, record, settle(raw), query, role)
 
 
-def _evaluation_with(record: dict[str, Any], query: str, folder: Path) -> dict[str, Any]:
-    """The first evaluation of a run, its own or a later one, that was asked in this kind of query."""
+def _evaluation_with(record: dict[str, Any], query: str, role: str, folder: Path) -> dict[str, Any]:
+    """The first evaluation of a run, its own or a later one, that asked this role this kind of query."""
+    known: list[str] = []
     for evaluation in (record["config"]["eval"], *record.get("evaluations", [])):
-        if evaluation["tasks"] and query in evaluation["queries"]:
+        roles = [r for r in evaluation["tasks"] if in_role(evaluation, query, r)]
+        if role in roles:
             return {key: value for key, value in evaluation.items() if key != "query_words"}
+        known += roles
+    if known:
+        listed = ", ".join(dict.fromkeys(known))
+        raise UserError(f"--role {role}: the run was asked {query} queries of {listed}.{nearest(role, known)}")
     raise UserError(
         f"{folder}: the run was asked no {query} query. `python -m unlearn.evaluate {folder} eval=NAME` asks it."
     )
