@@ -110,7 +110,7 @@ def compare_runs(a: Path, b: Path) -> tuple[dict[tuple[str, str], Paired], dict[
             raise UserError(f"{run}: there are no samples of an unlearned model ({run / 'samples' / 'unlearned'}).")
     queries = sorted({query for _, query in sides[0].keys() & sides[1].keys()})
     roles = read_roles(b)
-    found = [(q, differing_questions(record_a, record_b, q, role)) for q in queries for role in (*roles, None)]
+    found = [(q, differing_questions(record_a, record_b, q, role)) for q in queries for role in roles or [None]]
     refused = {query: why for query, why in found if why is not None}
     left, right = ({key: v for key, v in side.items() if key[1] not in refused} for side in sides)
     return compare(left, right, roles), refused
