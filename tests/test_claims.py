@@ -25,7 +25,7 @@ from unlearn.claims.claims import (
 )
 from unlearn.claims.document import document
 from unlearn.claims.evidence import Evidence
-from unlearn.claims.theorems import THEOREMS
+from unlearn.claims.theorems import THEOREMS, measure_theorems
 from unlearn.report.collect import collect
 from unlearn.report.contrasts import Contrast
 from unlearn.report.material import gather
@@ -451,6 +451,17 @@ def test_measurements_of_anything_else_are_left_out(tmp_path, changes):
     (tmp_path / "nu0-0/theory.json").write_text(json.dumps(theory(**changes)))
     (tmp_path / "nu0.1-0/theory.json").write_text(json.dumps(theory()))  # of RNA, and beside none without
     assert "The theorems" not in document(Evidence(gather(collect([tmp_path]))), "")
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_what_was_measured_of_a_model_with_rna_is_not_lost(tmp_path, monkeypatch, known):
+    subjects = runs(tmp_path, {0.0: (0.8, 0.5, 0.3), 0.1: (0.8, 0.6, 0.3)}).subjects
+    if known:
+        (tmp_path / "nu0.1-0/theory.json").write_text(json.dumps(theory()))  # beside none without RNA
+    measured = {}
+    monkeypatch.setattr("unlearn.theory.__main__.theory", lambda run, beside, **how: measured.update({run.name: how}))
+    measure_theorems(subjects, 8)
+    assert {name: how["injected"] for name, how in measured.items()} == {"nu0-0": True, "nu0.1-0": known}
 
 
 def test_a_theory_json_of_another_version_is_told(tmp_path):

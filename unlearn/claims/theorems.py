@@ -84,13 +84,14 @@ def measure_theorems(subjects: Sequence[Subject], limit: int) -> None:
             by_seed.setdefault(seed, {})[trained] = run
         pair = next((runs for _, runs in sorted(by_seed.items()) if len(runs) > 1), {})
         for trained, run in pair.items():
-            if ("against" if trained else "theorem_5_2") in (_of_retained(run) or {}):  # what is measured last
+            known = _of_retained(run) or {}
+            if ("against" if trained else "theorem_5_2") in known:  # what is measured last
                 continue
             say(f"Theorems: {run.folder}")
             try:
-                # Of a model with RNA only what is measured beside the other is judged.
-                beside = pair[False].folder if trained else None
-                theory(run.folder, beside, limit=limit, draws=DRAWS, injected=not trained)
+                # Of a model with RNA only what is measured beside the other is judged; what its file has, it keeps.
+                beside, injected = pair[False].folder if trained else None, not trained or "theorem_5_2" in known
+                theory(run.folder, beside, limit=limit, draws=DRAWS, injected=injected)
             except (UserError, RuntimeError) as error:  # of CUDA, too: the others are no worse for it
                 say(f"Not measured: {describe(error)}")
 
