@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
-from unlearn.cli import explain_exit, to_config
+from unlearn.cli.launch import explain_exit, to_config
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")

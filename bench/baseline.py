@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bench.shapes import ALPHA, LAYER, OPTIMIZER, SEED, C, control
-from unlearn.cut import decoder_layers
-from unlearn.data import Batch, Padded
-from unlearn.rna import augment
+from unlearn.data.batches import Batch, Padded
+from unlearn.methods.rna import augment
+from unlearn.models.architectures import decoder_layers
 
 
 def hidden(model: PreTrainedModel, part: Padded) -> Tensor:

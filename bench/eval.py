@@ -20,13 +20,12 @@ from lm_eval.models.huggingface import HFLM
 from rich.console import Console
 from rich.table import Table
 
-from unlearn.config import settle
-from unlearn.cpu_memory import reuse_memory
-from unlearn.evaluate.__main__ import composed
+from unlearn.config.compose import composed
+from unlearn.config.settle import settle
 from unlearn.evaluate.scorer import Scorer
 from unlearn.evaluate.suite import Suite, load_suite
-from unlearn.experiment import make_source
-from unlearn.model import load_tokenizer, load_whole
+from unlearn.models.loading import Source, load_tokenizer, load_whole
+from unlearn.models.memory import reuse_memory
 
 SUBJECTS = ["anatomy", "college_biology", "computer_security", "virology"]
 RESULTS = Path(__file__).parent / "eval_results.json"
@@ -68,7 +67,7 @@ def main() -> None:
     args = parser.parse_args()
     reuse_memory()
     config = settle(composed([f"model={args.model}", "eval=none"]))
-    source = make_source(config)
+    source = Source.of(config.model)
     model, tokenizer = load_whole(source), load_tokenizer(source)
     suite = load_suite(
         {"retain": [f"mmlu_{subject}" for subject in args.subjects]},

@@ -28,14 +28,14 @@ import unlearn
 from bench import shapes
 from bench.baseline import train_plainly
 from bench.worker import NU, peak_bytes
-from unlearn.cost import Shape, training_memory
-from unlearn.cpu_memory import reuse_memory
-from unlearn.cut import CutModel
-from unlearn.data import Batch, batches
+from unlearn.data.batches import Batch, batches
 from unlearn.evaluate.maxlogit import continue_greedily
 from unlearn.evaluate.scorer import Scorer
-from unlearn.model import Source, load_tokenizer
-from unlearn.train import train
+from unlearn.models.cutting import CutModel
+from unlearn.models.loading import Source, load_tokenizer
+from unlearn.models.memory import reuse_memory
+from unlearn.training.cost import Shape, training_memory
+from unlearn.training.loop import train
 
 CASES = ("baseline", "one", "many", "many-paper", "questions", "maxlogit")
 STEPS, QUESTIONS, GREEDY, TOKENS_PER_BATCH = 4, 256, 15, 16384

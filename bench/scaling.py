@@ -8,7 +8,7 @@ from __future__ import annotations
 from transformers import LlamaConfig, MistralConfig, MixtralConfig, PretrainedConfig
 
 from bench.shapes import LAYER, NUS, zephyr
-from unlearn.cost import Memory, Shape, training_memory
+from unlearn.training.cost import Memory, Shape, training_memory
 
 BATCH, LENGTH = 4, 512
 RATE = 75e12  # FLOP/s: half of an A40's peak in bfloat16

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, MistralConfig
 
-from unlearn import rna
-from unlearn.cut import CutModel
-from unlearn.data import Topic
-from unlearn.methods import RMU
-from unlearn.objective import Misdirection
-from unlearn.randomness import generator
-from unlearn.train import Variant, make_variant
+from unlearn.data.corpora import Topic
+from unlearn.methods import rna
+from unlearn.methods.misdirection import Misdirection
+from unlearn.methods.randomness import generator
+from unlearn.methods.rmu import RMU
+from unlearn.models.cutting import CutModel
+from unlearn.training.variant import Variant, make_variant
 
 LAYER, ALPHA, C, SEED = 7, 1200.0, 6.5, 0
 # The noise scales of the paper's grid.

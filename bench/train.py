@@ -22,8 +22,8 @@ from rich.table import Table
 
 from bench import shapes
 from bench.worker import BATCH, VOCABULARY, gemm_peak
-from unlearn.cost import Parts, Shape
-from unlearn.data import Topic
+from unlearn.data.corpora import Topic
+from unlearn.training.cost import Parts, Shape
 
 LENGTH, VARIANTS = 256, len(shapes.NUS)
 RESULTS = Path(__file__).parent / "results.json"

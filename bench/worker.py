@@ -19,11 +19,11 @@ import torch
 
 from bench import shapes
 from bench.baseline import train_plainly
-from unlearn.cpu_memory import reuse_memory
-from unlearn.cut import CutModel
-from unlearn.data import Batch, batches
-from unlearn.model import Source, load_up_to, load_whole
-from unlearn.train import Record, train
+from unlearn.data.batches import Batch, batches
+from unlearn.models.cutting import CutModel
+from unlearn.models.loading import Source, load_up_to, load_whole
+from unlearn.models.memory import reuse_memory
+from unlearn.training.loop import Record, train
 
 NU = 0.03  # the point whose losses are compared
 BATCH, VOCABULARY = 4, 32000

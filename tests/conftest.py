@@ -12,8 +12,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from unlearn.config import settle
-from unlearn.schema import Config
+from unlearn.config.schema import Config
+from unlearn.config.settle import settle
 
 ROOT = Path(__file__).parent.parent
 os.environ["WANDB_MODE"] = "offline"

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT
+from unlearn.config.identity import run_folder
 from unlearn.experiment import run, run_together
-from unlearn.identity import run_folder
 
 JOB = ("train.steps=6", "method=adaptive_rmu", "rna.nu=0.08")
 

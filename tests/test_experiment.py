@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT, read_jsonl, write_jsonl
+from unlearn.config.identity import run_folder
 from unlearn.errors import UserError
 from unlearn.evaluate.harness import evaluate
 from unlearn.experiment import run, run_together
-from unlearn.identity import run_folder
-from unlearn.run_folder import RunFolder
+from unlearn.runs.folder import RunFolder
 
 METHODS = sorted(f.stem for f in (ROOT / "conf/method").glob("*.yaml"))
 EXPERIMENTS = sorted(f.stem for f in (ROOT / "conf/experiment").glob("*.yaml"))

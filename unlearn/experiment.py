@@ -16,22 +16,26 @@ from typing import Any
 
 from hydra.utils import instantiate
 
-from unlearn import rna, screen
-from unlearn.cpu_memory import reuse_memory
-from unlearn.cut import CutModel
-from unlearn.data import Topic, batches, documents_needed, load_topic
-from unlearn.delta import save_delta
+from unlearn.config.identity import run_folder, run_name
+from unlearn.config.schema import SPAN, Config, unshared
+from unlearn.data.batches import batches, documents_needed
+from unlearn.data.corpora import Topic, load_topic
 from unlearn.errors import UserError, describe
 from unlearn.evaluate.examiner import Examiner
-from unlearn.fingerprint import checkpoint_fingerprint
-from unlearn.identity import run_folder, run_name
-from unlearn.model import Source, check_weights, load_config, load_tokenizer, load_up_to
-from unlearn.objective import Misdirection
-from unlearn.optimizer import schedule
-from unlearn.point import Point, opened
-from unlearn.randomness import generator
-from unlearn.schema import SPAN, Config, unshared
-from unlearn.train import Record, Variant, make_variant, train
+from unlearn.methods import rna
+from unlearn.methods.misdirection import Misdirection
+from unlearn.methods.randomness import generator
+from unlearn.models.cutting import CutModel
+from unlearn.models.delta import save_delta
+from unlearn.models.fingerprint import checkpoint_fingerprint
+from unlearn.models.loading import Source, check_weights, load_config, load_tokenizer, load_up_to
+from unlearn.models.memory import reuse_memory
+from unlearn.runs.point import Point, opened
+from unlearn.screen import say
+from unlearn.tracking.terminal import show_result, training_progress
+from unlearn.training.loop import Record, train
+from unlearn.training.optimizer import schedule
+from unlearn.training.variant import Variant, make_variant
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def run_together(configs: list[Config], hydra_folders: Sequence[Path | None] = (
     """
     reuse_memory()
     shared = _shared(configs)
-    source = make_source(shared)
+    source = Source.of(shared.model)
     tokenizer = load_tokenizer(source)
     _check_layers(shared, load_config(source).get_text_config().num_hidden_layers)
     topics = load_topics(shared, tokenizer)
@@ -84,7 +88,7 @@ def run_together(configs: list[Config], hydra_folders: Sequence[Path | None] = (
             try:
                 point = stack.enter_context(opened(config, inputs, hydra_folder))
                 if point is None:
-                    screen.say(f"{path} holds this run, finished: nothing to do (train.force=true repeats it).")
+                    say(f"{path} holds this run, finished: nothing to do (train.force=true repeats it).")
                 else:
                     points.append(point)
             except Exception as error:
@@ -105,12 +109,6 @@ def _shared(configs: list[Config]) -> Config:
     for key in (key for other in configs[1:] for key in unshared(first, other)):
         raise UserError(f"{key} differs between runs that are to share one process.")
     return first
-
-
-def make_source(config: Config) -> Source:
-    """Where the model comes from and how it is to be loaded."""
-    m = config.model
-    return Source(m.path, m.revision, m.gguf_file, m.trust_remote_code, m.attn_implementation, m.dtype, m.device)
 
 
 def _check_layers(config: Config, layers: int) -> None:
@@ -156,7 +154,7 @@ def _train_points(points: list[Point], shared: Config, source: Source, topics: l
     if not points:
         return
     cut = CutModel(load_up_to(source, shared.model.layer), shared.model.layer, SPAN, shared.model.parameters)
-    screen.say(f"Trained parameters: {', '.join(cut.frozen)}")
+    say(f"Trained parameters: {', '.join(cut.frozen)}")
     variants, point_of = [], {}
     for point in points:
         with point.alone():
@@ -169,11 +167,11 @@ def _train_points(points: list[Point], shared: Config, source: Source, topics: l
     # Where every position counts, padding has to be where the published code had it, and masked.
     padded_left = shared.loss.mask == "none"
     if padded_left and shared.model.attn_implementation != "eager":
-        screen.say("loss.mask=none counts padding, whose states depend on the kernel: model.attn_implementation=eager.")
+        say("loss.mask=none counts padding, whose states depend on the kernel: model.attn_implementation=eager.")
     steps, size, begin = shared.train.steps, shared.train.batch_size, min(v.progress.steps for v in variants)
     side = "left" if padded_left else "right"
     stream = batches(topics, steps=steps, batch_size=size, pad_id=pad_id, side=side, start=begin)
-    with screen.training_progress(steps) as show:
+    with training_progress(steps) as show:
 
         def on_record(variant: Variant, record: Record) -> None:
             handle(variant, lambda point: point.log(record))
@@ -245,4 +243,4 @@ def _evaluate_points(points: list[Point], shared: Config, examiner: Examiner) ->
             point.folder.finish(metrics)
             point.publish(metrics, result, examiner.suite.leaves)  # last: whatever becomes of it, the run is done
             where = point.folder.path, point.tracker.address
-            screen.show_result(metrics, shared.eval.tasks, shared.eval.queries, *where)
+            show_result(metrics, shared.eval.tasks, shared.eval.queries, *where)

@@ -13,18 +13,18 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from unlearn.delta import applied, load_delta
+from unlearn.config.identity import RESULTS_VERSION
+from unlearn.config.schema import Config
 from unlearn.evaluate.harness import Answers, MaxLogitPlan, against_base, evaluate
 from unlearn.evaluate.journal import Notes, Report
 from unlearn.evaluate.questions import cache_place, make_suite, query_words
-from unlearn.files import remove_scratch, write_json
-from unlearn.fingerprint import checkpoint_fingerprint, text_fingerprint
-from unlearn.identity import RESULTS_VERSION
-from unlearn.lock import Busy, FolderLock
-from unlearn.model import Source, load_whole
-from unlearn.run_folder import ROLES
-from unlearn.schema import Config
+from unlearn.evaluate.roles import ROLES
+from unlearn.models.delta import applied, load_delta
+from unlearn.models.fingerprint import checkpoint_fingerprint, text_fingerprint
+from unlearn.models.loading import Source, load_whole
 from unlearn.screen import say
+from unlearn.storage.files import remove_scratch, write_json
+from unlearn.storage.lock import Busy, FolderLock
 
 POLL_S = 2.0  # seconds between looks at what another process is computing
 

@@ -16,8 +16,8 @@ from unlearn.evaluate.maxlogit import max_logits
 from unlearn.evaluate.scorer import Scorer
 from unlearn.evaluate.statistics import paired
 from unlearn.evaluate.suite import Suite
-from unlearn.files import write_atomically
 from unlearn.screen import say
+from unlearn.storage.files import write_atomically
 
 STDERR_DRAWS = 100  # only metrics without a closed form (not accuracy) draw samples for their standard error
 

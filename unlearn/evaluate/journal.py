@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from unlearn.files import write_atomically
+from unlearn.storage.files import write_atomically
 
 Report = Callable[[str, int, int], None]  # phase, requests done, requests in all
 

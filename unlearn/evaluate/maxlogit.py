@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import datasets
 import numpy as np
@@ -16,8 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from unlearn.data import pad
+from unlearn.data.batches import pad
 from unlearn.evaluate.journal import NO_NOTES, Notes, fingerprint
+from unlearn.models.memory import in_batches
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -80,7 +82,9 @@ def max_logits(
     with notes.journal(f"maxlogit-{plan[:10]}", plan) as journal:
         for number, rows in enumerate(batches):
             if number not in journal.done:
-                values_BK, tokens_BK = _continue_in_memory(model, [encoded[i] for i in rows], count)
+                batch = [encoded[i] for i in rows]
+                parts, _ = in_batches(partial(continue_greedily, model, count=count), batch, len(batch))
+                values_BK, tokens_BK = map(torch.cat, zip(*parts, strict=True))
                 journal.add(number, [values_BK.tolist(), tokens_BK.tolist()])
             values, tokens = journal.done[number]
             values_NK[rows], tokens_NK[rows] = torch.tensor(values), torch.tensor(tokens)
@@ -99,19 +103,6 @@ def _plan(lengths: list[int], count: int, tokens_per_batch: int) -> list[list[in
         batches.append(order[:size])
         order = order[size:]
     return batches
-
-
-def _continue_in_memory(model: PreTrainedModel, prompts: list[list[int]], count: int) -> tuple[Tensor, Tensor]:
-    """`continue_greedily`, half a batch at a time where memory does not suffice."""
-    try:
-        return continue_greedily(model, prompts, count)
-    except torch.OutOfMemoryError:
-        if len(prompts) == 1:
-            raise
-        torch.cuda.empty_cache()
-    half = len(prompts) // 2
-    first, second = (_continue_in_memory(model, part, count) for part in (prompts[:half], prompts[half:]))
-    return torch.cat([first[0], second[0]]), torch.cat([first[1], second[1]])
 
 
 @torch.inference_mode()

@@ -19,8 +19,8 @@ from torch.nn.functional import cosine_similarity
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from unlearn.cut import CutModel
-from unlearn.losses import at_least_float32
+from unlearn.methods.losses import at_least_float32
+from unlearn.models.cutting import CutModel
 
 SIZES = (2, 4, 8, 16)  # n
 KINDS = ("most", "least", "mean")

@@ -13,17 +13,17 @@ from typing import Any
 
 from transformers import AutoModel, PreTrainedTokenizerBase
 
-from unlearn.cut import CutModel
-from unlearn.data import corpus_sha256, documents
+from unlearn.config.identity import RESULTS_VERSION
+from unlearn.config.schema import NGRAM_QUERIES, SPAN, Config
+from unlearn.data.corpora import corpus_sha256, documents
 from unlearn.evaluate.ngrams import embedded, in_context, rank_ngrams
 from unlearn.evaluate.suite import Suite, load_suite
 from unlearn.evaluate.tokens import control_tokens, corpus_tokens, read_forget_tokens
-from unlearn.files import write_json
-from unlearn.fingerprint import checkpoint_fingerprint
-from unlearn.identity import RESULTS_VERSION
-from unlearn.model import Source, load_tokenizer, load_up_to
-from unlearn.schema import NGRAM_QUERIES, SPAN, Config
+from unlearn.models.cutting import CutModel
+from unlearn.models.fingerprint import checkpoint_fingerprint
+from unlearn.models.loading import Source, load_tokenizer, load_up_to
 from unlearn.screen import say
+from unlearn.storage.files import write_json
 
 
 def query_words(config: Config, source: Source, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[str]]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,10 +25,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unlearn.evaluate.journal import NO_NOTES, Notes, fingerprint
 from unlearn.evaluate.tree import Tree, grow, mask, shared_length
+from unlearn.models.memory import in_batches
 
 WORTH_CACHING = 8  # tokens in common that pay for a forward pass of their own
 GENERATION_LENGTH = 512  # tokens taken for a row where lm-eval batches by itself: tasks that generate text
 Answer = tuple[float, bool]  # log-likelihood of a continuation, and whether it is the greedy one
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a batch: a tree of token ids; of each request that it answers, the scored nodes and their tokens."""
+
+    tree: Tree
+    nodes: list[list[int]]
+    targets: list[list[int]]
 
 
 class Scorer(HFLM):
@@ -92,7 +103,7 @@ class Scorer(HFLM):
         disable_tqdm: bool = False,
         override_bs: int | None = None,
     ) -> list[Answer]:
-        sequences, of_sequence = self._plan(requests)
+        sequences, requests_of = self._plan(requests)
         targets = [continuation[-self.max_length :] for _, _, continuation in requests]
         answers: list[Answer | None] = [None] * len(requests)
         if self.shares_prefixes:
@@ -101,19 +112,25 @@ class Scorer(HFLM):
             trees = [_alone(sequence, i) for i, sequence in enumerate(sequences)]
         trees.sort(key=lambda entry: -len(entry[0].ids))  # too little memory is met first
         batches = list(self._batches(trees))  # all of them, before those that were scored earlier are left out
-        rows = (ids for batch in batches for tree, members in batch for ids in (tree.ids, members))
-        plan = fingerprint([*rows, *targets], [len(batch) for batch in batches])
+        planned = (ids for batch in batches for tree, members in batch for ids in (tree.ids, members))
+        plan = fingerprint([*planned, *targets], [len(batch) for batch in batches])
         bar = tqdm(total=len(requests), desc=f"Scoring {self._label}".rstrip(), mininterval=1, disable=None)
         with self._notes.journal(f"{self._label or 'model'}-{plan[:10]}", plan) as journal:
             for number, batch in enumerate(batches):
                 asked = [
-                    [(n, path) for member, path in zip(members, tree.paths, strict=True) for n in of_sequence[member]]
+                    [(n, path) for member, path in zip(members, tree.paths, strict=True) for n in requests_of[member]]
                     for tree, members in batch
                 ]
                 if number not in journal.done:
-                    nodes = [[path[len(path) - len(targets[n]) :] for n, path in row] for row in asked]
-                    wanted = [[targets[n] for n, _ in row] for row in asked]
-                    found = self._score([tree for tree, _ in batch], nodes, wanted)
+                    rows = [
+                        Row(
+                            tree,
+                            [path[len(path) - len(targets[n]) :] for n, path in requests_of_row],
+                            [targets[n] for n, _ in requests_of_row],
+                        )
+                        for (tree, _), requests_of_row in zip(batch, asked, strict=True)
+                    ]
+                    found = self._score(rows)
                     journal.add(number, [self.tokens_per_batch, found])
                 size, found = journal.done[number]
                 self.tokens_per_batch = min(self.tokens_per_batch, size)  # as it was when memory had run out
@@ -162,36 +179,29 @@ class Scorer(HFLM):
                 yield batch
                 rest = rest[len(batch) :]
 
-    def _score(self, trees: list[Tree], nodes: list[list[list[int]]], targets: list[list[list[int]]]) -> list[Answer]:
-        """Answers of all requests of a batch; half a batch at a time where memory does not suffice."""
-        if len(trees) > 1 and len(trees) * max(len(tree.ids) for tree in trees) > self.tokens_per_batch:
-            return self._score_halves(trees, nodes, targets)  # planned before memory ran out in another batch
-        try:
-            logits_NV = self._logits(trees, [[i for request in row for i in request] for row in nodes])
-        except torch.OutOfMemoryError:
-            if len(trees) == 1:
-                raise
-            self.tokens_per_batch = max(1, self.tokens_per_batch // 2)
+    def _score(self, rows: list[Row]) -> list[Answer]:
+        """Answers of all requests of a batch, row after row; in smaller batches where memory runs out."""
+        longest = max(len(row.tree.ids) for row in rows)
+        planned = max(1, self.tokens_per_batch // longest)
+        found, size = in_batches(self._score_at_once, rows, planned)
+        if size < planned:
+            self.tokens_per_batch = size * longest
             warnings.warn(f"Out of memory: going on with eval.tokens_per_batch={self.tokens_per_batch}.", stacklevel=2)
-            torch.cuda.empty_cache()
-            return self._score_halves(trees, nodes, targets)
-        flat = [request for row in targets for request in row]
-        wanted_N = torch.tensor([t for request in flat for t in request], device=logits_NV.device)
+        return [answer for part in found for answer in part]
+
+    def _score_at_once(self, rows: list[Row]) -> list[Answer]:
+        nodes = [[node for request in row.nodes for node in request] for row in rows]
+        logits_NV = self._logits([row.tree for row in rows], nodes)
+        requests = [request for row in rows for request in row.targets]
+        wanted_N = torch.tensor([token for request in requests for token in request], device=logits_NV.device)
         logprobs_N = logits_NV.log_softmax(dim=-1).gather(-1, wanted_N[:, None]).squeeze(-1).tolist()
         greedy_N = (logits_NV.argmax(dim=-1) == wanted_N).tolist()
         found, at = [], 0
-        for request in flat:
+        for request in requests:
             here = slice(at, at + len(request))
             found.append((sum(logprobs_N[here]), all(greedy_N[here])))
             at += len(request)
         return found
-
-    def _score_halves(
-        self, trees: list[Tree], nodes: list[list[list[int]]], targets: list[list[list[int]]]
-    ) -> list[Answer]:
-        half = len(trees) // 2
-        first = self._score(trees[:half], nodes[:half], targets[:half])
-        return first + self._score(trees[half:], nodes[half:], targets[half:])
 
     @torch.inference_mode()
     def _logits(self, trees: list[Tree], nodes: list[list[int]]) -> Tensor:
@@ -214,7 +224,7 @@ class Scorer(HFLM):
         def only_these(_head: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return (args[0][rows, places][None], *args[1:])
 
-        # Whatever a model does to its logits after the head, it does to each alone.
+        # The head runs on the wanted positions only. What a model does after it (scaling, soft-capping) is elementwise.
         hook = self.model.get_output_embeddings().register_forward_pre_hook(only_these)
         try:
             return self.model(input_ids=ids_RL[:, done:], **inputs).logits[0].float()

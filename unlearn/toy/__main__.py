@@ -7,7 +7,7 @@ import json
 import random
 from pathlib import Path
 
-from unlearn.files import write_atomically
+from unlearn.storage.files import write_atomically
 from unlearn.toy import world as w
 
 DOCUMENTS = 1000  # of each forget topic, and to retain: 500 steps of 4 with two topics

@@ -1,0 +1,489 @@
+"""Verdicts on the paper's claims: of made-up runs whose effects are known."""
+
+import json
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+
+from tests.analysis.made_up import ROLES, made_up_run
+from unlearn.analysis.claims.__main__ import main
+from unlearn.analysis.claims.claims import (
+    CLAIMS,
+    CONTRARY,
+    NOT_MEASURED,
+    NOT_SEEN,
+    OVER_METHODS,
+    SEEN,
+    Claim,
+    at_nu,
+    by_coefficient,
+    harm_of_control,
+    rna_less_plain,
+    stumble,
+)
+from unlearn.analysis.claims.document import document
+from unlearn.analysis.claims.evidence import Evidence
+from unlearn.analysis.claims.theorems import THEOREMS, measure_theorems
+from unlearn.analysis.report.collect import collect
+from unlearn.analysis.report.contrasts import Contrast
+from unlearn.analysis.report.material import gather
+
+NUS = (0.1, 0.3, 1.0, 2.0)
+SEEDS = (0, 1, 2)
+ASKED = 80  # questions of each task, 40 of either half
+
+
+def share(value, seed):
+    """Answers of which `value` are right in each half of the facts, one more for the odd seed."""
+    right = np.zeros(ASKED, dtype=bool)
+    for half in (0, 1):
+        places = [i for i in range(ASKED) if i // 4 % 2 == half]
+        right[places[: round(value * len(places)) + seed % 2]] = True
+    return list(right)
+
+
+def runs(root, curve, *, coefficients=None, layers=None, extra=None, base=None):
+    """Runs of RMU for each nu of `curve`: nu -> (retain default, retain perturbed, forget); without RNA for each c and
+    layer (l = 7 is the rest's).
+
+    `extra` and `base` are query -> share of the retain role, of unlearned and of base models (which else know all).
+    """
+    extra = extra or {}
+
+    def answers(default, perturbed, forget, near, seed):
+        found = {("mmlu", "default"): share(default, seed), ("mmlu", "perturbed"): share(perturbed, seed)}
+        found |= {("mmlu", query): share(value, seed) for query, value in extra.items()}
+        for query in ("default", "perturbed"):
+            found |= {(task, query): share(forget, seed) for task in ROLES["forget"]}
+            found |= {(task, query): share(near, seed) for task in ROLES["near"]}
+        return found
+
+    def write(folder, seed, nu, near, values, **more):
+        queries = ("default", "perturbed", *extra)
+        made_up_run(folder, nu=nu, seed=seed, queries=queries, answers=answers(*values, near, seed), **more)
+        for query, value in (base or {}).items():
+            lines = (json.dumps({"id": i, "correct": bool(r)}) for i, r in enumerate(share(value, 0)))
+            (folder / f"samples/base/mmlu/{query}.jsonl").write_text("\n".join(lines))
+        metrics = json.loads((folder / "metrics.json").read_text())
+        for model, value in (("base", 20.0), ("unlearned", 12.0 + 0.1 * seed)):
+            metrics[f"{model}/mmlu/perturbed/maxlogit_mean"] = value
+            metrics[f"{model}/mmlu/perturbed/maxlogit_std"] = value / 4
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+
+    for seed in SEEDS:
+        for nu, values in curve.items():
+            write(root / f"nu{nu:g}-{seed}", seed, nu, 0.4 + 0.4 * (nu > 0), values)
+        for c, values in (coefficients or {}).items():
+            write(root / f"c{c:g}-{seed}", seed, 0.0, 0.4, values, argument={"c": c})
+        for layer, values in (layers or {}).items():
+            write(root / f"l{layer}-{seed}", seed, 0.0, 0.4, values, changes={"identity.model.layer": layer})
+    return Evidence(gather(collect([root])))
+
+
+THREE_PHASES = {
+    0.0: (0.7, 0.5, 0.3), 0.1: (0.8, 0.6, 0.3), 0.3: (0.8, 0.7, 0.3), 1.0: (0.8, 0.4, 0.3), 2.0: (0.8, 0.8, 0.8),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory):
+    """The paper's findings, all of them."""
+    [found] = runs(
+        tmp_path_factory.mktemp("three"),
+        THREE_PHASES,
+        coefficients={3.25: (0.7, 0.6, 0.3), 13.0: (0.7, 0.4, 0.3)},
+        layers={8: (0.7, 0.6, 0.3), 9: (0.7, 0.1, 0.3)},
+        extra={
+            "control": 0.7, "similarity-most": 0.4, "similarity-least": 0.6,
+            "ngram-2": 0.6, "ngram-4": 0.5, "ngram-8": 0.4, "ngram-16": 0.3,
+        },
+        base={"perturbed": 0.9, "control": 0.9, "ngram-4": 0.9, "ngram-8": 0.8, "ngram-16": 0.7},
+    ).subjects  # fmt: skip
+    return found
+
+
+EFFECTS = [10, 20, 20, 10, 0, 10, 40, 40, -10, -20, -30, 40, 50, -7.9, -1.975, -20, 0]
+
+
+@pytest.mark.parametrize(
+    ("claim", "effect"), list(zip(CLAIMS, EFFECTS, strict=True)), ids=lambda c: getattr(c, "says", "")
+)
+def test_every_claim_measures_what_was_made_up(subject, claim, effect):
+    """The base model loses 10 points under perturbation, and as much as the other with each doubling of n-grams."""
+    assert claim.effect(subject).difference == pytest.approx(effect, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("claim", "effect"), list(zip(CLAIMS, EFFECTS, strict=True)), ids=lambda c: getattr(c, "says", "")
+)
+def test_every_claim_is_seen_where_it_is_so_and_contrary_where_it_is_the_other_way(subject, claim, effect):
+    found = claim.effect(subject)
+    assert claim.verdict(found) == (NOT_SEEN if claim.says.startswith("Longer") else SEEN)
+    other = replace(found, seeds_low=-found.seeds_high, seeds_high=-found.seeds_low)
+    if effect:
+        assert claim.verdict(other) == CONTRARY
+
+
+def test_what_every_nu_takes_away_needs_no_choice(subject):
+    found = {nu: at_nu(subject, setting) for nu, setting in subject.compared.items()}
+    assert [drop.difference for drop, _, _ in found.values()] == pytest.approx([10] * 4, abs=0.1)
+    taken = {nu: back.difference for nu, (_, back, _) in found.items()}
+    assert taken == pytest.approx({0.1: 0, 0.3: 10, 1.0: -20, 2.0: 20}, abs=0.1)
+    remembered = {nu: more.difference for nu, (_, _, more) in found.items()}
+    assert remembered == pytest.approx({0.1: 0, 0.3: 0, 1.0: 0, 2.0: 50}, abs=0.1)
+
+
+def test_what_every_nu_takes_away_is_a_table(tmp_path):
+    evidence = runs(tmp_path, {0.0: (0.8, 0.3, 0.3), 0.1: (0.8, 0.6, 0.3), 0.3: (0.8, 0.2, 0.4)})
+    page = document(evidence, "Made up").partition("### What every nu takes away")[2]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| RMU")]
+    assert [(row[1], row[3]) for row in cells] == [("0.1", "60 %"), ("0.3", "-20 %")]
+    assert [row[4] for row in cells] == ["0.0 (0.0 .. 0.0; 3 seeds)", "10.0 (10.0 .. 10.0; 3 seeds)"]  # and no p
+
+
+def test_of_several_layers_with_rna_the_one_with_most_runs_is_judged(tmp_path):
+    """Not the one that does best: that would be chosen by what it is judged by."""
+    runs(tmp_path, {0.0: (0.7, 0.5, 0.3), 0.1: (0.7, 0.6, 0.3), 0.3: (0.7, 0.5, 0.3)})
+    for nu in (0.0, 0.1):
+        best = {("mmlu", query): [True] * ASKED for query in ("default", "perturbed")}
+        made_up_run(tmp_path / f"deep-{nu}", nu=nu, answers=best, changes={"identity.model.layer": 9})
+    [s] = Evidence(gather(collect([tmp_path]))).subjects
+    assert list(s.by_nu) == [0.1, 0.3]
+    assert len(s.own_seeds) == len(SEEDS)
+    assert list(s.by_layer) == [7, 9]
+
+
+def test_a_subject_is_a_model_without_rna_and_what_differs_in_nu_c_or_layer_alone(subject):
+    assert list(subject.by_nu) == [0.1, 0.3, 1.0, 2.0]
+    assert list(subject.by_coefficient) == [3.25, 6.5, 13.0]
+    assert subject.coefficient == "c"
+    assert list(subject.by_layer) == [7, 8, 9]
+    assert subject.best_nu == {0: 0.3, 1: 0.3, 2: 0.3}
+
+
+def test_where_robustness_only_rises_or_only_falls_there_is_no_later_phase(tmp_path):
+    decline, third = (next(c for c in CLAIMS if c.place.endswith(phase)) for phase in ("phase II", "phase III"))
+    rising = {nu: (0.8, 0.4 + 0.1 * i, 0.3) for i, nu in enumerate((0.0, *NUS))}
+    [s] = runs(tmp_path / "rising", rising).subjects
+    assert decline.effect(s).difference == third.effect(s).difference == 0
+    assert decline.verdict(decline.effect(s)) == third.verdict(third.effect(s)) == NOT_SEEN
+    falling = {nu: (0.8, 0.8 - 0.1 * i, 0.3) for i, nu in enumerate((0.0, *NUS))}
+    [s] = runs(tmp_path / "falling", falling).subjects
+    assert decline.effect(s).difference == pytest.approx(-30, abs=0.1)
+    assert third.effect(s).difference == 0
+
+
+def test_nu_is_chosen_on_one_half_and_measured_on_the_other(tmp_path):
+    """A nu that is good on the first half of the questions alone is chosen, and found to be worth nothing."""
+    half = [i // 4 % 2 == 0 for i in range(ASKED)]
+    neither = [False] * ASKED
+    for seed in SEEDS:
+        for nu, right in ((0.0, neither), (0.1, half), (0.3, neither)):
+            made_up_run(tmp_path / f"{nu}-{seed}", nu=nu, seed=seed, answers={("mmlu", "perturbed"): right})
+    [s] = Evidence(gather(collect([tmp_path]))).subjects
+    assert set(s.best_nu.values()) == {0.1}
+    effect = rna_less_plain("retain", "perturbed")(s)
+    assert effect.difference == 0
+    assert effect.questions == 40
+
+
+def test_nu_is_chosen_from_the_other_seeds(tmp_path):
+    """Each nu is good in a seed of its own by chance: chosen from the others, it is worth nothing."""
+    for seed in SEEDS:
+        made_up_run(tmp_path / f"plain-{seed}", seed=seed, answers={("mmlu", "perturbed"): share(0.5, 0)})
+        for nu in (0.1, 0.2, 0.3):
+            right = share(1.0 if round(10 * nu) == seed + 1 else 0.5, 0)
+            made_up_run(tmp_path / f"{nu}-{seed}", nu=nu, seed=seed, answers={("mmlu", "perturbed"): right})
+    [s] = Evidence(gather(collect([tmp_path]))).subjects
+    assert rna_less_plain("retain", "perturbed")(s).difference == 0
+
+
+def test_a_nu_of_too_few_seeds_is_left_out_and_said(tmp_path):
+    curve = {0.0: (0.8, 0.4, 0.3), 0.1: (0.8, 0.4, 0.3), 1.0: (0.8, 0.7, 0.3)}
+    runs(tmp_path, curve)
+    made_up_run(tmp_path / "alone", nu=4.0, answers={("mmlu", "perturbed"): [True] * ASKED})
+    evidence = Evidence(gather(collect([tmp_path])))
+    [s] = evidence.subjects
+    assert set(s.best_nu.values()) == {1.0}
+    assert "4 (too few seeds)" in document(evidence, "")
+
+
+def test_of_several_arguments_the_one_that_was_varied_is_the_coefficient(tmp_path):
+    for seed in SEEDS:
+        for nu, c in ((0.0, 3.0), (0.0, 6.0), (0.1, 6.0)):
+            made_up_run(tmp_path / f"{nu}-{c}-{seed}", nu=nu, seed=seed, argument={"b_power": 2.0, "c": c})
+    [s] = Evidence(gather(collect([tmp_path]))).subjects
+    assert (s.coefficient, list(s.by_coefficient)) == ("c", [3.0, 6.0])
+
+
+def test_a_method_without_an_argument_has_no_such_curve(tmp_path):
+    for seed in SEEDS:
+        for nu in (0.0, 0.1):
+            made_up_run(tmp_path / f"{nu}-{seed}", nu=nu, seed=seed, argument={"norm": "sample"})
+    [s] = Evidence(gather(collect([tmp_path]))).subjects
+    assert by_coefficient(s).why_not
+
+
+def test_a_failed_seed_of_one_coefficient_leaves_the_slope(tmp_path):
+    runs(tmp_path, {0.0: (0.8, 0.5, 0.3), 0.1: (0.8, 0.6, 0.3)}, coefficients={13.0: (0.8, 0.4, 0.3)})
+    made_up_run(tmp_path / "c26", argument={"c": 26.0}, answers={("mmlu", "perturbed"): [False] * ASKED})
+    [s] = Evidence(gather(collect([tmp_path]))).subjects
+    assert by_coefficient(s).difference == pytest.approx(-10, abs=0.1)
+
+
+def test_runs_that_were_asked_other_words_are_not_paired(tmp_path):
+    for seed in SEEDS:
+        for nu, words in ((0.0, "a"), (0.1, "b")):
+            changes = {"inputs.query_words": {"perturbed": "w", "control": words}}
+            queries = ("default", "perturbed", "control")
+            made_up_run(tmp_path / f"{nu}-{seed}", nu=nu, seed=seed, queries=queries, changes=changes)
+    [s] = Evidence(gather(collect([tmp_path]))).subjects
+    assert "words" in rna_less_plain("retain", "control")(s).why_not
+    assert not rna_less_plain("retain", "perturbed")(s).why_not
+
+
+def test_of_two_runs_of_a_seed_the_one_that_was_asked_more_is_taken(tmp_path):
+    """A sweep over nu asks less of the same models than one over seeds."""
+    for seed in SEEDS:
+        for nu in (0.0, 0.1):
+            made_up_run(tmp_path / f"a{nu}-{seed}", nu=nu, seed=seed)
+            made_up_run(tmp_path / f"b{nu}-{seed}", nu=nu, seed=seed, queries=("default", "perturbed", "control"))
+    [s] = Evidence(gather(collect([tmp_path]))).subjects
+    assert harm_of_control(s).seeds == len(SEEDS)
+
+
+def test_nu_are_compared_over_the_seeds_that_all_have(tmp_path):
+    """nu = 0.3 is better in its further seeds alone, which say nothing of nu = 0.1."""
+    for seed in (*SEEDS, 3, 4):
+        made_up_run(tmp_path / f"plain-{seed}", seed=seed, answers={("mmlu", "perturbed"): share(0.3, 0)})
+        good = 0.9 if seed > 2 else 0.4
+        made_up_run(tmp_path / f"b-{seed}", nu=0.3, seed=seed, answers={("mmlu", "perturbed"): share(good, 0)})
+    for seed in SEEDS:
+        made_up_run(tmp_path / f"a-{seed}", nu=0.1, seed=seed, answers={("mmlu", "perturbed"): share(0.5, 0)})
+    [s] = Evidence(gather(collect([tmp_path]))).subjects
+    assert set(s.best_nu.values()) == {0.1}
+
+
+@pytest.mark.parametrize(("slope", "verdict"), [(-1, SEEN), (1, CONTRARY), (0, NOT_MEASURED)])
+def test_maxlogit_and_drop_are_correlated_over_all_methods(tmp_path, slope, verdict):
+    for number, (method, nu, seed) in enumerate(product(("rmu", "rsv"), (0.0, 0.1), (0, 1, 2))):
+        folder = made_up_run(tmp_path / str(number), method=method, nu=nu, seed=seed)
+        metrics = json.loads((folder / "metrics.json").read_text())
+        drop = 0.1 + 0.01 * number + 0.001 * (number % 2)
+        of_plain = {"maxlogit_mean": 12 + slope * number, "acc": metrics["unlearned/mmlu/default/acc"] - drop}
+        of_rna = {"maxlogit_mean": 20.0}  # is no part of it
+        for name, value in (of_rna if nu else of_plain).items():
+            metrics[f"unlearned/mmlu/perturbed/{name}"] = value
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+    found = OVER_METHODS.effect(Evidence(gather(collect([tmp_path]))).subjects[0])
+    assert OVER_METHODS.verdict(found) == verdict
+    if slope:
+        assert found.seeds == 6
+        assert found.difference == pytest.approx(slope, abs=0.02)
+
+
+def test_what_differs_between_methods_alone_is_no_correlation(tmp_path):
+    """Of each method nothing goes with anything; all of one are surer, and stumble less, than all of the other."""
+    for (place, method), nu, seed in product(enumerate(("rmu", "rsv")), (0.0, 0.1), range(4)):
+        folder = made_up_run(tmp_path / f"{method}-{nu}-{seed}", method=method, nu=nu, seed=seed)
+        metrics = json.loads((folder / "metrics.json").read_text())
+        metrics["unlearned/mmlu/perturbed/maxlogit_mean"] = 12 + 5 * place + 0.1 * (seed // 2)
+        drop = 0.3 - 0.2 * place + 0.01 * (seed % 2)
+        metrics["unlearned/mmlu/perturbed/acc"] = metrics["unlearned/mmlu/default/acc"] - drop
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+    found = OVER_METHODS.effect(Evidence(gather(collect([tmp_path]))).subjects[0])
+    assert found.difference == pytest.approx(0, abs=1e-6)
+    assert OVER_METHODS.verdict(found) == NOT_SEEN
+    assert found.seeds_high == pytest.approx(np.tanh(1.96 / 2), abs=1e-3)  # 8 models, 2 methods: 1 / sqrt(8 - 2 - 2)
+
+
+def interval(low, high):
+    return Contrast((low + high) / 2, seeds=3, seeds_low=low, seeds_high=high)
+
+
+def test_a_verdict_asks_for_the_whole_interval():
+    positive = Claim("", "", "", stumble, above=0)
+    assert positive.verdict(interval(1, 3)) == SEEN
+    assert positive.verdict(interval(-1, 9)) == NOT_SEEN
+    assert positive.verdict(interval(-3, -1)) == CONTRARY
+    assert positive.verdict(Contrast(5.0, seeds=1)) == NOT_MEASURED
+    same = Claim("", "", "", stumble, above=-5, below=5)
+    assert same.verdict(interval(-4, 4)) == SEEN
+    assert same.verdict(interval(-4, 6)) == NOT_SEEN
+    assert same.verdict(interval(6, 9)) == CONTRARY
+    negative = Claim("", "", "", stumble, below=0)
+    assert negative.verdict(interval(-3, -1)) == SEEN
+    assert negative.verdict(interval(1, 3)) == CONTRARY
+
+
+def test_a_cell_tells_verdict_effect_interval_and_seeds(subject):
+    page = document(subject.evidence, "In miniature")
+    assert page.startswith("# In miniature\n")
+    [line] = [line for line in page.splitlines() if line.startswith("| A forget-token in a harmless")]
+    assert "**seen** +10.0 (+10.0 .. +10.0; 3 seeds)" in line
+    assert "The theorems" not in page
+
+
+def test_the_share_that_rna_takes_away_is_told_of_a_drop_beyond_doubt(tmp_path):
+    sure = document(runs(tmp_path / "sure", {0.0: (0.8, 0.3, 0.3), 0.1: (0.8, 0.6, 0.3)}), "")
+    [line] = [line for line in recovered(sure) if line.startswith("| RMU")]
+    assert line.split("|")[-2].strip() == "60 %"  # of 50 points 30
+    small = document(runs(tmp_path / "small", {0.0: (0.8, 0.7, 0.3), 0.1: (0.8, 0.8, 0.3)}), "")  # 4 of 40 questions
+    [line] = [line for line in recovered(small) if line.startswith("| RMU")]
+    assert line.split("|")[-2].strip() == "–"
+
+
+def recovered(page):
+    """The lines of the table of what RNA takes away at the nu that seeds choose."""
+    return page.partition("### What RNA takes away")[2].partition("###")[0].splitlines()
+
+
+def near(value):
+    return {"mean": value, "low": value - 0.02, "high": value + 0.02}
+
+
+def differences(p, not_normal):
+    return {
+        "eta": near(0.2),
+        "isotropy": {"directions": 6.0, "p": p},
+        "mean": {"share": 0.02, "p": 0.3},
+        "normality": {"random directions": {"rejected": not_normal}},
+    }
+
+
+def theory(**changes):
+    rows = [
+        {
+            "nu_to_eta": ratio,
+            "measured": near(m),
+            "linear": {"mean": m + 0.015},
+            "published": {"mean": m + 0.05},
+            "exact": {"mean": m + 0.01},
+        }
+        for ratio, m in ((0.1, 0.13), (1.0, 0.3))
+    ]
+    thirds = {part: {"rows": [{"nu_to_eta": 1.0, "measured": near(m)}]} for part, m in (("low", 0.2), ("high", 0.4))}
+    found = {
+        "dim": 96,
+        "role": "retain",
+        "query": "perturbed",
+        "assumption_4_2": differences(0.001, 1.0),
+        "theorem_4_3": {"linear_breaks_at": 10.0},
+        "theorem_5_2": {"injected_small": {"all": {"rows": rows}}, "injected": {"all": {"rows": rows}} | thirds},
+    }
+    return found | changes
+
+
+@pytest.mark.parametrize(("nu", "verdict"), [(0.21, "**not seen**"), (0.25, "**contrary**")])
+def test_theorems_are_judged_from_theory_json(tmp_path, nu, verdict):
+    runs(tmp_path, {0.0: (0.8, 0.5, 0.3), 0.1: (0.8, 0.6, 0.3)})
+    (tmp_path / "nu0-0/theory.json").write_text(json.dumps(theory()))
+    against = {
+        "rejected": near(0.2),
+        "predicted": {"nu": {"exact": {"mean": 0.46}}},
+        "rm_loss_rises": near(0.6),
+        "nu": nu,
+        "nu_measured": 0.2,
+        "assumption_5_1": differences(0.5, 0.0),
+    }
+    (tmp_path / "nu0.1-0/theory.json").write_text(json.dumps(theory(against=against)))
+    page = document(Evidence(gather(collect([tmp_path]))), "")
+    table = page.split("## The theorems")[1].splitlines()[4:]
+    assert [line.split("|")[3].strip() for line in table if line.startswith("|")] == [
+        "**contrary**", "**seen**", "**contrary**", "**seen**", "**seen**", "**seen**", "**seen**",
+        "**seen**", "**seen**", verdict, "**contrary**",
+    ]  # fmt: skip
+    assert len(THEOREMS) == 11
+    assert "0.200 and 0.400, smallest and largest" in page
+    assert "RMU, nu 0, seed 0: 6.0 of 96 directions" in page
+    assert "20.0 % (18.0 .. 22.0), predicted 46.0 %" in page
+
+
+def test_rejection_grows_with_the_gradient_ratio_if_the_thirds_say_so():
+    [claim] = [claim for claim in THEOREMS if "gradients" in claim.says]
+    assert claim.verdict([theory()]) == SEEN
+    falling = theory()
+    thirds = falling["theorem_5_2"]["injected"]
+    thirds["low"], thirds["high"] = thirds["high"], thirds["low"]
+    assert claim.verdict([falling]) == CONTRARY
+    thirds["high"] = thirds["low"]
+    assert claim.verdict([falling]) == NOT_SEEN
+
+
+def test_a_form_is_judged_where_the_losses_are_linear():
+    published, exact = (claim for claim in THEOREMS if "small noise" in claim.says)
+    found = theory()
+    *_, row = found["theorem_5_2"]["injected_small"]["all"]["rows"]
+    row["exact"] = {"mean": 0.5}
+    assert exact.verdict([found]) == CONTRARY
+    row["linear"] = {"mean": 0.5}  # there it is not the form that fails
+    assert exact.verdict([found]) == SEEN
+    assert published.verdict([found]) == CONTRARY
+    for other in found["theorem_5_2"]["injected_small"]["all"]["rows"]:
+        other["linear"] = {"mean": 0.6}
+    assert exact.verdict([found]) == published.verdict([found]) == NOT_SEEN
+
+
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [((0.3, 0.5), NOT_SEEN), ((0.4, 0.5), SEEN), ((0.3, 0.4), CONTRARY), ((0.5, 0.6), CONTRARY)],
+)
+def test_a_wide_interval_shows_no_agreement(interval, verdict):
+    [claim] = [claim for claim in THEOREMS if "reject as often" in claim.says]
+    low, high = interval
+    found = {"rejected": {"low": low, "high": high}, "predicted": {"nu": {"exact": {"mean": 0.46}}}}
+    assert claim.verdict([{"against": found}]) == verdict
+
+
+def test_the_page_begins_with_the_preface_and_tells_what_runs_differ_in(tmp_path):
+    for seed, nu in product(SEEDS, (0.0, 0.1)):
+        made_up_run(tmp_path / f"{nu}-{seed}", nu=nu, seed=seed, changes={"code.commit": str(seed) * 40})
+    page = document(Evidence(gather(collect([tmp_path]))), "Made up", "What was run.\n")
+    assert page.startswith("# Made up\n\nWhat was run.\n\nA claim is about")
+    assert "\n**Note:** These runs are of 3 code versions" in page
+
+
+@pytest.mark.parametrize("changes", [{"query": "control"}, {"role": "near"}])
+def test_measurements_of_anything_else_are_left_out(tmp_path, changes):
+    runs(tmp_path, {0.0: (0.8, 0.5, 0.3), 0.1: (0.8, 0.6, 0.3)})
+    (tmp_path / "nu0-0/theory.json").write_text(json.dumps(theory(**changes)))
+    (tmp_path / "nu0.1-0/theory.json").write_text(json.dumps(theory()))  # of RNA, and beside none without
+    assert "The theorems" not in document(Evidence(gather(collect([tmp_path]))), "")
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_what_was_measured_of_a_model_with_rna_is_not_lost(tmp_path, monkeypatch, known):
+    subjects = runs(tmp_path, {0.0: (0.8, 0.5, 0.3), 0.1: (0.8, 0.6, 0.3)}).subjects
+    if known:
+        (tmp_path / "nu0.1-0/theory.json").write_text(json.dumps(theory()))  # beside none without RNA
+    measured = {}
+    monkeypatch.setattr("unlearn.theory.__main__.theory", lambda run, beside, **how: measured.update({run.name: how}))
+    measure_theorems(subjects, 8)
+    assert {name: how["injected"] for name, how in measured.items()} == {"nu0-0": True, "nu0.1-0": known}
+
+
+def test_a_theory_json_of_another_version_is_told(tmp_path):
+    runs(tmp_path, {0.0: (0.8, 0.5, 0.3), 0.1: (0.8, 0.6, 0.3)})
+    (tmp_path / "nu0-0/theory.json").write_text(json.dumps(theory(theorem_5_2={})))
+    page = document(Evidence(gather(collect([tmp_path]))), "")
+    assert "theory.json lacks what this needs" in page
+    assert "6.0 of 96 directions" in page
+
+
+def test_one_seed_is_not_measured_and_no_pair_is_an_error(tmp_path, capsys):
+    for nu in (0.0, 0.1, 0.3, 1.0):
+        made_up_run(tmp_path / f"{nu}", nu=nu)
+    main([str(tmp_path)])
+    page = capsys.readouterr().out
+    assert page.count("not measured: ") == len(CLAIMS) + 1
+    assert "**" not in page.split("## The claims")[1]
+    with pytest.raises(SystemExit, match="nothing to judge"):
+        main([str(tmp_path / "0.0")])
+
+
+def test_the_page_is_written(tmp_path, subject):
+    folders = {str(run.folder) for run in subject.evidence.material.runs}
+    main([*sorted(folders), "-o", str(tmp_path / "claims.md"), "--title", "Mine"])
+    assert (tmp_path / "claims.md").read_text().startswith("# Mine\n")

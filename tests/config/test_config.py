@@ -1,0 +1,148 @@
+"""What the schema accepts, what it refuses and in which words, and what identifies a run."""
+
+import pytest
+
+from unlearn.config.identity import identity, run_folder, run_name
+from unlearn.errors import UserError, nearest
+
+BAD = {
+    "rna.nu=-1": r"rna\.nu=-1 is not allowed: it must be a finite number >= 0",
+    "rna.nu=nan": r"rna\.nu=nan is not allowed",
+    "rna.nu=abc": r"rna\.nu: Value 'abc'.*could not be converted to Float",
+    "loss.alpha=-0.5": r"loss\.alpha=-0\.5 is not allowed: it must be a finite number >= 0",
+    "model.layer=1": r"model\.layer=1 is not allowed: .*must be in 2\.\.7",
+    "model.layer=8": r"model\.layer=8 is not allowed: .*must be in 2\.\.7",
+    "train.steps=0": r"train\.steps=0 is not allowed: it must be an integer >= 1",
+    "train.lr=0": r"train\.lr=0 is not allowed",
+    "train.betas=[0.9]": r"train\.betas=\[0\.9\] is not allowed: it must be two numbers",
+    "method.c=0": r"method\.c=0 is not allowed: it must be a finite number > 0",
+    "method.c=many": r"method\.c='many' is not allowed: it must be a number",
+    "method._target_=os.system": r"method\._target_=os\.system is not allowed: it must name a class below unlearn",
+    "+method.callback={_target_: os.system}": r"method\.callback=.* is not allowed",
+    "loss.mask=paddin": r"loss\.mask=paddin is not allowed\. Did you mean 'padding'\?",
+    "rna.scale=sd": r"rna\.scale=sd is not allowed.*Allowed: std, variance",
+    "data.on_exhausted=stop": r"data\.on_exhausted=stop is not allowed.*Allowed: error, cycle",
+    "data.use=[bioo]": r"data\.use: unknown topic 'bioo'\. Did you mean 'bio'\? Allowed: bio, cyber",
+    "data.use=[]": r"data\.use=\[\] is not allowed",
+    "data=jsonl": r"data=jsonl has no topics",
+    "+data.topics.chem={forget: a.jsonl, retain: b.txt}": r"data\.topics\.chem\.max_length: no value was given",
+    "data.topics.bio.max_length=0": r"data\.topics\.bio\.max_length=0 is not allowed",
+    "~model.methods.rmu": r"method\.c: the configuration of model 'toy' holds no such value for method 'rmu'",
+    "model=qwen3_8b": r"model 'qwen3_8b' holds no such value for method 'rmu' \(it has values for: adaptive_rmu\)",
+    "train.schedule=linea": r"train\.schedule=linea is not allowed\. Did you mean 'linear'\?",
+    "+eval.asked_of.perturbed=[retian]": r"eval\.asked_of\.perturbed=retian is not allowed\. Did you mean 'retain'\?",
+    "+eval.asked_of.perturbd=[retain]": r"eval\.asked_of=perturbd is not allowed",
+    "eval.queries=[perturbd]": r"eval\.queries=perturbd is not allowed\. Did you mean 'perturbed'\?",
+    "eval.forget_tokens=[]": r"eval\.forget_tokens is empty",
+    "eval.limit=0": r"eval\.limit=0 is not allowed",
+    "+rna.nuu=1": r"rna\.nuu: unknown key\. Did you mean 'nu'\?",
+    "+nonsense=1": r"nonsense: unknown key",
+    "~rna.nu": r"rna\.nu",
+}
+
+
+@pytest.mark.parametrize("override", BAD)
+def test_refused_with_key_value_and_what_is_allowed(conf, override):
+    with pytest.raises(UserError, match=BAD[override]):
+        conf(override)
+
+
+def test_maxlogit_needs_a_role_with_tasks(conf):
+    with pytest.raises(UserError, match=r"eval\.maxlogit: role retain has no tasks \(eval\.tasks\.retain\)"):
+        conf("eval=toy_paper", "eval.tasks.retain=[]")
+    conf("eval=toy_paper", "eval.tasks.retain=[]", "eval.maxlogit.tokens=0")
+
+
+def test_maxlogit_needs_queries_that_are_asked_of_its_role(conf):
+    with pytest.raises(UserError, match=r"eval\.maxlogit: perturbed queries are not asked of role retain"):
+        conf("eval=toy_paper", "+eval.asked_of.perturbed=[near]")
+
+
+def test_all_problems_are_told_at_once(conf):
+    with pytest.raises(UserError) as told:
+        conf("rna.nu=-1", "loss.alpha=-1", "model.layer=0")
+    assert [line.split("=")[0] for line in str(told.value).splitlines()] == ["rna.nu", "loss.alpha", "model.layer"]
+
+
+def test_coefficients_come_from_the_model(conf):
+    zephyr = conf("model=zephyr_7b_beta", "method=adaptive_rmu")
+    assert (zephyr.method["beta"], zephyr.rna.nu, zephyr.loss.alpha, zephyr.train.lr) == (3.0, 0.08, 1200.0, 5e-5)
+    assert conf("model=zephyr_7b_beta", "method=rsv").method["c"] == 10.0
+    assert conf("model=zephyr_7b_beta", "rna=none").rna.nu == 0.0
+    # Seed 0 is a seed, nu 0 is a value.
+    assert conf("seed=0").seed == 0
+    assert conf("rna.nu=0").rna.nu == 0.0
+
+
+def test_identity_holds_what_determines_the_result_and_nothing_else(conf):
+    base = run_name(conf())
+    same = (
+        "tracker=none",
+        "output_root=elsewhere",
+        "eval.tokens_per_batch=1",
+        "model.path=/moved",
+        "train.log_every=10",
+    )
+    assert {run_name(conf(override)) for override in same} == {base}
+    other = ("rna.nu=0.7", "seed=1", "model.layer=4", "loss.mask=none", "train.steps=7", "eval.limit=5", "method.c=9")
+    assert len({run_name(conf(override)) for override in other} | {base}) == len(other) + 1
+    assert base.startswith("rmu-toy-")
+
+
+def test_identity_does_not_hold_paths(conf):
+    config = conf("+data.topics.chem={forget: /a/x.jsonl, retain: 'hub:a:b:c', max_length: 4}")
+    assert "/a/x.jsonl" not in str(identity(config))
+    assert "hub:a:b:c" in str(identity(config))
+
+
+def test_folder_is_the_runs_own_or_the_users_choice(conf, tmp_path):
+    config = conf(f"output_root={tmp_path}")
+    assert run_folder(config) == tmp_path / "runs" / run_name(config)
+    assert run_folder(conf(f"output_dir={tmp_path / 'mine'}")) == tmp_path / "mine"
+
+
+def test_nearest():
+    assert nearest("rmx", ["rmu", "rsv"]) == " Did you mean 'rmu'?"
+    assert nearest("zzzz", ["rmu", "rsv"]) == ""
+
+
+def test_the_paper_preset_switches_every_key_and_each_key_can_be_set_alone(conf):
+    paper = conf("preset=paper", "method=adaptive_rmu", "experiment=zephyr_wmdp")
+    assert (paper.loss.mask, paper.method["norm"], paper.train.precision) == ("none", "first_batch", "model")
+    assert (paper.train.optimizer, paper.train.eps, paper.train.weight_decay) == ("adamw_published", 1e-6, 0.0)
+    assert (paper.model.dtype, paper.model.attn_implementation, paper.rna.scale) == ("bfloat16", "eager", "std")
+    assert (paper.data.topics["bio"].max_length, paper.data.topics["cyber"].max_length) == (512, 768)
+    clean = conf("method=adaptive_rmu", "experiment=zephyr_wmdp")
+    assert (clean.loss.mask, clean.method["norm"], clean.train.precision) == ("padding", "sample", "master")
+    assert (clean.train.optimizer, clean.train.eps, clean.model.dtype) == ("adamw", 1e-8, "auto")
+    assert conf("preset=paper", "loss.mask=padding").loss.mask == "padding"
+    # A model may want another mask or schedule than the default's, not than the paper's.
+    assert [conf(f"preset={p}").loss.mask for p in ("clean", "paper")] == ["padding_and_bos", "none"]
+    assert [conf(f"preset={p}").train.schedule for p in ("clean", "paper")] == ["linear", "constant"]
+    assert conf("model=zephyr_7b_beta", "data=wmdp").loss.mask == "padding"
+    # The preset's name is no part of a run's identity: the keys are.
+    keys = ("loss.mask=none", "train.schedule=linear")
+    assert run_name(conf(*keys)) == run_name(conf(*keys, "preset.name=x"))
+    assert run_name(conf("preset=paper")) != run_name(conf())
+
+
+@pytest.mark.parametrize(
+    ("method", "preset", "length"), [("rsv", "paper", 768), ("rsv", "clean", 512), ("rmu", "paper", 512)]
+)
+def test_only_the_published_rsv_cuts_retain_documents_to_the_topics_length(conf, method, preset, length):
+    config = conf("experiment=zephyr_wmdp", f"method={method}", f"preset={preset}")
+    assert config.data.topics["cyber"].retain_max_length == length
+    assert config.data.topics["bio"].retain_max_length == 512
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.optimizer=adam", "train.optimizer=adam is not allowed. Did you mean 'adamw'?"),
+        ("method.norm=samples", "method.norm=samples is not allowed. Did you mean 'sample'?"),
+    ],
+)
+def test_unknown_switches_are_named(conf, override, message):
+    with pytest.raises(UserError) as error:
+        conf("method=adaptive_rmu", override)
+    assert message in str(error.value)

@@ -1,0 +1,125 @@
+"""Corpora: every document that cannot be used is named with its file and line."""
+
+import hashlib
+
+import pytest
+import torch
+
+from tests.conftest import ROOT
+from unlearn.data.batches import batches, documents_needed, pad
+from unlearn.data.corpora import Topic, load_topic, read_corpus
+from unlearn.errors import UserError
+from unlearn.models.loading import Source, load_tokenizer
+
+KEY = "data.topics.bio.forget"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(Source(str(ROOT / "unlearn/toy/model")))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.jsonl", '{"text": "x"}\n{"text": \n', "a.jsonl:2: not valid JSON"),
+        ("a.jsonl", '{"text": "x"}\n{"body": "y"}\n', 'a.jsonl:2: there is no "text"'),
+        ("a.jsonl", '{"text": "x"}\n["text"]\n', 'a.jsonl:2: there is no "text"'),
+        ("a.jsonl", '{"text": "x"}\n{"text": 3}\n', 'a.jsonl:2: "text" is int, not a string'),
+        ("a.jsonl", '{"text": "x"}\n{"text": "  \\t"}\n', 'a.jsonl:2: "text" is blank'),
+        ("a.jsonl", '{"text": "x"}\n   \n{"text": "y"}\n', "a.jsonl:2: the line is blank"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}\n', "a.jsonl:2: not UTF-8 text"),
+        ("a.jsonl", "", "a.jsonl holds no document"),
+        ("a.txt", " \n\n", "a.txt holds no document"),
+    ],
+)
+def test_a_bad_corpus_is_named_with_file_and_line(tmp_path, name, content, told):
+    file = tmp_path / name
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError) as error:
+        read_corpus(str(file), KEY)
+    assert told in str(error.value)
+    assert KEY in str(error.value)
+
+
+def test_a_missing_file_and_a_malformed_hub_name(tmp_path):
+    with pytest.raises(UserError, match="there is no such file"):
+        read_corpus(str(tmp_path / "none.jsonl"), KEY)
+    with pytest.raises(UserError, match="write hub:REPOSITORY:CONFIGURATION:SPLIT"):
+        read_corpus("hub:cais/wmdp", KEY)
+
+
+def test_a_data_set_that_cannot_be_had_says_how_to_get_it_and_where_to_put_it(monkeypatch):
+    """The hub is out of reach: what `load_dataset` raises for a gated data set is raised by hand (a mock)."""
+    import datasets
+
+    def refuse(*_args, **_kwargs):
+        raise datasets.exceptions.DatasetNotFoundError("gated")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(UserError) as error:
+        read_corpus("hub:cais/wmdp-bio-forget-corpus:default:train", KEY)
+    for part in ("huggingface.co/datasets/cais/wmdp-bio-forget-corpus", "hf auth login", f"{KEY}=FILE.jsonl"):
+        assert part in str(error.value)
+
+
+def test_corpora_keep_file_order_and_are_hashed(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text(" = Title = \n\n first \nsecond\n")
+    corpus = read_corpus(str(file), KEY)
+    assert corpus.texts == [" = Title = ", " first ", "second"]
+    assert corpus.places[1] == f"{file}:3"
+    assert corpus.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def topic_of(tmp_path, tokenizer, texts, **settings):
+    file = tmp_path / "a.txt"
+    file.write_text("\n".join(texts))
+    defaults = {"max_length": 8, "retain_max_length": 4, "documents": 2, "on_exhausted": "error"}
+    return load_topic("bio", str(file), str(file), tokenizer, **(defaults | settings))
+
+
+def test_documents_are_cut_to_their_parts_length(tmp_path, tokenizer):
+    topic = topic_of(tmp_path, tokenizer, ["river harbour"] * 2 + ["river " * 20])
+    assert [len(ids) for ids in topic.forget] == [3, 3]  # with <s>; the third is not needed
+    longer = topic_of(tmp_path, tokenizer, ["river " * 20] * 2)
+    assert {len(ids) for ids in longer.forget} == {8}
+    assert {len(ids) for ids in longer.retain} == {4}
+
+
+def test_a_text_without_tokens_of_its_own_is_named(tmp_path, tokenizer):
+    with pytest.raises(UserError, match=r"a\.txt:2: the text has no tokens of its own"):
+        topic_of(tmp_path, tokenizer, ["river", "<s> <s>"])
+
+
+def test_steps_beyond_the_data(tmp_path, tokenizer):
+    with pytest.raises(UserError, match=r"has 2 documents and training needs 3.*data\.on_exhausted=cycle"):
+        topic_of(tmp_path, tokenizer, ["river", "ruler"], documents=3)
+    topic = topic_of(tmp_path, tokenizer, ["river", "ruler"], documents=3, on_exhausted="cycle")
+    taken = [b.forget.ids_BT[0, 1].item() for b in batches([topic], steps=4, batch_size=1, pad_id=1, side="right")]
+    assert taken[:2] == taken[2:]
+    assert taken[0] != taken[1]
+
+
+def test_step_t_takes_topic_t_mod_n_and_its_batch_t_div_n():
+    topics = [Topic(n, [[i] for i in range(s, s + 6)], [[9]] * 6, {}) for n, s in (("bio", 10), ("cyber", 20))]
+    taken = [
+        (b.step, b.topic, b.forget.ids_BT.flatten().tolist())
+        for b in batches(topics, steps=5, batch_size=2, pad_id=0, side="right")
+    ]
+    assert taken == [
+        (0, "bio", [10, 11]),
+        (1, "cyber", [20, 21]),
+        (2, "bio", [12, 13]),
+        (3, "cyber", [22, 23]),
+        (4, "bio", [14, 15]),
+    ]
+    assert documents_needed(steps=5, batch_size=2, topics=2) == 6
+
+
+def test_padding_goes_where_it_is_told():
+    right, left = pad([[1, 2, 3], [4]], 0, "right"), pad([[1, 2, 3], [4]], 0, "left")
+    assert right.ids_BT.tolist() == [[1, 2, 3], [4, 0, 0]]
+    assert left.ids_BT.tolist() == [[1, 2, 3], [0, 0, 4]]
+    assert torch.equal(right.mask_BT, torch.tensor([[True] * 3, [True, False, False]]))
+    assert torch.equal(left.mask_BT, right.mask_BT[:, [2, 1, 0]])

@@ -1,0 +1,194 @@
+"""Asking a model: lm-eval's questions and accuracies, our perturbation, paired tests, MaxLogit."""
+
+import io
+import json
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from tests.conftest import ROOT
+from unlearn.errors import UserError
+from unlearn.evaluate.harness import Answers, MaxLogitPlan, against_base, evaluate
+from unlearn.evaluate.statistics import paired
+from unlearn.evaluate.suite import load_suite
+from unlearn.evaluate.tokens import read_forget_tokens
+from unlearn.models.loading import Source, load_tokenizer, load_whole
+from unlearn.toy import world as w
+
+TOY = ROOT / "unlearn/toy"
+TOKENS = read_forget_tokens(str(TOY / "data/forget_tokens.txt"))
+SOURCE = Source(str(TOY / "model"))
+
+
+def suite_of(*names, queries=("default", "perturbed"), **settings):
+    words = {query: [] if query == "default" else TOKENS for query in queries}
+    return load_suite({"retain": list(names)}, words, **({"include_path": str(TOY / "tasks")} | settings))
+
+
+def documents(suite, query, name):
+    return list(suite.tasks[query]["tasks"][name].eval_docs)
+
+
+def test_default_and_perturbed_questions_differ_in_one_wrong_option():
+    suite = suite_of("toy_retain", "toy_forget_bio")
+    for name in ("toy_retain", "toy_forget_bio"):  # nothing limits perturbation to retain sets
+        asked = list(zip(documents(suite, "default", name), documents(suite, "perturbed", name), strict=True))
+        assert len(asked) in (576, 384)
+        for default, perturbed in asked:
+            pairs = zip(default["choices"], perturbed["choices"], strict=True)
+            [(place, token)] = [(i, b) for i, (a, b) in enumerate(pairs) if a != b] or [(None, None)]
+            if place is not None:  # a forget question may get the very word that it had
+                assert place != default["answer"]
+                assert token in TOKENS
+
+
+def test_the_perturbation_is_seeded():
+    one, same, other = (documents(suite_of("toy_retain", seed=s), "perturbed", "toy_retain") for s in (0, 0, 1))
+    assert one == same
+    assert one != other
+
+
+def test_accuracies_are_those_of_a_plain_loop_over_whole_prompts():
+    """One forward pass a question; the answer is the likeliest of the four letters."""
+    model, tokenizer = load_whole(SOURCE), load_tokenizer(SOURCE)
+    suite = suite_of("toy_forget_cyber", limit=40)
+    answers = evaluate(model, tokenizer, suite, label="base", tokens_per_batch=500)
+    letters = tokenizer.convert_tokens_to_ids(list(w.LETTERS))
+    for query in ("default", "perturbed"):
+        right = []
+        for question in documents(suite, query, "toy_forget_cyber")[:40]:
+            with torch.no_grad():
+                logits_V = model(**tokenizer(w.prompt(question), return_tensors="pt")).logits[0, -1]
+            right.append(int(logits_V[letters].argmax()) == question["answer"])
+        name = f"base/toy_forget_cyber/{query}"
+        assert answers.metrics[f"{name}/acc"] == sum(right) / 40
+        assert [record["correct"] for record in answers.samples[name]] == right
+        p = sum(right) / 40
+        assert answers.metrics[f"{name}/acc_stderr"] == pytest.approx((p * (1 - p) / 39) ** 0.5)
+
+
+def test_samples_are_written_by_model_task_and_query(tmp_path):
+    suite = suite_of("toy_retain", queries=("default",), limit=3)
+    answers = evaluate(load_whole(SOURCE), load_tokenizer(SOURCE), suite, label="unlearned", tokens_per_batch=100)
+    answers.write_samples(tmp_path)
+    lines = (tmp_path / "unlearned/toy_retain/default.jsonl").read_text().splitlines()
+    assert [set(json.loads(line)) for line in lines] == [{"id", "query", "loglikelihoods", "choice", "correct"}] * 3
+
+
+def test_some_queries_are_asked_of_some_roles_only(tmp_path):
+    """A task of an asked role is asked as it would be alone; a group without all of its tasks has no accuracy."""
+    (tmp_path / "all.yaml").write_text(
+        "group: all\ntask: [toy_retain, toy_near_bio]\naggregate_metric_list: [{metric: acc}]\n"
+    )
+    for file in (TOY / "tasks").iterdir():
+        if file.is_file():
+            shutil.copy(file, tmp_path)
+    roles = {"retain": ["toy_retain"], "near": ["toy_near_bio"], "both": ["all"]}
+    words = {"default": [], "perturbed": TOKENS, "control": ["soil"]}
+    settings = {"include_path": str(tmp_path), "limit": 5}
+    suite = load_suite(roles, words, asked_of={"control": ["retain"]}, **settings)
+    whole = load_suite(roles, words, **settings)
+    model, tokenizer = load_whole(SOURCE), load_tokenizer(SOURCE)
+    some, every = (evaluate(model, tokenizer, s, label="base", tokens_per_batch=500) for s in (suite, whole))
+    left_out = {name for name in every.metrics if "/control/" in name and "/toy_retain/" not in name}
+    assert {"base/all/control/acc", "base/toy_near_bio/control/default_p"} <= left_out
+    assert some.metrics == {name: value for name, value in every.metrics.items() if name not in left_out}
+    assert every.samples.keys() - some.samples.keys() == {"base/toy_near_bio/control"}
+    compared = against_base(some, replace_label(some), suite)
+    assert "unlearned/all/perturbed/base_difference" in compared
+    assert not any("/all/control/" in name for name in compared)
+
+
+def test_a_query_of_roles_without_tasks_is_left_out():
+    words = {"default": [], "control": ["soil"]}
+    roles = {"retain": [], "near": ["toy_near_bio"]}
+    suite = load_suite(roles, words, asked_of={"control": ["retain"]}, include_path=str(TOY / "tasks"), limit=2)
+    assert list(suite.tasks) == ["default"]
+
+
+def replace_label(answers):
+    """What a base model answered, as an unlearned one's answers."""
+    return Answers({}, {name.replace("base", "unlearned", 1): records for name, records in answers.samples.items()})
+
+
+def test_no_tasks_no_suite():
+    assert suite_of().tasks == {}
+
+
+def test_a_task_whose_data_cannot_be_had_is_a_clear_error(tmp_path):
+    (tmp_path / "broken.yaml").write_text(
+        "task: broken\ndataset_path: json\ndataset_kwargs: {data_files: /nowhere.json}\ntest_split: train\n"
+        "output_type: multiple_choice\ndoc_to_text: x\ndoc_to_choice: [A]\ndoc_to_target: 0\n"
+    )
+    with pytest.raises(UserError, match=r"eval\.tasks: cannot load the data of task 'broken'"):
+        suite_of("broken", include_path=str(tmp_path))
+
+
+def test_differences_are_paired_by_question_for_tasks_and_models():
+    model, tokenizer = load_whole(SOURCE), load_tokenizer(SOURCE)
+    suite = suite_of("toy_retain", "toy_near_bio", limit=30)
+    base = evaluate(model, tokenizer, suite, label="base", tokens_per_batch=2000)
+    for layer in range(8):
+        model.get_parameter(f"model.layers.{layer}.self_attn.o_proj.weight").data.zero_()
+    unlearned = evaluate(model, tokenizer, suite, label="unlearned", tokens_per_batch=2000)
+    for task in ("toy_retain", "toy_near_bio"):
+        right = {
+            (label, query): [r["correct"] for r in answers.samples[f"{label}/{task}/{query}"]]
+            for label, answers in (("base", base), ("unlearned", unlearned))
+            for query in ("default", "perturbed")
+        }
+        for label, answers in (("base", base), ("unlearned", unlearned)):
+            expected = paired(right[label, "default"], right[label, "perturbed"])
+            assert answers.metrics[f"{label}/{task}/perturbed/default_difference"] == expected.difference
+            assert answers.metrics[f"{label}/{task}/perturbed/default_p"] == expected.p
+        found = against_base(base, unlearned, suite)
+        for query in ("default", "perturbed"):
+            expected = paired(right["base", query], right["unlearned", query])
+            assert found[f"unlearned/{task}/{query}/base_low"] == expected.low
+            assert found[f"unlearned/{task}/{query}/base_difference"] < 0
+
+
+def test_max_logits_are_those_of_greedy_decoding_one_query_at_a_time():
+    model, tokenizer = load_whole(SOURCE), load_tokenizer(SOURCE)
+    suite = suite_of("toy_retain", limit=5)
+    plan = MaxLogitPlan(["retain"], ["perturbed"], 4)
+    answers = evaluate(model, tokenizer, suite, label="base", tokens_per_batch=300, maxlogit=plan)
+    content = answers.files["base/toy_retain/perturbed.maxlogit.parquet"]
+    rows = pq.read_table(io.BytesIO(content)).to_pylist()
+    assert [(r["question"], r["position"]) for r in rows] == [(q, p) for q in range(5) for p in range(4)]
+    expected = []
+    for question in documents(suite, "perturbed", "toy_retain")[:5]:
+        ids_BT = tokenizer(w.prompt(question), return_tensors="pt").input_ids
+        for _ in range(4):
+            with torch.no_grad():
+                largest, token = model(ids_BT).logits[0, -1].max(dim=-1)
+            expected.append((token.item(), largest.item()))
+            ids_BT = torch.cat([ids_BT, token.view(1, 1)], dim=1)
+    assert [r["token"] for r in rows] == [token for token, _ in expected]
+    values = [value for _, value in expected]
+    assert [r["maxlogit"] for r in rows] == pytest.approx(values, abs=1e-4)
+    assert answers.metrics["base/toy_retain/perturbed/maxlogit_mean"] == pytest.approx(sum(values) / 20, abs=1e-4)
+    assert answers.metrics["base/toy_retain/perturbed/maxlogit_p50"] == pytest.approx(
+        torch.tensor(values).quantile(0.5).item(), abs=1e-3
+    )
+
+
+def test_a_subset_is_drawn_from_all_tasks_of_a_role_in_proportion():
+    suite = suite_of("toy_retain", "toy_near_bio", "toy_forget_bio", subset=70)
+    sizes = {name: len(documents(suite, "default", name)) for name in suite.leaves}
+    total = sum(sizes.values())
+    assert sum(map(len, suite.samples.values())) == 70
+    for name, numbers in suite.samples.items():
+        assert abs(len(numbers) - 70 * sizes[name] / total) < 1
+        assert sorted(set(numbers)) == numbers
+    again, other = (suite_of("toy_retain", subset=20, seed=seed).samples["toy_retain"] for seed in (0, 1))
+    assert again == suite_of("toy_retain", subset=20).samples["toy_retain"]
+    assert again != other
+    model, tokenizer = load_whole(SOURCE), load_tokenizer(SOURCE)
+    part = evaluate(model, tokenizer, suite, label="base", tokens_per_batch=4000)
+    whole = evaluate(model, tokenizer, suite_of("toy_forget_bio"), label="base", tokens_per_batch=4000)
+    everyone = {r["id"]: r for r in whole.samples["base/toy_forget_bio/perturbed"]}
+    for record in part.samples["base/toy_forget_bio/perturbed"]:
+        assert record["choice"] == everyone[record["id"]]["choice"]

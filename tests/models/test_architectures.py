@@ -1,0 +1,166 @@
+"""Every architecture as a tiny random model: cutting is exact, only the named parameters move, export reloads."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.conftest import ROOT
+from unlearn.analysis.theory.predicted import Predicted
+from unlearn.analysis.theory.run import plain_kernels
+from unlearn.data.batches import batches
+from unlearn.data.corpora import Topic
+from unlearn.methods.misdirection import Misdirection
+from unlearn.methods.rmu import RMU
+from unlearn.methods.rna import augment
+from unlearn.models.cutting import CutModel
+from unlearn.models.delta import save_delta
+from unlearn.models.export import export
+from unlearn.models.loading import Source, load_up_to, load_whole
+from unlearn.training.loop import train
+from unlearn.training.variant import make_variant
+
+LAYER, DIM = 3, 16
+SMALL = {"hidden_size": DIM, "num_hidden_layers": 6, "num_attention_heads": 2, "initializer_range": 0.2}
+LLAMA = SMALL | {"intermediate_size": 32, "num_key_value_heads": 1, "head_dim": 8}
+GEMMA = LLAMA | {"query_pre_attn_scalar": 8, "sliding_window": 3}
+MOE = {"num_experts_per_tok": 2, "pad_token_id": 1}
+ARCHITECTURES = {
+    "Mistral": LLAMA | {"sliding_window": 3},
+    "Llama": LLAMA,
+    "Qwen2": LLAMA,
+    "Qwen3": LLAMA,
+    "Gemma2": GEMMA,
+    "Gemma3": GEMMA | {"layer_types": ["sliding_attention", "full_attention"] * 3},
+    "GPTNeoX": SMALL | {"intermediate_size": 32},
+    "GPT2": {"n_embd": DIM, "n_layer": 6, "n_head": 2, "n_positions": 32, "initializer_range": 0.2},
+    "Olmo2": LLAMA,
+    "Phi3": LLAMA | {"pad_token_id": 1},
+    "Mixtral": LLAMA | MOE | {"num_local_experts": 4},
+    "Qwen3Moe": LLAMA | MOE | {"num_experts": 4, "moe_intermediate_size": 24},
+}
+DOWN_PROJECTION = {"GPTNeoX": "mlp.dense_4h_to_h.weight", "GPT2": "mlp.c_proj.weight"} | dict.fromkeys(
+    ("Mixtral", "Qwen3Moe"), "mlp.experts.down_proj"
+)
+IDS_BT = torch.tensor([[3, 4, 5, 6, 7], [8, 9, 10, 11, 12]])
+MASKS = {"none": None, "left": [[0, 0, 1, 1, 1], [1] * 5], "right": [[1, 1, 1, 0, 0], [1] * 5]}
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def architecture(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(architecture, tmp_path_factory):
+    """A checkpoint in several shards, and a tokenizer beside it."""
+    path = tmp_path_factory.mktemp(architecture)
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "unlearn" / "toy" / "model")
+    text = "Text" if architecture == "Gemma3" else ""
+    config = getattr(transformers, f"{architecture}{text}Config")(
+        vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=1, **ARCHITECTURES[architecture]
+    )
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    model.save_pretrained(path, max_shard_size="30KB")
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def source(folder):
+    return Source(str(folder), attn_implementation="eager", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def whole(source):
+    return load_whole(source)
+
+
+@pytest.fixture(scope="module")
+def cut(source):
+    return CutModel(load_up_to(source, LAYER), LAYER)
+
+
+@pytest.mark.parametrize("padding", MASKS)
+def test_prefix_and_span_equal_the_whole_model_to_the_bit(whole, cut, padding):
+    mask_BT = None if MASKS[padding] is None else torch.tensor(MASKS[padding])
+    with torch.no_grad():
+        output = whole(IDS_BT, attention_mask=mask_BT, output_hidden_states=True)
+        ours_BTD = cut.span(cut.prefix(IDS_BT, mask_BT), cut.frozen)
+    assert torch.equal(ours_BTD, output.hidden_states[LAYER + 1])
+
+
+def test_the_output_follows_the_state_at_the_predicted_position(source, cut):
+    """From a cache as from the whole prompt; and its derivatives in both modes agree with a difference."""
+    whole = plain_kernels(load_whole(source))
+    at = Predicted(whole, LAYER, IDS_BT[0].tolist())
+    with torch.no_grad():
+        expected_1V = whole(IDS_BT[:1]).logits[:, -1]
+        torch.testing.assert_close(at.output(at.nothing_1D), expected_1V, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(at.state(), cut.span(cut.prefix(IDS_BT), cut.frozen)[0, -1], rtol=1e-3, atol=1e-4)
+        z_BD = torch.randn(2, DIM, generator=torch.Generator().manual_seed(0))
+        difference_BV = (at.output(1e-2 * z_BD) - at.output(-1e-2 * z_BD)) / 2e-2
+        pushed_BV = at.pushed(z_BD)
+    assert (pushed_BV - difference_BV).norm() < 0.02 * pushed_BV.norm()
+    r_BV = torch.randn(pushed_BV.shape, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close((at.pulled(r_BV) * z_BD).sum(1), (r_BV * pushed_BV).sum(1), rtol=1e-3, atol=1e-3)
+
+
+def one_step(cut: CutModel):
+    objective = Misdirection(
+        RMU(5.0),
+        {"bio": RMU(5.0).control_vector(DIM, torch.Generator().manual_seed(0))},
+        10.0,
+        "padding",
+        partial(augment, nu=0.1, scale="std", seed=0),
+    )
+    variant = make_variant(
+        objective,
+        cut.frozen,
+        lr=1e-2,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        weight_decay=0.0,
+        precision="master",
+        optimizer="adamw",
+    )
+    topic = Topic("bio", [[3, 4, 5, 6, 7, 8, 9, 10], [11, 12, 13]], [[14, 15, 16, 17], [18, 19]], {})
+    stream = batches([topic], steps=1, batch_size=2, pad_id=1, side="right")
+    train(cut, [variant], stream, mask_padding=False, log_every=1, on_record=lambda *_: None)
+    return variant
+
+
+def test_after_a_step_exactly_the_named_parameters_differ_and_the_export_gives_the_same_logits(
+    architecture, folder, cut, source, whole, tmp_path: Path
+):
+    variant = one_step(cut)
+    run = tmp_path / "run"
+    run.mkdir()
+    model = {"path": str(folder), "attn_implementation": "eager"}
+    (run / "run.json").write_text(json.dumps({"config": {"model": model}}))
+    save_delta(run / "delta.safetensors", variant.weights, cut.frozen, {}, {})
+    export(run, tmp_path / "exported")
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "exported", attn_implementation="eager").eval()
+
+    before, after = whole.state_dict(), exported.state_dict()
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    projection = DOWN_PROJECTION.get(architecture, "mlp.down_proj.weight")
+    assert changed == set(variant.weights)
+    assert len(changed) == 3
+    for number in (LAYER - 2, LAYER - 1, LAYER):
+        assert any(name.endswith(f".{number}.{projection}") for name in changed)
+
+    fresh = load_whole(source)
+    for name, w in variant.weights.items():
+        fresh.get_parameter(name).data.copy_(w)
+    with torch.no_grad():
+        assert torch.equal(exported(IDS_BT).logits, fresh(IDS_BT).logits)
+        assert not torch.equal(exported(IDS_BT).logits, whole(IDS_BT).logits)

@@ -1,0 +1,57 @@
+"""Export: a checkpoint that transformers loads and whose logits are those of base + delta."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.conftest import ROOT
+from unlearn.errors import UserError
+from unlearn.experiment import run
+from unlearn.models.delta import apply_delta, load_delta
+from unlearn.models.export import export
+
+TOY = ROOT / "unlearn/toy/model"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_logits_equal_base_plus_delta(short, tmp_path, dtype):
+    folder = run(short(f"model.dtype={dtype}", "train.lr=1e-2"))
+    out = tmp_path / "exported"
+    export(folder, out)
+    exported = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
+    base = AutoModelForCausalLM.from_pretrained(TOY, dtype=getattr(torch, dtype))
+    tokens = AutoTokenizer.from_pretrained(out)("What is the origin of river?", return_tensors="pt")
+    assert (
+        tokens.input_ids.tolist()
+        == AutoTokenizer.from_pretrained(TOY)("What is the origin of river?", return_tensors="pt").input_ids.tolist()
+    )
+    with torch.no_grad():
+        before = base(**tokens).logits
+        apply_delta(base, *load_delta(folder / "delta.safetensors"))
+        assert exported.dtype == getattr(torch, dtype)
+        assert torch.equal(exported(**tokens).logits, base(**tokens).logits)
+        assert not torch.equal(before, base(**tokens).logits)
+    with pytest.raises(UserError, match="exists and is not an empty folder"):
+        export(folder, out)
+
+
+def test_the_command_and_its_mistakes(short, tmp_path):
+    def command(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "unlearn.export", *map(str, arguments)],
+            cwd=ROOT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    wrong = command(tmp_path / "nothing", tmp_path / "out")
+    assert (wrong.returncode, wrong.stderr) == (
+        1, f"Error: {tmp_path / 'nothing'} is not a run's folder: it has no run.json.\n",
+    )  # fmt: skip
+    folder = run(short())
+    moved = tmp_path / "moved"
+    moved.symlink_to(TOY)
+    done = command(folder, tmp_path / "out", "--model", moved)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out/model.safetensors").is_file()

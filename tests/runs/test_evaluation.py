@@ -1,0 +1,164 @@
+"""Evaluation without training: of a finished run, of a checkpoint; prefetching; the base model's answers kept."""
+
+import importlib
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+from unlearn.errors import UserError
+from unlearn.evaluate import harness
+from unlearn.experiment import run
+from unlearn.runs.evaluation import evaluate_checkpoint, evaluate_run, run_config
+from unlearn.runs.folder import RunFolder
+from unlearn.runs.prefetch import prefetch
+
+
+def test_a_finished_run_is_evaluated_later_as_it_would_have_been_at_once(short, tmp_path):
+    later = run(short(f"output_dir={tmp_path / 'later'}"))
+    before = json.loads((later / "metrics.json").read_text())
+    evaluate_run(RunFolder(later), ["eval=toy", "eval.limit=4"])
+    once = run(short("eval=toy", "eval.limit=4", f"output_dir={tmp_path / 'once'}"))
+    found, expected = (json.loads((folder / "metrics.json").read_text()) for folder in (later, once))
+    assert before.items() <= found.items()
+    asked = {name: value for name, value in expected.items() if not name.startswith("train/")}
+    assert asked.items() <= found.items()
+    for file in (once / "samples").rglob("*.jsonl"):
+        assert (later / file.relative_to(once)).read_bytes() == file.read_bytes()
+    record = json.loads((later / "run.json").read_text())
+    assert record["status"] == "done"
+    assert record["evaluations"][0]["limit"] == 4
+
+
+def test_another_evaluation_does_not_replace_what_was_evaluated_before(short):
+    folder = run(short("eval=toy", "eval.limit=4"))
+    before = {f: f.read_bytes() for f in folder.rglob("*") if f.is_file() and f.name != "run.json"}
+    fewer = evaluate_run(RunFolder(folder), ["eval=toy", "eval.limit=2"])
+    assert fewer.parent == folder / "evaluations"
+    assert len((fewer / "samples/unlearned/toy_retain/default.jsonl").read_text().splitlines()) == 2
+    other = evaluate_run(RunFolder(folder), ["eval=toy", "eval.limit=2", "eval.seed=1"])
+    assert other not in (fewer, folder)
+    assert all(file.read_bytes() == content for file, content in before.items())
+
+
+def test_only_the_evaluation_can_be_chosen_anew(short):
+    folder = RunFolder(run(short()))
+    with pytest.raises(UserError, match=r"rna\.nu=3: of a finished run only eval"):
+        evaluate_run(folder, ["eval=toy", "rna.nu=3"])
+
+
+def test_a_run_from_before_a_key_of_the_tracker_can_be_evaluated(short):
+    folder = RunFolder(run(short()))
+    del folder.record["config"]["tracker"]["questions"]
+    assert evaluate_run(folder, ["eval=toy", "eval.limit=2"]) == folder.path
+
+
+def test_a_run_from_before_the_schedule_was_trained_at_a_constant_rate(short):
+    folder = RunFolder(run(short("train.schedule=constant")))
+    assert "schedule" not in folder.record["identity"]["train"]  # so that it keeps its name
+    del folder.record["config"]["train"]["schedule"], folder.record["config"]["model"]["schedules"]
+    assert evaluate_run(folder, ["eval=toy", "eval.limit=2"]) == folder.path
+    assert run_config(folder, ["eval=toy"]).train.schedule == "constant"
+
+
+def test_the_command_line(short, tmp_path):
+    folder = run(short())
+    done = subprocess.run(
+        [sys.executable, "-m", "unlearn.evaluate", folder, "eval=toy", "eval.limit=2", "eval.queries=[default]"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "toy_forget_bio" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "told"),
+    [
+        ("evaluate.__main__", ["RUN", "eval=toyy"], "toyy"),
+        ("evaluate.__main__", ["RUN", "eval=none"], "eval.tasks is empty"),
+        ("evaluate.__main__", ["/nowhere", "eval=toy"], "cannot read a tokenizer"),
+        ("compare", ["RUN", "nowhere"], "no run is here"),
+        ("prefetch", ["rna.nu=-1"], "rna.nu=-1 is not allowed"),
+        ("prefetch", ["rna.nuu=1"], "rna.nuu"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_line(short, monkeypatch, module, arguments, told):
+    folder = str(run(short("eval=toy", "eval.limit=1")))
+    monkeypatch.setattr("sys.argv", [module, *(argument.replace("RUN", folder) for argument in arguments)])
+    with pytest.raises(SystemExit, match=r"^Error: ") as stop:
+        importlib.import_module(f"unlearn.{module}").main()
+    assert told in str(stop.value)
+
+
+def test_two_runs_are_compared(short, monkeypatch, capsys):
+    folders = [str(run(short("eval=toy", "eval.limit=4", f"seed={seed}"))) for seed in (0, 1)]
+    monkeypatch.setattr("sys.argv", ["compare", *folders])
+    importlib.import_module("unlearn.compare").main()
+    assert "McNemar" in capsys.readouterr().err
+
+
+def test_a_checkpoint_is_evaluated_as_the_base_model(tmp_path, capsys):
+    model = str(ROOT / "unlearn/toy/model")
+    folder = evaluate_checkpoint([f"model.path={model}", "eval=toy", "eval.limit=3", f"output_root={tmp_path}"])
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["base/toy_retain/default/acc"] == 1
+    assert "100.0 ± 0.0" in capsys.readouterr().err
+    assert not any(name.startswith("unlearned") for name in metrics)
+
+
+def test_the_base_models_answers_are_computed_once(short, monkeypatch):
+    asked = []
+    real = harness.evaluate
+    monkeypatch.setattr(
+        "unlearn.evaluate.examiner.evaluate", lambda *a, label, **k: asked.append(label) or real(*a, label=label, **k)
+    )
+    jobs = ("eval=toy_paper", "~eval.asked_of", "eval.limit=2", "eval.ngrams.documents=2")  # every role, every query
+    folders = [run(short(*jobs, f"seed={seed}")) for seed in (0, 1)]
+    assert asked == ["unlearned", "base", "unlearned"]
+    base = [
+        {
+            name: value
+            for name, value in json.loads((f / "metrics.json").read_text()).items()
+            if name.startswith("base/")
+        }
+        for f in folders
+    ]
+    assert base[0] == base[1]
+    assert len(base[0]) > 100
+    for file in (folders[0] / "samples/base").rglob("*.*"):
+        assert (folders[1] / file.relative_to(folders[0])).read_bytes() == file.read_bytes()
+    run(short(*jobs, "eval.seed=1"))  # other questions
+    assert asked[3:] == ["unlearned", "base"]
+
+
+def test_the_whole_of_the_papers_evaluation_leaves_every_metric(short):
+    folder = run(short("eval=toy_paper", "eval.limit=2", "eval.ngrams.documents=2"))
+    metrics = json.loads((folder / "metrics.json").read_text())
+    queries = [
+        "default", "perturbed", "control", "similarity-most", "similarity-least", "similarity-mean",
+        "ngram-2", "ngram-4", "ngram-8", "ngram-16",
+    ]  # fmt: skip
+    for model in ("base", "unlearned"):
+        for query in queries:
+            assert f"{model}/toy_retain/{query}/acc" in metrics
+        assert {f"{model}/toy_retain/perturbed/maxlogit_{m}" for m in ("mean", "std", "p05", "p50", "p95")} <= set(
+            metrics
+        )
+        assert (folder / f"samples/{model}/toy_retain/perturbed.maxlogit.parquet").is_file()
+
+
+def test_prefetch_checks_what_a_job_needs(short, tmp_path, capsys):
+    prefetch(short("eval=toy"))
+    told = capsys.readouterr().err
+    assert "topic bio: 8 documents to forget, 8 to retain" in told or "topic bio:" in told
+    assert "perturbed queries: 2016 questions" in told or "perturbed queries:" in told
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (model / name).write_bytes((ROOT / "unlearn/toy/model" / name).read_bytes())
+    with pytest.raises(UserError, match=r"weight files are missing: model\.safetensors"):
+        prefetch(short(f"model.path={model}"))
+    with pytest.raises(UserError, match=r"weight files are missing: model\.safetensors"):
+        run(short(f"model.path={model}"))

@@ -1,0 +1,99 @@
+"""A run's folder describes the run, is never left half-written, and is not mistaken for another run's."""
+
+import json
+import subprocess
+
+import pytest
+
+from unlearn.errors import UserError
+from unlearn.runs.folder import RunFolder
+from unlearn.runs.provenance import code_version
+from unlearn.storage.files import write_atomically
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_scratch(tmp_path, monkeypatch):
+    file = tmp_path / "a.json"
+    write_atomically(file, "old")
+    monkeypatch.setattr("os.fsync", lambda _fd: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(file, "new")
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_whoever_reads_sees_the_old_file_or_the_new_one_whole(tmp_path):
+    file = tmp_path / "a.json"
+    write_atomically(file, "old")
+    with file.open() as reading:
+        write_atomically(file, "new and longer")
+        assert reading.read() == "old"
+    assert file.read_text() == "new and longer"
+
+
+def test_a_run_goes_from_running_to_done(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.start({"seed": 0}, {"nu": 0.1}, {"data": "abc"})
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    assert record["status"] == "running"
+    assert record["config"] == {"seed": 0}
+    assert record["packages"]["torch"]
+    assert set(record["code"]) == {"version", "commit", "changed"}
+    folder.finish({"train/steps": 3})
+    again = RunFolder(tmp_path / "run")
+    assert again.done
+    assert json.loads((tmp_path / "run/metrics.json").read_text()) == {"train/steps": 3}
+
+
+def test_a_failed_run_says_why_and_is_not_done(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.start({}, {}, {})
+    folder.fail("the loss became nan")
+    assert not RunFolder(tmp_path).done
+    assert RunFolder(tmp_path).record["error"] == "the loss became nan"
+
+
+def test_another_run_or_other_inputs_are_refused_by_name(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.start({}, {"rna": {"nu": 0.1}, "seed": 0}, {"data": {"bio": "abc"}})
+    folder.finish({})
+    again = RunFolder(tmp_path)
+    again.claim({"rna": {"nu": 0.1}, "seed": 0})
+    again.verify({"data": {"bio": "abc"}})
+    with pytest.raises(UserError, match=r"another run \(it differs in rna\.nu\)"):
+        again.claim({"rna": {"nu": 0.2}, "seed": 0})
+    with pytest.raises(UserError, match=r"they differ in data\.bio"):
+        again.verify({"data": {"bio": "xyz"}})
+
+
+def test_starting_again_removes_what_was_left(tmp_path):
+    for name in ("train.jsonl", "metrics.json", "delta.safetensors"):
+        (tmp_path / name).write_text("old")
+    (tmp_path / "samples/base").mkdir(parents=True)
+    (tmp_path / "notes.txt").write_text("the user's own")
+    RunFolder(tmp_path).start({}, {}, {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["notes.txt", "run.json"]
+
+
+def test_hydras_record_is_kept(tmp_path):
+    (tmp_path / "hydra/.hydra").mkdir(parents=True)
+    (tmp_path / "hydra/.hydra/config.yaml").write_text("seed: 0")
+    RunFolder(tmp_path / "run").keep_hydra_files(tmp_path / "hydra")
+    assert (tmp_path / "run/.hydra/config.yaml").read_text() == "seed: 0"
+
+
+def test_only_changes_of_code_and_configuration_count(tmp_path, monkeypatch):
+    def git(*args):
+        identity = ["-c", "user.name=x", "-c", "user.email=x@y"]
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *args], check=True, capture_output=True)
+
+    (tmp_path / "unlearn").mkdir()
+    for name in ("launch.py", "unlearn/run_folder.py"):
+        (tmp_path / name).write_text("")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "x")
+    monkeypatch.setattr("unlearn.runs.provenance.__file__", str(tmp_path / "unlearn/runs/provenance.py"))
+    (tmp_path / "report.html").write_text("")
+    assert code_version()["changed"] is False
+    (tmp_path / "unlearn/new.py").write_text("")
+    assert code_version()["changed"] is True

@@ -1,0 +1,381 @@
+"""What an interrupted run goes on from: checkpoints, journals, the lock; and what it then sends to W&B."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.conftest import read_jsonl, untimed
+from tests.runs import victim
+from tests.tracking.test_tracker import all_records, of_kind, rows, summary
+from unlearn import experiment
+from unlearn.config.identity import run_folder
+from unlearn.errors import UserError
+from unlearn.evaluate.journal import Journal, Notes
+from unlearn.evaluate.scorer import Scorer
+from unlearn.experiment import run, run_together
+from unlearn.models.cutting import CutModel
+from unlearn.models.loading import load_up_to
+from unlearn.runs import point
+from unlearn.runs.folder import RunFolder
+from unlearn.storage.lock import LOCK, Busy, FolderLock, Holder, Lost, Phase, live_holder, phase_of
+from unlearn.training.checkpoint import load_checkpoint, save_checkpoint
+from unlearn.training.loop import Record
+
+JOBS = [
+    ("method=rmu", "train.schedule=linear"),
+    ("method=rsv", "preset=paper", "model.dtype=float32"),
+    ("method=adaptive_rmu", "preset=paper"),
+]
+
+
+class Killed(BaseException):
+    """What a signal raises: no Exception, so that nothing may handle it."""
+
+
+def interrupted(config, after, monkeypatch):
+    """Run until the step `after` has been logged."""
+    from unlearn.tracking.tracker import Tracker
+
+    real = Tracker.log_step
+
+    def logged(self, record: Record):
+        real(self, record)
+        if record.step == after:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Tracker, "log_step", logged)
+        with pytest.raises(Killed):
+            run(config)
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job[0])
+def test_an_interrupted_run_ends_in_the_same_bytes(short, tmp_path, monkeypatch, job):
+    job = (*job, "train.steps=7", "train.checkpoint_every=2")
+    config = short(*job)
+    interrupted(config, 4, monkeypatch)
+    folder = run_folder(config)
+    assert json.loads((folder / "run.json").read_text())["status"] == "running"
+    assert (folder / "checkpoint.safetensors").exists()
+    run(config)
+    whole = run(short(*job, "train.checkpoint_every=null", f"output_dir={tmp_path / 'whole'}"))
+    assert (folder / "delta.safetensors").read_bytes() == (whole / "delta.safetensors").read_bytes()
+    lines = [[untimed(line) for line in read_jsonl(f / "train.jsonl")] for f in (folder, whole)]
+    assert lines[0] == lines[1]
+    assert {f.name for f in folder.iterdir()} == {f.name for f in whole.iterdir()}
+    assert len(json.loads((folder / "run.json").read_text())["attempts"]) == 2
+
+
+def test_points_that_were_interrupted_at_different_steps_go_on_together(short, tmp_path, monkeypatch):
+    jobs = [("seed=0",), ("seed=1",), ("seed=2",)]
+    shape = ("train.steps=9", "train.checkpoint_every=3")
+    configs = [short(*shape, *job) for job in jobs]
+    interrupted(configs[0], 7, monkeypatch)
+    interrupted(configs[1], 4, monkeypatch)
+    assert all(outcome.error is None for outcome in run_together(configs))
+    for job, config in zip(jobs, configs, strict=True):
+        whole = run(short(*shape, *job, f"output_dir={tmp_path / str(len(job[0]))}{job[0][-1]}"))
+        assert (run_folder(config) / "delta.safetensors").read_bytes() == (whole / "delta.safetensors").read_bytes()
+        assert [x["step"] for x in read_jsonl(run_folder(config) / "train.jsonl")] == list(range(9))
+
+
+def test_a_run_that_is_forced_starts_over_and_its_requeued_job_does_not(short, monkeypatch):
+    config = short("train.steps=6", "train.checkpoint_every=2", "train.force=true")
+    started = []
+    real = point.load_checkpoint
+    monkeypatch.setattr(point, "load_checkpoint", lambda *a: (real(*a), started.append(a[1].progress.steps)))
+    monkeypatch.setenv("SLURM_JOB_ID", "5")
+    interrupted(config, 4, monkeypatch)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    run(config)  # the same job, started again by SLURM
+    assert started == [4]
+    before = (run_folder(config) / "train.jsonl").stat().st_mtime_ns
+    run(config)  # a second command in the same job
+    assert (run_folder(config) / "train.jsonl").stat().st_mtime_ns > before
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    monkeypatch.setenv("SLURM_JOB_ID", "6")
+    interrupted(config, 4, monkeypatch)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    run(config)
+    assert started == [4]
+
+
+def test_a_changed_text_starts_over(short, tmp_path, monkeypatch):
+    text = tmp_path / "text.txt"
+    text.write_text("soil blossom river\n" * 40)
+    job = ("data=jsonl", f"+data.topics.a={{forget: {text}, retain: {text}, max_length: 16}}", "train.steps=6")
+    config = short(*job, "train.checkpoint_every=2")
+    interrupted(config, 4, monkeypatch)
+    text.write_text("river ruler harbour\n" * 40)
+    run(config)
+    whole = run(short(*job, f"output_dir={tmp_path / 'whole'}"))
+    assert (run_folder(config) / "delta.safetensors").read_bytes() == (whole / "delta.safetensors").read_bytes()
+
+
+def test_a_broken_checkpoint_is_said_and_not_used(short, monkeypatch, capsys, tmp_path):
+    config = short("train.steps=6", "train.checkpoint_every=2")
+    interrupted(config, 4, monkeypatch)
+    file = run_folder(config) / "checkpoint.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    run(config)
+    assert "not a readable checkpoint" in capsys.readouterr().err
+    whole = run(short("train.steps=6", f"output_dir={tmp_path / 'whole'}"))
+    assert (run_folder(config) / "delta.safetensors").read_bytes() == (whole / "delta.safetensors").read_bytes()
+
+
+def test_a_checkpoint_of_another_model_is_refused(short, tmp_path, monkeypatch):
+    config = short("train.steps=6", "train.checkpoint_every=2")
+    interrupted(config, 4, monkeypatch)
+    source = experiment.Source.of(config.model)
+    cut = CutModel(load_up_to(source, 4), 4, 3, None)
+    from tests.training.test_loop import SETTINGS, objective
+    from unlearn.training.variant import make_variant
+
+    variant = make_variant(objective(), cut.frozen, **SETTINGS)
+    before = {name: w.clone() for name, w in variant.weights.items()}
+    with pytest.raises(UserError, match="a checkpoint of other matrices"):
+        load_checkpoint(run_folder(config) / "checkpoint.safetensors", variant)
+    assert all(torch.equal(w, before[name]) for name, w in variant.weights.items())
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, tiny_llama, monkeypatch):
+    from tests.training.test_loop import SETTINGS, objective
+    from unlearn.training.variant import make_variant
+
+    variant = make_variant(objective(), CutModel(tiny_llama, 3).frozen, **SETTINGS)
+    file = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(file, variant)
+    before = file.read_bytes()
+    monkeypatch.setattr("os.fsync", lambda _fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(file, variant)
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_lines_are_on_disk_before_what_counts_on_them(short, monkeypatch):
+    order = []
+    monkeypatch.setattr("unlearn.track.Tracker.sync", lambda _self: order.append("lines"))
+    monkeypatch.setattr(point, "save_checkpoint", lambda *_: order.append("checkpoint"))
+    monkeypatch.setattr(experiment, "save_delta", lambda *_: order.append("delta"))
+    run(short("train.steps=5", "train.checkpoint_every=2"))
+    assert order == ["lines", "checkpoint", "lines", "checkpoint", "lines", "delta"]
+
+
+def test_an_interrupted_evaluation_does_not_repeat_what_was_scored(short, tmp_path, monkeypatch):
+    job = (
+        "eval=toy",
+        "eval.limit=4",
+        "eval.tokens_per_batch=300",
+        "eval.maxlogit.tokens=2",
+        "eval.maxlogit.roles=[near]",
+    )
+    config = short(*job)
+    scored, stop = [], 0
+    real = Scorer._score
+
+    def score(self, trees, nodes, targets):
+        if len(scored) == stop:
+            raise Killed
+        found = real(self, trees, nodes, targets)
+        scored.append(len(trees))
+        return found
+
+    monkeypatch.setattr(Scorer, "_score", score)
+    stop = None
+    whole = run(short(*job, f"output_dir={tmp_path / 'whole'}", f"output_root={tmp_path / 'other'}"))
+    in_all = len(scored)
+    assert in_all > 9
+    scored.clear()
+    for stop in (3, in_all // 2 + 2, in_all - 1):  # in the unlearned model's, then twice in the base model's # noqa: B007
+        with pytest.raises(Killed):
+            run(config)
+    assert list((run_folder(config) / "partial").iterdir())
+    stop = None
+    run(config)
+    assert len(scored) == in_all  # every batch once
+    for file in (whole / "samples").rglob("*.*"):
+        assert (run_folder(config) / file.relative_to(whole)).read_bytes() == file.read_bytes()
+    metrics = [untimed(json.loads((f / "metrics.json").read_text())) for f in (run_folder(config), whole)]
+    assert metrics[0] == metrics[1]
+
+
+def test_a_journal_keeps_whole_lines_of_its_own_plan(tmp_path):
+    notes = Notes(tmp_path, "weights")
+    with notes.journal("a", "plan") as journal:
+        journal.add(0, [[-1.5, True]])
+        journal.add(1, [[0.1 + 0.2, False]])
+    file = tmp_path / "a.jsonl"
+    file.write_text(file.read_text() + "[2, [[-3.")
+    with notes.journal("a", "plan") as journal:
+        assert journal.done == {0: [[-1.5, True]], 1: [[0.1 + 0.2, False]]}
+        journal.add(2, "x")
+    assert notes.journal("a", "plan").done[2] == "x"
+    assert notes.journal("a", "another plan").done == {}
+    assert Notes(tmp_path, "other weights").journal("a", "plan").done == {}
+    assert Journal(None, "plan").done == {}
+
+
+def test_wandb_goes_on_with_the_run_and_no_step_twice(short, monkeypatch):
+    config = short("tracker=wandb", "train.steps=7", "train.checkpoint_every=2")
+    interrupted(config, 4, monkeypatch)  # the checkpoint is after step 3: step 4 is computed again
+    run(config)
+    found = all_records(run_folder(config))
+    assert len(found) == 2
+    assert {of_kind(records, "run")[0].run_id for records in found} == {
+        RunFolder(run_folder(config)).record["wandb_id"]
+    }
+    sent = [row for records in found for row in rows(records) if "train/step" in row]
+    lines = read_jsonl(run_folder(config) / "train.jsonl")
+    assert [row["train/step"] for row in sent] == list(range(7))
+    own = [{k.removeprefix("train/"): v for k, v in row.items() if not k.startswith("_")} for row in sent]
+    assert [untimed(row) for row in own] == [untimed(line) for line in lines]
+    assert lines[0]["retain_loss"] < min(line["retain_loss"] for line in lines[1:])
+    assert summary(found[1])["train/retain_loss"]["min"] == lines[0]["retain_loss"]  # of the other attempt
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
+def test_wandb_misses_no_step_of_a_run_that_was_killed(short, late, monkeypatch):
+    """SIGKILL at the fifth step's line: before it is written, and after it was sent."""
+    monkeypatch.delenv("WANDB_SERVICE", raising=False)  # W&B's process of this one, which would outlive the killed one
+    config = short("tracker=wandb", "train.steps=7", "train.checkpoint_every=2", "eval=toy", "eval.limit=2")
+    process = multiprocessing.get_context("spawn").Process(target=victim.run, args=([config], "training", 5, late))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    run(config)
+    found = all_records(run_folder(config))
+    assert len(found) == 2
+    assert [row["train/step"] for records in found for row in rows(records) if "train/step" in row] == list(range(7))
+    for key in ("retain/default/acc", "evaluation/nrows", "questions/nrows"):
+        assert sum(key in row for records in found for row in rows(records)) == 1
+
+
+# --- The lock
+
+
+def test_a_folder_has_one_holder_and_says_who(tmp_path):
+    with FolderLock(tmp_path) as lock:
+        lock.report(Phase("training", 3, 10))
+        lock._beat()
+        with pytest.raises(Busy, match=rf"is being worked on by process {os.getpid()} on"), FolderLock(tmp_path):
+            pass
+        assert live_holder(tmp_path).pid == os.getpid()
+        assert phase_of(tmp_path).done == 3
+    assert live_holder(tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
+    with FolderLock(tmp_path):
+        pass
+
+
+def left_behind(folder, **changes):
+    """A lock whose holder wrote it and is no more."""
+    holder = replace(Holder.me(), **changes)
+    lock = FolderLock(folder)
+    lock._me = holder
+    assert lock._link()
+    return folder / LOCK
+
+
+def test_a_process_of_this_machine_that_is_gone_is_dead_at_once(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", "pass"])
+    gone.wait()
+    left_behind(tmp_path, pid=gone.pid)
+    with FolderLock(tmp_path):
+        pass
+    left_behind(tmp_path, born=1.0)  # the process id has been used again
+    with FolderLock(tmp_path):
+        pass
+
+
+def test_a_process_elsewhere_is_dead_after_a_minute_of_silence(tmp_path):
+    file = left_behind(tmp_path, host="node17")
+    with pytest.raises(Busy, match="on node17"), FolderLock(tmp_path):
+        pass
+    os.utime(file, (time.time() - 61, time.time() - 61))
+    assert live_holder(tmp_path) is None
+    with FolderLock(tmp_path):
+        pass
+
+
+def test_a_job_that_slurm_has_started_again_is_dead_where_it_was(tmp_path, monkeypatch):
+    left_behind(tmp_path, host="node17", slurm_job="12_3", slurm_restarts=0)
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with FolderLock(tmp_path) as lock:
+        assert lock._me.slurm_job == "12_3"
+
+
+def test_whoever_was_taken_for_dead_notices(tmp_path, monkeypatch):
+    monkeypatch.setattr("unlearn.lock.BEAT_S", 0.05)
+    with FolderLock(tmp_path) as slept:
+        (tmp_path / LOCK).unlink()
+        with FolderLock(tmp_path):
+            time.sleep(0.3)
+            with pytest.raises(Lost, match="taken over"):
+                slept.report(Phase())
+        assert not (tmp_path / LOCK).exists()
+
+
+def test_of_many_that_come_at_once_one_gets_in(tmp_path):
+    left_behind(tmp_path, pid=2**22 + 1)
+    program = f"""
+import sys, time
+from pathlib import Path
+from unlearn.lock import Busy, FolderLock
+sys.stdin.readline()
+try:
+    with FolderLock(Path({str(tmp_path)!r})):
+        print("in", flush=True)
+        time.sleep(1)
+except Busy:
+    print("busy", flush=True)
+"""
+    many = [
+        subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(8)
+    ]
+    time.sleep(3)
+    for process in many:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    said = [process.communicate()[0].strip() for process in many]
+    assert sorted(said) == ["busy"] * 7 + ["in"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_whoever_could_not_be_heard_does_not_go_on_writing(tmp_path, monkeypatch):
+    with FolderLock(tmp_path) as lock:
+        monkeypatch.setattr("os.utime", lambda *_: (_ for _ in ()).throw(OSError("server away")))
+        with pytest.raises(OSError, match="server away"):
+            lock._beat()
+        lock.check()
+        lock._answered -= 61
+        with pytest.raises(Lost, match="was not heard of"):
+            lock.check()
+
+
+def test_one_folder_that_is_lost_does_not_end_the_others(short, monkeypatch):
+    configs = [short("train.steps=6", f"seed={seed}") for seed in range(2)]
+    real = FolderLock.report
+
+    def report(self, phase):
+        if self._folder == run_folder(configs[0]) and phase.done == 3:
+            self._lost = True
+        real(self, phase)
+
+    monkeypatch.setattr(FolderLock, "report", report)
+    first, second = run_together(configs)
+    assert isinstance(first.error, Lost)
+    assert second.error is None
+    status = [RunFolder(outcome.folder).record["status"] for outcome in (first, second)]
+    assert status == ["running", "done"]  # nothing is written in another's folder

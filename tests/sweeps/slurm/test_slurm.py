@@ -1,0 +1,316 @@
+"""Sweeps on a real SLURM: what is submitted, what survives, what is said. `make test-slurm`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, read_jsonl, untimed
+from tests.sweeps.slurm.conftest import SMALL
+from tests.sweeps.slurm.lab import wait
+from unlearn.config.identity import run_folder
+from unlearn.sweeps.slurm import queue
+from unlearn.sweeps.sweep import Sweep
+
+pytestmark = pytest.mark.slurm
+quick = pytest.mark.slurm_quick  # the part that .ci/run takes
+EVERY = 20
+SHORT = ("train.steps=4", "eval=none")
+LONG = ("train.steps=100", f"train.checkpoint_every={EVERY}", "eval=toy", "eval.limit=4")
+CYCLE = "data.on_exhausted=cycle"
+MINUTES = 240  # seconds that anything here may take before it counts as hanging
+
+
+def ended(process):
+    """Exit status and all output of a launcher."""
+    output, _ = process.communicate(timeout=600)
+    return process.returncode, output
+
+
+def the_sweep(output_root):
+    [folder] = (output_root / "sweeps").glob("*/*")
+    return Sweep.open(folder)
+
+
+def folders(conf, output_root, points, *overrides):
+    return [run_folder(conf(*overrides, *point, "tracker=none", f"output_root={output_root}")) for point in points]
+
+
+def status_of(folder):
+    return json.loads((folder / "run.json").read_text())["status"]
+
+
+def equal_runs(a, b):
+    """Delta and samples byte for byte, losses and metrics to the last digit."""
+    assert (a / "delta.safetensors").read_bytes() == (b / "delta.safetensors").read_bytes()
+    assert [untimed(x) for x in read_jsonl(a / "train.jsonl")] == [untimed(x) for x in read_jsonl(b / "train.jsonl")]
+    one, other = (untimed(json.loads((f / "metrics.json").read_text())) for f in (a, b))
+    assert one == other
+    for file in (b / "samples").rglob("*.jsonl"):
+        assert (a / file.relative_to(b)).read_bytes() == file.read_bytes()
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory, conf):
+    """The uninterrupted run of LONG, in a process of its own."""
+    root = tmp_path_factory.mktemp("whole")
+    command = [sys.executable, "launch.py", *LONG, "tracker=none", f"output_root={root}"]
+    subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
+    [folder] = folders(conf, root, [()], *LONG)
+    return folder
+
+
+@pytest.fixture
+def training(launch, conf, tmp_path):
+    """A sweep of one LONG run that has written a checkpoint: launcher, run folder."""
+
+    def begin(*more):
+        process = launch(*LONG, *(more or ["seed=0"]))
+        [folder] = folders(conf, tmp_path / "outputs", [()], *LONG)
+        wait((folder / "checkpoint.safetensors").exists, "a checkpoint", MINUTES)
+        return process, folder
+
+    return begin
+
+
+def survived(process, folder, whole, interruptions=1):
+    """The launcher ends well, and the run is the uninterrupted one."""
+    code, output = ended(process)
+    assert code == 0, output
+    equal_runs(folder, whole)
+    record = json.loads((folder / "run.json").read_text())
+    assert len(record["attempts"]) == interruptions + 1
+    assert not (folder / "checkpoint.safetensors").exists()
+    assert list(folder.rglob(".*.tmp")) == []
+
+
+@quick
+def test_three_points_one_of_which_fails(lab, launch, conf, tmp_path):
+    process = launch("method.c=2,1e30,3", *SHORT)
+    code, output = ended(process)
+    assert code == 1
+    first = output.splitlines()[0]
+    assert "hydra/launcher=auto: SLURM answers" in first
+    assert "1 of 3 jobs failed:" in output
+    assert "#1 method.c=1e+30" in output
+    assert "the loss became" in output
+    runs = folders(conf, tmp_path / "outputs", [(f"method.c={c}",) for c in ("2", "1e30", "3")], *SHORT)
+    assert [status_of(folder) for folder in runs] == ["done", "failed", "done"]
+    sweep = the_sweep(tmp_path / "outputs")
+    job = sweep.tasks[0].partition("_")[0]
+    wait(lambda: sorted(lab.states(job)) == ["COMPLETED", "COMPLETED", "FAILED"], "the accounting", 30)
+    assert all((folder / ".hydra/overrides.yaml").is_file() for folder in runs)
+
+
+@quick
+def test_a_half_done_grid_runs_only_what_is_missing(lab, launch, conf, tmp_path):
+    assert ended(launch("rna.nu=0.01", *SHORT))[0] == 0
+    [first] = folders(conf, tmp_path / "outputs", [("rna.nu=0.01",)], *SHORT)
+    before = (first / "run.json").read_bytes()
+    code, output = ended(launch("rna.nu=0.01,0.03", *SHORT))
+    assert code == 0, output
+    assert "#0 is finished: nothing to do" in output
+    assert "Submitted 1 SLURM jobs" in output
+    assert (first / "run.json").read_bytes() == before
+    code, output = ended(launch("rna.nu=0.01,0.03", *SHORT))
+    assert code == 0
+    assert "Submitted" not in output
+
+
+def test_a_packed_sweep_is_one_job_and_its_runs_are_as_if_alone(lab, launch, conf, tmp_path, whole):
+    code, output = ended(launch("hydra/launcher=slurm_packed", "seed=0,1", "rna.nu=0.03", *LONG))
+    assert code == 0, output
+    assert "Submitted 1 SLURM jobs" in output
+    runs = folders(conf, tmp_path / "outputs", [("seed=0",), ("seed=1",)], *LONG)
+    equal_runs(runs[0], whole)
+    assert {json.loads((f / "run.json").read_text())["attempts"][0]["slurm_job"] for f in runs} == {
+        the_sweep(tmp_path / "outputs").tasks[0]
+    }
+
+
+def test_two_gpus_two_jobs_at_a_time_each_with_its_own(lab, launch, conf, tmp_path):
+    code, output = ended(launch("seed=0,1,2,3", *SHORT))
+    assert code == 0, output
+    runs = folders(conf, tmp_path / "outputs", [(f"seed={s}",) for s in range(4)], *SHORT)
+    attempts = [json.loads((f / "run.json").read_text())["attempts"][0] for f in runs]
+    assert {a["gpus"] for a in attempts} == {"0", "1"}
+    for gpu in "01":  # nobody shares a GPU
+        mine = sorted((a["began"], a["until"]) for a in attempts if a["gpus"] == gpu)
+        assert all(end <= begin for (_, end), (begin, _) in pairwise(mine))
+
+
+@quick
+def test_preemption(lab, training, whole):
+    process, folder = training("seed=0,1")  # tasks of an array
+    lab.ask("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=sleep 3")
+    survived(process, folder, whole)
+
+
+def test_scontrol_requeue(lab, training, whole):
+    process, folder = training()
+    task = json.loads((folder / "run.json").read_text())["attempts"][0]["slurm_job"]
+    lab.ask("scontrol", "requeue", task)
+    survived(process, folder, whole)
+
+
+def test_the_time_limit(lab, launch, conf, tmp_path):
+    steps = ("train.steps=900", "train.checkpoint_every=50", "eval=none", "train.log_every=50", CYCLE)
+    limit = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=25")
+    code, output = ended(launch("seed=0", *steps, *limit))
+    assert code == 0, output
+    [folder] = folders(conf, tmp_path / "outputs", [()], *steps)
+    attempts = json.loads((folder / "run.json").read_text())["attempts"]
+    assert len(attempts) > 1
+    assert [line["step"] for line in read_jsonl(folder / "train.jsonl")] == [*range(0, 900, 50), 899]
+
+
+def test_sigkill_is_noticed_and_retry_goes_on(lab, training, whole):
+    process, folder = training()
+    os.kill(json.loads((folder / "run.json").read_text())["attempts"][0]["pid"], signal.SIGKILL)
+    code, output = ended(process)
+    assert code == 1
+    assert "SLURM: FAILED" in output
+    resumed(folder, whole)
+
+
+def test_scancel_is_noticed_and_retry_goes_on(lab, training, whole):
+    process, folder = training()
+    lab.ask("scancel", json.loads((folder / "run.json").read_text())["attempts"][0]["slurm_job"])
+    code, output = ended(process)
+    assert code == 1
+    assert "SLURM: CANCELLED" in output
+    resumed(folder, whole)
+
+
+def resumed(folder, whole):
+    """`unlearn.status --retry` brings the interrupted run to its end."""
+    sweep = the_sweep(folder.parent.parent)
+    status = [sys.executable, "-m", "unlearn.status", str(sweep.folder)]
+    assert subprocess.run(status, cwd=ROOT, check=False, capture_output=True).returncode == 1
+    retried = subprocess.run([*status, "--retry"], cwd=ROOT, check=False, capture_output=True, text=True)
+    assert retried.returncode == 3
+    assert "Starting again: #0" in retried.stderr
+    again = Sweep.open(sweep.folder)
+    assert again.tasks[0] != sweep.tasks[0]
+    wait(lambda: queue(again.tasks.values()) == {}, "the end of the second job", MINUTES)
+    equal_runs(folder, whole)
+    assert subprocess.run(status, cwd=ROOT, check=False, capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 40 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "none", disk], check=True)
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+@pytest.fixture
+def filled(lab, launch, conf, small_disk, tmp_path):
+    """A LONG run whose disk is full from its first checkpoint on, but for a share of a checkpoint's size."""
+
+    def begin(share):
+        arguments = (*LONG, "seed=0", f"output_root={small_disk}", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+        process = launch(*arguments)
+        [folder] = folders(conf, small_disk, [()], *LONG)
+        checkpoint = folder / "checkpoint.safetensors"
+        wait(checkpoint.exists, "a checkpoint", MINUTES)
+        pid = json.loads((folder / "run.json").read_text())["attempts"][0]["pid"]
+        os.kill(pid, signal.SIGSTOP)
+        size = checkpoint.stat().st_size
+        (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free - int(share * size)))
+        os.kill(pid, signal.SIGCONT)
+        return process, folder, arguments
+
+    return begin
+
+
+def test_a_disk_full_in_the_middle_of_a_checkpoint_does_not_end_training(filled, tmp_path, whole):
+    process, folder, _ = filled(0.5)
+    code, output = ended(process)
+    assert code == 0, output
+    [log] = (tmp_path / "sweep/.submitit").glob("*/*_log.err")
+    assert "no checkpoint after step" in log.read_text()
+    assert "No space left on device" in log.read_text()
+    equal_runs(folder, whole)
+
+
+def test_what_a_disk_too_full_for_a_line_ends_goes_on_when_there_is_room(filled, small_disk, launch, whole):
+    process, folder, arguments = filled(0)
+    code, output = ended(process)
+    assert code == 1, output
+    assert "No space left on device" in output
+    assert (folder / "checkpoint.safetensors").stat().st_size > 0
+    (small_disk / "ballast").unlink()
+    code, output = ended(launch(*arguments))
+    assert code == 0, output
+    equal_runs(folder, whole)
+    assert json.loads((folder / "train.jsonl").read_text().splitlines()[-1])["step"] == 99
+
+
+def test_a_job_runs_the_code_and_configuration_of_its_submission(lab, launch, conf, tmp_path):
+    checkout = tmp_path / "checkout"
+    for name in ("unlearn", "conf", "sweeps"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "launch.py", checkout)
+    held = ("+hydra.launcher.additional_parameters.hold=true", "hydra.launcher.wait=false")
+    code, output = ended(launch("seed=0,1", *SHORT, *held, "output_root=outputs", root=checkout))
+    assert code == 0, output
+    assert "Submitted 2 SLURM jobs" in output
+    (checkout / "unlearn/experiment.py").write_text("raise RuntimeError('edited after the submission')\n")
+    model = checkout / "conf/model/toy.yaml"
+    model.write_text(re.sub(r"lr: .*", "lr: 1.0", model.read_text()))
+    sweep = the_sweep(checkout / "outputs")
+    lab.ask("scontrol", "release", sweep.tasks[0].partition("_")[0])
+    wait(lambda: queue(sweep.tasks.values()) == {}, "the end of the jobs", MINUTES)
+    assert (Path(sweep.code) / "code.json").is_file()
+    for job in sweep.jobs.values():
+        record = json.loads((Path(job.folder) / "run.json").read_text())
+        assert record["status"] == "done"
+        assert record["config"]["train"]["lr"] == conf().train.lr
+        assert record["config"]["model"]["path"].startswith(str(sweep.folder / "code"))
+
+
+def test_two_jobs_on_one_folder_one_runs_and_the_other_says_so(lab, training, launch, whole):
+    process, folder = training()
+    pid = json.loads((folder / "run.json").read_text())["attempts"][0]["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    code, output = ended(launch(*LONG, "seed=0"))
+    os.kill(pid, signal.SIGCONT)
+    assert code == 1
+    assert f"is being worked on by process {pid}" in output
+    code, output = ended(process)
+    assert code == 0, output
+    equal_runs(folder, whole)
+
+
+def test_what_sbatch_refuses_is_said_in_its_words(lab, launch, tmp_path):
+    code, output = ended(launch("seed=0,1", *SHORT, "hydra.launcher.partition=nowhere"))
+    assert code == 1
+    assert "invalid partition specified: nowhere" in output
+    assert "Traceback" not in output
+
+
+@quick
+def test_submission_loads_nothing_heavy(lab, tmp_path):
+    arguments = ["-m", "seed=range(0,20)", *SHORT, *SMALL, "hydra.launcher.wait=false", f"output_root={tmp_path}"]
+    program = f"""
+import runpy, sys
+sys.argv = ["launch.py", *{arguments!r}]
+runpy.run_path("launch.py", run_name="__main__")
+print("HEAVY", [m for m in ("torch", "transformers", "datasets", "lm_eval", "wandb") if m in sys.modules])
+"""
+    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False, capture_output=True, text=True)
+    assert "HEAVY []" in ran.stdout, ran.stdout + ran.stderr
+    assert "Submitted 20 SLURM jobs" in ran.stdout

@@ -1,0 +1,243 @@
+"""Grids of the paper, Hydra's sweeper over several of them, the sweep's folder, and its view without SLURM."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+from unlearn.errors import UserError
+from unlearn.runs.folder import RunFolder
+from unlearn.storage.lock import FolderLock, Phase
+from unlearn.sweeps.slurm import answers, last_words
+from unlearn.sweeps.sweep import Sweep, finished
+
+SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
+QUICK = ("train.steps=1", "eval=none", "tracker=none", "hydra/launcher=packed")
+
+
+def launch(*arguments):
+    command = [sys.executable, "launch.py", "-m", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def status(*arguments):
+    command = [sys.executable, "-m", "unlearn.status", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
+def test_the_head_of_every_sweep_says_what_it_is(file):
+    head = file.read_text()
+    for said in (f"python launch.py -m sweep={file.stem}", "Figure 3" if file.stem == "figure_3" else "# Expect: "):
+        assert said in head
+    if file.stem != "figure_3":
+        count = re.search(r"# Jobs: +(\d+)", head)
+        assert int(count[1]) == jobs_of(yaml.safe_load(head)["hydra"]["sweeper"], zephyr_grids())
+        assert "by estimate" in head
+
+
+def zephyr_grids():
+    return yaml.safe_load((ROOT / "conf/model/zephyr_7b_beta.yaml").read_text())["grids"]
+
+
+def jobs_of(sweeper, grids):
+    """How many jobs a sweep of Zephyr has: a second count, without Hydra."""
+
+    def size(grid):
+        product = 1
+        for values in grid.values():
+            if name := re.fullmatch(r"\$\{model\.grids\.(\w+)\}", values):
+                values = str(grids[name[1]])
+            product *= len(values.split(","))
+        return product
+
+    return sum(map(size, sweeper["grids"])) if "grids" in sweeper else size(sweeper["params"])
+
+
+def test_make_reproduce_runs_all_that_the_embedded_model_lists():
+    """The defaults in the part with the seeds, every other value in one of its own: no run is made twice."""
+    parts = ("reproduce-coefficients", "reproduce-layers", "reproduce-nu-rmu", "reproduce-nu-rsv")
+    shown = subprocess.run(["make", "-n", *parts], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    model = yaml.safe_load((ROOT / "conf/model/toy.yaml").read_text())
+    rmu, adaptive_rmu, rsv = (model["methods"][name] for name in ("rmu", "adaptive_rmu", "rsv"))
+    for pattern, name, default in (
+        ("rmu_c:'", "rmu_c", rmu["c"]),
+        ("rsv_c:'", "rsv_c", rsv["c"]),
+        ("beta:'", "beta", adaptive_rmu["beta"]),
+        ("model.layer=", "layer", adaptive_rmu["layer"]),
+        ("method=rmu .*rna.nu=", "nu", rmu["nu"]),
+        ("method=rsv .*rna.nu=", "nu", rsv["nu"]),
+    ):
+        listed = re.search(rf"{pattern}([\d.,]+)", shown)[1].split(",")
+        assert sorted([f"{default:g}", *listed]) == sorted(model["grids"][name].split(",")), name
+        assert f"{default:g}" not in listed, name
+
+
+def test_a_sweep_over_several_grids_from_another_folder(tmp_path):
+    command = [sys.executable, str(ROOT / "launch.py"), "-m", "sweep=figure_2", *QUICK, "model.grids.rmu_c='2,3,2'"]
+    done = subprocess.run(
+        [*command, "model.grids.rsv_c='4'", "model.grids.beta='5,6'"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    [folder] = (tmp_path / "outputs/sweeps").glob("*/*")
+    sweep = Sweep.open(folder)
+    common = ["sweep=figure_2", "train.steps=1"]
+    assert sweep.common[:2] == common
+    assert [sweep.label(n).split(" model.")[0] for n in sweep.jobs] == [
+        "method=rmu method.c=2", "method=rmu method.c=3", "method=rsv method.c=4",
+        "method=adaptive_rmu method.beta=5", "method=adaptive_rmu method.beta=6",
+    ]  # fmt: skip
+    assert all(RunFolder(job_folder(sweep, n)).record["config"]["rna"]["nu"] == 0 for n in sweep.jobs)
+
+
+def job_folder(sweep, number):
+    return Path(sweep.jobs[number].folder)
+
+
+def test_the_view_and_the_retry_of_a_sweep_that_ran_here(tmp_path):
+    good = tmp_path / "good.jsonl"
+    arguments = (*QUICK, f"output_root={tmp_path}", "data=jsonl", "rna.nu=0.01,0.02")
+    topic = f"+data.topics.a={{forget: {good}, retain: {good}, max_length: 16}}"
+    done = launch(*arguments, topic)
+    assert done.returncode == 1
+    assert done.stderr.count("there is no such file") == 2
+    [folder] = (tmp_path / "sweeps").glob("*/*")
+    seen = status(folder)
+    assert seen.returncode == 1
+    assert "2 failed" in seen.stdout
+    assert "there is no such file" in seen.stdout
+    good.write_text(json.dumps({"text": "soil blossom river"}) + "\n" + json.dumps({"text": "harbour"}) + "\n" * 1)
+    again = status(folder, "--retry")
+    assert again.returncode == 1, again.stderr
+    assert "training needs" in again.stdout
+    with good.open("a") as out:
+        out.writelines(json.dumps({"text": f"river {i}"}) + "\n" for i in range(4))
+    again = status(folder, "--retry")
+    assert again.returncode == 0, again.stderr
+    assert "2 done" in again.stdout
+    assert status(folder).returncode == 0
+
+
+def test_no_sweep_is_said(tmp_path):
+    done = status(tmp_path)
+    assert done.returncode == 1
+    assert "no sweep is here" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def one_job(short, tmp_path):
+    """A sweep folder with one job that has not begun."""
+    config = short()
+    sweep = Sweep(tmp_path / "sweep")
+    sweep.add(0, ["train.steps=3"], config, tmp_path / "sweep/0")
+    sweep.write()
+    folder = RunFolder(job_folder(sweep, 0))
+    return Sweep.open(tmp_path / "sweep"), folder
+
+
+def test_states_of_a_job_that_runs_here(one_job):
+    sweep, folder = one_job
+    assert sweep.states()[0].name == "missing"
+    with FolderLock(folder.path) as lock:
+        folder.start({}, {}, {})
+        lock.report(Phase("training", 2, 3))
+        lock._beat()
+        state = sweep.states()[0]
+        assert (state.name, state.phase.done, state.ended) == ("running", 2, False)
+    assert sweep.states()[0].name == "interrupted"
+    RunFolder(folder.path).start({}, {}, {})
+    assert sweep.states()[0].interruptions == 1
+    folder.fail("ValueError: first line\nlast line")
+    assert sweep.states()[0].detail.endswith("last line")
+    folder.start({}, {}, {})
+    folder.finish({})
+    assert sweep.states()[0].name == "done"
+
+
+def test_states_of_a_job_that_slurm_has(one_job, monkeypatch, tmp_path):
+    """A mock of SLURM's answers alone; tests/slurm asks a real one."""
+    sweep, folder = one_job
+    sweep.tasks[0] = "7_0"
+    sweep.launcher = {"submitit_folder": str(tmp_path / "logs/%j")}
+    monkeypatch.setattr("unlearn.sweeps.slurm.endings", lambda tasks: dict.fromkeys(tasks, "TIMEOUT"))
+
+    def now(queue):
+        monkeypatch.setattr("unlearn.sweeps.slurm.queue", lambda _tasks: queue)
+        state = sweep.states()[0]
+        return state.name, state.detail
+
+    assert now({"7_0": "PENDING (Resources)"}) == ("pending", "PENDING (Resources)")
+    assert now({"7_0": "RUNNING"}) == ("running", "starting")
+    assert now(None)[0] == "running"  # SLURM does not answer: nothing is known to have ended
+    log = tmp_path / "logs/7_0/7_0_0_log.err"
+    log.parent.mkdir(parents=True)
+    log.write_text("slurmstepd: DUE TO TIME LIMIT\nsrun: error: task 0: Exited\n\n")
+    assert now({}) == ("failed", "SLURM: TIMEOUT, slurmstepd: DUE TO TIME LIMIT")
+    folder.start({}, {}, {})
+    folder.fail("an earlier attempt's error")
+    assert now({"7_0": "RUNNING"}) == ("running", "starting")
+    assert now(None)[0] == "running"
+    assert now({}) == ("failed", "an earlier attempt's error")
+    folder.start({}, {}, {})
+    folder.finish({})
+    assert now(None) == ("done", "")
+    assert now({"7_0": "RUNNING"}) == ("running", "starting")  # of a run that is to be repeated
+    sweep.keep_error(0, "7_0", "other inputs")
+    assert now({}) == ("failed", "other inputs")
+    sweep.keep_error(0, "7_0", None)
+    with monkeypatch.context() as elsewhere, FolderLock(folder.path):
+        folder.start({}, {}, {})
+        assert now({})[0] == "running"  # in another sweep's job
+        elsewhere.setenv("SLURM_JOB_ID", "7_0")
+    with monkeypatch.context() as here:
+        here.setenv("SLURM_JOB_ID", "7_0")
+        with FolderLock(folder.path):
+            assert now({})[0] == "failed"  # of this very task, which has ended
+            assert now({"7_0": "COMPLETING"})[0] == "running"
+
+
+def test_what_is_finished_is_seen_without_loading_anything(short, tmp_path):
+    from unlearn.experiment import run
+
+    text = tmp_path / "text.txt"
+    text.write_text("soil blossom river\n" * 12)
+    topic = f"+data.topics.a={{forget: {text}, retain: {text}, max_length: 16}}"
+    config = short("data=jsonl", topic)
+    assert not finished(config)
+    folder = run(config)
+    os.utime(text, (0, 0))
+    assert finished(config)
+    assert not finished(short("data=jsonl", topic, "seed=1"))
+    assert not finished(short("data=jsonl", topic, "train.force=true"))
+    os.utime(text, None)  # a text that is younger than the run: the run has to look at it
+    os.utime(folder / "run.json", (1000, 1000))
+    assert not finished(config)
+
+
+def test_without_slurm_nothing_answers(monkeypatch, tmp_path):
+    """sbatch and scontrol may be installed where no controller runs: a mock of the latter says so."""
+    for name in ("scontrol", "sbatch", "srun"):
+        (tmp_path / name).write_text("#!/bin/sh\necho 'Slurmctld(primary) at localhost is DOWN'\nexit 0\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert not answers()
+    assert last_words(str(tmp_path / "%j"), "1") is None
+    done = launch("hydra/launcher=slurm", "seed=0,1", f"output_root={tmp_path}")
+    assert done.returncode == 1
+    assert "no SLURM answers here (scontrol ping)" in done.stderr
+    done = launch("seed=0,1", *QUICK[:3], f"output_root={tmp_path}")
+    assert done.returncode == 0
+    assert "hydra/launcher=auto: no SLURM answers" in done.stdout.splitlines()[0]
+
+
+def test_a_sweep_that_is_none(tmp_path):
+    with pytest.raises(UserError, match="no sweep is here"):
+        Sweep.open(tmp_path)

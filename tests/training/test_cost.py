@@ -1,0 +1,120 @@
+"""Costs counted from a configuration against what torch counts and keeps."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModel, AutoModelForCausalLM, MistralConfig, MixtralConfig
+
+from tests.training.test_loop import SETTINGS
+from unlearn.data.batches import batches
+from unlearn.data.corpora import Topic
+from unlearn.methods.misdirection import Misdirection
+from unlearn.methods.rmu import RMU
+from unlearn.methods.rsv import RSV
+from unlearn.models.cutting import CutModel
+from unlearn.training.cost import Shape, training_memory
+from unlearn.training.loop import train
+from unlearn.training.variant import make_variant
+
+LAYER, BATCH, LENGTH = 4, 2, 64
+SIZE = {
+    "num_hidden_layers": 8, "hidden_size": 64, "intermediate_size": 224, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 500,
+}  # fmt: skip
+PARTS = {"forget": (BATCH * LENGTH, LENGTH), "retain": (BATCH * LENGTH, LENGTH)}
+
+
+def counted_step(method, variants):
+    """FLOPs that torch counts in one step, attention (counted whole by torch, causal by us) left out."""
+    config = MistralConfig(**(SIZE | {"num_hidden_layers": LAYER + 1}))
+    cut = CutModel(AutoModel.from_config(config, attn_implementation="sdpa").eval().requires_grad_(False), LAYER)
+    objective = Misdirection(
+        method, {"bio": method.control_vector(64, torch.Generator().manual_seed(0))}, 1.0, "padding", lambda t, *_: t
+    )
+    points = [make_variant(objective, cut.frozen, **SETTINGS) for _ in range(variants)]
+    documents = [[(7 * i + j) % 500 for j in range(LENGTH)] for i in range(BATCH)]
+    stream = batches([Topic("bio", documents, documents, {})], steps=1, batch_size=BATCH, pad_id=0, side="right")
+    with FlopCounterMode(display=False) as counter:
+        train(cut, points, stream, mask_padding=False, log_every=1, on_record=lambda *_: None)
+    by_operation = counter.get_flop_counts()["Global"]
+    return sum(flops for operation, flops in by_operation.items() if "attention" not in str(operation))
+
+
+@pytest.mark.parametrize("variants", [1, 3])
+@pytest.mark.parametrize(("method", "frozen_forget"), [(RMU(1.0), False), (RSV(1.0), True)])
+def test_a_step_costs_what_was_counted(method, frozen_forget, variants):
+    """So nothing that could be shared is computed twice."""
+    shape = Shape.of(MistralConfig(**SIZE), LAYER)
+    expected = shape.training_step(PARTS, variants, frozen_forget=frozen_forget)
+    parts = [(tokens, -1) for tokens, _ in PARTS.values()]  # a length of -1: no attention
+    expected = shape.training_step(dict(zip(PARTS, parts, strict=True)), variants, frozen_forget=frozen_forget)
+    assert counted_step(method, variants) == expected
+
+
+def test_parameters_are_those_of_the_model():
+    config = MistralConfig(**SIZE)
+    model = AutoModelForCausalLM.from_config(config)
+    shape = Shape.of(config, LAYER)
+    assert shape.layers * shape.layer_parameters + shape.embeddings + shape.head + 64 == model.num_parameters()
+    assert shape.trained == shape.trained_active == 64 * 224
+    assert (shape.hidden, shape.attention, shape.intermediate) == (64, 64, 224)
+
+
+def test_a_mixture_of_experts_multiplies_the_visited_ones_and_stores_all():
+    size = SIZE | {"num_local_experts": 4, "num_experts_per_tok": 1}
+    dense, mixed = Shape.of(MistralConfig(**SIZE), LAYER), Shape.of(MixtralConfig(**size), LAYER)
+    router = 4 * 64
+    assert mixed.active == dense.active + router
+    assert mixed.trained == 4 * dense.trained
+    assert mixed.layer_parameters == dense.layer_parameters + 3 * 3 * 64 * 224 + router
+
+
+def test_the_published_step_is_six_times_ours_at_zephyrs_shape():
+    zephyr = MistralConfig(
+        num_hidden_layers=32, hidden_size=4096, intermediate_size=14336, num_attention_heads=32,
+        num_key_value_heads=8, vocab_size=32000,
+    )  # fmt: skip
+    shape = Shape.of(zephyr, 7)
+    parts = {"forget": (2048, 512), "retain": (2048, 512)}
+    for frozen_forget, one, fourteen in ((False, 5.4, 11.6), (True, 6.2, 14.4)):
+        published = shape.published_step(parts, frozen_forget=frozen_forget)
+        assert published / shape.training_step(parts, 1, frozen_forget=frozen_forget) == pytest.approx(one, abs=0.05)
+        speedup = 14 * published / shape.training_step(parts, 14, frozen_forget=frozen_forget)
+        assert speedup == pytest.approx(fourteen, abs=0.05)
+
+
+@pytest.mark.parametrize(("precision", "state"), [("master", 4), ("model", 2)])
+def test_memory_of_a_variant_is_its_matrices_and_two_moments(precision, state):
+    shape = Shape.of(MistralConfig(**SIZE), LAYER)
+    memory = training_memory(shape, 256, weight_bytes=2, precision=precision)
+    assert memory.variant == 3 * 3 * 64 * 224 * state
+    assert memory.weights == 2 * (500 * 64 + 5 * shape.layer_parameters)
+    assert memory.variants(memory.total(9)) == 9
+    assert memory.variants(memory.total(9) - 1) == 8
+    assert memory.variants(0) == 0
+
+
+def test_what_a_backward_pass_keeps_is_within_what_was_estimated_and_more_than_half_of_it():
+    """Bytes that autograd saves in the span, each storage once; the rest is for what is made and freed on the way."""
+    config = MistralConfig(**(SIZE | {"num_hidden_layers": LAYER + 1}))
+    cut = CutModel(AutoModel.from_config(config).eval().requires_grad_(False), LAYER)
+    weights = {n: w.clone().requires_grad_() for n, w in cut.frozen.items()}
+    calls = cut.prefix(torch.randint(0, 500, (8, LENGTH)))
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        h_BTD = cut.span(calls, weights)
+    h_BTD.sum().backward()
+    for outputs in calls[0].known.values():
+        for output in outputs:
+            for tensor in output if isinstance(output, tuple) else (output,):
+                if isinstance(tensor, torch.Tensor):
+                    pack(tensor)
+    memory = training_memory(Shape.of(MistralConfig(**SIZE), LAYER), 8 * LENGTH, weight_bytes=4, precision="master")
+    activations = memory.working - sum(w.numel() for w in weights.values()) * 4
+    assert 0.5 * activations < sum(kept.values()) < activations

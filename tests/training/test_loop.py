@@ -1,0 +1,190 @@
+"""Algorithm 1: what is minimised, what moves, what does not, and what happens when a loss is not finite."""
+
+import copy
+import math
+from functools import partial
+
+import pytest
+import torch
+
+from unlearn.data.batches import batches
+from unlearn.data.corpora import Topic
+from unlearn.methods.misdirection import Misdirection
+from unlearn.methods.objective import Losses
+from unlearn.methods.rmu import RMU
+from unlearn.methods.rna import augment
+from unlearn.models.cutting import CutModel
+from unlearn.training.loop import train
+from unlearn.training.optimizer import schedule
+from unlearn.training.variant import make_variant
+
+TOPICS = [
+    Topic("bio", [[3, 4, 5, 6], [7, 8]] * 4, [[9, 10], [11, 12, 13]] * 4, {}),
+    Topic("cyber", [[14, 15, 16], [17, 18]] * 4, [[19, 20], [21]] * 4, {}),
+]
+SETTINGS = {"lr": 1e-2, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
+SETTINGS |= {"precision": "master", "optimizer": "adamw"}
+
+
+def objective(nu=0.0, c=2.0, alpha=3.0):
+    controls = {t.name: RMU(c).control_vector(16, torch.Generator().manual_seed(i)) for i, t in enumerate(TOPICS)}
+    return Misdirection(RMU(c), controls, alpha, "padding", partial(augment, nu=nu, scale="std", seed=0))
+
+
+def run(cut, variants, steps=4, log_every=1):
+    records = [[] for _ in variants]
+    stream = batches(TOPICS, steps=steps, batch_size=2, pad_id=0, side="right")
+    place = {id(v): i for i, v in enumerate(variants)}
+
+    def on_record(variant, record):
+        records[place[id(variant)]].append(record)
+
+    train(cut, variants, stream, mask_padding=False, log_every=log_every, on_record=on_record)
+    return records
+
+
+def test_first_step_is_adamw_on_the_loss_of_two_whole_models(tiny_llama):
+    """Losses and gradients by whole forward passes with hooks on a copy; AdamW's first step is lr * g / (|g| + eps)."""
+    cut = CutModel(tiny_llama, 3)
+    variant = make_variant(objective(nu=0.3), cut.frozen, **SETTINGS)
+    updated = copy.deepcopy(tiny_llama)
+    [batch] = batches(TOPICS[:1], steps=1, batch_size=2, pad_id=0, side="right")
+
+    def hidden(model, part):
+        seen = []
+        hook = model.model.layers[3].register_forward_hook(lambda _m, _i, output: seen.append(output))
+        model(input_ids=part.ids_BT, attention_mask=part.mask_BT.long())
+        hook.remove()
+        return seen[0]
+
+    def mean(difference_BTD, mask_BT):
+        rows = [d[m].square().mean() for d, m in zip(difference_BTD, mask_BT, strict=True)]
+        return torch.stack(rows).mean()
+
+    target_BTD = 2.0 * objective().controls["bio"]
+    noisy_BTD = augment(
+        hidden(tiny_llama, batch.retain), batch.retain.mask_BT, nu=0.3, scale="std", seed=0, topic="bio", step=0
+    )
+    names = list(cut.frozen)
+    for name in names:
+        updated.get_parameter(name).requires_grad_(True)
+    forget = mean(hidden(updated, batch.forget) - target_BTD, batch.forget.mask_BT)
+    retain = mean(hidden(updated, batch.retain) - noisy_BTD, batch.retain.mask_BT)
+    (forget + 3.0 * retain).backward()
+    [[record]] = run(cut, [variant], steps=1)
+    assert record.forget_loss == pytest.approx(forget.item(), rel=1e-5)
+    assert record.retain_loss == pytest.approx(retain.item(), rel=1e-5)
+    assert record.loss == pytest.approx((forget + 3.0 * retain).item(), rel=1e-5)
+    for name in names:
+        gradient = updated.get_parameter(name).grad
+        expected = tiny_llama.get_parameter(name) - 1e-2 * gradient / (gradient.abs() + 1e-8)
+        torch.testing.assert_close(variant.weights[name], expected, rtol=0, atol=1e-4)
+
+
+def test_exactly_the_chosen_matrices_move(tiny_llama):
+    before = {name: p.clone() for name, p in tiny_llama.named_parameters()}
+    cut = CutModel(tiny_llama, 3)
+    variant = make_variant(objective(), cut.frozen, **SETTINGS)
+    run(cut, [variant])
+    assert set(variant.weights) == {f"model.layers.{i}.mlp.down_proj.weight" for i in (1, 2, 3)}
+    assert all(not torch.equal(w, before[name]) for name, w in variant.weights.items())
+    # The model itself, frozen and shared, is bit-identical.
+    assert all(torch.equal(p, before[name]) for name, p in tiny_llama.named_parameters())
+
+
+def test_the_linear_schedule_ends_a_share_of_the_rate_above_zero(tiny_llama):
+    """Adam without memory moves its fastest entry by the learning rate itself: lr (1 - t / T) at step t."""
+    cut = CutModel(tiny_llama, 3)
+    settings = SETTINGS | {"betas": (0.0, 0.0), "eps": 1e-12, "lr": schedule("linear", 1e-2, 4)}
+    variant = make_variant(objective(), cut.frozen, **settings)
+    moved, before = [], {name: w.detach().clone() for name, w in variant.weights.items()}
+
+    def look(_variant, _record):
+        moved.append(max((w - before[name]).abs().max().item() for name, w in variant.weights.items()))
+        before.update({name: w.detach().clone() for name, w in variant.weights.items()})
+
+    stream = batches(TOPICS, steps=4, batch_size=2, pad_id=0, side="right")
+    train(cut, [variant], stream, mask_padding=False, log_every=1, on_record=look)
+    assert moved == pytest.approx([1e-2, 0.75e-2, 0.5e-2, 0.25e-2], rel=1e-3)
+
+
+def test_training_lowers_the_forget_loss_and_keeps_the_retain_loss_small(tiny_llama):
+    cut = CutModel(tiny_llama, 3)
+    [records] = run(cut, [make_variant(objective(), cut.frozen, **SETTINGS)], steps=8)
+    bio = [r for r in records if r.topic == "bio"]
+    assert bio[-1].forget_loss < bio[0].forget_loss
+    assert bio[0].retain_loss == 0.0  # the updated model starts as the frozen one
+    assert bio[-1].facts["forget_cosine"] > bio[0].facts["forget_cosine"]
+
+
+def test_variants_do_not_see_each_other(tiny_llama):
+    cut = CutModel(tiny_llama, 3)
+    alone = [make_variant(objective(nu), cut.frozen, **SETTINGS) for nu in (0.0, 0.1)]
+    for variant in alone:
+        run(cut, [variant])
+    together = [make_variant(objective(nu), cut.frozen, **SETTINGS) for nu in (0.0, 0.1)]
+    run(cut, together)
+    for a, b in zip(alone, together, strict=True):
+        assert all(torch.equal(a.weights[name], b.weights[name]) for name in a.weights)
+    assert any(not torch.equal(w, together[1].weights[name]) for name, w in together[0].weights.items())
+
+
+def test_a_master_copy_keeps_updates_that_bfloat16_loses(tiny_llama):
+    cut = CutModel(tiny_llama.bfloat16(), 3)
+    tiny = SETTINGS | {"lr": 1e-6}
+    master = make_variant(objective(), cut.frozen, **tiny)
+    model = make_variant(objective(), cut.frozen, **(tiny | {"precision": "model"}))
+    run(cut, [master, model])
+    moved = {
+        name: [(v.weights[name].float() != cut.frozen[name].float()).float().mean().item() for v in (master, model)]
+        for name in cut.frozen
+    }
+    assert all(w.dtype == torch.float32 for w in master.weights.values())
+    assert all(w.dtype == torch.bfloat16 for w in model.weights.values())
+    assert all(in_master > 0.9 and in_model < 0.1 for in_master, in_model in moved.values())
+
+
+def test_a_loss_that_is_not_finite_stops_its_variant_only(tiny_llama):
+    cut = CutModel(tiny_llama, 3)
+    good = objective()
+
+    def bad(batch, frozen, updated):
+        losses = good(batch, frozen, updated)
+        return Losses(losses.forget * (math.nan if batch.step == 2 else 1), losses.retain, losses.alpha, losses.facts)
+
+    variants = [make_variant(o, cut.frozen, **SETTINGS) for o in (bad, good)]
+    reference = make_variant(good, cut.frozen, **SETTINGS)
+    records = run(cut, variants)
+    run(cut, [reference], steps=2)
+    assert "nan at step 2, topic bio" in variants[0].error
+    assert [r.step for r in records[0]] == [0, 1]  # what was logged stays
+    assert [r.step for r in records[1]] == [0, 1, 2, 3]
+    assert variants[1].error is None
+    assert all(torch.equal(variants[0].weights[n], reference.weights[n]) for n in reference.weights)
+
+
+def test_the_first_and_the_last_step_are_always_logged(tiny_llama):
+    cut = CutModel(tiny_llama, 3)
+    [records] = run(cut, [make_variant(objective(), cut.frozen, **SETTINGS)], steps=6, log_every=4)
+    assert [r.step for r in records] == [0, 4, 5]
+    assert [r.topic for r in records] == ["bio", "bio", "cyber"]
+    # Real tokens: forget 6 + retain 5 (bio), 5 + 3 (cyber), three times each.
+    assert records[-1].tokens == 3 * (6 + 5) + 3 * (5 + 3)
+
+
+def test_variants_of_one_batch_report_its_speed_alike(tiny_llama):
+    """The first one's record used to leave out what the others' work takes."""
+    cut = CutModel(tiny_llama, 3)
+    variants = [make_variant(objective(), cut.frozen, **SETTINGS) for _ in range(8)]
+    for records in zip(*run(cut, variants, steps=3), strict=True):
+        assert max(r.tokens_per_second for r in records) < 2 * min(r.tokens_per_second for r in records)
+        assert max(r.seconds for r in records) < 2 * min(r.seconds for r in records)
+
+
+def test_a_line_of_train_jsonl_has_the_documented_names(tiny_llama):
+    cut = CutModel(tiny_llama, 3)
+    [[record]] = run(cut, [make_variant(objective(), cut.frozen, **SETTINGS)], steps=1)
+    assert list(record.line()) == [
+        "step", "topic", "forget_loss", "retain_loss", "loss", "gradient_norm", "tokens_per_second", "memory_mb",
+        "forget_norm", "retain_norm", "forget_cosine", "retain_drift",
+    ]  # fmt: skip

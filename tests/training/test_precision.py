@@ -1,0 +1,70 @@
+"""What the float32 master copy changes on a bfloat16 model: updates that round away without it, and the loss."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from tests.conftest import ROOT
+from unlearn.data.batches import batches
+from unlearn.data.corpora import load_topic
+from unlearn.methods.misdirection import Misdirection
+from unlearn.methods.rmu import RMU
+from unlearn.methods.rna import augment
+from unlearn.models.cutting import CutModel
+from unlearn.models.loading import Source, load_tokenizer, load_up_to
+from unlearn.training.loop import train
+from unlearn.training.variant import make_variant
+
+TOY = ROOT / "unlearn" / "toy"
+
+
+def trained(precision: str, steps: int):
+    """The embedded model in bfloat16 after so many steps of RMU: frozen and trained matrices, records."""
+    source = Source(str(TOY / "model"), dtype="bfloat16", device="cpu")
+    cut = CutModel(load_up_to(source, 5), 5)
+    files = str(TOY / "data" / "forget-bio.jsonl"), str(TOY / "data" / "retain.jsonl")
+    topic = load_topic(
+        "bio",
+        *files,
+        load_tokenizer(source),
+        max_length=32,
+        retain_max_length=32,
+        documents=4 * steps,
+        on_exhausted="error",
+    )
+    controls = {"bio": RMU(3.0).control_vector(cut.dim, torch.Generator().manual_seed(0))}
+    variant = make_variant(
+        Misdirection(RMU(3.0), controls, 10.0, "padding", partial(augment, nu=0.03, scale="std", seed=0)),
+        cut.frozen,
+        lr=1e-6,  # about half a unit in the last place of these matrices in bfloat16
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        weight_decay=0.0,
+        precision=precision,
+        optimizer="adamw",
+    )
+    records = []
+    stream = batches([topic], steps=steps, batch_size=4, pad_id=0, side="right")
+    train(cut, [variant], stream, mask_padding=False, log_every=1, on_record=lambda _, r: records.append(r))
+    return cut.frozen, variant.weights, records
+
+
+def unmoved(frozen, weights) -> float:
+    """Share of the numbers that are what they were."""
+    same = [(weights[name].detach() == w.to(weights[name].dtype)).float() for name, w in frozen.items()]
+    return torch.cat([s.flatten() for s in same]).mean().item()
+
+
+def test_without_a_master_copy_updates_round_away_and_less_is_forgotten(record_property):
+    # After one step every number has been updated by lr (AdamW's first step), so what has not moved rounded away.
+    lost = {p: unmoved(*trained(p, 1)[:2]) for p in ("master", "model")}
+    losses = {p: trained(p, 100)[2] for p in ("master", "model")}
+    first = losses["master"][0].forget_loss
+    last = {p: sum(r.forget_loss for r in losses[p][-10:]) / 10 for p in losses}
+    for precision in ("master", "model"):
+        record_property(precision, (lost[precision], first, last[precision]))
+    assert lost["master"] < 0.01
+    assert lost["model"] > 0.1
+    assert losses["model"][0].forget_loss == pytest.approx(first)  # both start from the same model
+    assert first - last["model"] < 0.8 * (first - last["master"])

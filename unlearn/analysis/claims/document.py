@@ -1,0 +1,220 @@
+"""The verdicts as a page of Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from unlearn.analysis.claims.claims import (
+    CLAIMS,
+    NOT_MEASURED,
+    NOT_SEEN,
+    OVER_METHODS,
+    SEEN,
+    Claim,
+    at_nu,
+    stumble,
+    stumble_beside_rna,
+    won_back,
+)
+from unlearn.analysis.claims.evidence import Evidence, Subject
+from unlearn.analysis.claims.theorems import THEOREMS, theories
+from unlearn.analysis.report.contrasts import Contrast
+from unlearn.analysis.report.export import as_text
+from unlearn.analysis.report.tables import Table
+from unlearn.errors import UserError, describe
+
+SHOWN = (("retain", "default"), ("retain", "perturbed"), ("retain", "control"), ("near", "default"),
+         ("near", "perturbed"), ("forget", "default"))  # fmt: skip
+SURE = 0.01  # p of a drop of which a share is told
+RULE = """\
+A claim is about one number for each method, its effect, given as the mean over seeds with its 95 % interval (Student's
+t). **Seen**: the whole interval lies where the claim says. **Contrary**: the whole interval lies where it does not.
+**Not seen**: neither, be it that there is no effect or that the seeds are too few to tell. The best nu, the peak and
+the lowest point are chosen for each seed from the other seeds, on one half of the questions (alternating blocks of
+four): the best nu for retained knowledge under perturbation less forgotten knowledge, the others for the former. Every
+effect of accuracy is measured on the other half. Where several coefficients or layers of a method have runs with and
+without RNA, the one with most runs is judged, whatever came of them. Nothing is corrected for there being many claims.
+
+Not judged: that MaxLogit becomes normally distributed (section 6.3), that tokens with more random states make for more
+random predictions (section 4.2), that robustness saturates before it falls (section 6.6)."""
+
+
+def document(evidence: Evidence, title: str, preface: str = "") -> str:
+    """The page: what was run, the rule, the verdicts, accuracies and theorems; `preface` (Markdown) comes first.
+
+    Raises UserError if no method has models both with and without RNA.
+    """
+    subjects = evidence.subjects
+    if not subjects:
+        raise UserError("no method has finished runs without RNA and with it, alike in all else: nothing to judge.")
+    tables = [
+        _runs(evidence, subjects),
+        _verdicts(subjects),
+        _over_methods(subjects),
+        _accuracies(subjects),
+        _drops(subjects),
+        _every_nu(subjects),
+        *_theory(subjects),
+    ]
+    warnings = "".join(f"\n**Note:** {warning}\n" for warning in evidence.material.warnings)
+    head = "\n\n".join(part for part in (f"# {title}", preface.strip(), RULE) if part)
+    return "\n".join([f"{head}\n{warnings}", *(as_text(table, "md") for table in tables)])
+
+
+def _runs(evidence: Evidence, subjects: Sequence[Subject]) -> Table:
+    m = evidence.material
+    done = m.about[(m.about["status"] == "done") & (m.about["world"] == m.world)]
+    lost = len(m.about) - len(done)
+    more = f" ({lost} more are unfinished, failed, or of another model or other questions)" if lost else ""
+    model = m.runs[int(done["number"].iloc[0])].identity["model"]["name"]
+    note = f"Written by `python -m unlearn.claims` from {len(done)} runs{more} of the model {model}."
+    rows = []
+    for s in subjects:
+        runs = m.runs_of(s.plain)
+        layer = next(iter(runs.values())).identity["model"]["layer"]
+        nus = ", ".join(f"{nu:g}" + ("" if nu in s.compared else " (too few seeds)") for nu in s.by_nu)
+        chosen = [nu for seed, nu in s.best_nu.items() if seed in s.seeds]
+        best = ", ".join(f"{nu:g} ({chosen.count(nu)} of {len(chosen)} seeds)" for nu in sorted(set(chosen)))
+        values = ", ".join(f"{value:g}" for value in s.by_coefficient)
+        rows.append(
+            {
+                "method": s.method,
+                "layer": layer,
+                "seeds without RNA": ", ".join(map(str, runs)),
+                "nu": nus,
+                "seeds that all nu have": ", ".join(map(str, sorted(s.seeds))),
+                "best nu": best or "–",
+                "coefficient": f"{s.coefficient} = {values}",
+            }
+        )
+    return Table("runs", "The runs", note, pd.DataFrame(rows))
+
+
+def _verdicts(subjects: Sequence[Subject]) -> Table:
+    rows = []
+    for claim in CLAIMS:
+        cells = {s.method: _cell(claim, claim.effect(s)) for s in subjects}
+        rows.append({"claim": f"{claim.says} ({claim.place})", "effect": f"{claim.measured}, {claim.unit}", **cells})
+    note = "Each claim's effect, with its 95 % interval over seeds."
+    return Table("claims", "The claims", note, pd.DataFrame(rows))
+
+
+def _over_methods(subjects: Sequence[Subject]) -> Table:
+    claim = OVER_METHODS
+    verdict = _cell(claim, claim.effect(subjects[0]), "models")
+    row = {"claim": f"{claim.says} ({claim.place})", "effect": f"{claim.measured}, {claim.unit}", "verdict": verdict}
+    note = (
+        "Each method's own means taken off both; Fisher's 95 % interval, with a degree of freedom less for each mean."
+    )
+    return Table("over_methods", "Over all methods", note, pd.DataFrame([row]))
+
+
+def _cell(claim: Claim, effect: Contrast, of: str = "seeds") -> str:
+    verdict = claim.verdict(effect)
+    if verdict == NOT_MEASURED:
+        return f"{verdict}: {effect.why_not}"
+    digits = 1 if claim.unit.startswith("points") else 2
+    interval = f"{effect.seeds_low:+.{digits}f} .. {effect.seeds_high:+.{digits}f}"
+    return f"**{verdict}** {effect.difference:+.{digits}f} ({interval}; {effect.seeds} {of})"
+
+
+def _accuracies(subjects: Sequence[Subject]) -> Table:
+    rows = []
+    for s in subjects:
+        rna = [] if s.usual_nu is None else [(f"nu = {s.usual_nu:g}", s.compared[s.usual_nu])]
+        for name, setting in [("base", None), ("none", s.plain), *rna]:
+            row = {"method": s.method if setting is None else "", "RNA": name}
+            rows.append(row | {f"{role}, {query}": _accuracy(s, setting, role, query) for role, query in SHOWN})
+    note = (
+        "Accuracies in %, on all questions: means over seeds with 95 % intervals and the number of seeds (of one seed, "
+        "the interval is over questions). nu is the one that most seeds choose."
+    )
+    return Table("accuracies", "What was measured", note, pd.DataFrame(rows))
+
+
+def _accuracy(s: Subject, setting: str | None, role: str, query: str) -> str:
+    means = s.evidence.material.means
+    of = means[(means["role"] == role) & (means["query"] == query) & (means["task"] == "mean")]
+    of = of[(of["setting"] == (setting or s.plain)) & (of["model"] == ("unlearned" if setting else "base"))]
+    if of.empty:
+        return "–"
+    row = of.iloc[0]
+    return f"{row['mean']:.1f}" + (f" ({row['low']:.1f} .. {row['high']:.1f}; {row['seeds']})" if setting else "")
+
+
+def _drops(subjects: Sequence[Subject]) -> Table:
+    rows = []
+    for s in subjects:
+        plain, beside, back = stumble(s), stumble_beside_rna(s), won_back(s)
+        share = _share(back, beside)
+        cells = {"drop without RNA": _drop(plain), "of it RNA takes away": _drop(back), "recovered": share}
+        rows.append({"method": s.method, **cells})
+    note = (
+        "Drop: retained knowledge, default less perturbed, in points, beyond the base model's; p is over questions, "
+        "of these very models (each question's mean over seeds; normal). Recovered: the share of the drop that RNA "
+        f"takes away, on the seeds that have both; where the drop's p is below {SURE:g}."
+    )
+    return Table("drops", "What RNA takes away", note, pd.DataFrame(rows))
+
+
+def _share(back: Contrast, drop: Contrast) -> str:
+    known = drop.difference > 0 and drop.p < SURE and not back.why_not
+    return f"{100 * back.difference / drop.difference:.0f} %" if known else "–"
+
+
+def _every_nu(subjects: Sequence[Subject]) -> Table:
+    rows = []
+    for s in subjects:
+        for nu, setting in s.compared.items():
+            drop, back, remembered = at_nu(s, setting)
+            cells = {"of the drop RNA takes away": _drop(back), "recovered": _share(back, drop)}
+            cells |= {"forgotten knowledge comes back": _drop(remembered, p=False)}
+            rows.append({"method": s.method, "nu": f"{nu:g}", **cells})
+    note = (
+        "As above, for every nu, so that nothing is chosen; the last column is accuracy on what was to be forgotten, "
+        "with RNA less without."
+    )
+    return Table("every_nu", "What every nu takes away", note, pd.DataFrame(rows))
+
+
+def _drop(c: Contrast, *, p: bool = True) -> str:
+    """`p` takes questions as independent: not so where one fact is asked about several times."""
+    if math.isnan(c.difference):
+        return "–"
+    told = f"{c.difference:.1f} ({c.seeds_low:.1f} .. {c.seeds_high:.1f}; {c.seeds} seeds)"
+    return told + (f", p {c.p:.1g}" if p else "")
+
+
+def _theory(subjects: Sequence[Subject]) -> list[Table]:
+    """None if there are no measurements."""
+    found = theories(subjects)
+    if not found:
+        return []
+    rows = []
+    for theorem in THEOREMS:
+        told, known = [], []
+        for name, (trained, theory) in found.items():
+            if trained == theorem.trained:
+                try:
+                    theorem.holds(theory)
+                    told.append(f"{name}: {theorem.measured(theory)}")
+                    known.append(theory)
+                except (KeyError, TypeError, IndexError) as error:  # of another version
+                    told.append(f"{name}: theory.json lacks what this needs ({describe(error)})")
+        rows.append(
+            {
+                "claim": f"{theorem.says} ({theorem.place})",
+                "seen if": theorem.rule,
+                "verdict": f"**{theorem.verdict(known)}**" if known else NOT_MEASURED,
+                "measured": "; ".join(told),
+            }
+        )
+    note = (
+        "Measured by `python -m unlearn.theory` on perturbed queries of the retain role; in brackets what the formula "
+        f"says. {SEEN.capitalize()}: in every run that was measured. Contrary: in none, beyond what intervals leave in "
+        f"doubt. Else {NOT_SEEN}."
+    )
+    return [Table("theorems", "The theorems", note, pd.DataFrame(rows))]

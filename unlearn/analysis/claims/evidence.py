@@ -1,0 +1,266 @@
+"""What claims are judged by: linear combinations of accuracies, for each seed and question.
+
+What has to be chosen, such as the best nu, is chosen for each seed from the *other* seeds and on one half of the
+questions (`CHOOSING`), and measured in that seed on the other half (`MEASURING`): else chance alone would make the best
+of several look better than it is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from statistics import mean
+
+import numpy as np
+import pandas as pd
+
+from unlearn.analysis.compare import differing_questions
+from unlearn.analysis.report.choose import family
+from unlearn.analysis.report.collect import Run
+from unlearn.analysis.report.contrasts import Answers, Contrast, answers, contrast, mean_over_seeds
+from unlearn.analysis.report.frames import without
+from unlearn.analysis.report.material import Material
+from unlearn.analysis.report.phases import turning_points
+from unlearn.evaluate.statistics import NORMAL
+
+CHOOSING, MEASURING = 0, 1  # halves of the questions
+BLOCK = 4  # questions in a row that go to one half; the embedded world asks about a forgotten fact four times in a row
+FEWEST = 2  # seeds
+LAYER = "model.layer"
+TINY = 1e-9  # a spread below which there is none
+
+
+@dataclass(frozen=True)
+class Term:
+    """A weight times the accuracy of a setting's models (see `unlearn.report.frames`) in one role and kind of query."""
+
+    weight: float
+    setting: str
+    role: str
+    query: str
+    model: str = "unlearned"
+
+
+Terms = Sequence[Term] | Callable[[int], Sequence[Term]]  # of all seeds, or of each
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A method on its trial: its model without RNA, and what differs from that in nothing but nu, c or beta, or l."""
+
+    evidence: Evidence
+    method: str
+    plain: str
+    by_nu: dict[float, str]  # nu > 0 -> setting
+    by_coefficient: dict[float, str]  # without RNA
+    coefficient: str  # "c" or "beta"
+    by_layer: dict[float, str]  # without RNA
+
+    def shared(self, setting: str) -> set[int]:
+        """The seeds that a setting and the one without RNA have."""
+        runs_of = self.evidence.material.runs_of
+        return set(runs_of(setting)) & set(runs_of(self.plain))
+
+    @cached_property
+    def compared(self) -> dict[float, str]:
+        """Those of `by_nu` with enough seeds."""
+        return {nu: setting for nu, setting in self.by_nu.items() if len(self.shared(setting)) >= FEWEST}
+
+    @cached_property
+    def seeds(self) -> set[int]:
+        """Those that all compared nu have."""
+        found = [self.shared(setting) for setting in self.compared.values()]
+        return set.intersection(*found) if found else set()
+
+    def curve(self, role: str, query: str, seed: int) -> dict[float, float]:
+        """nu -> accuracy in percent, over the other seeds, on the choosing half; NaN where that was not asked."""
+        others = self.seeds - {seed}
+        return {
+            nu: mean(self.evidence.accuracy(setting, other, role, query) for other in others) if others else math.nan
+            for nu, setting in self.compared.items()
+        }
+
+    @cached_property
+    def best_nu(self) -> dict[int, float]:
+        """For each seed the nu with most retained knowledge under perturbation, less forgotten where that was asked."""
+        found = {}
+        for seed in self.own_seeds:
+            retained, forgotten = self.curve("retain", "perturbed", seed), self.curve("forget", "default", seed)
+            forgotten = {nu: 0.0 if math.isnan(value) else value for nu, value in forgotten.items()}
+            scores = {nu: value - forgotten[nu] for nu, value in retained.items() if not math.isnan(value)}
+            if scores:
+                found[seed] = max(scores, key=scores.__getitem__)
+        return found
+
+    def rna(self, seed: int) -> str | None:
+        """The setting of the best nu."""
+        return self.compared[self.best_nu[seed]] if seed in self.best_nu else None
+
+    @cached_property
+    def usual_nu(self) -> float | None:
+        """The nu that most of the shared seeds choose."""
+        chosen = Counter(nu for seed, nu in self.best_nu.items() if seed in self.seeds)
+        return chosen.most_common(1)[0][0] if chosen else None
+
+    @cached_property
+    def phases(self) -> dict[int, tuple[str, str, str]]:
+        """For each seed the settings where robustness peaks, is lowest after that, and of the largest nu."""
+        found = {}
+        for seed in self.own_seeds:
+            curve = pd.Series(self.curve("retain", "perturbed", seed))
+            if len(curve) > 2 and curve.notna().all():
+                peak, trough = turning_points(curve)
+                found[seed] = self.compared[peak], self.compared[trough], self.compared[curve.index[-1]]
+        return found
+
+    @property
+    def own_seeds(self) -> list[int]:
+        """Those of the model without RNA."""
+        return sorted(self.evidence.material.runs_of(self.plain))
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The runs that claims are judged by: those of `material`'s world."""
+
+    material: Material
+    _read: dict[tuple[str, str, str, str], Answers] = field(default_factory=dict)
+
+    @cached_property
+    def subjects(self) -> list[Subject]:
+        """The methods that have models without RNA and with it, alike in all else."""
+        about = self.material.about
+        done = about[(about["status"] == "done") & (about["world"] == self.material.world)]
+        by_method = {str(method): rows for method, rows in done.groupby("method", sort=False)}
+        return [s for method, rows in by_method.items() if (s := self._subject(method, rows)) is not None]
+
+    def _subject(self, method: str, done: pd.DataFrame) -> Subject | None:
+        """Of one method's runs. Where several c or layers have RNA, the one with most runs, whatever came of them.
+
+        The report shows the one that did best. Here it would be chosen by what it is to be judged by.
+        """
+        of_method = done.drop_duplicates("setting")
+        plains = {family(s): s for s in reversed(list(of_method["setting"][of_method["nu"] == 0]))}
+        noisy = done[done["nu"] > 0].drop_duplicates(["setting", "seed"])
+        families = [without(s, "rna.nu") for s in noisy["setting"] if family(s) in plains]
+        if not families:
+            return None
+        most = Counter(families).most_common(1)[0][0]
+        noisy = noisy[[without(s, "rna.nu") == most for s in noisy["setting"]]].drop_duplicates("setting")
+        noisy = noisy.sort_values("nu")
+        plain = plains[family(noisy["setting"].iloc[0])]
+        curves = {}
+        for key in [c for c in of_method if str(c).startswith("method.") and of_method[c].notna().all()]:
+            curve = of_method[[without(s, str(key)) == without(plain, str(key)) for s in of_method["setting"]]]
+            curves[str(key)] = curve.sort_values(key)
+        key = max(curves, key=lambda k: len(curves[k]), default="")
+        by_coefficient = dict(zip(curves[key][key], curves[key]["setting"], strict=True)) if key else {}
+        by_nu = dict(zip(noisy["nu"], noisy["setting"], strict=True))
+        by_layer = _by_layer(plain, of_method["setting"])
+        return Subject(self, method, plain, by_nu, by_coefficient, key.removeprefix("method."), by_layer)
+
+    def combine(self, terms: Terms) -> Contrast:
+        """The sum of terms, in points, over the seeds and the questions of the measuring half that all of them have."""
+        pairs = []
+        for seed in sorted(int(seed) for seed in self.material.about["seed"].dropna().unique()):
+            parts = terms(seed) if callable(terms) else terms
+            runs = [self.material.runs_of(term.setting).get(seed) for term in parts]
+            known = [run for run in runs if run is not None]
+            if not parts or len(known) < len(parts):
+                continue
+            if (why := _asked_otherwise(parts, known)) is not None:
+                return Contrast(why_not=why)
+            sides = [self._half(run, t, MEASURING) for run, t in zip(known, parts, strict=True)]
+            if all(any(side.values()) for side in sides):
+                total = _sum([term.weight for term in parts], sides)
+                pairs.append(({task: dict.fromkeys(values, 0.0) for task, values in total.items()}, total))
+        if len(pairs) < FEWEST:
+            return Contrast(why_not=f"fewer than {FEWEST} seeds have all that it needs")
+        return contrast(pairs)
+
+    def accuracy(self, setting: str, seed: int, role: str, query: str) -> float:
+        """Of one model on the choosing half, in percent: the mean over the role's tasks; NaN if it was not asked."""
+        run = self.material.runs_of(setting).get(seed)
+        side = {} if run is None else self._half(run, Term(1.0, setting, role, query), CHOOSING)
+        return 100 * mean(mean(values.values()) for values in side.values()) if any(side.values()) else math.nan
+
+    def of_metrics(self, setting: str, name: str) -> Contrast:
+        """A setting's TASK/perturbed/`name`, mean over the retain role, less the base model's."""
+        runs = self.material.runs_of(setting).values()
+        sides = [[_metric(run, model, "perturbed", name) for model in ("unlearned", "base")] for run in runs]
+        values = [unlearned - base for unlearned, base in sides if not math.isnan(unlearned - base)]
+        if len(values) < FEWEST:
+            return Contrast(why_not=f"fewer than {FEWEST} seeds have MaxLogit (eval.maxlogit)")
+        return mean_over_seeds(values)
+
+    def correlation(self, settings: Sequence[str], name: str) -> Contrast:
+        """Pearson's r of TASK/perturbed/`name` and of what perturbation costs, of the retain role, over all models.
+
+        Within settings: of each value the mean over its setting's models is taken off, as methods (and layers) differ
+        in both for reasons of their own. The interval is Fisher's, with a degree of freedom less for each mean.
+        """
+        rows = [(i, run) for i, setting in enumerate(settings) for run in self.material.runs_of(setting).values()]
+        table = pd.DataFrame(
+            {
+                "setting": i,
+                "x": _metric(run, "unlearned", "perturbed", name),
+                "y": _metric(run, "unlearned", "default", "acc") - _metric(run, "unlearned", "perturbed", "acc"),
+            }
+            for i, run in rows
+        ).dropna()
+        groups = table.groupby("setting")
+        within = table[["x", "y"]] - groups[["x", "y"]].transform("mean")
+        size = np.linalg.norm(within, axis=0)
+        freedom = len(table) - len(groups) - 2  # Fisher's n - 3, of a partial correlation
+        if freedom < 1 or size.min() < TINY:
+            return Contrast(why_not="too few models that differ have MaxLogit (eval.maxlogit)")
+        r = float(np.clip(within["x"] @ within["y"] / size.prod(), -1, 1))
+        with np.errstate(divide="ignore"):
+            low, high = np.tanh(np.arctanh(r) + np.array([-NORMAL, NORMAL]) / math.sqrt(freedom))
+        return Contrast(r, seeds=len(table), seeds_low=float(low), seeds_high=float(high))
+
+    def _half(self, run: Run, term: Term, half: int) -> Answers:
+        """A run's answers on one half of the questions, read once."""
+        key = str(run.folder), term.role, term.query, term.model
+        if key not in self._read:
+            self._read[key] = answers(self.material, run, term.role, term.query, term.model)
+        return {
+            task: {(part, q): v for (part, q), v in values.items() if q // BLOCK % 2 == half}
+            for task, values in self._read[key].items()
+        }
+
+
+def _metric(run: Run, model: str, query: str, name: str) -> float:
+    """The mean over the retain role's tasks; NaN where one lacks it."""
+    values = [run.metrics.get(f"{model}/{task}/{query}/{name}", math.nan) for task in run.roles.get("retain", [])]
+    return mean(values) if values else math.nan
+
+
+def _by_layer(plain: str, settings: Iterable[str]) -> dict[float, str]:
+    """Those that differ from `plain` in nothing but the layer."""
+    found = {s: json.loads(s)[0]["model"]["layer"] for s in settings if without(s, LAYER) == without(plain, LAYER)}
+    return {layer: setting for setting, layer in sorted(found.items(), key=lambda pair: pair[1])}
+
+
+def _asked_otherwise(terms: Sequence[Term], runs: Sequence[Run]) -> str | None:
+    """Why the answers to a kind of query cannot be paired, if so."""
+    first: dict[tuple[str, str], Run] = {}
+    for term, run in zip(terms, runs, strict=True):
+        other = first.setdefault((term.role, term.query), run)
+        why = differing_questions(other.record, run.record, term.query, term.role)
+        if why is not None:
+            return why
+    return None
+
+
+def _sum(weights: Sequence[float], sides: Sequence[Answers]) -> Answers:
+    """Weighted, over the questions that all sides have."""
+    total: Answers = {}
+    for task in [task for task in sides[0] if all(task in side for side in sides)]:
+        questions = set.intersection(*(set(side[task]) for side in sides))
+        total[task] = {q: sum(w * side[task][q] for w, side in zip(weights, sides, strict=True)) for q in questions}
+    return total

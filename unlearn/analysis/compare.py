@@ -1,0 +1,150 @@
+"""Compare two runs question by question: `python -m unlearn.compare RUN_A RUN_B` (B against A; RNA against none).
+
+For every task and query that both were asked, and for the tasks of each role together: the difference of the unlearned
+models' accuracies with its 95 % interval, and McNemar's test, paired by question, from the records in samples/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from unlearn.errors import UserError
+from unlearn.evaluate.roles import ROLES
+from unlearn.evaluate.statistics import Paired, paired
+from unlearn.runs.evaluations import asked
+from unlearn.screen import console, say
+from unlearn.storage.files import read_object
+
+Correct = dict[tuple[str, str], dict[int, bool]]  # (task, query) -> question -> correct
+
+
+def read_samples(run_dir: Path, wanted: Iterable[tuple[str, str]] | None = None, model: str = "unlearned") -> Correct:
+    """What the run's "unlearned" or "base" model answered rightly: all, or what there is of some tasks and queries."""
+    root = run_dir / "samples" / model
+    if wanted is None:
+        files = sorted(root.rglob("*.jsonl"))
+    else:
+        files = [file for task, query in wanted if (file := root / task / f"{query}.jsonl").is_file()]
+    return {(str(file.parent.relative_to(root)), file.stem): _correct(file) for file in files}
+
+
+def _correct(file: Path) -> dict[int, bool]:
+    """Question -> correct. Raises UserError for a line that is not a record of one."""
+    found = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            found[record["id"]] = record["correct"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file}, line {number}: not a record of a question: {error}") from None
+    return found
+
+
+def read_record(run_dir: Path) -> dict[str, Any]:
+    """The run's run.json. Raises UserError if there is none, or if it is not one."""
+    file = run_dir / "run.json"
+    if not file.is_file():
+        raise UserError(f"{run_dir}: no run is here (there is no run.json).")
+    record = read_object(file)
+    if not isinstance(record.get("identity"), dict):
+        raise UserError(f"{file}: not the record of a run.")
+    return record
+
+
+def differing_questions(a: dict[str, Any], b: dict[str, Any], query: str, role: str | None = None) -> str | None:
+    """Why the answers of two runs, of two run.json, to a kind of query, of a role, cannot be paired; None if they can.
+
+    Runs over different subsets can: what both were asked is paired.
+    """
+    left, right = (asked(record, query, role) for record in (a, b))
+    shared = left.keys() & right.keys() - {"limit", "subset"}  # none if one of them was not asked
+    for key in [key for key in left if key in shared and left[key] != right[key]]:
+        if key == "words":
+            return "the words that replace options differ (eval.forget_tokens, or the corpora that n-grams are of)"
+        return f"eval.{key} differs: {left[key]} and {right[key]}"
+    return None
+
+
+def read_roles(run_dir: Path) -> dict[str, list[str]]:
+    """Which tasks belong together: role -> tasks. Raises UserError for a file that is not JSON."""
+    file = run_dir / "samples" / ROLES
+    return read_object(file) if file.is_file() else {}
+
+
+def compare(a: Correct, b: Correct, roles: Mapping[str, Sequence[str]] | None = None) -> dict[tuple[str, str], Paired]:
+    """For each task and query of both, and for each role's tasks together, over the questions of both.
+
+    Without `roles` all tasks together are called "all".
+    """
+    pairs: dict[tuple[str, str], tuple[list[bool], list[bool]]] = {}
+    for task, query in sorted(a.keys() & b.keys()):
+        questions = sorted(a[task, query].keys() & b[task, query].keys())
+        if questions:
+            left, right = ([run[task, query][q] for q in questions] for run in (a, b))
+            pairs[task, query] = (left, right)
+    together: dict[tuple[str, str], tuple[list[bool], list[bool]]] = {}
+    for (task, query), (left, right) in pairs.items():
+        for role in ["all"] if roles is None else [r for r, tasks in roles.items() if task in tasks]:
+            both = together.setdefault((role, query), ([], []))
+            both[0].extend(left)
+            both[1].extend(right)
+    return {name: paired(*pair) for name, pair in (pairs | dict(sorted(together.items()))).items()}
+
+
+def compare_runs(a: Path, b: Path) -> tuple[dict[tuple[str, str], Paired], dict[str, str]]:
+    """`compare` of two runs' folders, and for each query that both were asked otherwise, why it is left out.
+
+    Raises UserError for a folder without a run or without answers, and for answers that cannot be read.
+    """
+    record_a, record_b = read_record(a), read_record(b)
+    sides = [read_samples(run) for run in (a, b)]
+    for run, samples in zip((a, b), sides, strict=True):
+        if not samples:
+            raise UserError(f"{run}: there are no samples of an unlearned model ({run / 'samples' / 'unlearned'}).")
+    queries = sorted({query for _, query in sides[0].keys() & sides[1].keys()})
+    roles = read_roles(b)
+    found = [(q, differing_questions(record_a, record_b, q, role)) for q in queries for role in roles or [None]]
+    refused = {query: why for query, why in found if why is not None}
+    left, right = ({key: v for key, v in side.items() if key[1] not in refused} for side in sides)
+    return compare(left, right, roles), refused
+
+
+def main() -> None:
+    """Print the table; exit status 1 with one line if there is nothing to compare."""
+    parser = argparse.ArgumentParser(prog="python -m unlearn.compare", description=__doc__)
+    parser.add_argument("a", type=Path, metavar="RUN_A")
+    parser.add_argument("b", type=Path, metavar="RUN_B")
+    args = parser.parse_args()
+    try:
+        results, refused = compare_runs(args.a, args.b)
+        for run in (args.a, args.b):
+            if (status := read_record(run).get("status")) != "done":
+                say(f"Warning: {run} is not done but {status}: its answers may not be all.")
+    except UserError as error:
+        sys.exit(f"Error: {error}")
+    for query, why in refused.items():
+        say(f"{query} queries are not compared: {why}.")
+    if not results:
+        sys.exit("Error: the two runs were asked no task and query alike.")
+    table = Table(title=f"{args.b.name} against {args.a.name}", box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("task", "query"):
+        table.add_column(column)
+    for column in ("questions", "difference", "95 % interval", "only A right", "only B right", "McNemar p"):
+        table.add_column(column, justify="right")
+    for (task, query), r in results.items():
+        interval = f"{100 * r.low:+.1f} .. {100 * r.high:+.1f}"
+        counts = (str(r.only_a), str(r.only_b), f"{r.p:.2g}")
+        table.add_row(task, query, str(r.questions), f"{100 * r.difference:+.1f}", interval, *counts)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

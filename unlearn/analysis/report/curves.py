@@ -1,0 +1,214 @@
+"""Accuracy against a key of the configuration: Figure 2 (c and beta), Figure 3 (nu), and any other numeric key."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import altair as alt
+import pandas as pd
+
+from unlearn.analysis.report import charts, published
+from unlearn.analysis.report.charts import Look
+from unlearn.analysis.report.figure import Figure
+from unlearn.analysis.report.frames import SEPARATOR, without
+from unlearn.analysis.report.material import Material
+from unlearn.analysis.report.phases import MARGIN, phases
+
+ROLES = ("retain", "forget")
+INTERVALS = "Means with 95 % intervals, over seeds (of a single seed, over questions)."
+MOST = 12  # curves that are drawn; the table behind a figure has all
+
+
+def against(m: Material, key: str) -> pd.DataFrame:
+    """Accuracies on retained and forgotten knowledge with `x`, a numeric key's value.
+
+    `common` is what all of a curve's settings have in common, `curve` its name: the method, and what else tells it from
+    the other curves. Only curves of at least two values.
+    """
+    rows, column = m.unlearned, "nu" if key == "rna.nu" else key
+    if rows.empty or column not in m.about:
+        return pd.DataFrame()
+    values = m.about.drop_duplicates("setting").set_index("setting")[column]
+    rows = rows.assign(x=rows["setting"].map(values))
+    rows = rows[rows["x"].notna() & rows["role"].isin(ROLES) & rows["query"].isin(["default", "perturbed"])]
+    left_out = "rna" if key == "rna.nu" else key  # a model without noise has no scale of it
+    rows = rows.assign(common=[without(setting, left_out) for setting in rows["setting"]])
+    rows = rows[rows.groupby("common")["x"].transform("nunique") > 1]
+    rows = rows.assign(curve=_names(rows, key)).drop(columns=["setting", "world", "model", "task"])
+    place = {curve: number for number, curve in enumerate(rows["curve"].unique())}
+    order = {"role": ROLES.index, "curve": place.get, "x": float}
+    return rows.sort_values(list(order), key=lambda column: column.map(order[str(column.name)])).reset_index(drop=True)
+
+
+def _names(rows: pd.DataFrame, key: str) -> list[str]:
+    """Of each row's curve: the method and, where it has several, what distinguishes them."""
+    parts = pd.DataFrame({"method": rows["method"]})
+    argument = key.removeprefix("method.")
+    parts["coefficient"] = [
+        ", ".join(p for p in c.split(", ") if not p.startswith(f"{argument}=")) for c in rows["coefficient"]
+    ]
+    parts["other"] = [
+        SEPARATOR.join(p for p in o.split(SEPARATOR) if not p.startswith(f"{key}=")) for o in rows["other"]
+    ]
+    if key != "rna.nu":
+        parts["noise"] = rows["nu"].map(lambda nu: f"ν = {nu:g}" if nu else "")
+    shown = ["method"]
+    for column in parts.columns[1:]:
+        if (parts.groupby("method")[column].nunique() > 1).any() or column == "noise":
+            shown.append(column)
+    return [" ".join(part for part in row if part) for row in parts[shown].itertuples(index=False)]
+
+
+def figure_2(m: Material) -> Figure:
+    """Accuracy against the method's own coefficients, without RNA where there are such runs."""
+    title = "Figure 2 · Coefficients c and β against robustness"
+    parts = {}
+    for argument in (str(column) for column in m.about.columns if str(column).startswith("method.")):
+        rows = against(m, argument)
+        for _, of_method in rows.groupby("method", sort=False) if len(rows) else ():
+            plain = of_method[of_method["nu"] == 0]
+            for curve, part in (plain if len(plain) else of_method).groupby("curve", sort=False):
+                parts[f"{curve}: {argument.removeprefix('method.').replace('beta', 'β')}"] = part
+    if not parts:
+        why = "no two runs differ in nothing but a method's coefficient (sweep=figure_2)."
+        return Figure("figure_2", title, f"Nothing to show: {why}", pd.DataFrame())
+    data = pd.concat([part.assign(panel=name) for name, part in parts.items()], ignore_index=True)
+    shown = dict(list(parts.items())[:MOST])
+
+    def chart(look: Look) -> alt.ConcatChart:
+        return charts.side_by_side(
+            *(
+                panel(part[part["role"] == role], look, title=f"{name}, {role}", axis=name.rpartition(": ")[2])
+                for role in ROLES
+                for name, part in shown.items()
+                if (part["role"] == role).any()
+            ),
+            columns=min(3, len(shown)),
+        )
+
+    caption = f"Accuracy against c (RMU, RSV) and β (Adaptive RMU). {INTERVALS}{_told(data, len(parts))}"
+    return Figure("figure_2", title, caption, data.drop(columns="common"), chart)
+
+
+def figure_3(m: Material) -> Figure:
+    """Accuracy against the noise scale, with the phases that section 6.6 describes."""
+    title = "Figure 3 · The noise scale ν"
+    rows = against(m, "rna.nu")
+    noisy = rows[rows["x"] > 0] if len(rows) else rows
+    if noisy.empty:
+        why = "no two runs differ in nothing but rna.nu (sweep=noise_scale)."
+        return Figure("figure_3", title, f"Nothing to show: {why}", pd.DataFrame())
+    curves = list(dict.fromkeys(noisy["curve"]))
+    shown = noisy[noisy["curve"].isin(curves[:MOST])]
+    plain = dict(list(rows[rows["x"] == 0].groupby("common")))
+    nothing = rows.iloc[:0]
+
+    def chart(look: Look) -> alt.ConcatChart:
+        panels = []
+        for role, of_role in shown.groupby("role", sort=False):
+            for curve, part in of_role.groupby("curve", sort=False):
+                before = plain.get(part["common"].iloc[0], nothing)
+                retained = before[(before["role"] == "retain") & (before["query"] == "perturbed")]["mean"]
+                bands = phases(shown[shown["curve"] == curve], *(retained.iloc[:1] if len(retained) else [None]))
+                main = panel(part, look, title=f"{curve}, {role}", axis="ν", log=True, scaled_to=of_role)
+                rule = _published_rule(published.NU.get(part["method"].iloc[0]), look) if m.paper else []
+                beside = _without_rna(before[before["role"] == role])
+                panels.append(alt.layer(*_phase_bands(bands, look), *rule, *beside, main))
+        return charts.side_by_side(*panels, columns=min(3, len(curves)))
+
+    marked = " Dotted vertical line: the ν that the paper found best (published)." if m.paper else ""
+    caption = (
+        f"{INTERVALS} Horizontal lines: the same without RNA. Shaded, the phases of section 6.6, read off the means "
+        "under perturbation, however wide their intervals: I, retained knowledge gains; II, it declines; III, it rises "
+        f"again and forgotten knowledge with it.{marked}{_told(rows, len(curves))}"
+    )
+    return Figure("figure_3", title, caption, rows.drop(columns="common"), chart)
+
+
+def further(m: Material) -> Iterator[Figure]:
+    """A figure for each other numeric key that a curve of runs differs in: the layer, alpha, steps, ..."""
+    numeric = [str(c) for c in m.about.columns if "." in str(c) and pd.api.types.is_numeric_dtype(m.about[c])]
+    for key in numeric:
+        rows = pd.DataFrame() if key.startswith("method.") else against(m, key)
+        if rows.empty:
+            continue
+        curves = list(dict.fromkeys(rows["curve"]))
+        shown = rows[rows["curve"].isin(curves[:MOST])]
+
+        def chart(look: Look, shown: pd.DataFrame = shown, key: str = key) -> alt.ConcatChart:
+            return charts.side_by_side(
+                *(
+                    panel(part, look, title=f"{curve}, {role}", axis=key)
+                    for (role, curve), part in shown.groupby(["role", "curve"], sort=False)
+                )
+            )
+
+        name = "against_" + re.sub(r"[^A-Za-z0-9]+", "_", key)
+        caption = f"{INTERVALS}{_told(rows, len(curves))}"
+        yield Figure(name, f"Accuracy against {key}", caption, rows.drop(columns="common"), chart)
+
+
+def _told(rows: pd.DataFrame, curves: int) -> str:
+    """What else a caption has to say."""
+    hollow = " Hollow points lack seeds: see Means over seeds." if (rows["missing"] != "").any() else ""
+    rest = f" {MOST} of {curves} curves are drawn; the data has all." if curves > MOST else ""
+    return hollow + rest
+
+
+def panel(
+    part: pd.DataFrame, look: Look, *, title: str, axis: str, log: bool = False, scaled_to: pd.DataFrame | None = None
+) -> alt.LayerChart:
+    """Accuracy against `x` of one role: a stroke for each kind of query.
+
+    The scales span `scaled_to`, which panels side by side have in common (default: `part`).
+    """
+    spanned = part if scaled_to is None else scaled_to
+    values = sorted(set(spanned["x"]))
+    scale = alt.Scale(zero=False, nice=False, padding=8)
+    if log:
+        scale = alt.Scale(type="log", nice=False, domain=[values[0] / MARGIN, values[-1] * MARGIN])
+    ticks = alt.Axis(format=".4~g", values=values, grid=False, labelOverlap="greedy")
+    return charts.curves(
+        part.drop(columns="common"),
+        look,
+        x=alt.X("x:Q", title=axis, scale=scale, axis=ticks),
+        y=alt.Y("mean:Q", title="accuracy in %", scale=charts.percent(spanned)),
+        colour="role",
+        scale=charts.colours(list(charts.ROLE_COLOURS), charts.ROLE_COLOURS),
+        legend=None,
+        dash=_query_dash(),
+        title=title,
+    )
+
+
+def _query_dash() -> alt.StrokeDash:
+    return alt.StrokeDash("query:N", title=None, scale=charts.dashes(["perturbed", "default"]))
+
+
+def _without_rna(plain: pd.DataFrame) -> list[alt.Chart]:
+    """Horizontal lines at the accuracies of the same models without RNA."""
+    rows = plain[["role", "query", "mean", "low", "high", "method", "seeds"]]
+    colour = alt.Color("role:N", scale=charts.colours(list(charts.ROLE_COLOURS), charts.ROLE_COLOURS), legend=None)
+    return [charts.references(rows, y="mean", colour=colour, dash=_query_dash())] if len(rows) else []
+
+
+def _phase_bands(bands: pd.DataFrame, look: Look) -> list[alt.Chart]:
+    """Shading and names of the phases, behind the curves."""
+    drawn = []
+    for band in bands.to_dict("records"):
+        chart = alt.Chart(pd.DataFrame([{**band, "middle": (band["begin"] * band["end"]) ** 0.5}]))
+        shade = chart.mark_rect(opacity=0.1, color=charts.PHASE_COLOURS[band["phase"]])
+        name = chart.mark_text(baseline="bottom", dy=-3, fontSize=look.size, color=look.ink)
+        drawn.append(shade.encode(x=alt.X("begin:Q", title="ν"), x2="end:Q"))
+        drawn.append(name.encode(x="middle:Q", y=alt.value(look.height), text="phase:N"))
+    return drawn
+
+
+def _published_rule(nu: float | None, look: Look) -> list[alt.Chart]:
+    """A vertical line at the nu that the paper found best for a method."""
+    if nu is None:
+        return []
+    data = pd.DataFrame([{"nu": nu, "published": f"best ν of the paper (published): {nu:g}"}])
+    rule = alt.Chart(data).mark_rule(strokeDash=[1, 3], size=2, color=look.ink, clip=True)
+    return [rule.encode(x="nu:Q", tooltip=["published:N"])]

@@ -1,0 +1,1 @@
+"""The paper's assumption and two theorems, measured on a finished run: `unlearn theory RUN_DIR`."""

@@ -1,0 +1,149 @@
+"""Measure the paper's Assumption 4.2 and Theorems 4.3 and 5.2 on a finished run.
+
+python -m unlearn.theory RUN_DIR                              tables here, all numbers in RUN_DIR/theory.json
+python -m unlearn.theory RNA_RUN_DIR --against RM_RUN_DIR     ... and a model trained with RNA beside one without
+python -m unlearn.theory RUN_DIR --query control              the same for harmless words in place of forget-tokens,
+                                                              in RUN_DIR/theory-retain-control.json
+
+The model runs in float32, a question at a time, with up to --batch noisy copies of its last token; with fewer where
+memory does not suffice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+from pathlib import Path
+from typing import Any
+
+from unlearn.analysis.theory.counterpart import against
+from unlearn.analysis.theory.differences import FEWEST, describe
+from unlearn.analysis.theory.output import theorem_4_3
+from unlearn.analysis.theory.predicted import observe
+from unlearn.analysis.theory.rejection import theorem_5_2
+from unlearn.analysis.theory.run import (
+    check_counterpart,
+    check_delta,
+    load_suite_of,
+    load_unlearned,
+    questions,
+    read_run,
+)
+from unlearn.analysis.theory.tables import show
+from unlearn.errors import UserError
+from unlearn.methods.rna import standard_deviation
+from unlearn.runs.provenance import code_version
+from unlearn.screen import say
+from unlearn.storage.files import write_json
+
+
+def result_file(folder: Path, query: str, role: str) -> Path:
+    """Where what was measured goes: theory.json is what the paper is about, perturbed queries of retained knowledge."""
+    usual = (query, role) == ("perturbed", "retain")
+    return folder / ("theory.json" if usual else f"theory-{role}-{query}.json")
+
+
+def theory(
+    folder: Path,
+    counterpart: Path | None = None,
+    *,
+    query: str = "perturbed",
+    role: str = "retain",
+    limit: int = 200,
+    draws: int = 64,
+    directions: int = 32,
+    batch: int = 64,
+    seed: int = 0,
+    injected: bool = True,
+) -> dict[str, Any]:
+    """Measure a finished run and write `result_file`, after every part of it; `main` explains the arguments.
+
+    Raises UserError, before any weight is loaded, for a folder without what is needed.
+    """
+    run = read_run(folder, query, role, limit)
+    check_delta(run)
+    rm = None if counterpart is None else read_run(counterpart, query, role, limit)
+    if rm is not None:
+        check_delta(rm)
+        if differing := check_counterpart(run, rm):
+            say(f"Beside RNA the two runs differ in: {', '.join(differing)}.")
+    suite = load_suite_of(run)
+    model, layer = load_unlearned(run), run.config.model.layer
+    asked = questions(run, suite, model)
+    if len(asked) < FEWEST:
+        raise UserError(f"{len(asked)} questions are too few to estimate anything: at least {FEWEST} (--limit).")
+    states = observe(model, layer, asked)
+    found: dict[str, Any] = {
+        "run": str(folder),
+        "query": query,
+        "role": role,
+        "layer": layer,
+        "dim": states.h_ND.shape[1],
+        "questions": len(asked),
+        "options": {"limit": limit, "draws": draws, "directions": directions, "batch": batch, "seed": seed},
+        "code": code_version(),
+    }
+    found["assumption_4_2"] = describe(states.h_per_ND - states.h_ND, states.h_ND, directions=directions, seed=seed)
+    eta = found["assumption_4_2"]["eta"]["mean"]
+    if eta == 0:
+        raise UserError(
+            f"{folder}: {query} queries leave every state at layer {layer} as it is; there is no noise to measure."
+        )
+    how: dict[str, int] = {"draws": draws, "batch": batch, "seed": seed}
+    file = result_file(folder, query, role)
+    write_json(file, found)
+    if injected:
+        found["theorem_4_3"] = theorem_4_3(model, layer, asked, states, eta, directions=directions, **how)
+        write_json(file, found)
+        found["theorem_5_2"] = theorem_5_2(model, layer, asked, eta, **how)
+        write_json(file, found)
+    if rm is not None:
+        del model  # one at a time
+        gc.collect()
+        nu = standard_deviation(run.config.rna.nu, run.config.rna.scale) ** 2
+        without = observe(load_unlearned(rm), layer, asked)
+        found["against"] = {"run": str(counterpart), **against(states, without, nu, directions=directions, seed=seed)}
+        write_json(file, found)
+    return found
+
+
+def main() -> None:
+    """Parse the command line, measure, show; exit status 1 with one line if that cannot be done."""
+    parser = argparse.ArgumentParser(
+        prog="python -m unlearn.theory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("folder", type=Path, metavar="RUN_DIR", help="a finished run")
+    add("--against", type=Path, metavar="RM_RUN_DIR", help="its counterpart without RNA (rna.nu=0)")
+    add("--query", default="perturbed", help="the kind of query whose options are replaced (default: %(default)s)")
+    add("--role", default="retain", help="of which role's tasks (default: %(default)s)")
+    add("--limit", type=_positive, default=200, help="questions, in proportion from all tasks (default: %(default)s)")
+    add("--draws", type=_positive, default=64, help="of noise, for each question and variance (default: %(default)s)")
+    add("--directions", type=_positive, default=32, help="along which to look (default: %(default)s)")
+    add("--batch", type=_positive, default=64, help="noisy copies in memory at a time (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of noise and directions (default: %(default)s)")
+    add(
+        "--injected",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="Theorems 4.3 and 5.2 with injected noise, which take nearly all of the time",
+    )
+    options = vars(parser.parse_args())
+    folder = options.pop("folder")
+    try:
+        show(theory(folder, options.pop("against"), **options))
+    except UserError as error:
+        sys.exit(f"Error: {error}")
+    say(f"Files: {result_file(folder, options['query'], options['role'])}")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 2:
+        raise argparse.ArgumentTypeError(f"{text}: at least 2")
+    return number
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Theorem 5.2: how probable is it that noise of RNA rejects a forget-token's effect, Delta J^rna / Delta J^rm <= 0?
+
+Measured with noise injected into the model, and in closed form. eta and nu are variances. S draws, B batch,
+D hidden size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from unlearn.analysis.theory.predicted import Predicted
+from unlearn.analysis.theory.run import Question
+from unlearn.analysis.theory.spread import mean_interval, normal, quartiles
+from unlearn.models.memory import in_batches
+
+RATIOS = (0.01, 0.1, 1.0, 10.0, 100.0)  # nu / eta
+SMALL = 1e-4  # of the estimated eta: there losses are nearly linear (`linear` beside it tells), and formulas are tested
+BINS = ("low", "middle", "high")  # thirds of the questions, by |g_per| / |g|
+
+
+def published(g: Tensor, g_per: Tensor, nu_to_eta: float) -> Tensor:
+    """Eq. 27 as it is printed: 1/2 - arctan(sqrt(eta/nu) / (1 + |g_per| / |g|)) / pi, from the gradients' norms."""
+    return 0.5 - torch.atan2(g, math.sqrt(nu_to_eta) * (g + g_per)) / math.pi
+
+
+def exact(g: Tensor, g_per: Tensor, nu_to_eta: float) -> Tensor:
+    """Eq. 27 with the scale of a sum of independent Gaussians: sqrt(nu/eta) sqrt(1 + (|g_per| / |g|)^2).
+
+    The sum's variance is nu (|g_per|^2 + |g|^2), where the paper's scale has (|g_per| + |g|)^2.
+    """
+    return 0.5 - torch.atan2(g, math.sqrt(nu_to_eta) * torch.hypot(g, g_per)) / math.pi
+
+
+def gradient_ratio(g: Tensor, g_per: Tensor) -> float:
+    """|g_per| / |g|; finite also where a loss is so small that its gradient is 0 in float32."""
+    return (g_per / g.clamp_min(torch.finfo(g.dtype).tiny)).clamp_max(torch.finfo(g.dtype).max).item()
+
+
+def rejected(rna: Tensor, rm: Tensor) -> float:
+    """The share of pairs of changes of the loss with rna / rm <= 0 (Eq. 10); where rm is 0 there is no ratio."""
+    known = rm != 0
+    return (rna * rm <= 0)[known].double().mean().item() if known.any() else math.nan
+
+
+def linear(g_D: Tensor, g_per_SD: Tensor, nu_to_eta: float, noise_3SD: Tensor) -> float:
+    """`rejected` of the linearised losses (Eq. 18 and 21), which is what both closed forms are about.
+
+    g_per_SD may be one gradient [D] for all draws.
+    """
+    epsilon_SD, delta_1_SD, delta_2_SD = noise_3SD
+    rm_S = epsilon_SD @ g_D
+    return rejected(rm_S + math.sqrt(nu_to_eta) * ((delta_1_SD * g_per_SD).sum(dim=1) - delta_2_SD @ g_D), rm_S)
+
+
+def injected(at: Predicted, answer: int, eta: float, noise_3SD: Tensor, batch: int) -> dict[str, Any]:
+    """Both assumptions granted: epsilon and delta are added to the state at layer l of the default query.
+
+    g_per is then the gradient at h + epsilon, another one for each draw; the closed forms are averaged over draws.
+    """
+    epsilon_SD = math.sqrt(eta) * noise_3SD[0]
+    chunks, _ = in_batches(lambda e_BD: at.loss_and_gradient(e_BD, answer), epsilon_SD, batch)
+    loss_per_S, g_per_SD = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    loss_1, g_1D = at.loss_and_gradient(at.nothing_1D, answer)
+    rm_S = loss_per_S - loss_1  # Delta J^rm with Eq. 4
+    g, g_per_S = g_1D.norm(), g_per_SD.norm(dim=1)
+    found = []
+    for ratio in RATIOS:
+        delta_1_SD, delta_2_SD = math.sqrt(ratio * eta) * noise_3SD[1:]
+        rna_S = _losses(at, epsilon_SD + delta_1_SD, answer, batch) - _losses(at, delta_2_SD, answer, batch)
+        row = {"measured": rejected(rna_S, rm_S), "linear": linear(g_1D[0], g_per_SD, ratio, noise_3SD)}
+        found.append(row | closed(g.expand_as(g_per_S), g_per_S, ratio))
+    return {"ratio": gradient_ratio(g, g_per_S.median()), "rows": found}
+
+
+def on_queries(
+    at: Predicted, after: Predicted, answer: int, eta: float, noise_3SD: Tensor, batch: int
+) -> dict[str, Any]:
+    """Only Assumption 5.1 granted: delta is added in the real default and perturbed queries, epsilon is what it is."""
+    (loss_1, g_1D), (loss_per_1, g_per_1D) = (side.loss_and_gradient(side.nothing_1D, answer) for side in (at, after))
+    rm_1 = loss_per_1 - loss_1
+    found = []
+    for ratio in RATIOS:
+        delta_1_SD, delta_2_SD = math.sqrt(ratio * eta) * noise_3SD[1:]
+        rna_S = _losses(after, delta_1_SD, answer, batch) - _losses(at, delta_2_SD, answer, batch)
+        row = {
+            "measured": rejected(rna_S, rm_1.expand_as(rna_S)),
+            "linear": linear(g_1D[0], g_per_1D[0], ratio, noise_3SD),
+        }
+        found.append(row | closed(g_1D.norm(dim=1), g_per_1D.norm(dim=1), ratio))
+    return {"ratio": gradient_ratio(g_1D.norm(), g_per_1D.norm()), "rows": found}
+
+
+def closed(g: Tensor, g_per: Tensor, nu_to_eta: float) -> dict[str, float]:
+    """Both closed forms, averaged."""
+    return {form.__name__: form(g, g_per, nu_to_eta).mean().item() for form in (published, exact)}
+
+
+def _losses(at: Predicted, added_SD: Tensor, answer: int, batch: int) -> Tensor:
+    with torch.no_grad():
+        return torch.cat(in_batches(lambda added_BD: at.loss(added_BD, answer), added_SD, batch)[0])
+
+
+def theorem_5_2(
+    model: PreTrainedModel,
+    layer: int,
+    questions: Sequence[Question],
+    eta: float,
+    *,
+    draws: int,
+    batch: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Measured and predicted probabilities by nu / eta, over all questions and by thirds of |g_per| / |g|."""
+    small, by_noise, by_query = [], [], []
+    for question in tqdm(questions, desc="Theorem 5.2", mininterval=1, disable=None):
+        at, after = (Predicted(model, layer, ids) for ids in (question.default, question.perturbed))
+        noise_SD = normal(3 * draws, at.dim, seed, question.task, question.number, "losses").to(at.device)
+        noise_3SD = noise_SD.view(3, draws, at.dim)
+        small.append(injected(at, question.answer, SMALL * eta, noise_3SD, batch))
+        by_noise.append(injected(at, question.answer, eta, noise_3SD, batch))
+        by_query.append(on_queries(at, after, question.answer, eta, noise_3SD, batch))
+    return {"eta": eta, "injected_small": summary(small), "injected": summary(by_noise), "queries": summary(by_query)}
+
+
+def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over questions with intervals for each nu / eta: of all questions, and of each third by gradient ratio."""
+    order = np.argsort([f["ratio"] for f in found], kind="stable")
+    parts = {"all": order} | dict(zip(BINS, np.array_split(order, len(BINS)), strict=True))
+    return {
+        name: {
+            "questions": len(part),
+            "gradient_ratio": quartiles([found[i]["ratio"] for i in part]),
+            "rows": [
+                {"nu_to_eta": ratio}
+                | {key: _mean([found[i]["rows"][k][key] for i in part]) for key in found[0]["rows"][k]}
+                for k, ratio in enumerate(RATIOS)
+            ],
+        }
+        for name, part in parts.items()
+        if len(part)
+    }
+
+
+def _mean(values: list[float]) -> dict[str, float]:
+    """Of the questions on which there was a ratio."""
+    return mean_interval([value for value in values if not math.isnan(value)])

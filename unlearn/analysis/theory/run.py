@@ -1,0 +1,185 @@
+"""A finished run as this measurement needs it: its configuration, its questions in two queries, its model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.task import Task
+from omegaconf import OmegaConf
+from transformers import PreTrainedModel
+
+from unlearn.analysis.compare import read_record
+from unlearn.config.compose import composed
+from unlearn.config.schema import Config
+from unlearn.config.settle import settle
+from unlearn.errors import UserError, nearest
+from unlearn.evaluate.questions import make_suite, query_words
+from unlearn.evaluate.scorer import Scorer
+from unlearn.evaluate.suite import Suite
+from unlearn.models.delta import apply_delta, load_delta
+from unlearn.models.fingerprint import checkpoint_fingerprint, text_fingerprint
+from unlearn.models.loading import Source, check_weights, load_tokenizer, load_whole
+from unlearn.runs.evaluations import in_role
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """Folder, run.json, and the configuration with one role's tasks in the default and one other query."""
+
+    folder: Path
+    record: dict[str, Any]
+    config: Config
+    query: str
+    role: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question's token ids up to the predicted position, in both queries, and the right answer's first token."""
+
+    task: str
+    number: int
+    default: list[int]
+    perturbed: list[int]
+    answer: int
+
+
+def read_run(folder: Path, query: str, role: str, limit: int) -> FinishedRun:
+    """Read a finished run. Raises UserError, in a line, if there is none, or it was not asked that role and query."""
+    record = read_record(folder)
+    if record.get("status") != "done":
+        raise UserError(f"{folder}: the run is not finished (its status is {record.get('status')!r}).")
+    if query == "default":
+        raise UserError("--query default: choose one that changes options, such as perturbed.")
+    evaluation = _evaluation_with(record, query, role, folder)
+    raw = OmegaConf.create(record["config"])
+    raw.tracker = composed([]).tracker  # of no use here, and an older run's may lack a key
+    raw.eval = {
+        **evaluation,
+        "tasks": {role: evaluation["tasks"][role]},
+        "queries": ["default", query],
+        "asked_of": {},
+        "limit": None,
+        "subset": limit,
+        "maxlogit": {"roles": [], "queries": [], "tokens": 0},
+    }
+    return FinishedRun(folder, record, settle(raw), query, role)
+
+
+def _evaluation_with(record: dict[str, Any], query: str, role: str, folder: Path) -> dict[str, Any]:
+    """The first evaluation of a run, its own or a later one, that asked this role this kind of query."""
+    known: list[str] = []
+    for evaluation in (record["config"]["eval"], *record.get("evaluations", [])):
+        roles = [r for r in evaluation["tasks"] if in_role(evaluation, query, r)]
+        if role in roles:
+            return {key: value for key, value in evaluation.items() if key != "query_words"}
+        known += roles
+    if known:
+        listed = ", ".join(dict.fromkeys(known))
+        raise UserError(f"--role {role}: the run was asked {query} queries of {listed}.{nearest(role, known)}")
+    raise UserError(
+        f"{folder}: the run was asked no {query} query. `python -m unlearn.evaluate {folder} eval=NAME` asks it."
+    )
+
+
+def _recorded_words(record: dict[str, Any], query: str) -> str | None:
+    """The hash of the words that options became when the run was asked; None of a run from before it was kept."""
+    for words in (
+        record.get("inputs", {}).get("query_words"),
+        *(e.get("query_words") for e in record.get("evaluations", [])),
+    ):
+        if isinstance(words, dict) and query in words:
+            return words[query]
+    return None
+
+
+def check_delta(run: FinishedRun) -> None:
+    """Raise UserError if the delta in a run's folder is another run's, or of another layer."""
+    file = run.folder / "delta.safetensors"
+    _, metadata = load_delta(file)
+    identity, layer = run.record["identity"], run.config.model.layer
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
+    name = f"{run.config.method['name']}-{run.config.model.name}-{digest}"
+    for key, expected in (("layer", str(layer)), ("run", name)):
+        if metadata.get(key) != expected:
+            raise UserError(
+                f"{file}: it is of {key} {metadata.get(key)}, and run.json beside it is of {key} {expected}."
+            )
+
+
+def check_counterpart(rna: FinishedRun, rm: FinishedRun) -> list[str]:
+    """What else than noise two runs differ in. Raises UserError unless the second is the first without RNA."""
+    if rna.config.rna.nu == 0:
+        raise UserError(
+            f"{rna.folder}: trained without RNA (rna.nu=0); --against compares an RNA run with one without."
+        )
+    if rm.config.rna.nu != 0:
+        raise UserError(
+            f"--against {rm.folder}: trained with RNA (rna.nu={rm.config.rna.nu:g}); take one with rna.nu=0."
+        )
+    bases = [run.record.get("inputs", {}).get("model") for run in (rna, rm)]
+    if bases[0] != bases[1]:
+        raise UserError(f"--against {rm.folder}: its base model is another one than that of {rna.folder}.")
+    ours, theirs = (f"{run.config.method['name']} at layer {run.config.model.layer}" for run in (rna, rm))
+    if ours != theirs:
+        raise UserError(f"--against {rm.folder}: it is of {theirs}, and {rna.folder} of {ours}.")
+    keys = ("method", "data", "train", "loss", "seed")
+    return [key for key in keys if rna.record["identity"][key] != rm.record["identity"][key]]
+
+
+def load_suite_of(run: FinishedRun) -> Suite:
+    """The questions, before any weight is loaded. Raises UserError if model or words are not those of the run."""
+    source = Source.of(run.config.model)
+    check_weights(source, None)
+    if checkpoint_fingerprint(source) != run.record.get("inputs", {}).get("model"):
+        raise UserError(f"{source.path}: the model there is not the one that {run.folder} was trained from.")
+    words = query_words(run.config, source, load_tokenizer(source))
+    expected = _recorded_words(run.record, run.query)
+    if expected is not None and text_fingerprint(words[run.query]) != expected:
+        raise UserError(f"{run.folder}: the words of its {run.query} queries have changed since (eval.forget_tokens).")
+    return make_suite(run.config, words)
+
+
+def load_unlearned(run: FinishedRun) -> PreTrainedModel:
+    """The run's model in float32: bfloat16 would drown small noise in its rounding."""
+    model = load_whole(Source.of(run.config.model))
+    apply_delta(model, *load_delta(run.folder / "delta.safetensors"))
+    return plain_kernels(model.float())
+
+
+def plain_kernels(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with kernels for attention and experts that have derivatives in both modes; fused ones have not."""
+    model.set_attn_implementation("eager")
+    model.set_experts_implementation("eager")
+    return model
+
+
+def questions(run: FinishedRun, suite: Suite, model: PreTrainedModel) -> list[Question]:
+    """The questions as token ids, encoded and cut on the left as in the evaluation."""
+    scorer = Scorer(model, load_tokenizer(Source.of(run.config.model)), 1)
+    found = []
+    for name in suite.tasks["default"]["tasks"]:
+        default, perturbed = (dict(_right_answers(suite.tasks[q]["tasks"][name])) for q in ("default", run.query))
+        for number, pair in default.items():
+            (ids, answer), (changed, same) = (scorer._encode_pair(*p) for p in (pair, perturbed[number]))
+            assert answer == same, (name, number)  # only wrong options are replaced
+            most = scorer.max_length
+            found.append(Question(name, number, ids[-most:], changed[-most:], answer[0]))
+    return found
+
+
+def _right_answers(task: Task) -> Iterator[tuple[int, tuple[str, str]]]:
+    """(number of the document, (prompt, right answer)) of a multiple-choice task, as lm-eval scores it."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        raise UserError(f"task {task.task_name}: not multiple choice, so it has no right answer to take the loss of.")
+    for request in task.instances:
+        gold = task.doc_to_target(request.doc)
+        if isinstance(gold, str):
+            gold = task.doc_to_choice(request.doc).index(gold)
+        if request.idx == gold:
+            yield request.doc_id, request.args

@@ -1,0 +1,167 @@
+"""What the configuration's types cannot say: ranges, choices, and what must hold between keys.
+
+Each check yields a sentence for every problem: which key, what was given, what is allowed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+
+from omegaconf import MISSING
+
+from unlearn.config.schema import (
+    DTYPES,
+    MASKS,
+    NORMS,
+    OPTIMIZERS,
+    POSITIONS,
+    QUERIES,
+    SCHEDULES,
+    SPAN,
+    Config,
+    TopicConfig,
+)
+from unlearn.errors import nearest
+
+
+def _ranges(c: Config) -> Iterator[str]:
+    def number(key: str, value: float, allowed: str, holds: Callable[[float], bool]) -> Iterator[str]:
+        if not (math.isfinite(value) and holds(value)):
+            yield f"{key}={value:g} is not allowed: it must be {allowed}."
+
+    at_least_0 = ("a finite number >= 0", lambda x: x >= 0)
+    above_0 = ("a finite number > 0", lambda x: x > 0)
+    at_least_1 = ("an integer >= 1", lambda x: x >= 1)
+    yield from number("rna.nu", c.rna.nu, *at_least_0)
+    yield from number("loss.alpha", c.loss.alpha, *at_least_0)
+    yield from number("train.lr", c.train.lr, *above_0)
+    yield from number("train.eps", c.train.eps, *at_least_0)
+    yield from number("train.weight_decay", c.train.weight_decay, *at_least_0)
+    yield from number("train.steps", c.train.steps, *at_least_1)
+    yield from number("train.batch_size", c.train.batch_size, *at_least_1)
+    yield from number("train.log_every", c.train.log_every, *at_least_1)
+    yield from number("eval.tokens_per_batch", c.eval.tokens_per_batch, *at_least_1)
+    yield from number("eval.replaced", c.eval.replaced, *at_least_1)
+    yield from number("eval.maxlogit.tokens", c.eval.maxlogit.tokens, "an integer >= 0", lambda x: x >= 0)
+    yield from number("eval.ngrams.window", c.eval.ngrams.window, *at_least_1)
+    yield from number("eval.ngrams.top", c.eval.ngrams.top, *at_least_1)
+    yield from number("eval.num_fewshot", c.eval.num_fewshot, "an integer >= 0", lambda x: x >= 0)
+    yield from number("tracker.timeout_s", c.tracker.timeout_s, *above_0)
+    for key, value in {
+        "train.checkpoint_every": c.train.checkpoint_every,
+        "eval.limit": c.eval.limit,
+        "eval.subset": c.eval.subset,
+        "eval.ngrams.documents": c.eval.ngrams.documents,
+    }.items():
+        if value is not None:
+            yield from number(key, value, *at_least_1)
+    if len(c.train.betas) != 2 or not all(0 <= b < 1 for b in c.train.betas):
+        yield f"train.betas={c.train.betas} is not allowed: it must be two numbers in [0, 1)."
+    for key in ("c", "beta"):
+        if key in c.method:
+            if not isinstance(c.method[key], (int, float)) or isinstance(c.method[key], bool):
+                yield f"method.{key}={c.method[key]!r} is not allowed: it must be a number."
+            else:
+                yield from number(f"method.{key}", c.method[key], *above_0)
+
+
+def _choices(c: Config) -> Iterator[str]:
+    for key, value, allowed in (
+        ("rna.scale", c.rna.scale, ("std", "variance")),
+        ("loss.mask", c.loss.mask, MASKS),
+        ("data.on_exhausted", c.data.on_exhausted, ("error", "cycle")),
+        ("train.precision", c.train.precision, ("master", "model")),
+        ("train.optimizer", c.train.optimizer, OPTIMIZERS),
+        ("train.schedule", c.train.schedule, SCHEDULES),
+        ("model.dtype", c.model.dtype, DTYPES),
+        ("tracker.name", c.tracker.name, ("wandb", "none")),
+        ("tracker.mode", c.tracker.mode, ("auto", "online", "offline")),
+        *([("method.norm", c.method["norm"], NORMS)] if "norm" in c.method else ()),
+        ("eval.position", c.eval.position, POSITIONS),
+        *(("eval.queries", query, QUERIES) for query in c.eval.queries),
+        *(("eval.asked_of", query, QUERIES) for query in c.eval.asked_of),
+        *((f"eval.asked_of.{q}", role, c.eval.tasks) for q, roles in c.eval.asked_of.items() for role in roles),
+        *(("eval.maxlogit.queries", query, c.eval.queries) for query in c.eval.maxlogit.queries),
+        *(("eval.maxlogit.roles", role, c.eval.tasks) for role in c.eval.maxlogit.roles),
+    ):
+        if value not in allowed:
+            yield f"{key}={value} is not allowed.{nearest(str(value), allowed)} Allowed: {', '.join(allowed)}."
+
+
+def _span_fits(c: Config) -> Iterator[str]:
+    lowest, highest = SPAN - 1, c.model.num_layers - 1
+    if not lowest <= c.model.layer <= highest:
+        yield (
+            f"model.layer={c.model.layer} is not allowed: layers l-2, l-1 and l are trained and model "
+            f"{c.model.name!r} has layers 0 to {highest}, so it must be in {lowest}..{highest}."
+        )
+
+
+def _own_targets(c: Config) -> Iterator[str]:
+    """Hydra's `_target_` may only name our own classes: a configuration must not run anything else."""
+    target = c.method.get("_target_")
+    if not isinstance(target, str) or not target.startswith("unlearn."):
+        yield f"method._target_={target} is not allowed: it must name a class below unlearn."
+    for key, value in c.method.items():
+        if isinstance(value, (dict, list)):
+            yield f"method.{key}={value} is not allowed: a method's arguments are numbers and names."
+    if not isinstance(c.method.get("name"), str):
+        yield "method.name: no value was given."
+
+
+def _topics(c: Config) -> Iterator[str]:
+    if not c.data.topics:
+        yield (
+            f"data.topics: data={c.data.name} has no topics. Give at least one, for example "
+            "'+data.topics.bio={forget: bio.jsonl, retain: wiki.txt, max_length: 512}'."
+        )
+    if c.data.use == []:
+        yield "data.use=[] is not allowed: name at least one topic, or null for all."
+    for name in c.data.use or []:
+        if name not in c.data.topics:
+            allowed = ", ".join(c.data.topics)
+            yield f"data.use: unknown topic {name!r}.{nearest(name, c.data.topics)} Allowed: {allowed}."
+    names = [f.name for f in fields(TopicConfig)]
+    for name, topic in c.data.topics.items():
+        for field in fields(TopicConfig):
+            value = getattr(topic, field.name)
+            if value == MISSING:
+                yield f"data.topics.{name}.{field.name}: no value was given. A topic has {', '.join(names)}."
+        for key in ("max_length", "retain_max_length"):
+            length = getattr(topic, key)
+            if isinstance(length, int) and length < 1:
+                yield f"data.topics.{name}.{key}={length} is not allowed: it must be an integer >= 1."
+
+
+def _forget_tokens(c: Config) -> Iterator[str]:
+    tokens = c.eval.forget_tokens
+    needed = {"perturbed", "control"} & set(c.eval.queries)
+    if isinstance(tokens, str):
+        topic = tokens.removeprefix("corpus:")
+        if topic != tokens and topic not in c.data.topics:
+            allowed = ", ".join(c.data.topics)
+            yield f"eval.forget_tokens={tokens}: unknown topic.{nearest(topic, c.data.topics)} Allowed: {allowed}."
+    elif not isinstance(tokens, list) or not all(isinstance(t, str) and t.strip() for t in tokens):
+        yield f"eval.forget_tokens={tokens} is not allowed: it must be a list of words, a file, or corpus:TOPIC."
+    elif not tokens and needed:
+        yield f"eval.forget_tokens is empty: {needed.pop()} queries need at least one, e.g. [SARS-CoV-2]."
+
+
+def _subset(c: Config) -> Iterator[str]:
+    if c.eval.limit is not None and c.eval.subset is not None:
+        yield "eval.limit and eval.subset are both set: give one of them, the other null."
+
+
+def _max_logit(c: Config) -> Iterator[str]:
+    plan = c.eval.maxlogit
+    for role in plan.roles if plan.tokens else ():
+        if not c.eval.tasks.get(role):
+            yield f"eval.maxlogit: role {role} has no tasks (eval.tasks.{role}); eval.maxlogit.roles=[] measures none."
+        for query in plan.queries:
+            if role not in c.eval.asked_of.get(query, [role]):
+                yield f"eval.maxlogit: {query} queries are not asked of role {role} (eval.asked_of.{query})."
+
+
+CHECKS = (_ranges, _choices, _span_fits, _own_targets, _topics, _forget_tokens, _subset, _max_logit)

@@ -1,0 +1,64 @@
+"""A run's identity: the part of its configuration that determines its result, and the folder named after it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from unlearn.config.schema import Config
+
+# Raise by hand when the same configuration would give other numbers than before.
+RESULTS_VERSION = 2
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """The part of the configuration that determines the result: no paths, no tracker, no launcher.
+
+    Files that paths lead to are identified by their hashes, which the run records and verifies.
+    """
+    plain = OmegaConf.to_container(OmegaConf.structured(config))
+    assert isinstance(plain, dict)
+    model, data, evaluation = plain["model"], plain["data"], plain["eval"]
+    for key in ("path", "gguf_file", "device", "num_layers", "trust_remote_code"):
+        model.pop(key)
+    for key in ("methods", "grids", "masks", "schedules", "alpha", "lr"):  # what other keys take their values from
+        model.pop(key)
+    for topic in data["topics"].values():
+        for key in ("forget", "retain"):
+            if not topic[key].startswith("hub:"):
+                topic.pop(key)
+    if isinstance(evaluation["forget_tokens"], str):
+        evaluation.pop("forget_tokens")
+    if not evaluation["asked_of"]:  # as below
+        evaluation.pop("asked_of")
+    for key in ("include_path", "local_dir", "tokens_per_batch"):
+        evaluation.pop(key)
+    for key in ("log_every", "checkpoint_every", "force"):
+        plain["train"].pop(key)
+    if plain["train"]["schedule"] == "constant":  # what there was before this key: those runs keep their names
+        plain["train"].pop("schedule")
+    for key in ("preset", "tracker", "output_root", "output_dir"):
+        plain.pop(key)
+    return {**plain, "results_version": RESULTS_VERSION}
+
+
+def run_name(config: Config) -> str:
+    """METHOD-MODEL-HASH, the hash being that of `identity`."""
+    return name_of(identity(config))
+
+
+def name_of(identity: dict[str, Any]) -> str:
+    """The same, from an identity as run.json keeps it."""
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
+    return f"{identity['method']['name']}-{identity['model']['name']}-{digest}"
+
+
+def run_folder(config: Config) -> Path:
+    """Where this run's files go."""
+    if config.output_dir is not None:
+        return Path(config.output_dir)
+    return Path(config.output_root) / "runs" / run_name(config)

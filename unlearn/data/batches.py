@@ -1,0 +1,77 @@
+"""Batches of token ids: rows padded to one length, and which topic each step trains on.
+
+B batch, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unlearn.data.corpora import Topic
+
+
+@dataclass(frozen=True)
+class Padded:
+    """A batch of token ids: int64 [B, T], and which positions are real tokens: bool [B, T]."""
+
+    ids_BT: Tensor
+    mask_BT: Tensor
+
+    def to(self, device: torch.device) -> Padded:
+        """The same batch on another device."""
+        return Padded(self.ids_BT.to(device), self.mask_BT.to(device))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step of Algorithm 1 trains on."""
+
+    step: int
+    topic: str
+    forget: Padded
+    retain: Padded
+
+
+def batches(
+    topics: Sequence[Topic], *, steps: int, batch_size: int, pad_id: int, side: str, start: int = 0
+) -> Iterator[Batch]:
+    """Algorithm 1's data from step `start` on: step t takes topic t mod n, and of that topic the batch number t // n.
+
+    Each topic reads its own retain documents. Past the end of a corpus the documents start over.
+    `side` ("right" or "left") is where padding goes.
+    """
+    for step in range(start, steps):
+        topic, number = topics[step % len(topics)], step // len(topics)
+        yield Batch(
+            step,
+            topic.name,
+            pad(_take(topic.forget, number, batch_size), pad_id, side),
+            pad(_take(topic.retain, number, batch_size), pad_id, side),
+        )
+
+
+def _take(documents: list[list[int]], number: int, size: int) -> list[list[int]]:
+    start = number * size
+    return [documents[i % len(documents)] for i in range(start, start + size)]
+
+
+def pad(rows: list[list[int]], pad_id: int, side: str) -> Padded:
+    """Rows of token ids as one tensor, padded to the longest."""
+    assert side in ("right", "left"), side
+    longest = max(map(len, rows))
+    ids_BT = torch.full((len(rows), longest), pad_id, dtype=torch.long)
+    mask_BT = torch.zeros((len(rows), longest), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        at = slice(0, len(row)) if side == "right" else slice(longest - len(row), longest)
+        ids_BT[i, at] = torch.tensor(row)
+        mask_BT[i, at] = True
+    return Padded(ids_BT, mask_BT)
+
+
+def documents_needed(steps: int, batch_size: int, topics: int) -> int:
+    """Documents that the busiest topic takes from each of its corpora."""
+    return -(-steps // topics) * batch_size

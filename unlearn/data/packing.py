@@ -1,0 +1,58 @@
+"""Short rows of a batch behind each other on one line, so that their padding is not computed.
+
+The sequences of a line do not see each other: transformers takes their positions, counted from 0, as a sign to mask
+what is before. B batch, T tokens, D hidden size, R lines of L tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from unlearn.data.batches import Padded
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Token ids and positions, int64 [R, L], and for each row of the batch its line, start and length."""
+
+    ids_RL: Tensor
+    positions_RL: Tensor
+    places: list[tuple[int, int, int]]
+
+    def to(self, device: torch.device) -> Packed:
+        """The same on another device."""
+        return Packed(self.ids_RL.to(device), self.positions_RL.to(device), self.places)
+
+    def unpack(self, h_RLD: Tensor) -> Tensor:
+        """The rows of the batch again, padded on the right with zeros: [B, T, D]."""
+        return pad_sequence([h_RLD[r, start : start + n] for r, start, n in self.places], batch_first=True)
+
+
+def pack(part: Padded) -> Packed | None:
+    """A batch, padded on the right, on as few lines as its rows fit into, each as long as the longest row.
+
+    Returns None if that saves no line. First fit, longest rows first.
+    """
+    lengths = part.mask_BT.sum(dim=1).tolist()
+    longest = part.ids_BT.shape[1]
+    filled: list[int] = []
+    places = [(0, 0, 0)] * len(lengths)
+    for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        line = next((r for r, used in enumerate(filled) if used + lengths[row] <= longest), len(filled))
+        if line == len(filled):
+            filled.append(0)
+        places[row] = (line, filled[line], lengths[row])
+        filled[line] += lengths[row]
+    if len(filled) == len(lengths):
+        return None
+    # What is left of a line is a sequence of its own, too, that nobody looks at.
+    ids_RL = part.ids_BT.new_zeros(len(filled), longest)
+    positions_RL = torch.stack([torch.arange(longest) - used for used in filled])
+    for row, (line, start, n) in enumerate(places):
+        ids_RL[line, start : start + n] = part.ids_BT[row, :n]
+        positions_RL[line, start : start + n] = torch.arange(n)
+    return Packed(ids_RL, positions_RL, places)

@@ -1,0 +1,30 @@
+"""Means over the tasks of a role: the same few names for any set of questions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+ROLES = "roles.json"  # inside samples/: role -> tasks, for whoever puts tasks together again
+
+
+def role_means(
+    metrics: Mapping[str, float], roles: Mapping[str, Sequence[str]], model: str, metric: str
+) -> dict[tuple[str, str], float]:
+    """(role, query) -> mean of a metric over the role's tasks; without those where a task has no such metric."""
+    names = [name.rsplit("/", 2) for name in metrics if name.startswith(f"{model}/")]
+    queries = dict.fromkeys(query for _, query, what in names if what == metric)
+    found = {}
+    for role, tasks in roles.items():
+        for query in queries:
+            values = [metrics.get(f"{model}/{task}/{query}/{metric}") for task in tasks]
+            known = [value for value in values if value is not None]
+            if known and len(known) == len(tasks):
+                found[role, query] = sum(known) / len(known)
+    return found
+
+
+def role_accuracies(
+    metrics: Mapping[str, float], roles: Mapping[str, Sequence[str]], model: str
+) -> dict[tuple[str, str], float]:
+    """(role, query) -> mean accuracy over the role's tasks; without those for which a task is missing."""
+    return role_means(metrics, roles, model, "acc")

@@ -1,0 +1,48 @@
+"""RMU, Adaptive RMU and RSV: what should each forget representation become?
+
+A method knows nothing of models, optimizers, configuration or tracking. It draws one control vector per topic
+and turns the forget representation into the target y^f of Eq. 1. B batch, T tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Generator, Tensor
+
+
+@dataclass(frozen=True)
+class ForgetBatch:
+    """What a method may look at. Representations [B, T, D] are computed only if a method asks for them."""
+
+    topic: str
+    control_D: Tensor  # the topic's control vector, float32
+    counted_BT: Tensor  # bool: the positions that the loss counts
+    frozen: Callable[[], Tensor]
+    updated: Callable[[], Tensor]
+
+    def at_every_position(self, target_D: Tensor) -> Tensor:
+        """One vector as the target of all positions: [B, T, D], not copied."""
+        return target_D.expand(*self.counted_BT.shape, -1)
+
+
+class Method(Protocol):
+    """What a method has to offer; a new one needs no more than this."""
+
+    def control_vector(self, dim: int, generator: Generator) -> Tensor:
+        """The topic's random direction: float32 [D], length 1."""
+        ...
+
+    def target(self, batch: ForgetBatch) -> Tensor:
+        """The target y^f: [B, T, D]."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What was measured during training and belongs to the run's record: {name: tensor}."""
+        ...
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave, among other names."""
+        ...

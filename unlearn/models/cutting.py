@@ -1,0 +1,243 @@
+"""One model in memory, cut in three: prefix (layers 0 .. l-3), span (l-2 .. l), and, for evaluation only, the rest.
+
+The frozen and the updated model differ in a few matrices of the span. So the prefix runs once for both, the
+frozen model is the span with its original matrices, and an updated model is the span with other ones. What layer
+l-2 computes in front of its trained matrix is the same for all of them, too, and runs once.
+
+To cut a model of any architecture, the calls into the span's layers are recorded while the prefix runs (hidden
+states, mask, position embeddings, ...) and replayed. B batch, T tokens, D hidden size; R lines of L tokens where
+the rows of a batch are packed (see `unlearn.packing`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from unlearn.errors import UserError
+from unlearn.models.architectures import decoder_layers, parameter_names
+
+
+class _Recorder(nn.Module):
+    """Stands in for a decoder layer: keeps the call it gets and hands the hidden states on."""
+
+    def __init__(self, layer: nn.Module, output_is_tuple: bool) -> None:
+        super().__init__()
+        object.__setattr__(self, "_layer", layer)  # not a submodule: the layer is put back later
+        self.output_is_tuple = output_is_tuple
+        self.call: Call | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:  # models read attributes of their layers, such as attention_type
+            return getattr(object.__getattribute__(self, "_layer"), name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        hidden_BTD = kwargs.pop("hidden_states") if "hidden_states" in kwargs else args[0]
+        self.call = Call(hidden_BTD, args[1:], kwargs)
+        return (hidden_BTD,) if self.output_is_tuple else hidden_BTD
+
+
+Outputs = dict[nn.Module, list[Any]]
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one decoder layer's call, and what its modules returned that ran before a trained matrix."""
+
+    hidden_BTD: Tensor
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    known: Outputs = field(default_factory=dict)
+
+
+class _TrainedMatrixReached(Exception):
+    pass
+
+
+@contextmanager
+def _forward_replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Modules that run another `forward` inside the block."""
+    try:
+        for module, forward in forwards.items():
+            module.forward = forward
+        yield
+    finally:
+        for module in forwards:
+            module.__dict__.pop("forward", None)
+
+
+def _known_outputs(layer: nn.Module, trained: list[str], call: Call) -> Outputs:
+    """Run a layer until it reaches a module that owns a trained parameter: what each module before it returned."""
+    owners = {layer.get_submodule(name.rpartition(".")[0]) for name in trained}
+    known: Outputs = {}
+
+    def recording(module: nn.Module) -> Callable[..., Any]:
+        forward = module.forward
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            output = forward(*args, **kwargs)
+            known.setdefault(module, []).append(output)
+            return output
+
+        return run
+
+    def stop(*_args: Any, **_kwargs: Any) -> Any:
+        raise _TrainedMatrixReached
+
+    forwards: dict[nn.Module, Callable[..., Any]] = {m: recording(m) for m in _largest_without(layer, owners)}
+    forwards |= dict.fromkeys(owners, stop)
+    try:
+        with _forward_replaced(forwards):
+            layer(call.hidden_BTD, *call.args, **call.kwargs)
+    except _TrainedMatrixReached:
+        pass
+    return known
+
+
+def _largest_without(module: nn.Module, owners: set[nn.Module]) -> Iterator[nn.Module]:
+    """The largest submodules that own no trained parameter, nor contain one that does."""
+    if module in owners:
+        return
+    for child in module.children():
+        if owners.isdisjoint(child.modules()):
+            yield child
+        else:
+            yield from _largest_without(child, owners)
+
+
+def _returning(module: nn.Module, outputs: list[Any]) -> Callable[..., Any]:
+    """A forward that returns these outputs, one a call, and computes when there are no more."""
+    forward, rest = module.forward, iter(outputs)
+    nothing = object()
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        output = next(rest, nothing)
+        return forward(*args, **kwargs) if output is nothing else output
+
+    return run
+
+
+class CutModel:
+    """Prefix and span of a model; `weights` below is always {full parameter name: tensor}.
+
+    Full names are those of the whole language model, for example `model.layers.7.mlp.down_proj.weight`.
+    """
+
+    def __init__(
+        self, model: transformers.PreTrainedModel, layer: int, span: int = 3, parameters: list[str] | None = None
+    ) -> None:
+        self.model, self.layer = model, layer
+        self._stack = decoder_layers(model)
+        self._span = range(layer - span + 1, layer + 1)
+        stack_name = next(name for name, module in model.named_modules() if module is self._stack)
+        head_less = not hasattr(model, "lm_head") and model.get_output_embeddings() is None
+        prefix = f"{model.base_model_prefix}." if head_less and model.base_model_prefix else ""
+        self._names = {
+            number: {n: f"{prefix}{stack_name}.{number}.{n}" for n in parameter_names(self._stack[number], parameters)}
+            for number in self._span
+        }
+        self._output_is_tuple = self._check()
+        self.packs = self._check_packing()
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.model.config.get_text_config().hidden_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs have to be."""
+        return next(self.model.parameters()).device
+
+    @property
+    def frozen(self) -> dict[str, Tensor]:
+        """The original matrices: {full name: tensor}, in the model's dtype."""
+        return {
+            full: self._stack[number].get_parameter(short).detach()
+            for number, names in self._names.items()
+            for short, full in names.items()
+        }
+
+    @torch.no_grad()
+    def prefix(
+        self, ids_BT: Tensor, attention_mask_BT: Tensor | None = None, positions_BT: Tensor | None = None
+    ) -> list[Call]:
+        """Run layers 0 .. l-3, and layer l-2 as far as its trained matrix, once; record the calls into the span.
+
+        `attention_mask_BT` may be left out where padding is on the right: real tokens do not see it. With
+        `positions_BT`, each row holds several sequences, their positions counted from 0.
+        """
+        originals = {number: self._stack[number] for number in self._span}
+        recorders = {n: _Recorder(layer, self._output_is_tuple) for n, layer in originals.items()}
+        positions = {} if positions_BT is None else {"position_ids": positions_BT}
+        try:
+            for number, recorder in recorders.items():
+                self._stack[number] = recorder
+            self.model(input_ids=ids_BT, attention_mask=attention_mask_BT, use_cache=False, **positions)
+        finally:
+            for number, original in originals.items():
+                self._stack[number] = original
+        first, *others = [recorder.call for recorder in recorders.values()]
+        assert first is not None
+        number = self._span[0]
+        known = _known_outputs(self._stack[number], list(self._names[number]), first)
+        return [Call(first.hidden_BTD, first.args, first.kwargs, known), *others]  # type: ignore[list-item]
+
+    def span(self, calls: list[Call], weights: Mapping[str, Tensor]) -> Tensor:
+        """h at layer l, [B, T, D], with `weights` in place of the span's own matrices.
+
+        Gradients reach only `weights`. Weights of another dtype (a float32 master copy) are cast on the way.
+        """
+        h_BTD = calls[0].hidden_BTD
+        for number, call in zip(self._span, calls, strict=True):
+            layer = self._stack[number]
+            swapped = {s: weights[full].to(h_BTD.dtype) for s, full in self._names[number].items()}
+            with _forward_replaced({m: _returning(m, outputs) for m, outputs in call.known.items()}):
+                output = functional_call(layer, swapped, (h_BTD, *call.args), call.kwargs)
+            h_BTD = output[0] if self._output_is_tuple else output
+        return h_BTD
+
+    @torch.no_grad()
+    def _check(self) -> bool:
+        """Compare cut and whole on a few tokens; returns whether layers of this model return tuples."""
+        seen: list[Any] = []
+        hook = self._stack[self.layer].register_forward_hook(lambda _module, _args, output: seen.append(output))
+        ids_BT = torch.arange(2, 10, device=self.device).view(2, 4)
+        try:
+            self.model(input_ids=ids_BT, use_cache=False)
+        finally:
+            hook.remove()
+        self._output_is_tuple = isinstance(seen[0], tuple)
+        whole_BTD = seen[0][0] if self._output_is_tuple else seen[0]
+        calls = self.prefix(ids_BT)
+        for cut_BTD in (self.span(calls, self.frozen), self.span(calls, self.frozen)):  # replaying changes nothing
+            if not torch.equal(cut_BTD, whole_BTD):
+                worst = (cut_BTD - whole_BTD).abs().max().item()
+                raise UserError(
+                    f"{type(self.model).__name__} cannot be cut at layer {self.layer}: replaying its layers gives "
+                    f"other hidden states than the whole model (largest difference {worst:.3g})."
+                )
+        return self._output_is_tuple
+
+    @torch.no_grad()
+    def _check_packing(self) -> bool:
+        """Whether sequences that share a line see nothing of each other in this model, with its attention kernel."""
+        ids_RL = torch.arange(2, 14, device=self.device).view(2, 6)
+        positions_RL = torch.tensor([[0, 1, 2, 3, 0, 1]] * 2, device=self.device)
+        try:
+            packed_RLD = self.span(self.prefix(ids_RL, positions_BT=positions_RL), self.frozen)
+        except (TypeError, ValueError, RuntimeError):  # no such argument, or none of two dimensions
+            return False
+        pieces = [self.span(self.prefix(ids_RL[:, part]), self.frozen) for part in (slice(0, 4), slice(4, 6))]
+        alone_RLD = torch.cat(pieces, dim=1)
+        tolerance = 1e-4 if alone_RLD.element_size() >= 4 else 2e-2
+        return bool((packed_RLD - alone_RLD).norm() <= tolerance * alone_RLD.norm())

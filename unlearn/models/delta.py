@@ -1,0 +1,86 @@
+"""What a run saves of its model: the changed matrices, the control vectors, and what they belong to.
+
+`delta.safetensors` holds {full parameter name: matrix in the model's dtype}, {control.TOPIC: float32 [D]} and what a
+method measured; its metadata names the base model and the SHA-256 of each matrix that it replaces. Equal runs
+leave equal bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from unlearn.errors import UserError
+from unlearn.storage.files import write_atomically
+
+REPLACES = "replaces."
+METADATA = "unlearn"  # one JSON entry: safetensors keeps several in an order that is not fixed
+
+
+def sha256(tensor: Tensor) -> str:
+    """Hash of dtype, shape and bytes."""
+    digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+    digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def save_delta(
+    file: Path,
+    weights: Mapping[str, Tensor],
+    frozen: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write the changed matrices, cast to the dtype of those they replace, and the objective's state."""
+    tensors = {name: w.detach().to(frozen[name].dtype).cpu().contiguous() for name, w in weights.items()}
+    tensors |= {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    hashes = {f"{REPLACES}{name}": sha256(w) for name, w in frozen.items()}
+    described = json.dumps({**metadata, **hashes}, sort_keys=True)
+    write_atomically(file, save(tensors, {METADATA: described}))
+
+
+def load_delta(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The changed matrices, without control vectors, and the metadata. Raises UserError if there is no such file."""
+    if not file.is_file():
+        raise UserError(f"{file}: there is no such file; a finished run's folder holds one.")
+    with safe_open(file, framework="pt") as stored:
+        metadata = json.loads((stored.metadata() or {}).get(METADATA, "{}"))
+        names = [key.removeprefix(REPLACES) for key in metadata if key.startswith(REPLACES)]
+        return {name: stored.get_tensor(name) for name in names}, metadata
+
+
+@torch.no_grad()
+def apply_delta(model: nn.Module, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Replace matrices of a whole language model in place.
+
+    With `metadata`, first check that the model holds the matrices that the delta was made to replace; raises
+    UserError if it does not.
+    """
+    parameters = dict(model.named_parameters())
+    for name in weights:
+        if name not in parameters:
+            raise UserError(f"the model has no parameter {name!r}: the delta belongs to another model.")
+        expected = (metadata or {}).get(f"{REPLACES}{name}")
+        if expected is not None and sha256(parameters[name]) != expected:
+            raise UserError(f"{name}: the model's matrix is not the one that the delta replaces: another base model?")
+    for name, w in weights.items():
+        parameters[name].copy_(w)
+
+
+@contextmanager
+def applied(model: nn.Module, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[None]:
+    """The model with these matrices inside the block, and with its own again after it."""
+    originals = {name: p.detach().clone() for name, p in model.named_parameters() if name in weights}
+    apply_delta(model, weights, metadata)
+    try:
+        yield
+    finally:
+        apply_delta(model, originals)

@@ -1,0 +1,68 @@
+"""Write a run's unlearned model as a Hugging Face checkpoint: `python -m unlearn.export RUN_DIR OUT_DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from unlearn.errors import UserError
+from unlearn.models.delta import apply_delta, load_delta
+from unlearn.models.loading import Source, load_tokenizer, load_whole
+
+
+def export(run_dir: Path, out_dir: Path, model_path: str | None = None) -> None:
+    """Base model plus delta, with tokenizer, in the dtype of the run; `from_pretrained(out_dir)` loads it.
+
+    Args:
+        run_dir: the folder of a run; what it needs is run.json and delta.safetensors.
+        out_dir: a folder that does not exist or is empty.
+        model_path: where the base model is now, if no longer where the run found it.
+
+    Raises:
+        UserError: a folder is not as above, or the base model is not the one that the run trained.
+    """
+    model_config = _model_config(run_dir)
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise UserError(f"{out_dir} exists and is not an empty folder: choose another OUT_DIR.")
+    weights, metadata = load_delta(run_dir / "delta.safetensors")
+    names = {field.name for field in dataclasses.fields(Source)}
+    settings = {key: value for key, value in model_config.items() if key in names}
+    settings |= {"device": "cpu", "dtype": str(next(iter(weights.values())).dtype).removeprefix("torch.")}
+    source = Source(**settings | ({"path": model_path} if model_path else {}))
+    tokenizer = load_tokenizer(source)
+    model = load_whole(source)
+    apply_delta(model, weights, metadata)
+    model.save_pretrained(out_dir)
+    tokenizer.save_pretrained(out_dir)
+
+
+def _model_config(run_dir: Path) -> dict[str, Any]:
+    file = run_dir / "run.json"
+    if not file.is_file():
+        raise UserError(f"{run_dir} is not a run's folder: it has no run.json.")
+    try:
+        return json.loads(file.read_text())["config"]["model"]
+    except (json.JSONDecodeError, KeyError) as error:
+        raise UserError(f"{file} is damaged: {error}") from error
+
+
+def main() -> None:
+    """Parse the command line and export; exit status 1 with one line if that cannot be done."""
+    parser = argparse.ArgumentParser(prog="python -m unlearn.export", description=__doc__)
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of a run, outputs/runs/NAME-HASH")
+    parser.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="folder to write, new or empty")
+    parser.add_argument("--model", metavar="PATH", help="where the base model is now, if the run's path is gone")
+    args = parser.parse_args()
+    try:
+        export(args.run_dir, args.out_dir, args.model)
+    except UserError as error:
+        sys.exit(f"Error: {error}")
+    print(f"{args.out_dir}: load it with AutoModelForCausalLM.from_pretrained({str(args.out_dir)!r})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Hashes that say which model and which data a run saw, wherever the files lie."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from unlearn.models.loading import Source, load_config
+
+SAMPLE, CHUNKS = 1 << 20, 64  # bytes of a sample; how many of a file are hashed
+
+
+def text_fingerprint(lines: Sequence[str]) -> str:
+    """SHA-256 of a list of strings."""
+    return hashlib.sha256(json.dumps(list(lines)).encode()).hexdigest()
+
+
+def checkpoint_fingerprint(source: Source) -> str:
+    """The commit of a hub model; for a local folder a hash of its configuration and weight files.
+
+    Of a file larger than 64 MiB, 64 evenly spaced samples of 1 MiB are hashed: enough to tell checkpoints apart
+    without reading all of a 70B model.
+    """
+    folder = Path(source.path)
+    if not folder.is_dir():
+        return load_config(source)._commit_hash or "unknown"
+    wanted = [source.gguf_file] if source.gguf_file else ["config.json", "*.safetensors", "*.bin"]
+    digest = hashlib.sha256()
+    for file in sorted(f for pattern in wanted for f in folder.glob(pattern)):
+        digest.update(f"{file.name}:{file.stat().st_size}".encode())
+        _hash_samples(file, digest)
+    return digest.hexdigest()
+
+
+def _hash_samples(file: Path, digest: hashlib._Hash) -> None:
+    size = file.stat().st_size
+    count = min(CHUNKS, -(-size // SAMPLE))
+    with file.open("rb") as stream:
+        for i in range(count):
+            # Whole files up to CHUNKS samples; beyond that from the first to the last byte at equal distances.
+            stream.seek(i * SAMPLE if size <= CHUNKS * SAMPLE else i * (size - SAMPLE) // (count - 1))
+            digest.update(stream.read(SAMPLE))

@@ -1,0 +1,122 @@
+"""Evaluate a finished run, or any checkpoint, without training.
+
+python -m unlearn.evaluate RUN_DIR eval=quick             adds to the run's metrics.json and samples/, or, where the
+                                                          same was asked before, into RUN_DIR/evaluations/
+python -m unlearn.evaluate CHECKPOINT eval=wmdp           a folder or hub id, as the base model
+python -m unlearn.evaluate model=zephyr_7b_beta eval=wmdp that of a configuration
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from unlearn.config.compose import composed
+from unlearn.config.identity import identity
+from unlearn.config.schema import Config
+from unlearn.config.settle import settle
+from unlearn.errors import UserError
+from unlearn.evaluate.examiner import Examiner
+from unlearn.models.fingerprint import checkpoint_fingerprint, text_fingerprint
+from unlearn.models.loading import Source, check_weights, load_tokenizer
+from unlearn.runs.folder import RunFolder
+from unlearn.screen import say
+from unlearn.storage.files import write_json
+from unlearn.storage.lock import FolderLock
+from unlearn.tracking.terminal import show_result
+
+
+def run_config(folder: RunFolder, overrides: list[str]) -> Config:
+    """The configuration of a run with another evaluation. Raises UserError for overrides of anything else."""
+    for override in overrides:
+        if not override.lstrip("+~").startswith("eval"):
+            raise UserError(f"{override}: of a finished run only eval and its keys can be chosen anew.")
+    raw, new = OmegaConf.create(folder.record["config"]), composed(overrides)
+    raw.eval, raw.tracker = new.eval, new.tracker  # of no use here, and an older run's may lack a key
+    return settle(raw)
+
+
+def examiner_of(config: Config) -> Examiner:
+    """All questions of a configuration, of a model whose weights are there. Raises UserError if there are none."""
+    source = Source.of(config.model)
+    check_weights(source, None)
+    examiner = Examiner(config, source, load_tokenizer(source))
+    if not examiner.suite.tasks:
+        raise UserError("eval.tasks is empty: choose an evaluation, e.g. eval=quick.")
+    return examiner
+
+
+def evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
+    """Evaluate a run once more; returns the folder of the results.
+
+    That is the run's own, or, where these tasks and queries were asked before, one inside it: what was evaluated then
+    (of more questions, perhaps) stays.
+    """
+    with FolderLock(folder.path):
+        return _evaluate_run(folder, overrides)
+
+
+def _evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
+    config = run_config(folder, overrides)
+    partial = folder.file("partial")
+    examiner = examiner_of(config)
+    result = examiner.examine(folder.file("delta.safetensors"), partial=partial)
+    before = json.loads(folder.file("metrics.json").read_text()) if folder.file("metrics.json").is_file() else {}
+    home = folder.path
+    if before.keys() & result.metrics.keys():
+        home, before = folder.file("evaluations") / _name(config), {}
+    result.write_samples(home / "samples")
+    write_json(home / "metrics.json", before | result.metrics)
+    folder.record.setdefault("evaluations", []).append({**asdict(config.eval), "query_words": examiner.word_hashes})
+    folder.write()
+    shutil.rmtree(partial, ignore_errors=True)
+    show_result(result.metrics, config.eval.tasks, config.eval.queries, home, None)
+    return home
+
+
+def _name(config: Config) -> str:
+    """Of an evaluation: what determines it."""
+    return f"{config.eval.name}-{text_fingerprint([json.dumps(identity(config)['eval'], sort_keys=True)])[:10]}"
+
+
+def evaluate_checkpoint(overrides: list[str]) -> Path:
+    """Evaluate a configuration's model as the base model, into OUTPUT_ROOT/evaluations; returns the folder."""
+    config = settle(composed(overrides))
+    result = examiner_of(config).examine()
+    name = f"{config.model.name}-{checkpoint_fingerprint(Source.of(config.model))[:10]}"
+    folder = Path(config.output_root) / "evaluations" / name
+    result.write_samples(folder / "samples")
+    write_json(folder / "metrics.json", result.metrics)
+    show_result(result.metrics, config.eval.tasks, config.eval.queries, folder, None)
+    return folder
+
+
+def main() -> None:
+    """Parse the command line and evaluate; exit status 1 with one line if that cannot be done."""
+    parser = argparse.ArgumentParser(
+        prog="python -m unlearn.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", metavar="RUN_DIR|CHECKPOINT|model=NAME")
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="eval=NAME, eval.KEY=VALUE, as for launch.py")
+    args = parser.parse_args()
+    folder = RunFolder(Path(args.what))
+    try:
+        if folder.record:
+            evaluate_run(folder, args.overrides)
+        else:
+            model = args.what if "=" in args.what else f"model.path={args.what}"
+            evaluate_checkpoint([model, *args.overrides])
+    except (UserError, HydraException) as error:
+        sys.exit(f"Error: {error}")
+    say("Done.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""A run's folder: what is in it, and in which order, so that it is either complete or can be continued.
+
+run.json                 configuration, versions, hashes, attempts, status (running, done, failed)
+train.jsonl              a line per logged step
+metrics.json             {model}/{task}/{query}/{metric} and train/*
+samples/                 per question: log-likelihoods, choice, correct
+delta.safetensors        the changed matrices
+theory*.json             what `python -m unlearn.theory` measured of it, if it did
+.hydra/                  Hydra's own record of the configuration
+
+and until it is complete
+
+checkpoint.safetensors   training's state (`unlearn.checkpoint`)
+partial/                 what the evaluation has scored (`unlearn.evaluate.journal`)
+alive.json               who is working on it (`unlearn.lock`)
+progress.json            how far that is
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from unlearn.errors import UserError
+from unlearn.runs.provenance import PACKAGES, _attempt, _package_version, code_version
+from unlearn.storage import slurm_job
+from unlearn.storage.files import remove_scratch, write_json
+from unlearn.storage.lock import LOCK, PROGRESS
+
+
+class RunFolder:
+    """One run's folder and its run.json."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.record: dict[str, Any] = {}
+        self.read()
+
+    def read(self) -> None:
+        """Read run.json anew."""
+        if self.file("run.json").is_file():
+            self.record = json.loads(self.file("run.json").read_text())
+
+    def file(self, name: str) -> Path:
+        """A file of this folder."""
+        return self.path / name
+
+    @property
+    def done(self) -> bool:
+        """Whether the run that lives here is finished."""
+        return self.record.get("status") == "done"
+
+    def claim(self, identity: dict[str, Any]) -> None:
+        """Raise UserError if a run with another identity lives here."""
+        other = self.record.get("identity")
+        if other is not None and other != identity:
+            differing = ", ".join(sorted(_differences(other, identity))) or "version of the results"
+            raise UserError(
+                f"{self.path} holds another run (it differs in {differing}). Choose another output_dir, or leave it "
+                f"out: runs then get a folder of their own."
+            )
+
+    def verify(self, inputs: dict[str, Any]) -> None:
+        """Raise UserError if the run that lives here saw other data or another model under the same names."""
+        other = self.record.get("inputs")
+        if other is not None and other != inputs:
+            differing = ", ".join(sorted(_differences(other, inputs)))
+            raise UserError(
+                f"{self.path} holds a run of the same configuration over other inputs (they differ in {differing}). "
+                f"Set data.name or model.name to tell them apart, or choose an output_dir."
+            )
+
+    def start(
+        self, config: dict[str, Any], identity: dict[str, Any], inputs: dict[str, Any], *, anew: bool = False
+    ) -> None:
+        """Describe this run; keep what an unfinished one of the same identity and inputs left, unless `anew`.
+
+        Only for whoever holds the folder's lock.
+        """
+        same = self.record.get("identity") == identity and self.record.get("inputs") == inputs
+        continued = same and not self.done and not anew
+        before = self.record if continued else {}
+        if not continued:
+            # run.json first: it says that the others are there.
+            for name in ("run.json", "train.jsonl", "metrics.json", "delta.safetensors"):
+                self.file(name).unlink(missing_ok=True)
+            for file in self.path.glob("theory*.json"):
+                file.unlink()
+            shutil.rmtree(self.file("samples"), ignore_errors=True)
+            self._remove_unfinished()
+        remove_scratch(self.path)
+        code = code_version()
+        self.record = {
+            "status": "running",
+            "config": config,
+            "identity": identity,
+            "inputs": inputs,
+            "code": code,
+            "python": sys.version.split()[0],
+            "packages": {name: _package_version(name) for name in PACKAGES},
+            "attempts": [*before.get("attempts", []), _attempt() | {"commit": code["commit"]}],
+            **{key: before[key] for key in ("trained", "wandb_id") if key in before},
+        }
+        self.write()
+
+    def write(self) -> None:
+        """Write run.json."""
+        write_json(self.file("run.json"), self.record)
+
+    @property
+    def trained(self) -> dict[str, float] | None:
+        """The training's final metrics if the delta is there, else None."""
+        return self.record.get("trained") if self.file("delta.safetensors").is_file() else None
+
+    def finish_training(self, metrics: dict[str, float]) -> None:
+        """The delta is written: note it, and let the checkpoint go."""
+        self.record["trained"] = metrics
+        self.write()
+        self.file("checkpoint.safetensors").unlink(missing_ok=True)
+
+    def finish(self, metrics: dict[str, float]) -> None:
+        """Write the metrics, then say that the run is done."""
+        write_json(self.file("metrics.json"), metrics)
+        self._end("done")
+        self.write()
+        self._remove_unfinished()
+
+    @property
+    def begun_by_this_job(self) -> bool:
+        """Whether the last attempt was this SLURM job's: it was interrupted and has been started again."""
+        last = self.last_attempt
+        same = slurm_job.job_id() is not None and last.get("slurm_job") == slurm_job.job_id()
+        return same and last["slurm_restarts"] < slurm_job.restarts()
+
+    @property
+    def last_attempt(self) -> dict[str, Any]:
+        """Where and when the last process to work on this run began."""
+        attempts = self.record.get("attempts") or [{}]
+        return attempts[-1]
+
+    @property
+    def interruptions(self) -> int:
+        """How many attempts came to no end of their own before another one began."""
+        return sum("ended" not in attempt for attempt in self.record.get("attempts", [])[:-1])
+
+    @property
+    def untidy(self) -> bool:
+        """Whether something is here that a finished run does not leave."""
+        left = ("checkpoint.safetensors", "partial", LOCK, PROGRESS)
+        return any(self.file(name).exists() for name in left) or any(self.path.glob(".*.tmp"))
+
+    def tidy(self) -> None:
+        """Remove what a process left that was killed between the last line of its work and the end."""
+        self._remove_unfinished()
+        remove_scratch(self.path)
+
+    def _remove_unfinished(self) -> None:
+        self.file("checkpoint.safetensors").unlink(missing_ok=True)
+        self.file(PROGRESS).unlink(missing_ok=True)
+        shutil.rmtree(self.file("partial"), ignore_errors=True)
+
+    def fail(self, error: str) -> None:
+        """Say that the run failed, and why; what was written stays, and the next attempt goes on from there."""
+        self._end("failed")
+        self.record["error"] = error
+        with suppress(OSError):  # where the disk is full, that has been said already
+            self.write()
+
+    def _end(self, status: str) -> None:
+        self.record["status"] = status
+        self.last_attempt.update(ended=status, until=time.time())
+
+    def keep_hydra_files(self, hydra_folder: Path) -> None:
+        """Copy Hydra's record of the configuration from where Hydra wrote it."""
+        source = hydra_folder / ".hydra"
+        if source.is_dir() and source.resolve() != self.file(".hydra").resolve():
+            shutil.copytree(source, self.file(".hydra"), dirs_exist_ok=True)
+
+
+def _differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> set[str]:
+    """Dotted keys at which two nested dictionaries differ."""
+    found: set[str] = set()
+    for key in a.keys() | b.keys():
+        x, y = a.get(key), b.get(key)
+        if isinstance(x, dict) and isinstance(y, dict):
+            found |= _differences(x, y, f"{prefix}{key}.")
+        elif x != y:
+            found.add(f"{prefix}{key}")
+    return found

@@ -1,0 +1,62 @@
+"""Fetch all that a job needs, on a node with a network: `python -m unlearn.prefetch [OVERRIDE ...]`.
+
+Model, tokenizer, corpora and evaluation data of the configuration, checked as a job checks them at its start. With
+HF_HUB_OFFLINE=1 (and the same HF_HOME) the job then needs no network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from hydra.errors import HydraException
+
+from unlearn.config.compose import composed
+from unlearn.config.schema import NGRAM_QUERIES, Config
+from unlearn.config.settle import settle
+from unlearn.errors import UserError
+from unlearn.evaluate.questions import make_suite, query_words
+from unlearn.experiment import load_topics
+from unlearn.models.loading import Source, check_weights, load_config, load_tokenizer
+from unlearn.screen import say
+
+# What transformers loads; not the same weights once more in other formats.
+FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt", "*.py"]
+
+
+def prefetch(config: Config) -> None:
+    """Fetch and check. Raises UserError for what cannot be had."""
+    source = Source.of(config.model)
+    if not Path(source.path).is_dir():
+        try:
+            files = [*FILES, source.gguf_file] if source.gguf_file else FILES
+            snapshot_download(source.path, revision=source.revision, allow_patterns=files)
+        except Exception as error:  # the hub's errors share no base class
+            raise UserError(f"model.path={source.path}: cannot be fetched: {error}") from error
+    check_weights(source, None if config.eval.tasks else config.model.layer)
+    load_config(source)
+    tokenizer = load_tokenizer(source)
+    say(f"model {config.model.name}: {source.path}")
+    for topic in load_topics(config, tokenizer):
+        say(f"topic {topic.name}: {len(topic.forget)} documents to forget, {len(topic.retain)} to retain")
+    # Lists of n-grams need a forward pass over the corpora: the job makes them, from what is here now.
+    config.eval.queries = [query for query in config.eval.queries if query not in NGRAM_QUERIES]
+    suite = make_suite(config, query_words(config, source, tokenizer))
+    for query, tasks in suite.tasks.items():
+        say(f"{query} queries: {sum(len(task.eval_docs) for task in tasks['tasks'].values())} questions")
+
+
+def main() -> None:
+    """Parse the command line and fetch; exit status 1 with one line if something cannot be had."""
+    parser = argparse.ArgumentParser(prog="python -m unlearn.prefetch", description=__doc__)
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for launch.py: experiment=zephyr_wmdp ...")
+    try:
+        prefetch(settle(composed(parser.parse_args().overrides)))
+    except (UserError, HydraException) as error:
+        sys.exit(f"Error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""What produced a run: the code's version, the packages' versions, and the process on its machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from unlearn.storage import slurm_job
+
+CODE = ("unlearn", "conf", "sweeps", "launch.py")  # what determines what a run does
+
+
+CODE_VERSION = "code.json"  # beside a sweep's copy of the code
+
+
+PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "lm_eval", "hydra-core", "safetensors", "wandb")
+
+
+def _attempt() -> dict[str, Any]:
+    """Where and when this process began to work on a run."""
+    return {
+        "began": time.time(),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "slurm_job": slurm_job.job_id(),
+        "slurm_restarts": slurm_job.restarts(),
+    }
+
+
+def _package_version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def code_version() -> dict[str, Any]:
+    """This package's version, and the commit of the checkout, or sweep's copy of one, that it was run from."""
+    root = Path(__file__).parents[2]
+    if (root / CODE_VERSION).is_file():
+        return json.loads((root / CODE_VERSION).read_text())
+
+    def git(*args: str) -> str | None:
+        try:
+            ran = subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return ran.stdout.strip() if ran.returncode == 0 else None
+
+    own = (root / "launch.py").is_file()  # not some repository that happens to hold a virtual environment
+    status = git("status", "--porcelain", "--", *CODE) if own else None
+    return {
+        "version": _package_version("unlearn"),
+        "commit": git("rev-parse", "HEAD") if own else None,
+        "changed": bool(status) if status is not None else None,
+    }

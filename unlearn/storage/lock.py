@@ -1,0 +1,235 @@
+"""One process at a time in a folder, on whichever node: a file with a heartbeat.
+
+A process id means nothing on another node, and file locks are often switched off on a cluster's shared disks. So the
+holder touches its file every `BEAT_S` seconds and is taken for dead after `STALE_S` without, by the file server's
+clock, since the nodes' own may differ. It is dead at once where that can be known: its process is gone from this
+machine, or SLURM has started the same job again. A second file says how far the holder is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+from unlearn.errors import UserError
+from unlearn.storage import slurm_job
+from unlearn.storage.files import write_json
+
+LOCK, PROGRESS = "alive.json", "progress.json"
+BEAT_S, STALE_S = 10.0, 60.0
+CLOCK_STEP_S = 60.0  # the time of a process's birth moves when the machine's clock is set
+
+
+class Busy(UserError):
+    """Somebody else holds the folder."""
+
+
+class Lost(UserError):
+    """This process held the folder, was taken for dead, and must not write there any more."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What a holder is doing: `done` of `total` steps, the first `skipped` of them before it began."""
+
+    name: str = "starting"
+    done: int = 0
+    total: int = 0
+    skipped: int = 0
+    since: float = field(default_factory=time.time)  # seconds since the epoch, when the phase began
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a folder."""
+
+    owner: str
+    host: str
+    pid_space: str  # process ids mean the same only within it
+    pid: int
+    born: float  # when the process began: ids are used again
+    slurm_job: str | None
+    slurm_restarts: int
+
+    @classmethod
+    def me(cls) -> Holder:
+        """This process."""
+        return cls(
+            owner=uuid.uuid4().hex,
+            host=socket.gethostname(),
+            pid_space=_pid_space(),
+            pid=os.getpid(),
+            born=psutil.Process().create_time(),
+            slurm_job=slurm_job.job_id(),
+            slurm_restarts=slurm_job.restarts(),
+        )
+
+    @classmethod
+    def read(cls, file: Path) -> Holder | None:
+        """Whoever wrote the file; None if there is none."""
+        try:
+            return cls(**json.loads(file.read_text()))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+
+    def known_dead(self) -> bool:
+        """Whether this machine, or SLURM, can tell that the process has ended."""
+        if (self.host, self.pid_space) == (socket.gethostname(), _pid_space()):
+            try:
+                return abs(psutil.Process(self.pid).create_time() - self.born) > CLOCK_STEP_S
+            except psutil.NoSuchProcess:
+                return True
+        same_job = self.slurm_job is not None and self.slurm_job == slurm_job.job_id()
+        return same_job and self.slurm_restarts < slurm_job.restarts()
+
+    def __str__(self) -> str:
+        job = f", SLURM job {self.slurm_job}" if self.slurm_job else ""
+        return f"process {self.pid} on {self.host}{job}"
+
+
+class FolderLock:
+    """A context manager that holds `folder`, or raises `Busy` at once and says who does."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._file = folder, folder / LOCK
+        self._me = Holder.me()
+        self._phase = Phase()
+        self._lost = False
+        self._answered = time.monotonic()  # when the file server last took a heartbeat
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._keep_beating, daemon=True)
+
+    def __enter__(self) -> FolderLock:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        while not self._link():
+            self._remove_if_dead()
+        self._answered = time.monotonic()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end.set()
+        self._thread.join()
+        if Holder.read(self._file) == self._me:
+            (self._folder / PROGRESS).unlink(missing_ok=True)
+            self._file.unlink(missing_ok=True)
+
+    def report(self, phase: Phase) -> None:
+        """Say how far the work is, with the next heartbeat, and `check`."""
+        self._phase = phase
+        self.check()
+
+    def check(self) -> None:
+        """Raise `Lost` if another process may have taken the folder over: this one could not be heard for too long."""
+        if self._lost or time.monotonic() - self._answered > STALE_S:
+            raise Lost(f"{self._folder} was, or may be, taken over by another process while this one was not heard of.")
+
+    def _link(self) -> bool:
+        """Put our file there, whole, unless there is one: of several that try, one succeeds, on network disks, too."""
+        mine = self._scratch()
+        try:
+            mine.write_text(json.dumps(asdict(self._me)))
+            os.link(mine, self._file)
+        except FileExistsError:
+            return mine.stat().st_nlink == 2  # it was done, only the answer got lost
+        except FileNotFoundError:
+            return False  # a holder that had just begun has tidied up
+        finally:
+            mine.unlink(missing_ok=True)
+        return True
+
+    def _remove_if_dead(self) -> None:
+        """Make room if the holder is dead. Raises `Busy` if it is not."""
+        holder = Holder.read(self._file)
+        age = self._age()
+        if age is None or (holder is None and age < STALE_S):
+            time.sleep(0.05)  # gone, or another's by now
+            return
+        if holder is not None and not holder.known_dead() and age < STALE_S:
+            raise Busy(
+                f"{self._folder} is being worked on by {holder} (last sign of life {age:.0f} s ago). If it is dead, "
+                f"wait until that is {STALE_S:.0f} s."
+            )
+        if Holder.read(self._file) != holder:
+            return
+        # Of several that find it dead, one succeeds in moving it away; should it by then be another's, back with it.
+        grave = self._scratch()
+        with suppress(FileNotFoundError):
+            self._file.rename(grave)
+            if Holder.read(grave) != holder:
+                with suppress(FileExistsError):
+                    os.link(grave, self._file)
+            grave.unlink(missing_ok=True)
+
+    def _age(self) -> float | None:
+        """Seconds since the last heartbeat by the clock that stamps the files; None if there is no file."""
+        probe = self._scratch()
+        try:
+            probe.touch()
+            return probe.stat().st_mtime - self._file.stat().st_mtime
+        except FileNotFoundError:
+            return None
+        finally:
+            probe.unlink(missing_ok=True)
+
+    def _scratch(self) -> Path:
+        return self._file.with_name(f".{LOCK}.{uuid.uuid4().hex}.tmp")
+
+    def _keep_beating(self) -> None:
+        while not self._end.wait(BEAT_S):
+            # Whatever fails here, a full disk or a server that is away for a while: the next beat may succeed.
+            with suppress(OSError):
+                if not self._beat():
+                    self._lost = True
+                    return
+
+    def _beat(self) -> bool:
+        """Touch our file, and say how far we are; False if the file is another's."""
+        holder = Holder.read(self._file)
+        if holder != self._me and not (holder is None and self._link()):
+            return False
+        os.utime(self._file)
+        self._answered = time.monotonic()
+        write_json(self._folder / PROGRESS, asdict(self._phase))
+        return True
+
+
+def phase_of(folder: Path) -> Phase | None:
+    """How far the holder of a folder is; None if that is not known."""
+    try:
+        return Phase(**json.loads((folder / PROGRESS).read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def live_holder(folder: Path) -> Holder | None:
+    """Who works in a folder; None if nobody does, as far as can be seen from here, by this machine's clock."""
+    file = folder / LOCK
+    holder = Holder.read(file)
+    if holder is None or holder.known_dead():
+        return None
+    try:
+        return holder if time.time() - file.stat().st_mtime < STALE_S else None
+    except FileNotFoundError:
+        return None
+
+
+def _pid_space() -> str:
+    """The boot of the machine and the container in which process ids mean what they mean here."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""

@@ -1,0 +1,61 @@
+"""Which jobs of a sweep can share a process, how many of them fit, and running them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from unlearn.config.schema import Config, unshared
+from unlearn.errors import UserError
+
+log = logging.getLogger(__name__)
+RESERVE = 0.1  # of the free memory, for what the estimate does not know
+
+
+def groups_that_share(configs: Mapping[int, Config]) -> list[list[int]]:
+    """Numbers of the jobs that agree in `SHARED`, group by group, in their order."""
+    groups: list[list[int]] = []
+    for number, config in configs.items():
+        group = next((g for g in groups if not any(unshared(configs[g[0]], config))), None)
+        if group is None:
+            groups.append([number])
+        else:
+            group.append(number)
+    return groups
+
+
+def packs(configs: Mapping[int, Config], pack_size: int | None) -> list[list[int]]:
+    """Numbers of the jobs for each process: those that can share one, at most `pack_size`, or as many as will fit.
+
+    Raises UserError if `pack_size` is no positive number.
+    """
+    if pack_size is not None and pack_size < 1:
+        raise UserError(f"hydra.launcher.pack_size={pack_size} is not allowed: it must be an integer >= 1 or null.")
+    found = []
+    for group in groups_that_share(configs):
+        size = pack_size or fitting([configs[i] for i in group])
+        found += [group[i : i + size] for i in range(0, len(group), size)]
+    return found
+
+
+def fitting(configs: Sequence[Config]) -> int:
+    """How many of these runs, which agree in `SHARED`, the device's free memory holds together; at least 1."""
+    import psutil
+    import torch
+
+    from unlearn.models.loading import Source, load_config
+    from unlearn.training.cost import Shape, training_memory
+
+    first = configs[0]
+    source = Source.of(first.model)
+    try:
+        shape = Shape.of(load_config(source), first.model.layer, first.model.parameters)
+    except UserError:  # the run itself will say so, in its place
+        return len(configs)
+    topics = [first.data.topics[name] for name in first.data.use or first.data.topics]
+    tokens = first.train.batch_size * max(t.max_length + (t.retain_max_length or t.max_length) for t in topics)
+    precision = "master" if any(c.train.precision == "master" for c in configs) else "model"
+    need = training_memory(shape, tokens, weight_bytes=source.torch_dtype.itemsize, precision=precision)
+    on_gpu = source.torch_device.type == "cuda"
+    free = torch.cuda.mem_get_info(source.torch_device)[0] if on_gpu else psutil.virtual_memory().available
+    return max(1, min(len(configs), need.variants(int((1 - RESERVE) * free))))

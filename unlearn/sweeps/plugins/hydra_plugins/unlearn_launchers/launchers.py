@@ -1,0 +1,171 @@
+"""How `-m` starts its jobs: here, those that share model and data in one process, or on SLURM.
+
+Hydra imports this file at every start: whatever is heavy is imported when it is needed.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+if TYPE_CHECKING:
+    from unlearn.config.schema import Config
+    from unlearn.sweeps.sweep import Sweep
+
+log = logging.getLogger(__name__)
+
+
+class SweepLauncher(Launcher):
+    """Composes every job as Hydra's own launcher does and notes it in the sweep's folder; others run them."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """What Hydra knows; the task function itself, which runs one job, is not called."""
+        self.hydra_context, self.config = hydra_context, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run all jobs. Raises UserError after the last one if some of them failed."""
+        from unlearn.errors import UserError
+        from unlearn.sweeps.sweep import Sweep, failure_list
+
+        setup_globals()
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        folder = Path(str(self.config.hydra.sweep.dir))
+        sweep = Sweep.begin(folder) if initial_job_idx == 0 else Sweep.open(folder)
+        self.configs: dict[int, Config] = {}
+        numbers = [self._add(sweep, initial_job_idx + i, o) for i, o in enumerate(job_overrides)]
+        sweep.write()
+        failed = {i: str(sweep.jobs[i].error) for i in numbers if sweep.jobs[i].error is not None}
+        failed |= self.run(sweep, [i for i in numbers if i not in failed])
+        log.info(f"Figures and tables of what is done: python -m unlearn.report {folder} -o report.html")
+        if failed:
+            raise UserError(failure_list(sweep, failed, len(numbers)))
+        return [JobReturn(_return_value=sweep.jobs[i].folder, status=JobStatus.COMPLETED) for i in numbers]
+
+    @abstractmethod
+    def run(self, sweep: Sweep, numbers: list[int]) -> Mapping[int, str]:
+        """Run these jobs of a sweep; those that failed, and why."""
+
+    def _add(self, sweep: Sweep, number: int, overrides: Sequence[str]) -> int:
+        """Compose a job as far as its checked configuration and Hydra's own files, and note it or its error."""
+        from unlearn.cli.launch import to_config
+
+        log.info(f"\t#{number} : {' '.join(filter_overrides(overrides))}")
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        with open_dict(config):
+            config.hydra.job.id = config.hydra.job.num = number
+        _name_sweep(config, sweep.folder)
+        job = run_job(
+            hydra_context=self.hydra_context,
+            task_function=to_config,
+            config=config,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+            configure_logging=False,
+        )
+        if job.status == JobStatus.COMPLETED:
+            self.configs[number], hydra_folder = job.return_value
+            sweep.add(number, list(overrides), self.configs[number], hydra_folder)
+        else:
+            sweep.add_failed(number, list(overrides), job._return_value)
+        return number
+
+
+def _name_sweep(config: DictConfig, folder: Path) -> None:
+    """Give a job's tracker the sweep that it is of: as its group, unless there is one, and its name as a tag.
+
+    Here, since the job's process, on SLURM another one, knows its composed configuration only.
+    """
+    chosen = config.hydra.runtime.choices.get("sweep")
+    named = [] if chosen is None else [str(chosen)]
+    if OmegaConf.select(config, "tracker.tags") is not None:
+        config.tracker.tags = [*config.tracker.tags, *named]
+        config.tracker.group = config.tracker.group or " ".join([*named, *folder.parts[-2:]])
+
+
+class PackedLauncher(SweepLauncher):
+    """`hydra/launcher=packed`: jobs that share model and data are trained together, in this process.
+
+    `pack_size` bounds the jobs of a process; None stands for as many as the device's memory holds.
+    """
+
+    def __init__(self, pack_size: int | None = None) -> None:
+        self.pack_size = pack_size
+
+    def run(self, sweep: Sweep, numbers: list[int]) -> Mapping[int, str]:
+        """Pack by pack."""
+        from unlearn.errors import describe
+        from unlearn.storage.lock import FolderLock
+        from unlearn.sweeps.worker import run_packed
+
+        with FolderLock(sweep.folder):  # so that `unlearn.status` sees it running
+            found = run_packed(sweep, numbers, self.pack_size)
+        return {i: describe(error) for i, error in found.items() if isinstance(error, Exception)}
+
+
+class SlurmLauncher(SweepLauncher):
+    """`hydra/launcher=slurm`, `slurm_packed`: groups of `pack_size` jobs, each a job or array task of SLURM.
+
+    With `wait`, it returns when all have ended; without, as soon as they are queued. Runs that are finished already
+    are not queued.
+    """
+
+    def __init__(self, pack_size: int | None, wait: bool, **settings: Any) -> None:
+        self.pack_size, self.wait = pack_size, wait
+        self.settings = {k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in settings.items()}
+
+    def setup(self, **known: Any) -> None:
+        """Raises UserError, before anything is composed, where no cluster answers."""
+        from unlearn.errors import UserError
+        from unlearn.sweeps import slurm
+
+        super().setup(**known)
+        if not slurm.answers():
+            raise UserError("hydra/launcher: no SLURM answers here (scontrol ping). hydra/launcher=packed runs here.")
+
+    def run(self, sweep: Sweep, numbers: list[int]) -> Mapping[int, str]:
+        """Submit, and wait."""
+        from unlearn.sweeps.packs import packs
+        from unlearn.sweeps.status import wait_for
+        from unlearn.sweeps.submission import submit
+        from unlearn.sweeps.sweep import finished
+
+        configs = {number: self.configs[number] for number in numbers}
+        for number in [n for n, config in configs.items() if finished(config)]:
+            log.info(
+                f"\t#{number} is finished: nothing to do (train.force=true repeats it): {sweep.jobs[number].folder}"
+            )
+            del configs[number]
+        if not configs:
+            return {}
+        groups = packs(configs, len(configs) if self.pack_size is None else self.pack_size)
+        submit(sweep, groups, self.settings)
+        log.info(f"Submitted {len(groups)} SLURM jobs, {sweep.tasks[min(configs)]} the first; output: {sweep.folder}")
+        log.info(f"They go on without this process. To watch them: python -m unlearn.status {sweep.folder}")
+        return wait_for(sweep, list(configs)) if self.wait else {}
+
+
+class AutoLauncher(SlurmLauncher):
+    """The default: on SLURM where a cluster answers, else here, packed."""
+
+    def setup(self, **known: Any) -> None:
+        """Decide, and say so first of all."""
+        from unlearn.sweeps import slurm
+
+        SweepLauncher.setup(self, **known)
+        self.on_slurm = slurm.answers()
+        if self.on_slurm:
+            log.info("hydra/launcher=auto: SLURM answers, the jobs go there (hydra/launcher=packed runs them here)")
+        else:
+            log.info("hydra/launcher=auto: no SLURM answers, the jobs run here, together (hydra/launcher=packed)")
+
+    def run(self, sweep: Sweep, numbers: list[int]) -> Mapping[int, str]:
+        """As decided."""
+        return super().run(sweep, numbers) if self.on_slurm else PackedLauncher().run(sweep, numbers)

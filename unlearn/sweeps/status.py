@@ -1,0 +1,164 @@
+"""Where the jobs of a sweep are.
+
+python -m unlearn.status [SWEEP_DIR]           a table, live in a terminal until all have ended
+python -m unlearn.status [SWEEP_DIR] --retry   first start again those that failed or were interrupted, with the
+                                               configuration (on SLURM also the code) of the sweep's beginning
+
+Exit status: 0 all done, 1 some failed, 3 not finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from unlearn.errors import UserError
+from unlearn.screen import WIDE, say
+from unlearn.storage.lock import FolderLock, Phase
+from unlearn.sweeps import slurm
+from unlearn.sweeps.sweep import State, Sweep
+
+POLL_S = 5.0
+console = Console(width=None if sys.stdout.isatty() else WIDE)
+STYLES = {"done": "green", "failed": "red", "interrupted": "yellow", "running": "cyan"}
+
+
+def wait_for(sweep: Sweep, numbers: list[int]) -> dict[int, str]:
+    """Wait until these jobs have ended, with a line at each change; those that failed, and why.
+
+    Raises UserError when the user interrupts; the jobs go on.
+    """
+    states: dict[int, State] = {}
+    said = ""
+    try:
+        while True:
+            states = sweep.states(states)
+            if (now := summary(states[n] for n in numbers)) != said:
+                say(f"{time.strftime('%H:%M:%S')} {now}")
+                said = now
+            if all(states[n].ended for n in numbers):
+                return {n: states[n].detail or states[n].name for n in numbers if states[n].name != "done"}
+            time.sleep(POLL_S)
+    except KeyboardInterrupt:
+        raise UserError(
+            f"No longer waiting; the jobs go on. To watch them: python -m unlearn.status {sweep.folder}. To stop "
+            f"them: scancel {' '.join(sorted({task.partition('_')[0] for task in sweep.tasks.values()}))}"
+        ) from None
+
+
+def view(sweep: Sweep, states: Mapping[int, State]) -> Group:
+    """How many jobs are where, what is common to them, and a row for each, with what distinguishes it."""
+    shown = Table(box=SIMPLE_HEAD)
+    for column in ("#", "job", "state", "progress", "left", "SLURM", "why"):
+        shown.add_column(column, overflow="fold")
+    for number, state in states.items():
+        again = f", interrupted {state.interruptions} x" if state.interruptions else ""
+        shown.add_row(
+            str(number),
+            escape(sweep.label(number)),
+            f"[{STYLES.get(state.name, 'default')}]{state.name}[/]{again}",
+            *_progress(state),
+            sweep.tasks.get(number, ""),
+            escape((state.detail.strip().splitlines() or [""])[-1]),
+        )
+    return Group(Text(f"{sweep.folder}: {summary(states.values())}"), Text(" ".join(sweep.common)), shown)
+
+
+def _progress(state: State) -> tuple[str, str]:
+    """How far the phase is, and the time that is left of it."""
+    phase = state.phase
+    if phase is None or not phase.total:
+        return "", ""
+    seconds = eta_s(phase)
+    left = "" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+    return f"{phase.name} {phase.done}/{phase.total}", left
+
+
+def summary(states: Iterable[State]) -> str:
+    """How many jobs are in which state, in words."""
+    names = [state.name for state in states]
+    order = ("pending", "running", "done", "failed", "interrupted", "missing")
+    return ", ".join(f"{names.count(name)} {name}" for name in order if name in names)
+
+
+def eta_s(phase: Phase) -> float | None:
+    """Seconds until the phase is over, at the pace so far; None if nothing is known."""
+    done = phase.done - phase.skipped
+    if done <= 0:
+        return None
+    return (phase.total - phase.done) * max(0.0, time.time() - phase.since) / done
+
+
+def retry(sweep: Sweep) -> list[int]:
+    """Start again what has failed or was interrupted, on SLURM if it ran there, else here; the jobs' numbers."""
+    states = sweep.states()
+    again = [n for n, s in states.items() if s.ended and s.name != "done" and sweep.jobs[n].folder is not None]
+    if not again:
+        return []
+    say(f"Starting again: {', '.join(f'#{n}' for n in again)}")
+    if sweep.launcher is None:
+        from unlearn.sweeps.worker import run_packed
+
+        with FolderLock(sweep.folder):
+            run_packed(sweep, again)
+    else:
+        from unlearn.sweeps.submission import submit
+
+        if not slurm.answers():
+            raise UserError("this sweep ran on SLURM, and no SLURM answers here (scontrol ping).")
+        before = [[n for n in again if sweep.tasks.get(n) == task] for task in dict.fromkeys(sweep.tasks.values())]
+        never = [[n] for n in again if n not in sweep.tasks]
+        submit(sweep, [group for group in before if group] + never, sweep.launcher)
+    return again
+
+
+def latest() -> Path:
+    """The youngest sweep's folder below outputs/. Raises UserError if there is none."""
+    folders = sorted(file.parent for file in Path("outputs/sweeps").glob("*/*/sweep.json"))
+    if not folders:
+        raise UserError("outputs/sweeps holds no sweep: name one's folder.")
+    return folders[-1]
+
+
+def main() -> None:
+    """Parse the command line, show the table, and exit with what it says."""
+    parser = argparse.ArgumentParser(
+        prog="python -m unlearn.status", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sweep", metavar="SWEEP_DIR", type=Path, nargs="?", help="default: the last one of outputs/")
+    parser.add_argument("--retry", action="store_true", help="start again what has failed or was interrupted")
+    parser.add_argument("--once", action="store_true", help="show the table once, in a terminal, too")
+    args = parser.parse_args()
+    try:
+        sweep = Sweep.open(args.sweep or latest())
+        if args.retry:
+            retry(sweep)
+        states = sweep.states()
+        if console.is_terminal and not args.once:
+            with Live(view(sweep, states), console=console, auto_refresh=False) as live:
+                while not all(state.ended for state in states.values()):
+                    time.sleep(POLL_S)
+                    states = sweep.states(states)
+                    live.update(view(sweep, states), refresh=True)
+        else:
+            console.print(view(sweep, states))
+    except UserError as error:
+        sys.exit(f"Error: {error}")
+    except KeyboardInterrupt:
+        pass
+    names = {state.name for state in states.values()}
+    sys.exit(0 if names == {"done"} else 1 if "failed" in names else 3)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""A sweep's folder: which jobs there are, where their runs are, and what SLURM was given.
+
+sweep.json     the jobs and submissions
+code/          on SLURM, the code and configuration of the moment of submission, which its jobs run
+N/.hydra/      the configuration of job N, composed but not resolved
+N/error.json   what went wrong in job N
+.submitit/     on SLURM, the jobs' output
+
+Nothing heavy is imported here: this is what a login node does, and `python -m unlearn.status`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from unlearn.config.identity import identity, run_folder
+from unlearn.config.schema import Config
+from unlearn.config.settle import settle
+from unlearn.errors import UserError, describe
+from unlearn.runs.folder import RunFolder
+from unlearn.storage.files import write_json
+from unlearn.storage.lock import Phase, live_holder, phase_of
+from unlearn.sweeps import slurm
+
+ROOT = Path(__file__).parents[2]
+ENDED = ("done", "failed", "interrupted", "missing")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A grid point: its overrides, Hydra's folder of it, its run's folder; or why it could not be composed."""
+
+    number: int
+    overrides: list[str]
+    hydra_folder: str | None = None
+    folder: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a job is: pending, running, done, failed, interrupted, or missing (never begun)."""
+
+    name: str
+    detail: str = ""
+    phase: Phase | None = None
+    interruptions: int = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing will happen any more unless somebody does something."""
+        return self.name in ENDED
+
+
+class Sweep:
+    """A sweep's folder and its sweep.json."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        self.jobs: dict[int, Job] = {}
+        self.tasks: dict[int, str] = {}  # job -> the SLURM job or array task that it was last given to
+        self.launcher: dict[str, Any] | None = None  # SLURM's settings; None where the sweep ran here
+        self.code: str | None = None  # the copy that its SLURM jobs run
+        self.cwd = os.getcwd()
+        file = self.folder / "sweep.json"
+        if file.is_file():
+            record = json.loads(file.read_text())
+            self.jobs = {job["number"]: Job(**job) for job in record["jobs"]}
+            self.tasks = {int(number): task for number, task in record["tasks"].items()}
+            self.launcher, self.code, self.cwd = record["launcher"], record["code"], record["cwd"]
+
+    @classmethod
+    def begin(cls, folder: Path) -> Sweep:
+        """A sweep without jobs, also in a folder that held another one."""
+        sweep = cls(folder)
+        sweep.jobs, sweep.tasks, sweep.launcher, sweep.code, sweep.cwd = {}, {}, None, None, os.getcwd()
+        return sweep
+
+    @classmethod
+    def open(cls, folder: Path) -> Sweep:
+        """The sweep of a folder. Raises UserError if there is none."""
+        sweep = cls(folder)
+        if not sweep.jobs:
+            raise UserError(f"{folder}: no sweep is here (there is no sweep.json with jobs).")
+        return sweep
+
+    def write(self) -> None:
+        """Write sweep.json."""
+        jobs = [asdict(job) for job in self.jobs.values()]
+        record = {"cwd": self.cwd, "launcher": self.launcher, "code": self.code, "jobs": jobs, "tasks": self.tasks}
+        write_json(self.folder / "sweep.json", record)
+
+    def add(self, number: int, overrides: list[str], config: Config, hydra_folder: Path) -> None:
+        """A job that is ready to run."""
+        self.jobs[number] = Job(number, overrides, str(hydra_folder.absolute()), str(run_folder(config).absolute()))
+
+    def add_failed(self, number: int, overrides: list[str], error: BaseException) -> None:
+        """A job whose configuration is wrong."""
+        self.jobs[number] = Job(number, overrides, error=describe(error))
+
+    @cached_property
+    def common(self) -> list[str]:
+        """The overrides that all jobs have, of a sweep that is complete; none if there is but one job."""
+        first, *others = self.jobs.values()
+        return [o for o in first.overrides if others and all(o in other.overrides for other in others)]
+
+    def label(self, number: int) -> str:
+        """What distinguishes a job from the others."""
+        return " ".join(o for o in self.jobs[number].overrides if o not in self.common)
+
+    def config(self, number: int) -> Config:
+        """A job's configuration, resolved here and now: paths inside the package are this code's own."""
+        raw = OmegaConf.load(Path(str(self.jobs[number].hydra_folder)) / ".hydra" / "config.yaml")
+        assert isinstance(raw, DictConfig)
+        return settle(raw)
+
+    def states(self, known: Mapping[int, State] | None = None) -> dict[int, State]:
+        """Where every job is, from the runs' folders and SLURM's queue. Jobs that `known` has as done stay so."""
+        known = known or {}
+        queue = slurm.queue(self.tasks.values())
+        endings = cache(lambda: slurm.endings(set(self.tasks.values()) - (queue or {}).keys()))
+        return {
+            number: known[number]
+            if number in known and known[number].name == "done"
+            else self._state(job, queue, endings)
+            for number, job in self.jobs.items()
+        }
+
+    def _state(self, job: Job, queue: Mapping[str, str] | None, endings: Callable[[], Mapping[str, str]]) -> State:
+        if job.folder is None:
+            return State("failed", job.error or "")
+        run, task = RunFolder(Path(job.folder)), self.tasks.get(job.number)
+        status, times = run.record.get("status"), run.interruptions
+        waiting = (queue or {}).get(task) if task else None
+        if waiting is not None and waiting.partition(" ")[0] not in ("RUNNING", "COMPLETING"):
+            return State("pending", waiting, interruptions=times)
+        if (said := self._said(job, task)) is not None:
+            return State("failed", said, interruptions=times)
+        of_this_task = task is None or run.last_attempt.get("slurm_job") == task
+        if status == "done" and (waiting is None or of_this_task):
+            return State("done", interruptions=times)
+        holder = live_holder(run.path)
+        # A holder of this very task is dead where SLURM says that the task has ended.
+        if holder is not None and (holder.slurm_job != task or queue is None or waiting is not None or task is None):
+            return State("running", str(holder), phase_of(run.path), times)
+        if status == "failed" and (of_this_task or (waiting is None and queue is not None)):
+            return State("failed", run.record["error"], interruptions=times)
+        if waiting is not None or (task is not None and queue is None):
+            return State("running", "starting" if waiting else "SLURM does not answer", interruptions=times)
+        if task is not None:
+            assert self.launcher is not None
+            words = slurm.last_words(self.launcher["submitit_folder"], task)
+            why = f"SLURM: {endings().get(task, 'ended without a result')}"
+            return State("failed", f"{why}, {words}" if words else why, interruptions=times)
+        if live_holder(self.folder) is not None:
+            return State("pending", interruptions=times)
+        return State("interrupted" if status == "running" else "missing", interruptions=times)
+
+    def _said(self, job: Job, task: str | None) -> str | None:
+        """What went wrong before or beside a run, in the task that it was last given to."""
+        file = self._error_file(job)
+        said = json.loads(file.read_text()) if file.is_file() else {}
+        return said["error"] if said and said["slurm_job"] == task else None
+
+    def keep_error(self, number: int, task: str | None, error: str | None) -> None:
+        """Note what went wrong with a job in a SLURM task (None: here), or, with None, that nothing has."""
+        file = self._error_file(self.jobs[number])
+        if error is None:
+            file.unlink(missing_ok=True)
+        else:
+            write_json(file, {"slurm_job": task, "error": error})
+
+    @staticmethod
+    def _error_file(job: Job) -> Path:
+        return Path(str(job.hydra_folder)) / "error.json"
+
+
+def finished(config: Config) -> bool:
+    """Whether a configuration's run is there, done, and older files than it are all that it was made of.
+
+    Where a text is younger, the run itself has to tell whether that matters.
+    """
+    run = RunFolder(run_folder(config))
+    if config.train.force or not run.done or run.record.get("identity") != identity(config):
+        return False
+    written = run.file("run.json").stat().st_mtime
+    texts = [path for topic in config.data.topics.values() for path in (topic.forget, topic.retain)]
+    if isinstance(config.eval.forget_tokens, str):
+        texts.append(config.eval.forget_tokens)
+    return all(not Path(text).is_file() or Path(text).stat().st_mtime < written for text in texts)
+
+
+def failure_list(sweep: Sweep, failed: Mapping[int, str], of: int) -> str:
+    """Which jobs failed and why, a line each."""
+    lines = [f"  #{number} {sweep.label(number)}: {why}" for number, why in sorted(failed.items())]
+    return "\n".join([f"{len(failed)} of {of} jobs failed:", *lines])

@@ -1,0 +1,85 @@
+"""What a process of a sweep does: run some of its jobs, as many at a time as memory holds."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from unlearn.config.schema import Config
+from unlearn.errors import UserError, describe
+from unlearn.storage import slurm_job
+from unlearn.sweeps.packs import packs
+from unlearn.sweeps.sweep import Sweep, failure_list
+
+log = logging.getLogger(__name__)
+
+
+def run_packed(
+    sweep: Sweep, numbers: Sequence[int], pack_size: int | None = None, task: str | None = None
+) -> dict[int, Path | Exception]:
+    """Run these jobs of a sweep in this process, which is a SLURM task or none: for each its folder or its error.
+
+    Pack by pack; errors are noted in the sweep's folder as well.
+    """
+    import torch
+
+    from unlearn.experiment import run_together
+
+    found: dict[int, Path | Exception] = {}
+    configs: dict[int, Config] = {}
+    for number in numbers:
+        sweep.keep_error(number, task, None)
+        try:
+            configs[number] = sweep.config(number)
+        except Exception as error:
+            found[number] = error
+    for pack in packs(configs, pack_size):
+        log.info(f"Jobs in one process: {', '.join(f'#{i}' for i in pack)}")
+        try:
+            hydra_folders = [Path(str(sweep.jobs[i].hydra_folder)) for i in pack]
+            outcomes = run_together([configs[i] for i in pack], hydra_folders)
+            found |= {i: o.error or o.folder for i, o in zip(pack, outcomes, strict=True)}
+        except Exception as error:
+            found |= dict.fromkeys(pack, error)
+        for outcome in (found[i] for i in pack):
+            if isinstance(outcome, Exception):  # its traceback would keep models in memory while the next pack runs
+                traceback.clear_frames(outcome.__traceback__)
+        gc.collect()
+        torch.cuda.empty_cache()
+    for number, outcome in found.items():
+        if isinstance(outcome, Exception):
+            sweep.keep_error(number, task, describe(outcome))
+            if not isinstance(outcome, UserError):
+                traceback.print_exception(outcome)
+    return found
+
+
+class RunJobs:
+    """What a SLURM job does: run some jobs of a sweep in one process, as many at a time as memory allows.
+
+    It is pickled by submitit, by name, and so imports the copy of this code that the job starts in.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, numbers: list[int]) -> list[str]:
+        """The runs' folders. Raises UserError if some failed, so that SLURM sees the job as failed, too."""
+        sweep = Sweep.open(self.folder)
+        os.chdir(sweep.cwd)
+        found = run_packed(sweep, numbers, task=slurm_job.job_id())
+        failed = {number: describe(error) for number, error in found.items() if isinstance(error, Exception)}
+        if failed:
+            raise UserError(failure_list(sweep, failed, len(numbers)))
+        return [str(folder) for folder in found.values()]
+
+    def checkpoint(self, numbers: list[int]) -> Any:
+        """On the signal before preemption or the time limit: the same again; runs go on from their own files."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self, numbers)

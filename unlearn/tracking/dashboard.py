@@ -1,0 +1,138 @@
+"""Create the project's dashboard in W&B: robustness, forgetting, MaxLogit, curves and tables of all its runs.
+
+python -m unlearn.dashboard                      of the project in conf/tracker/wandb.yaml
+python -m unlearn.dashboard --project P --entity E
+python -m unlearn.dashboard -o FILE              write its definition to a file instead
+
+Where nobody is logged in, the definition is written to a file, too. Each call on a server adds a saved view.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import wandb
+import yaml
+
+from unlearn.config.compose import CONF
+from unlearn.errors import UserError, describe
+from unlearn.screen import say
+from unlearn.storage.files import write_atomically
+from unlearn.tracking.tracker import automatic_mode
+
+if TYPE_CHECKING:
+    from wandb_workspaces.reports.v2.interface import LinePlot, ParallelCoordinatesPlot, ScatterPlot
+    from wandb_workspaces.workspaces import Workspace
+
+NAME = "Unlearning"
+ROBUST, FORGET = "retain/perturbed/acc", "forget/default/acc"
+MAXLOGIT = "retain/perturbed/maxlogit_mean"
+VARIED = ("method.name", "method.c", "method.beta", "rna.nu", "seed")  # keys of the configuration
+CURVES = (
+    "forget_loss", "retain_loss", "loss", "forget_cosine", "forget_norm", "retain_norm", "retain_drift",
+    "gradient_norm", "tokens_per_second", "memory_mb",
+)  # fmt: skip
+# Grouping the runs themselves by method would average each method's runs into one point of a scatter plot.
+LEGEND = "${config:method.name} nu=${config:rna.nu}"
+
+
+def workspace(project: str, entity: str) -> Workspace:
+    """The dashboard of a project. Raises UserError without the package wandb-workspaces."""
+    try:
+        import wandb_workspaces.reports.v2 as wr
+        import wandb_workspaces.workspaces as ws
+    except ImportError:
+        raise UserError("the package wandb-workspaces is not installed: pip install wandb-workspaces") from None
+    histograms = [f"maxlogit/{model}/retain/perturbed" for model in ("base", "unlearned")]
+    against_parameters = [_scatter(f"config:{key}", ROBUST) for key in ("rna.nu", "method.c", "method.beta")]
+    return ws.Workspace(
+        project=project,
+        entity=entity,
+        name=NAME,
+        sections=[
+            ws.Section("Robustness", [*against_parameters, _scatter("config:rna.nu", "robustness/drop")], is_open=True),
+            ws.Section("Forgetting against robustness", [_scatter(FORGET, ROBUST)], is_open=True),
+            ws.Section(
+                "MaxLogit",
+                [_scatter("config:rna.nu", MAXLOGIT), wr.MediaBrowser(title="MaxLogit", media_keys=histograms)],
+            ),
+            ws.Section("All at once", [_parallel([*VARIED], ["retain/default/acc", ROBUST, FORGET])]),
+            ws.Section("Training", [_curve(f"train/{name}") for name in CURVES]),
+            ws.Section("Tables", [wr.WeavePanelSummaryTable(table_name=name) for name in ("evaluation", "questions")]),
+        ],
+        settings=ws.WorkspaceSettings(max_runs=100),
+        runset_settings=ws.RunsetSettings(
+            pinned_columns=[
+                *(f"config:{key}" for key in VARIED),
+                *(f"summary:{key}" for key in (ROBUST, FORGET, "robustness/drop")),
+            ],
+        ),
+    )
+
+
+def _scatter(x: str, y: str) -> ScatterPlot:
+    """A point for each run: a figure of its summary against another one or, as config:KEY, against a setting."""
+    import wandb_workspaces.reports.v2 as wr
+
+    _, setting, key = x.rpartition("config:")
+    across = wr.Config(key) if setting else wr.SummaryMetric(x)
+    return wr.ScatterPlot(title=f"{y} against {key}", x=across, y=wr.SummaryMetric(y), legend_template=LEGEND)
+
+
+def _parallel(settings: list[str], figures: list[str]) -> ParallelCoordinatesPlot:
+    import wandb_workspaces.reports.v2 as wr
+
+    column = wr.ParallelCoordinatesPlotColumn
+    columns = [column(wr.Config(key)) for key in settings] + [column(wr.SummaryMetric(key)) for key in figures]
+    return wr.ParallelCoordinatesPlot(title="Settings and accuracies", columns=columns)
+
+
+def _curve(name: str) -> LinePlot:
+    """Mean and range of each method's runs."""
+    import wandb_workspaces.reports.v2 as wr
+
+    return wr.LinePlot(
+        title=name,
+        x="train/step",
+        y=[name],
+        groupby=wr.Config("method.name"),
+        groupby_aggfunc="mean",
+        groupby_rangefunc="minmax",
+    )
+
+
+def definition(dashboard: Workspace) -> str:
+    """What the package would send to the server, as JSON."""
+    return dashboard._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=2) + "\n"
+
+
+def main() -> None:
+    """Parse the command line and create it; exit status 1 with one line if the server does not take it."""
+    tracker = yaml.safe_load((CONF / "tracker/wandb.yaml").read_text())
+    default = Path(yaml.safe_load((CONF / "config.yaml").read_text())["output_root"]) / "dashboard.json"
+    parser = argparse.ArgumentParser(
+        prog="python -m unlearn.dashboard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--project", default=tracker["project"], help="default: %(default)s")
+    parser.add_argument("--entity", default=tracker["entity"], help="default: your own")
+    parser.add_argument("-o", dest="file", type=Path, metavar="FILE", help="write the definition to this file instead")
+    args = parser.parse_args()
+    try:
+        if args.file is not None or automatic_mode(tracker["timeout_s"]) != "online":
+            file = args.file or default
+            write_atomically(file, definition(workspace(args.project, args.entity or "")))
+            say(f"The dashboard's definition is in {file}. Where you are logged in, this command creates it in W&B.")
+            return
+        entity = args.entity or wandb.Api().default_entity or ""
+        say(f"Dashboard: {workspace(args.project, entity).save().url}")
+    except UserError as error:
+        sys.exit(f"Error: {error}")
+    except Exception as error:  # whatever the server or the package raise
+        sys.exit(f"Error: W&B did not take the dashboard: {' '.join(describe(error).split())}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,295 @@
+"""Where a run's curves and metrics go: always to files in its folder, to Weights & Biases on top.
+
+A tracker is a context manager: whatever happens inside, its W&B run is finished, so that the runs of a multirun
+never bleed into each other. What W&B itself cannot take is said in a line and ends nothing: the files have it all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from operator import itemgetter
+from pathlib import Path
+from statistics import fmean
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import requests
+import wandb
+
+from unlearn.errors import describe
+from unlearn.screen import say
+from unlearn.storage.files import write_atomically
+from unlearn.tracking.wandb_log import records, rows
+from unlearn.tracking.wandb_tables import (
+    EVALUATION,
+    MODELS,
+    QUESTIONS,
+    Row,
+    evaluation_rows,
+    max_logit_values,
+    question_rows,
+    role_figures,
+)
+
+if TYPE_CHECKING:  # this is imported where torch is not
+    from unlearn.evaluate.harness import Answers
+    from unlearn.training.loop import Record
+
+# What W&B's summary keeps of a curve, as NAME.min etc.; of the others it keeps the last value, as NAME.
+SUMMARIES = {
+    "loss": "min,last",
+    "forget_loss": "min,last",
+    "retain_loss": "min,last",
+    "gradient_norm": "max",
+    "tokens_per_second": "mean",
+    "memory_mb": "max",
+    "forget_cosine": "max,last",
+}
+KINDS: dict[str, Callable[[list[float]], float]] = {"min": min, "max": max, "mean": fmean, "last": itemgetter(-1)}
+BINS = 64  # of a histogram
+
+
+class Tracker:
+    """Writes train.jsonl, and sends the same to W&B if asked to."""
+
+    def __init__(self, folder: Path, wandb_run: wandb.Run | None = None) -> None:
+        self._file = folder / "train.jsonl"
+        self._lines = self._file.open("a", encoding="utf-8")
+        self._wandb = wandb_run
+        self._sent = -1  # the last step that W&B has
+        self._failed: set[str] = set()  # what W&B did not take
+        if wandb_run is not None:
+            with self._surviving("the steps of earlier attempts"):
+                self._sent = _last_step(folder, wandb_run)
+                for line in self._read():
+                    self._send_step(line)
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._wandb is not None and error is not None and not isinstance(error, Exception):
+            with self._surviving("that this run will go on"):
+                self._wandb.mark_preempting()  # a signal: another attempt will go on with this run
+        self.close(failed=error is not None)
+
+    @property
+    def address(self) -> str | None:
+        """Where W&B shows this run, or how to bring it there."""
+        if self._wandb is None:
+            return None
+        if self._wandb.offline:
+            return f"offline, upload with: wandb sync {Path(self._wandb.dir).parent}"
+        return self._wandb.url
+
+    def _read(self) -> list[dict[str, Any]]:
+        """The lines of train.jsonl, as far as they are whole."""
+        found = []
+        for line in self._file.read_text(encoding="utf-8").split("\n"):
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:
+                break  # the end, or where an attempt was cut short
+        return found
+
+    def rewind(self, steps: int) -> None:
+        """Go on after `steps` steps: what an earlier attempt logged beyond them will be logged again."""
+        kept = [json.dumps(line) + "\n" for line in self._read() if line["step"] < steps]
+        self._lines.close()
+        write_atomically(self._file, "".join(kept))
+        self._lines = self._file.open("a", encoding="utf-8")
+
+    def log_step(self, record: Record) -> None:
+        """One line of train.jsonl, flushed, and W&B's curves over `train/step`."""
+        line = record.line()
+        self._lines.write(json.dumps(line) + "\n")
+        self._lines.flush()
+        with self._surviving("a step"):
+            self._send_step(line)
+
+    def _send_step(self, line: Mapping[str, Any]) -> None:
+        """A step to W&B, unless it has it."""
+        if self._wandb is not None and line["step"] > self._sent:
+            self._wandb.log({f"train/{name}": value for name, value in line.items()})
+            self._sent = line["step"]
+
+    def sync(self) -> None:
+        """Bring all lines to the disk: what goes on from a later state counts on them."""
+        os.fsync(self._lines.fileno())
+
+    def log_metrics(self, metrics: Mapping[str, float], roles: Mapping[str, Sequence[str]]) -> None:
+        """Evaluation metrics and roles' means as a logged row of the W&B run; with training's figures its summary.
+
+        `roles` are the tasks or groups that were asked.
+        """
+        if self._wandb is not None:
+            with self._surviving("metrics"):
+                everything = {**metrics, **role_figures(metrics, roles)}
+                # Beside train/* W&B would put the last train/step once more.
+                self._wandb.log({name: value for name, value in everything.items() if not name.startswith("train/")})
+                self._wandb.summary.update({**everything, **self._summaries()})
+
+    def _summaries(self) -> dict[str, dict[str, float]]:
+        """SUMMARIES over all attempts: W&B itself has those of this one, and would overwrite the earlier ones'."""
+        lines = self._read()
+        return {
+            f"train/{curve}": {kind: KINDS[kind]([line[curve] for line in lines]) for kind in kept.split(",")}
+            for curve, kept in SUMMARIES.items()
+            if all(curve in line for line in lines)
+        }
+
+    def log_evaluation(
+        self,
+        metrics: Mapping[str, float],
+        roles: Mapping[str, Sequence[str]],
+        leaves: Mapping[str, Sequence[str]],
+        answers: Sequence[Answers],
+        *,
+        questions: bool,
+    ) -> None:
+        """Tables of accuracies and, if wanted, of all questions; histograms of MaxLogit by task, group and role.
+
+        `leaves` are the tasks that each task and group consists of; `answers` those of the base and unlearned model.
+        """
+        if self._wandb is None:
+            return
+        with self._surviving("the table of accuracies"):
+            self._wandb.log({"evaluation": wandb.Table(EVALUATION, evaluation_rows(metrics, roles))})
+        with self._surviving("histograms of MaxLogit"):
+            if histograms := _histograms(answers, roles, leaves):
+                self._wandb.log(histograms)
+        if questions:
+            with self._surviving("the table of questions"):
+                self._wandb.log(_question_tables(list(question_rows(*answers))))
+
+    def log_delta(self, file: Path, name: str, metadata: Mapping[str, Any]) -> None:
+        """The changed matrices as an artifact, of `file` itself: they are not copied."""
+        if self._wandb is not None:
+            with self._surviving("the delta"):
+                sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+                artifact = wandb.Artifact(f"delta-{name}", type="delta", metadata={**metadata, "sha256": sha256})
+                artifact.add_file(str(file), policy="immutable", skip_cache=True)
+                self._wandb.log_artifact(artifact)
+
+    def close(self, failed: bool) -> None:
+        """Finish the W&B run, as failed if it did."""
+        self._lines.close()
+        run, self._wandb = self._wandb, None
+        if run is not None:
+            with self._surviving("the end of the run"):
+                run.finish(exit_code=1 if failed else 0)
+
+    @contextmanager
+    def _surviving(self, what: str) -> Iterator[None]:
+        """What goes wrong with W&B inside is said, once for each `what`, and ends nothing."""
+        try:
+            yield
+        except Exception as error:
+            if what not in self._failed:
+                self._failed.add(what)
+                say(f"W&B did not take {what} ({describe(error)}); the run's files have it.")
+
+
+def _last_step(folder: Path, run: wandb.Run) -> int:
+    """The last training step that W&B has of this run from earlier attempts, on its server or in offline logs; or -1.
+
+    That can be less than was sent: it writes every 15 seconds, and what it has not written dies with a killed process.
+    """
+    logs = folder.glob(f"wandb/offline-run-*/run-{run.id}.wandb")
+    steps = [row["train/step"] for log in logs for row in rows(records(log)) if "train/step" in row]
+    if run.resumed:
+        steps.append(run.summary.get("train/step", -1))
+    return max(steps, default=-1)
+
+
+def _histograms(
+    answers: Sequence[Answers], roles: Mapping[str, Sequence[str]], leaves: Mapping[str, Sequence[str]]
+) -> dict[str, wandb.Histogram]:
+    """maxlogit/MODEL/NAME/QUERY, of each model and each task, group and role that was measured."""
+    asked = {task: leaves[task] for tasks in roles.values() for task in tasks}
+    groups = asked | {role: [leaf for task in tasks for leaf in leaves[task]] for role, tasks in roles.items()}
+    return {
+        f"maxlogit/{model}/{name}/{query}": wandb.Histogram(np_histogram=np.histogram(values, bins=BINS))
+        for model, answered in zip(MODELS, answers, strict=True)
+        for (name, query), values in max_logit_values(answered, groups).items()
+    }
+
+
+def _question_tables(rows: list[Row]) -> dict[str, wandb.Table]:
+    """The rows as one table, or several where they are more than W&B keeps of one, which it does not say.
+
+    It keeps so many in a table's artifact, which is what it shows. Of a second copy, below media/, it drops all but
+    10,000; nothing shows that one.
+    """
+    size = wandb.Table.MAX_ARTIFACT_ROWS
+    parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+    names = ["questions", *(f"questions-{number}" for number in range(2, len(parts) + 1))]
+    return {name: wandb.Table(QUESTIONS, part) for name, part in zip(names, parts, strict=False)}
+
+
+def start_wandb(
+    folder: Path,
+    *,
+    run_id: str,
+    name: str,
+    config: dict[str, Any],
+    project: str | None,
+    entity: str | None,
+    mode: str,
+    group: str | None,
+    job_type: str,
+    tags: list[str],
+    timeout_s: int,
+) -> wandb.Run:
+    """A W&B run in `folder`/wandb; one of the same `run_id` is continued.
+
+    `mode` "auto" is online where the user is logged in and the server answers within `timeout_s` seconds, else
+    offline without a question; `wandb sync` uploads an offline run later. WANDB_MODE, if set, wins over "auto".
+    """
+    if mode == "auto":
+        mode = automatic_mode(timeout_s)
+    run = wandb.init(
+        dir=folder,
+        id=run_id,
+        resume="allow",
+        name=name,
+        config=config,
+        project=project,
+        entity=entity,
+        group=group,
+        job_type=job_type,
+        tags=tags,
+        mode=mode,  # type: ignore[arg-type]
+        reinit="create_new",
+        settings=wandb.Settings(silent=True, console="off", init_timeout=max(timeout_s, 30)),
+    )
+    run.define_metric("train/step")
+    run.define_metric("train/*", step_metric="train/step")
+    for curve, kept in SUMMARIES.items():
+        run.define_metric(f"train/{curve}", step_metric="train/step", summary=kept)
+    return run
+
+
+def automatic_mode(timeout_s: int) -> str:
+    """What tracker.mode=auto stands for: WANDB_MODE if it is set, else "online" where that will work, or "offline"."""
+    return os.environ.get("WANDB_MODE") or ("online" if _server_answers(timeout_s) else "offline")
+
+
+def _server_answers(timeout_s: int) -> bool:
+    """Whether the user is logged in and the server can be reached."""
+    settings = wandb.setup().settings
+    host = settings.base_url
+    logged_in = settings.api_key or os.environ.get("WANDB_API_KEY") or requests.utils.get_netrc_auth(host)
+    if not logged_in:
+        return False
+    try:
+        return requests.get(f"{host}/healthz", timeout=timeout_s).status_code < 500
+    except requests.RequestException:
+        return False

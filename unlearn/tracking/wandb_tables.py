@@ -1,0 +1,89 @@
+"""What an evaluation found, as rows: of accuracies, of questions, and MaxLogit's values. W&B shows them as tables."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.parquet  # type: ignore[import-untyped]
+
+from unlearn.evaluate.roles import role_accuracies, role_means
+
+if TYPE_CHECKING:
+    from unlearn.evaluate.harness import Answers
+
+Row = list[str | float | int | bool | None]
+COMPARED = [f"{other}_{figure}" for other in ("base", "default") for figure in ("difference", "low", "high", "p")]
+EVALUATION: list[str | int] = ["role", "task", "query", "model", "acc", "stderr", *COMPARED]
+QUESTIONS: list[str | int] = [
+    "task", "query", "question", "base correct", "unlearned correct", "base choice", "unlearned choice", "base margin",
+    "unlearned margin",
+]  # fmt: skip
+MODELS = ("base", "unlearned")
+
+
+def evaluation_rows(metrics: Mapping[str, float], roles: Mapping[str, Sequence[str]]) -> list[Row]:
+    """EVALUATION of every role's tasks, queries and models: accuracy, and what it was compared with."""
+    queries = dict.fromkeys(name.rsplit("/", 2)[1] for name in metrics if name.endswith("/acc"))
+    rows: list[Row] = []
+    for role, tasks in roles.items():
+        for task in tasks:
+            for query in queries:
+                for model in MODELS:
+                    place = f"{model}/{task}/{query}"
+                    if f"{place}/acc" in metrics:
+                        figures = [metrics.get(f"{place}/{name}") for name in ("acc", "acc_stderr", *COMPARED)]
+                        rows.append([role, task, query, model, *figures])
+    return rows
+
+
+def question_rows(base: Answers, unlearned: Answers) -> Iterator[Row]:
+    """QUESTIONS of every task and query, both models side by side.
+
+    A margin is the log-likelihood of the choice less that of the second; None for tasks without options.
+    """
+    for place, records in unlearned.samples.items():
+        _, task, query = place.split("/")
+        before = {record["id"]: record for record in base.samples[f"base/{task}/{query}"]}
+        for after in records:
+            both = before[after["id"]], after
+            facts = [[r["correct"] for r in both], [r.get("choice") for r in both], [_margin(r) for r in both]]
+            yield [task, query, after["id"], *(value for pair in facts for value in pair)]
+
+
+def _margin(record: Mapping[str, Any]) -> float | None:
+    *_, second, first = [None, None, *sorted(record.get("loglikelihoods", ()))]
+    return None if first is None or second is None else first - second
+
+
+def max_logit_values(answers: Answers, groups: Mapping[str, Sequence[str]]) -> dict[tuple[str, str], np.ndarray]:
+    """(name of a group of tasks, query) -> the MaxLogits of all its tasks, where they were measured."""
+    found: dict[tuple[str, str], list[Any]] = {}
+    for file, content in answers.files.items():
+        _, task, rest = file.split("/")
+        query = rest.removesuffix(".maxlogit.parquet")
+        values = pyarrow.parquet.read_table(io.BytesIO(content), columns=["maxlogit"])["maxlogit"].to_numpy()
+        for name, tasks in groups.items():
+            if task in tasks:
+                found.setdefault((name, query), []).append(values)
+    return {key: np.concatenate(parts) for key, parts in found.items()}
+
+
+def role_figures(metrics: Mapping[str, float], roles: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """ROLE/QUERY/{acc,maxlogit_mean} of the unlearned model, base/ROLE/..., and what perturbing costs.
+
+    A base figure whose name is that of a task's own is left out.
+    """
+    found = {}
+    for metric in ("acc", "maxlogit_mean"):
+        for (role, query), value in role_means(metrics, roles, "unlearned", metric).items():
+            found[f"{role}/{query}/{metric}"] = value
+        for (role, query), value in role_means(metrics, roles, "base", metric).items():
+            if f"base/{role}/{query}/{metric}" not in metrics:
+                found[f"base/{role}/{query}/{metric}"] = value
+    unlearned = role_accuracies(metrics, roles, "unlearned")
+    if {("retain", "default"), ("retain", "perturbed")} <= unlearned.keys():
+        found["robustness/drop"] = unlearned["retain", "default"] - unlearned["retain", "perturbed"]
+    return found

@@ -1,0 +1,149 @@
+"""What training costs, from a model's configuration alone: FLOPs, parameters, bytes.
+
+A multiply-add is two FLOPs; norms, activations and the like are left out. F is one decoder layer's forward pass over
+one token, d that of its trained matrices. Mixtures of experts count the experts that a token visits in FLOPs, and all
+of them in bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+
+from unlearn.config.schema import SPAN
+from unlearn.models.architectures import decoder_layers, parameter_names
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's size as far as costs depend on it; counts of parameters unless said otherwise."""
+
+    layers: int
+    layer: int  # l
+    layer_parameters: int  # stored, in one layer
+    active: int  # multiplied with each token, in one layer
+    trained: int  # stored, in one layer's trained matrices
+    trained_active: int
+    embeddings: int
+    head: int
+    hidden: int
+    attention: int  # heads times their size
+    intermediate: int  # width of what a token's MLP (or its experts together) computes
+
+    @staticmethod
+    def of(config: transformers.PretrainedConfig, layer: int, parameters: list[str] | None = None) -> Shape:
+        """The shape of a model, whose weights are never made."""
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        text = config.get_text_config()
+        visited = getattr(text, "num_experts_per_tok", None) or 1
+        experts = getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None) or 1
+        decoder = decoder_layers(model)[layer]
+        # The experts of a layer are one tensor of three dimensions.
+        matrices = {n: p for n, p in decoder.named_parameters() if p.ndim >= 2}
+        active = {n: p.numel() * visited // experts if p.ndim == 3 else p.numel() for n, p in matrices.items()}
+        trained = parameter_names(decoder, parameters)
+        heads = text.num_attention_heads
+        head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
+        trained_active = sum(active[n] for n in trained)
+        output = model.get_output_embeddings()
+        return Shape(
+            layers=text.num_hidden_layers,
+            layer=layer,
+            layer_parameters=sum(p.numel() for p in decoder.parameters()),
+            active=sum(active.values()),
+            trained=sum(matrices[n].numel() for n in trained),
+            trained_active=trained_active,
+            embeddings=model.get_input_embeddings().weight.numel(),
+            head=output.weight.numel(),
+            hidden=text.hidden_size,
+            attention=heads * head_size,
+            intermediate=trained_active // text.hidden_size,
+        )
+
+    def forward(self, tokens: int, length: int) -> int:
+        """FLOPs of one layer's forward pass over `tokens` tokens in sequences of `length`, attention causal: F."""
+        return 2 * self.active * tokens + self._attention(tokens, length)
+
+    def _attention(self, tokens: int, length: int) -> int:
+        return 2 * self.attention * tokens * (length + 1)  # scores and values: 2 x 2 x (length + 1) / 2 keys on average
+
+    def training_step(self, parts: Parts, variants: int, *, frozen_forget: bool) -> int:
+        """The fewest FLOPs of a step that shares all that can be shared.
+
+        `frozen_forget`: whether the method asks for the frozen model's forget representation (RSV and the per-sample
+        norm of Adaptive RMU do, RMU does not).
+        """
+        return sum(
+            self._shared(*part, frozen=name == "retain" or frozen_forget) + variants * self._variant(*part)
+            for name, part in parts.items()
+        )
+
+    def _shared(self, tokens: int, length: int, *, frozen: bool) -> int:
+        f, d = self.forward(tokens, length), 2 * self.trained_active * tokens
+        return (self.layer - SPAN + 2) * f - d + (d + (SPAN - 1) * f if frozen else 0)
+
+    def _variant(self, tokens: int, length: int) -> int:
+        """Forward; gradients of activations in all layers but the first; gradients of the trained matrices."""
+        f, d = self.forward(tokens, length), 2 * self.trained_active * tokens
+        backward = (SPAN - 1) * (f + self._attention(tokens, length)) + SPAN * d
+        return d + (SPAN - 1) * f + backward
+
+    def published_step(self, parts: Parts, *, frozen_forget: bool) -> int:
+        """FLOPs of a step of the published code.
+
+        Whole models with their heads, and gradients of every parameter up to layer l. Its Adaptive RMU and RMU need
+        three forward passes, RSV four.
+        """
+        flops = 0
+        for name, (tokens, length) in parts.items():
+            f = self.forward(tokens, length)
+            passes = 2 if name == "retain" or frozen_forget else 1
+            flops += passes * (self.layers * f + 2 * self.head * tokens) + (self.layer + 1) * 2 * f
+        return flops
+
+
+Parts = dict[str, tuple[int, int]]  # "forget" and "retain" -> tokens of the batch, their sequences' length
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that training needs."""
+
+    weights: int  # embeddings and layers 0 .. l
+    working: int  # one variant's activations, gradients and cast matrices; gone when its turn is over
+    variant: int  # matrices and optimizer state of each grid point
+
+    def total(self, variants: int) -> int:
+        """For this many variants in one process."""
+        return self.weights + self.working + variants * self.variant
+
+    def variants(self, available: int) -> int:
+        """How many fit into so many bytes; may be 0."""
+        return max(0, (available - self.weights - self.working) // self.variant)
+
+
+def training_memory(shape: Shape, tokens: int, *, weight_bytes: int, precision: str) -> Memory:
+    """Estimate of what training needs.
+
+    Args:
+        tokens: forget and retain tokens of one step, padding included.
+        weight_bytes: of one number of the model, 2 for bfloat16.
+        precision: "master" or "model", as in `train.make_variant`.
+    """
+    state = 4 if precision == "master" else weight_bytes
+    trained = SPAN * shape.trained
+    # For a backward pass a layer keeps about 12 vectors of the hidden size a token (float32 norms count twice) and 4
+    # of the MLP's; the part shared in front of the trained matrix keeps 4 and 3; loss and target 6 in float32.
+    kept = (SPAN - 1) * (12 * shape.hidden + 4 * shape.attention + 4 * shape.intermediate)
+    shared = 2 * 4 * shape.hidden + 4 * shape.intermediate
+    activations = tokens * ((kept + shared) * weight_bytes + 6 * 4 * shape.hidden)
+    cast = trained * weight_bytes if precision == "master" and weight_bytes < 4 else 0
+    return Memory(
+        weights=weight_bytes * (shape.embeddings + (shape.layer + 1) * shape.layer_parameters),
+        working=activations + trained * state + 2 * cast,
+        variant=3 * trained * state,  # the matrices and AdamW's two moments
+    )

@@ -1,0 +1,213 @@
+"""Algorithm 1 over a list of variants. A single run is a list of one.
+
+A variant is one grid point: an objective, its own copies of the trained matrices and its own optimizer. Prefix
+and frozen span run once a step for all of them; then each variant runs its span forward and backward in turn, so
+that activation memory does not grow with their number. B batch, T tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor
+
+from unlearn.data.batches import Batch, Padded
+from unlearn.data.packing import Packed, pack
+from unlearn.methods.objective import Losses, Part
+from unlearn.models.cutting import Call, CutModel
+from unlearn.training.variant import Progress, Variant
+
+
+@dataclass(frozen=True)
+class Record:
+    """A logged step. Norms, cosine and drift are means over counted tokens; losses as in Eq. 1."""
+
+    step: int
+    topic: str
+    forget_loss: float
+    retain_loss: float
+    loss: float  # forget_loss + alpha * retain_loss
+    gradient_norm: float
+    facts: dict[str, float]
+    tokens: int  # real tokens seen since the first step
+    seconds: float  # spent since then
+    tokens_per_second: float  # since the last logged step; of packed variants together, as they share the batch
+    memory_mb: float  # the peak so far
+
+    def line(self) -> dict[str, float | int | str]:
+        """The line of train.jsonl."""
+        values = {name: value for name, value in asdict(self).items() if name not in ("facts", "tokens", "seconds")}
+        return {**values, **self.facts}
+
+
+class _Shared:
+    """What all models, frozen and updated, have in common on one batch: the prefix, and how rows are laid out."""
+
+    def __init__(self, cut: CutModel, batch: Batch, mask_padding: bool) -> None:
+        self._cut = cut
+        self._packed: dict[Part, Packed | None] = {}
+        self._calls: dict[Part, list[Call]] = {}
+        parts: dict[Part, Padded] = {"forget": batch.forget, "retain": batch.retain}
+        for name, part in parts.items():
+            packed = pack(part) if cut.packs and not mask_padding else None
+            self._packed[name] = packed
+            if packed is None:
+                here = part.to(cut.device)
+                self._calls[name] = cut.prefix(here.ids_BT, here.mask_BT.long() if mask_padding else None)
+            else:
+                there = packed.to(cut.device)
+                self._calls[name] = cut.prefix(there.ids_RL, positions_BT=there.positions_RL)
+
+    def hidden(self, part: Part, weights: dict[str, Tensor]) -> Tensor:
+        """h at layer l with these weights: [B, T, D]."""
+        h = self._cut.span(self._calls[part], weights)
+        packed = self._packed[part]
+        return h if packed is None else packed.unpack(h)
+
+
+class _View:
+    """A model with these weights looking at one batch; each part runs at most once."""
+
+    def __init__(self, shared: _Shared, weights: dict[str, Tensor]) -> None:
+        self._shared, self._weights = shared, weights
+        self._hidden: dict[Part, Tensor] = {}
+
+    def hidden(self, part: Part) -> Tensor:
+        """h at layer l: [B, T, D]."""
+        if part not in self._hidden:
+            self._hidden[part] = self._shared.hidden(part, self._weights)
+        return self._hidden[part]
+
+
+def train(
+    cut: CutModel,
+    variants: list[Variant],
+    batches: Iterable[Batch],
+    *,
+    mask_padding: bool,
+    log_every: int,
+    on_record: Callable[[Variant, Record], None],
+    checkpoint_every: int | None = None,
+    on_checkpoint: Callable[[Variant], None] = lambda _: None,
+) -> None:
+    """Update every variant on every batch, except on those that it has been trained on before.
+
+    Args:
+        batches: with numbers of steps in order, beginning no later than the variant that is behind all others.
+        mask_padding: give the model an attention mask; needless where padding is on the right.
+        on_record: called with every `log_every`-th step's record, the first and the last included.
+        on_checkpoint: called with each variant after every `checkpoint_every`-th step, except the last one.
+
+    A variant whose loss is not finite stops there, with `error` set and its matrices as before that step; the
+    others go on.
+    """
+    running = list(variants)
+    clock = _Clock()
+    for batch, last in _mark_last(batches):
+        tokens = int(batch.forget.mask_BT.sum() + batch.retain.mask_BT.sum())
+        clock.count(tokens)
+        shared = _Shared(cut, batch, mask_padding)
+        batch = replace(batch, forget=batch.forget.to(cut.device), retain=batch.retain.to(cut.device))
+        frozen = _View(shared, cut.frozen)
+        logged = last or batch.step % log_every == 0
+        records: list[tuple[Variant, Record]] = []
+        for variant in (v for v in running if v.progress.steps == batch.step):
+            losses = variant.objective(batch, frozen, _View(shared, variant.weights))
+            if not torch.isfinite(losses.total):
+                variant.error = _not_finite(batch, losses)
+                continue
+            losses.total.backward()
+            if logged:
+                records.append((variant, _record(batch, losses, variant, tokens)))
+            for group in variant.optimizer.param_groups:
+                group["lr"] = variant.lr(batch.step)
+            variant.optimizer.step()
+            variant.optimizer.zero_grad()  # at once: gradients of all variants together would fill the memory
+            before = variant.progress
+            variant.progress = Progress(batch.step + 1, before.tokens + tokens, before.seconds)
+        for variant, record in records:  # only now: a step takes what all variants take
+            on_record(variant, clock.timed(record))
+        running = [v for v in running if v.error is None]
+        for variant in (v for v in running if v.progress.steps == batch.step + 1):
+            variant.progress = replace(variant.progress, seconds=variant.progress.seconds + clock.since_step)
+            if checkpoint_every and variant.progress.steps % checkpoint_every == 0 and not last:
+                on_checkpoint(variant)
+        clock.step()
+        if logged:
+            clock.lap()
+        if not running:
+            return
+
+
+class _Clock:
+    """Seconds since the last step, and tokens a second since the last lap."""
+
+    def __init__(self) -> None:
+        self.lap_start = self.step_start = time.perf_counter()
+        self.lap_tokens = 0
+
+    def count(self, tokens: int) -> None:
+        self.lap_tokens += tokens
+
+    def step(self) -> None:
+        self.step_start = time.perf_counter()
+
+    def lap(self) -> None:
+        self.lap_start, self.lap_tokens = time.perf_counter(), 0
+
+    @property
+    def since_step(self) -> float:
+        return time.perf_counter() - self.step_start
+
+    def timed(self, record: Record) -> Record:
+        rate = self.lap_tokens / (time.perf_counter() - self.lap_start)
+        return replace(record, seconds=record.seconds + self.since_step, tokens_per_second=rate)
+
+
+def _not_finite(batch: Batch, losses: Losses) -> str:
+    return (
+        f"the loss became {losses.total.item()} at step {batch.step}, topic {batch.topic} (forget loss "
+        f"{losses.forget.item():g}, retain loss {losses.retain.item():g}). What was logged before is in train.jsonl. "
+        f"A lower train.lr or a lower coefficient of the method may help."
+    )
+
+
+def _record(batch: Batch, losses: Losses, variant: Variant, tokens: int) -> Record:
+    """Of a step that is not over: the clock completes it."""
+    gradients = [w.grad for w in variant.weights.values() if w.grad is not None]
+    return Record(
+        step=batch.step,
+        topic=batch.topic,
+        forget_loss=losses.forget.item(),
+        retain_loss=losses.retain.item(),
+        loss=losses.total.item(),
+        gradient_norm=torch.nn.utils.get_total_norm(gradients).item(),
+        facts={name: value.item() for name, value in losses.facts().items()},
+        tokens=variant.progress.tokens + tokens,
+        seconds=variant.progress.seconds,
+        tokens_per_second=math.nan,
+        memory_mb=peak_memory_mb(),
+    )
+
+
+def peak_memory_mb() -> float:
+    """Of the GPU's allocator where there is one, else of this process, in MiB."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def _mark_last(batches: Iterable[Batch]) -> Iterable[tuple[Batch, bool]]:
+    """Each batch, and whether it is the last one."""
+    previous = None
+    for batch in batches:
+        if previous is not None:
+            yield previous, False
+        previous = batch
+    if previous is not None:
+        yield previous, True

@@ -1,0 +1,64 @@
+"""A variant is one grid point: an objective, its own copies of the trained matrices, and their optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unlearn.methods.objective import Objective
+from unlearn.training.optimizer import OPTIMIZERS
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a variant is: steps done, real tokens seen and seconds spent on them, over all attempts."""
+
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Variant:
+    """One grid point: what it minimises, its matrices {full name: leaf tensor} and their optimizer."""
+
+    objective: Objective
+    weights: dict[str, Tensor]
+    optimizer: torch.optim.Optimizer
+    lr: Callable[[int], float]  # step -> learning rate
+    error: str | None = None  # why training stopped early
+    progress: Progress = Progress()
+
+
+def make_variant(
+    objective: Objective,
+    frozen: dict[str, Tensor],
+    *,
+    lr: float | Callable[[int], float],
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    precision: str,
+    optimizer: str,
+) -> Variant:
+    """A variant that starts from the frozen matrices.
+
+    `optimizer` is a name in `unlearn.optimizer.OPTIMIZERS`; `lr` one rate for all steps, or the rate of each.
+
+    `precision` "master" trains float32 copies of them, whatever the model's dtype; "model" trains in that dtype,
+    where updates below half a unit in the last place are lost.
+    """
+    weights = {
+        n: w.detach().to(torch.float32 if precision == "master" and w.element_size() < 4 else w.dtype, copy=True)
+        for n, w in frozen.items()
+    }
+    for w in weights.values():
+        w.requires_grad_(True)
+    rate = lr if callable(lr) else lambda _: lr
+    update = OPTIMIZERS[optimizer](
+        weights.values(), lr=rate(0), betas=betas, eps=eps, weight_decay=weight_decay, fused=True
+    )
+    return Variant(objective, weights, update, rate)
