@@ -127,7 +127,7 @@ def test_one_of_several_fails_alone_in_each_stage(short, monkeypatch):
             raise RuntimeError("out of memory")
         return real(model, *args, label=label, **kwargs)
 
-    monkeypatch.setattr("unlearn.evaluate.examiner.evaluate", failing)
+    monkeypatch.setattr("unlearn.evaluate.evaluator.evaluate", failing)
     outcomes = run_together(configs)
     records = [json.loads((outcome.folder / "run.json").read_text()) for outcome in outcomes]
     assert [type(outcome.error) for outcome in outcomes] == [RuntimeError, UserError, UserError, RuntimeError]
@@ -137,7 +137,7 @@ def test_one_of_several_fails_alone_in_each_stage(short, monkeypatch):
     assert "the loss became" in str(outcomes[1].error)
     assert "holds another run" in str(outcomes[2].error)
     assert (outcomes[0].folder / "delta.safetensors").exists()
-    monkeypatch.setattr("unlearn.evaluate.examiner.evaluate", real)
+    monkeypatch.setattr("unlearn.evaluate.evaluator.evaluate", real)
     assert run_together([configs[0], configs[0]])[1].error is None  # given twice, run once
 
 
@@ -177,7 +177,7 @@ def test_an_unexpected_failure_is_recorded_too(short, monkeypatch):
     def fail(*_args, **_kwargs):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("unlearn.evaluate.examiner.evaluate", fail)
+    monkeypatch.setattr("unlearn.evaluate.evaluator.evaluate", fail)
     config = short("eval=toy", "eval.limit=1")
     with pytest.raises(RuntimeError, match="out of memory"):
         run(config)

@@ -1,4 +1,4 @@
-"""The whole run on one page: model -> data -> variants -> train -> save -> evaluate -> track.
+"""The whole run on one page: inputs -> model -> variants -> train -> save -> evaluate -> track.
 
 `run` takes one configuration; `run_together` a list of them that share model and data, and a run is a list of one.
 """
@@ -12,25 +12,23 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 from hydra.utils import instantiate
 
-from unlearn.config.identity import run_folder, run_name
+from unlearn.config.identity import run_folder
 from unlearn.config.schema import SPAN, Config, unshared
-from unlearn.data.batches import batches, documents_needed
-from unlearn.data.corpora import Topic, load_topic
+from unlearn.data.batches import batches
+from unlearn.data.corpora import Topic
 from unlearn.errors import UserError, describe
-from unlearn.evaluate.examiner import Examiner
+from unlearn.evaluate.evaluator import Evaluator
 from unlearn.methods import rna
 from unlearn.methods.misdirection import Misdirection
 from unlearn.methods.randomness import generator
 from unlearn.models.cutting import CutModel
-from unlearn.models.delta import save_delta
-from unlearn.models.fingerprint import checkpoint_fingerprint
-from unlearn.models.loading import Source, check_weights, load_config, load_tokenizer, load_up_to
+from unlearn.models.loading import load_up_to
 from unlearn.models.memory import reuse_memory
-from unlearn.runs.point import Point, opened
+from unlearn.runs.active import ActiveRun, open_run
+from unlearn.runs.inputs import Inputs, load_inputs, make_evaluator
 from unlearn.screen import say
 from unlearn.tracking.terminal import show_result, training_progress
 from unlearn.training.loop import Record, train
@@ -40,7 +38,7 @@ from unlearn.training.variant import Variant, make_variant
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where a configuration's run is, and why it failed if it did."""
+    """The folder of a configuration's run, and why the run failed if it did."""
 
     folder: Path
     error: Exception | None
@@ -66,40 +64,30 @@ def run_together(configs: list[Config], hydra_folders: Sequence[Path | None] = (
     """
     reuse_memory()
     shared = _shared(configs)
-    source = Source.of(shared.model)
-    tokenizer = load_tokenizer(source)
-    _check_layers(shared, load_config(source).get_text_config().num_hidden_layers)
-    topics = load_topics(shared, tokenizer)
-    check_weights(source, shared.model.layer if not shared.eval.tasks else None)
-    examiner = Examiner(shared, source, tokenizer)
-    inputs = {
-        "model": checkpoint_fingerprint(source),
-        "data": {topic.name: topic.sha256 for topic in topics},
-        "query_words": examiner.word_hashes,
-    }
+    inputs = load_inputs(shared)
     errors: dict[Path, Exception | None] = {}
     with ExitStack() as stack:
-        points = []
+        runs = []
         for config, hydra_folder in zip_longest(configs, hydra_folders):
             path = run_folder(config)
             if path in errors:
-                continue  # given twice
+                continue  # the same configuration once more
             errors[path] = None
             try:
-                point = stack.enter_context(opened(config, inputs, hydra_folder))
-                if point is None:
+                active = stack.enter_context(open_run(config, inputs.hashes, hydra_folder))
+                if active is None:
                     say(f"{path} holds this run, finished: nothing to do (train.force=true repeats it).")
                 else:
-                    points.append(point)
+                    runs.append(active)
             except Exception as error:
                 errors[path] = error
-        if points:
-            _train_points(points, shared, source, topics, _pad_id(tokenizer))
-            for point in points:
-                if point.error is not None:  # its traceback would keep the model in memory
-                    traceback.clear_frames(point.error.__traceback__)
-            _evaluate_points(points, shared, examiner)
-    errors |= {point.folder.path: point.error for point in points}
+        if runs:
+            _train(runs, shared, inputs)
+            for active in runs:
+                if active.error is not None:  # its traceback would keep the model in memory
+                    traceback.clear_frames(active.error.__traceback__)
+            _evaluate(runs, shared, make_evaluator(shared, inputs))
+    errors |= {active.folder.path: active.error for active in runs}
     return [Outcome(run_folder(config), errors[run_folder(config)]) for config in configs]
 
 
@@ -111,101 +99,69 @@ def _shared(configs: list[Config]) -> Config:
     return first
 
 
-def _check_layers(config: Config, layers: int) -> None:
-    if layers != config.model.num_layers:
-        raise UserError(
-            f"model.num_layers={config.model.num_layers}, but the model at {config.model.path} has {layers} layers: "
-            f"set model.num_layers={layers} and choose model.layer and the coefficients for that model."
-        )
+def _train(runs: list[ActiveRun], shared: Config, inputs: Inputs) -> None:
+    """Algorithm 1 for all runs at once, then their deltas; the model, up to layer l, is gone afterwards.
 
-
-def _pad_id(tokenizer: Any) -> int:
-    """Any token serves where there is no padding token: what pads is behind all real tokens, or masked."""
-    ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    return next(i for i in ids if i is not None)
-
-
-def load_topics(config: Config, tokenizer: Any) -> list[Topic]:
-    """The corpora that training needs, tokenised."""
-    data = config.data
-    names = data.use or list(data.topics)
-    documents = documents_needed(config.train.steps, config.train.batch_size, len(names))
-    return [
-        load_topic(
-            name,
-            data.topics[name].forget,
-            data.topics[name].retain,
-            tokenizer,
-            max_length=data.topics[name].max_length,
-            retain_max_length=data.topics[name].retain_max_length or data.topics[name].max_length,
-            documents=documents,
-            on_exhausted=data.on_exhausted,
-        )
-        for name in names
-    ]
-
-
-def _train_points(points: list[Point], shared: Config, source: Source, topics: list[Topic], pad_id: int) -> None:
-    """Algorithm 1 for all points at once, then their deltas; the model, up to layer l, is gone afterwards.
-
-    Points that have been trained before are left alone, those with a checkpoint go on from there.
+    Runs that are trained already are left out. Those with a checkpoint resume.
     """
-    points = [point for point in points if point.folder.trained is None]
-    if not points:
+    runs = [active for active in runs if active.folder.trained is None]
+    if not runs:
         return
-    cut = CutModel(load_up_to(source, shared.model.layer), shared.model.layer, SPAN, shared.model.parameters)
+    layer, parameters = shared.model.layer, shared.model.parameters
+    cut = CutModel(load_up_to(inputs.source, layer), layer, SPAN, parameters)
     say(f"Trained parameters: {', '.join(cut.frozen)}")
-    variants, point_of = [], {}
-    for point in points:
-        with point.alone():
-            variant = _make_variant(point.config, cut, topics)
-            point.restore(variant)
-            point_of[id(variant)] = point
-            variants.append(variant)
-    if not variants:
-        return
+    pairs: list[tuple[ActiveRun, Variant]] = []
+    for active in runs:
+        with active.catching_errors():
+            variant = _make_variant(active.config, cut, inputs.topics)
+            active.restore(variant)
+            pairs.append((active, variant))
+    if pairs:
+        _train_variants(pairs, shared, inputs, cut)
+    for active, variant in pairs:
+        if active.error is None:
+            with active.catching_errors():
+                active.finish_training(variant, cut.frozen)
+
+
+def _train_variants(pairs: list[tuple[ActiveRun, Variant]], shared: Config, inputs: Inputs, cut: CutModel) -> None:
     # Where every position counts, padding has to be where the published code had it, and masked.
     padded_left = shared.loss.mask == "none"
     if padded_left and shared.model.attn_implementation != "eager":
         say("loss.mask=none counts padding, whose states depend on the kernel: model.attn_implementation=eager.")
-    steps, size, begin = shared.train.steps, shared.train.batch_size, min(v.progress.steps for v in variants)
-    side = "left" if padded_left else "right"
-    stream = batches(topics, steps=steps, batch_size=size, pad_id=pad_id, side=side, start=begin)
-    with training_progress(steps) as show:
+    stream = batches(
+        inputs.topics,
+        steps=shared.train.steps,
+        batch_size=shared.train.batch_size,
+        pad_id=inputs.pad_id,
+        side="left" if padded_left else "right",
+        start=min(variant.progress.steps for _, variant in pairs),
+    )
+    run_of = {id(variant): active for active, variant in pairs}
+
+    def handle(variant: Variant, work: Callable[[ActiveRun], None]) -> None:
+        """Do something for a variant's run. If that fails, the variant stops."""
+        active = run_of[id(variant)]
+        with active.catching_errors():
+            work(active)
+        variant.error = None if active.error is None else describe(active.error)
+
+    with training_progress(shared.train.steps) as show:
 
         def on_record(variant: Variant, record: Record) -> None:
-            handle(variant, lambda point: point.log(record))
+            handle(variant, lambda active: active.log(record))
             show(record)
-
-        def handle(variant: Variant, work: Callable[[Point], None]) -> None:
-            point = point_of[id(variant)]
-            with point.alone():
-                work(point)
-            variant.error = None if point.error is None else describe(point.error)
 
         train(
             cut,
-            variants,
+            [variant for _, variant in pairs],
             stream,
             mask_padding=padded_left,
             log_every=shared.train.log_every,
             on_record=on_record,
             checkpoint_every=shared.train.checkpoint_every,
-            on_checkpoint=lambda variant: handle(variant, lambda point: point.save(variant)),
+            on_checkpoint=lambda variant: handle(variant, lambda active: active.save(variant)),
         )
-    for variant in variants:
-        point = point_of[id(variant)]
-        if point.error is not None:
-            continue
-        with point.alone():
-            if variant.error is not None:
-                raise UserError(variant.error)
-            point.lock.check()
-            point.tracker.sync()
-            metadata = {"model": shared.model.name, "layer": str(cut.layer), "run": run_name(point.config)}
-            file = point.folder.file("delta.safetensors")
-            save_delta(file, variant.weights, cut.frozen, variant.objective.state(), metadata)
-            point.folder.finish_training(point.training_metrics())
 
 
 def _make_variant(config: Config, cut: CutModel, topics: list[Topic]) -> Variant:
@@ -229,18 +185,15 @@ def _make_variant(config: Config, cut: CutModel, topics: list[Topic]) -> Variant
     )
 
 
-def _evaluate_points(points: list[Point], shared: Config, examiner: Examiner) -> None:
-    """Each point's model, and the base model once for all; metrics, per-question records and the final screen."""
-    for point in [point for point in points if point.error is None]:
-        with point.alone():
-            metrics, result = dict(point.folder.trained or {}), None
-            if examiner.suite.tasks:
-                delta, partial = point.folder.file("delta.safetensors"), point.folder.file("partial")
-                result = examiner.examine(delta, partial=partial, report=point.report)
-                result.write_samples(point.folder.file("samples"))
+def _evaluate(runs: list[ActiveRun], shared: Config, evaluator: Evaluator) -> None:
+    """Each run's model, and the base model once for all; metrics, samples, and the table on the screen."""
+    for active in [active for active in runs if active.error is None]:
+        with active.catching_errors():
+            metrics, result = dict(active.folder.trained or {}), None
+            if evaluator.suite.tasks:
+                delta, partial = active.folder.file("delta.safetensors"), active.folder.file("partial")
+                result = evaluator.evaluate(delta, partial=partial, report=active.report)
                 metrics |= result.metrics
-            point.lock.check()
-            point.folder.finish(metrics)
-            point.publish(metrics, result, examiner.suite.leaves)  # last: whatever becomes of it, the run is done
-            where = point.folder.path, point.tracker.address
+            active.finish(metrics, result, evaluator.suite.leaves)
+            where = active.folder.path, active.tracker.address
             show_result(metrics, shared.eval.tasks, shared.eval.queries, *where)

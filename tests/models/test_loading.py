@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 LOAD = """
 import json, sys
 from pathlib import Path
-from unlearn.model import Source, load_up_to
+from unlearn.models.loading import Source, load_up_to
 
 def resident(kind):
     [line] = [x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(kind)]

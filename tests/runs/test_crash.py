@@ -31,7 +31,7 @@ REACH = {"training": STEPS, "checkpoint": 2, "after a checkpoint": 2, "evaluatin
 def attempt(*arguments) -> int:
     """Run in a process of its own; its exit code. The server has imported everything, so that this takes seconds."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.victim"])
+    context.set_forkserver_preload(["tests.runs.victim"])
     process = context.Process(target=victim.run, args=arguments)
     process.start()
     process.join()

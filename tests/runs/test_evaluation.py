@@ -112,7 +112,7 @@ def test_the_base_models_answers_are_computed_once(short, monkeypatch):
     asked = []
     real = harness.evaluate
     monkeypatch.setattr(
-        "unlearn.evaluate.examiner.evaluate", lambda *a, label, **k: asked.append(label) or real(*a, label=label, **k)
+        "unlearn.evaluate.evaluator.evaluate", lambda *a, label, **k: asked.append(label) or real(*a, label=label, **k)
     )
     jobs = ("eval=toy_paper", "~eval.asked_of", "eval.limit=2", "eval.ngrams.documents=2")  # every role, every query
     folders = [run(short(*jobs, f"seed={seed}")) for seed in (0, 1)]

@@ -15,15 +15,14 @@ import torch
 from tests.conftest import read_jsonl, untimed
 from tests.runs import victim
 from tests.tracking.test_tracker import all_records, of_kind, rows, summary
-from unlearn import experiment
 from unlearn.config.identity import run_folder
 from unlearn.errors import UserError
-from unlearn.evaluate.journal import Journal, Notes
+from unlearn.evaluate.journal import Journal, Journals
 from unlearn.evaluate.scorer import Scorer
 from unlearn.experiment import run, run_together
 from unlearn.models.cutting import CutModel
-from unlearn.models.loading import load_up_to
-from unlearn.runs import point
+from unlearn.models.loading import Source, load_up_to
+from unlearn.runs import active
 from unlearn.runs.folder import RunFolder
 from unlearn.storage.lock import LOCK, Busy, FolderLock, Holder, Lost, Phase, live_holder, phase_of
 from unlearn.training.checkpoint import load_checkpoint, save_checkpoint
@@ -90,8 +89,8 @@ def test_points_that_were_interrupted_at_different_steps_go_on_together(short, t
 def test_a_run_that_is_forced_starts_over_and_its_requeued_job_does_not(short, monkeypatch):
     config = short("train.steps=6", "train.checkpoint_every=2", "train.force=true")
     started = []
-    real = point.load_checkpoint
-    monkeypatch.setattr(point, "load_checkpoint", lambda *a: (real(*a), started.append(a[1].progress.steps)))
+    real = active.load_checkpoint
+    monkeypatch.setattr(active, "load_checkpoint", lambda *a: (real(*a), started.append(a[1].progress.steps)))
     monkeypatch.setenv("SLURM_JOB_ID", "5")
     interrupted(config, 4, monkeypatch)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
@@ -134,7 +133,7 @@ def test_a_broken_checkpoint_is_said_and_not_used(short, monkeypatch, capsys, tm
 def test_a_checkpoint_of_another_model_is_refused(short, tmp_path, monkeypatch):
     config = short("train.steps=6", "train.checkpoint_every=2")
     interrupted(config, 4, monkeypatch)
-    source = experiment.Source.of(config.model)
+    source = Source.of(config.model)
     cut = CutModel(load_up_to(source, 4), 4, 3, None)
     from tests.training.test_loop import SETTINGS, objective
     from unlearn.training.variant import make_variant
@@ -163,9 +162,9 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, tiny_llama, monkeypatc
 
 def test_lines_are_on_disk_before_what_counts_on_them(short, monkeypatch):
     order = []
-    monkeypatch.setattr("unlearn.track.Tracker.sync", lambda _self: order.append("lines"))
-    monkeypatch.setattr(point, "save_checkpoint", lambda *_: order.append("checkpoint"))
-    monkeypatch.setattr(experiment, "save_delta", lambda *_: order.append("delta"))
+    monkeypatch.setattr("unlearn.tracking.tracker.Tracker.sync", lambda _self: order.append("lines"))
+    monkeypatch.setattr(active, "save_checkpoint", lambda *_: order.append("checkpoint"))
+    monkeypatch.setattr(active, "save_delta", lambda *_: order.append("delta"))
     run(short("train.steps=5", "train.checkpoint_every=2"))
     assert order == ["lines", "checkpoint", "lines", "checkpoint", "lines", "delta"]
 
@@ -182,11 +181,11 @@ def test_an_interrupted_evaluation_does_not_repeat_what_was_scored(short, tmp_pa
     scored, stop = [], 0
     real = Scorer._score
 
-    def score(self, trees, nodes, targets):
+    def score(self, batch):
         if len(scored) == stop:
             raise Killed
-        found = real(self, trees, nodes, targets)
-        scored.append(len(trees))
+        found = real(self, batch)
+        scored.append(len(batch))
         return found
 
     monkeypatch.setattr(Scorer, "_score", score)
@@ -209,18 +208,18 @@ def test_an_interrupted_evaluation_does_not_repeat_what_was_scored(short, tmp_pa
 
 
 def test_a_journal_keeps_whole_lines_of_its_own_plan(tmp_path):
-    notes = Notes(tmp_path, "weights")
-    with notes.journal("a", "plan") as journal:
+    journals = Journals(tmp_path, "weights")
+    with journals.open("a", "plan") as journal:
         journal.add(0, [[-1.5, True]])
         journal.add(1, [[0.1 + 0.2, False]])
     file = tmp_path / "a.jsonl"
     file.write_text(file.read_text() + "[2, [[-3.")
-    with notes.journal("a", "plan") as journal:
+    with journals.open("a", "plan") as journal:
         assert journal.done == {0: [[-1.5, True]], 1: [[0.1 + 0.2, False]]}
         journal.add(2, "x")
-    assert notes.journal("a", "plan").done[2] == "x"
-    assert notes.journal("a", "another plan").done == {}
-    assert Notes(tmp_path, "other weights").journal("a", "plan").done == {}
+    assert journals.open("a", "plan").done[2] == "x"
+    assert journals.open("a", "another plan").done == {}
+    assert Journals(tmp_path, "other weights").open("a", "plan").done == {}
     assert Journal(None, "plan").done == {}
 
 
@@ -316,7 +315,7 @@ def test_a_job_that_slurm_has_started_again_is_dead_where_it_was(tmp_path, monke
 
 
 def test_whoever_was_taken_for_dead_notices(tmp_path, monkeypatch):
-    monkeypatch.setattr("unlearn.lock.BEAT_S", 0.05)
+    monkeypatch.setattr("unlearn.storage.lock.BEAT_S", 0.05)
     with FolderLock(tmp_path) as slept:
         (tmp_path / LOCK).unlink()
         with FolderLock(tmp_path):
@@ -331,7 +330,7 @@ def test_of_many_that_come_at_once_one_gets_in(tmp_path):
     program = f"""
 import sys, time
 from pathlib import Path
-from unlearn.lock import Busy, FolderLock
+from unlearn.storage.lock import Busy, FolderLock
 sys.stdin.readline()
 try:
     with FolderLock(Path({str(tmp_path)!r})):

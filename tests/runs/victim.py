@@ -11,7 +11,7 @@ import safetensors.torch
 from unlearn import experiment
 from unlearn.config.schema import Config
 from unlearn.evaluate.journal import Journal
-from unlearn.runs import point
+from unlearn.runs import active
 from unlearn.storage import files
 from unlearn.tracking.tracker import Tracker
 from unlearn.training import checkpoint
@@ -68,7 +68,7 @@ def after_a_checkpoint(now: Countdown, late: bool) -> None:
         if now():
             die()
 
-    point.save_checkpoint = saved
+    active.save_checkpoint = saved
 
 
 def while_evaluating(now: Countdown, late: bool) -> None:

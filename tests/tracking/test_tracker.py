@@ -342,7 +342,7 @@ def test_what_wandb_does_not_take_is_said_and_the_run_is_done(short, monkeypatch
 WITHOUT_WANDB = """
 import runpy
 import psutil
-from unlearn.track import Tracker
+from unlearn.tracking.tracker import Tracker
 
 def log_step(self, record, real=Tracker.log_step):
     if record.step == 1:

@@ -22,6 +22,7 @@ from unlearn.config.schema import (
     SPAN,
     Config,
     TopicConfig,
+    is_asked,
 )
 from unlearn.errors import nearest
 
@@ -160,7 +161,7 @@ def _max_logit(c: Config) -> Iterator[str]:
         if not c.eval.tasks.get(role):
             yield f"eval.maxlogit: role {role} has no tasks (eval.tasks.{role}); eval.maxlogit.roles=[] measures none."
         for query in plan.queries:
-            if role not in c.eval.asked_of.get(query, [role]):
+            if not is_asked(c.eval.asked_of, query, role):
                 yield f"eval.maxlogit: {query} queries are not asked of role {role} (eval.asked_of.{query})."
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from unlearn.config.schema import Config
+from unlearn.storage.hashing import json_sha256
 
 # Raise by hand when the same configuration would give other numbers than before.
 RESULTS_VERSION = 2
+RUNS = "runs"  # below output_root
 
 
 def identity(config: Config) -> dict[str, Any]:
@@ -53,12 +53,21 @@ def run_name(config: Config) -> str:
 
 def name_of(identity: dict[str, Any]) -> str:
     """The same, from an identity as run.json keeps it."""
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
-    return f"{identity['method']['name']}-{identity['model']['name']}-{digest}"
+    return f"{prefix(identity)}{json_sha256(identity)[:10]}"
+
+
+def prefix(identity: dict[str, Any]) -> str:
+    """METHOD-MODEL-, with which the names of all runs of this method and model begin."""
+    return f"{identity['method']['name']}-{identity['model']['name']}-"
+
+
+def training_identity(identity: dict[str, Any]) -> dict[str, Any]:
+    """The part of an identity that determines the training: all but the evaluation."""
+    return {key: value for key, value in identity.items() if key != "eval"}
 
 
 def run_folder(config: Config) -> Path:
     """Where this run's files go."""
     if config.output_dir is not None:
         return Path(config.output_dir)
-    return Path(config.output_root) / "runs" / run_name(config)
+    return Path(config.output_root) / RUNS / run_name(config)

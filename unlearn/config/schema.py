@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
@@ -203,3 +203,8 @@ class Config:
 def unshared(a: Config, b: Config) -> Iterator[str]:
     """The keys of `SHARED` in which two configurations differ: with one, they cannot share a process."""
     return (key for key in SHARED if attrgetter(key)(a) != attrgetter(key)(b))
+
+
+def is_asked(asked_of: Mapping[str, Sequence[str]], query: str, role: str) -> bool:
+    """Whether a kind of query is asked of a role: of those that `eval.asked_of` lists, or else of all."""
+    return role in asked_of.get(query, (role,))

@@ -11,7 +11,7 @@ from typing import Any
 from lm_eval.evaluator import evaluate as harness_evaluate
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from unlearn.evaluate.journal import NO_NOTES, Notes
+from unlearn.evaluate.journal import NO_JOURNALS, Journals
 from unlearn.evaluate.maxlogit import max_logits
 from unlearn.evaluate.scorer import Scorer
 from unlearn.evaluate.statistics import paired
@@ -59,16 +59,19 @@ def evaluate(
     label: str,
     tokens_per_batch: int,
     maxlogit: MaxLogitPlan = MaxLogitPlan(),
-    notes: Notes = NO_NOTES,
+    journals: Journals = NO_JOURNALS,
 ) -> Answers:
     """Ask a model everything.
 
-    `label`, "base" or "unlearned", is the first part of every name. Requests longer than the model's context are cut
-    on the left, as lm-eval does, and counted in the metric "truncated". What `notes` has of an interrupted evaluation
-    is not asked again.
+    Requests longer than the model's context are cut on the left, as lm-eval does, and counted in the metric
+    "truncated".
+
+    Args:
+        label: "base" or "unlearned", the first part of every name.
+        journals: what they hold of an interrupted evaluation is not computed again.
     """
     answers = Answers({}, {})
-    scorer = Scorer(model, tokenizer, tokens_per_batch, notes)
+    scorer = Scorer(model, tokenizer, tokens_per_batch, journals)
     say(f"Evaluating the {label} model: {', '.join(suite.tasks)} queries")
     scorer.prepare([request for query in suite.tasks for request in suite.instances(query)], label)
     for query, tasks in suite.tasks.items():
@@ -89,7 +92,7 @@ def evaluate(
     if scorer.truncated:
         say(f"{len(scorer.truncated)} requests are longer than the model's context and lost their beginning.")
     answers.metrics.update(_against_default(answers, suite, label))
-    _measure_max_logits(answers, scorer, suite, label, maxlogit, tokens_per_batch, notes)
+    _measure_max_logits(answers, scorer, suite, label, maxlogit, tokens_per_batch, journals)
     return answers
 
 
@@ -135,7 +138,7 @@ def _measure_max_logits(
     label: str,
     plan: MaxLogitPlan,
     tokens_per_batch: int,
-    notes: Notes,
+    journals: Journals,
 ) -> None:
     """MaxLogit of every planned task and query, into metrics and files; all tasks of a query in the same batches."""
     names = [name for role in plan.roles for name in suite.roles.get(role, [])]
@@ -152,7 +155,7 @@ def _measure_max_logits(
             count=plan.tokens,
             tokens_per_batch=tokens_per_batch,
             label=f"{label}, {query}",
-            notes=notes,
+            journals=journals,
         )
         keys = list(prompts)
         for name in dict.fromkeys([*leaves, *names]):

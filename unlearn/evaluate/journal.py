@@ -1,7 +1,7 @@
-"""What an evaluation has scored, on disk batch by batch, so that one that was interrupted goes on where it was.
+"""Journals: the results of an evaluation on disk, batch by batch, so that an interrupted one can be resumed.
 
-All batches are planned before those in the journal are left out: what is scored together, and so every last bit, is
-the same as without interruption.
+All batches are planned first, and then those in the journal are skipped. So the batches, and every bit of the results,
+are the same as without interruption.
 """
 
 from __future__ import annotations
@@ -31,22 +31,25 @@ def fingerprint(sequences: Iterable[Iterable[int]], *others: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Notes:
-    """Where an evaluation keeps its journals (None: nowhere), and whom it tells how far it is.
+class Journals:
+    """The journals of one evaluation.
 
-    `key` says which weights are asked: what another model answered is of no use.
+    Args:
+        folder: where they are kept; None keeps none.
+        key: identifies the weights that are asked. A journal of other weights is dropped.
+        report: is called with the progress.
     """
 
     folder: Path | None = None
     key: str = ""
     report: Report = lambda _phase, _done, _total: None
 
-    def journal(self, name: str, plan: str) -> Journal:
-        """The journal of this name for a plan (its fingerprint)."""
+    def open(self, name: str, plan: str) -> Journal:
+        """The journal of this name for a plan, which is given by its fingerprint."""
         return Journal(None if self.folder is None else self.folder / f"{name}.jsonl", [self.key, plan])
 
 
-NO_NOTES = Notes()
+NO_JOURNALS = Journals()
 
 
 class Journal:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unlearn.data.batches import pad
-from unlearn.evaluate.journal import NO_NOTES, Notes, fingerprint
+from unlearn.evaluate.journal import NO_JOURNALS, Journals, fingerprint
 from unlearn.models.memory import in_batches
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -66,11 +66,11 @@ def max_logits(
     count: int,
     tokens_per_batch: int,
     label: str = "",
-    notes: Notes = NO_NOTES,
+    journals: Journals = NO_JOURNALS,
 ) -> MaxLogits:
     """Let the model continue each prompt greedily by `count` tokens, whatever they are, end of text included.
 
-    Batches hold about `tokens_per_batch` tokens, prompts of about equal length together; those that `notes` has are
+    Batches hold about `tokens_per_batch` tokens, prompts of about equal length together; those that `journals` has are
     not computed.
     """
     encoded = [list(ids) for ids in tokenizer(list(prompts))["input_ids"]]
@@ -79,7 +79,7 @@ def max_logits(
     tokens_NK = torch.empty(len(encoded), count, dtype=torch.long)
     bar = tqdm(total=len(encoded), desc=f"MaxLogit {label}".rstrip(), mininterval=1, disable=None)
     plan = fingerprint([*batches, *encoded], count)
-    with notes.journal(f"maxlogit-{plan[:10]}", plan) as journal:
+    with journals.open(f"maxlogit-{plan[:10]}", plan) as journal:
         for number, rows in enumerate(batches):
             if number not in journal.done:
                 batch = [encoded[i] for i in rows]
@@ -89,7 +89,7 @@ def max_logits(
             values, tokens = journal.done[number]
             values_NK[rows], tokens_NK[rows] = torch.tensor(values), torch.tensor(tokens)
             bar.update(len(rows))
-            notes.report(f"MaxLogit {label}", bar.n, len(encoded))
+            journals.report(f"MaxLogit {label}", bar.n, len(encoded))
     bar.close()
     return MaxLogits(values_NK, tokens_NK)
 

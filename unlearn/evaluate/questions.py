@@ -1,11 +1,10 @@
-"""From a configuration to what is asked: the words of each kind of query, and lm-eval's tasks with them."""
+"""What a configuration asks: the words that options become in each kind of query, and lm-eval's tasks with them."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers import AutoModel, PreTrainedTokenizerBase
 from unlearn.config.identity import RESULTS_VERSION
 from unlearn.config.schema import NGRAM_QUERIES, SPAN, Config
 from unlearn.data.corpora import corpus_sha256, documents
+from unlearn.evaluate.cache import cache_place
 from unlearn.evaluate.ngrams import embedded, in_context, rank_ngrams
 from unlearn.evaluate.suite import Suite, load_suite
 from unlearn.evaluate.tokens import control_tokens, corpus_tokens, read_forget_tokens
@@ -24,6 +24,28 @@ from unlearn.models.fingerprint import checkpoint_fingerprint
 from unlearn.models.loading import Source, load_tokenizer, load_up_to
 from unlearn.screen import say
 from unlearn.storage.files import write_json
+from unlearn.storage.hashing import json_sha256
+
+CACHE = "cache"  # below output_root
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The words that options become, by kind of query (none for "default"), and all tasks with them."""
+
+    words: dict[str, list[str]]
+    suite: Suite
+
+    @property
+    def word_hashes(self) -> dict[str, str]:
+        """SHA-256 of the words of each kind of query that has some."""
+        return {query: json_sha256(words) for query, words in self.words.items() if words}
+
+
+def load_questions(config: Config, source: Source, tokenizer: PreTrainedTokenizerBase) -> Questions:
+    """Load, perturb and build all questions. Raises UserError for unknown tasks and bad files."""
+    words = query_words(config, source, tokenizer)
+    return Questions(words, _suite(config, words))
 
 
 def query_words(config: Config, source: Source, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[str]]:
@@ -79,7 +101,7 @@ def _ngram_lists(config: Config, source: Source, tokenizer: PreTrainedTokenizerB
         "settings": asdict(settings),
         "version": RESULTS_VERSION,
     }
-    file = cache_place(config, "ngrams", key).with_suffix(".json")
+    file = cache_place(Path(config.output_root) / CACHE, "ngrams", key).with_suffix(".json")
     if file.is_file():
         return json.loads(file.read_text())
 
@@ -96,8 +118,7 @@ def _ngram_lists(config: Config, source: Source, tokenizer: PreTrainedTokenizerB
     return lists
 
 
-def make_suite(config: Config, words: dict[str, list[str]]) -> Suite:
-    """All questions, built."""
+def _suite(config: Config, words: dict[str, list[str]]) -> Suite:
     e = config.eval
     return load_suite(
         e.tasks,
@@ -112,9 +133,3 @@ def make_suite(config: Config, words: dict[str, list[str]]) -> Suite:
         replaced=e.replaced,
         position=e.position,
     )
-
-
-def cache_place(config: Config, kind: str, key: dict[str, Any]) -> Path:
-    """Where below `output_root` a result is kept that `key` determines."""
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    return Path(config.output_root) / "cache" / kind / digest

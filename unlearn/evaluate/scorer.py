@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from unlearn.evaluate.journal import NO_NOTES, Notes, fingerprint
+from unlearn.evaluate.journal import NO_JOURNALS, Journals, fingerprint
 from unlearn.evaluate.tree import Tree, grow, mask, shared_length
 from unlearn.models.memory import in_batches
 
@@ -44,7 +44,7 @@ class Row:
 class Scorer(HFLM):
     """`tokens_per_batch` bounds the tokens of a forward pass, padding included; a single longer row still runs.
 
-    After `prepare`, requests are answered from what was computed there. Batches that `notes` has are not computed.
+    After `prepare`, requests are answered from what was computed there. Batches that `journals` has are not computed.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Scorer(HFLM):
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         tokens_per_batch: int,
-        notes: Notes = NO_NOTES,
+        journals: Journals = NO_JOURNALS,
     ) -> None:
         rows = max(1, tokens_per_batch // GENERATION_LENGTH)
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=rows, backend="causal")
@@ -61,7 +61,7 @@ class Scorer(HFLM):
         self._answers: dict[tuple[str, str], Answer] = {}
         self._encoded: dict[str, list[int]] = {}
         self._label = ""
-        self._notes = notes
+        self._journals = journals
         self._window = getattr(model.config.get_text_config(), "sliding_window", None)
         self.shares_prefixes = self._check_trees()
 
@@ -115,7 +115,7 @@ class Scorer(HFLM):
         planned = (ids for batch in batches for tree, members in batch for ids in (tree.ids, members))
         plan = fingerprint([*planned, *targets], [len(batch) for batch in batches])
         bar = tqdm(total=len(requests), desc=f"Scoring {self._label}".rstrip(), mininterval=1, disable=None)
-        with self._notes.journal(f"{self._label or 'model'}-{plan[:10]}", plan) as journal:
+        with self._journals.open(f"{self._label or 'model'}-{plan[:10]}", plan) as journal:
             for number, batch in enumerate(batches):
                 asked = [
                     [(n, path) for member, path in zip(members, tree.paths, strict=True) for n in requests_of[member]]
@@ -137,7 +137,7 @@ class Scorer(HFLM):
                 for (n, _), (logprob, greedy) in zip((entry for row in asked for entry in row), found, strict=True):
                     answers[n] = logprob, greedy
                 bar.update(sum(map(len, asked)))
-                self._notes.report(f"scoring {self._label}", bar.n, len(requests))
+                self._journals.report(f"scoring {self._label}", bar.n, len(requests))
         bar.close()
         assert all(answer is not None for answer in answers)
         return answers  # type: ignore[return-value]

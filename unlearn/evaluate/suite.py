@@ -21,6 +21,7 @@ from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 from tqdm import tqdm
 
+from unlearn.config.schema import is_asked
 from unlearn.errors import UserError, nearest
 from unlearn.evaluate.local_data import local_data
 from unlearn.evaluate.perturb import perturb
@@ -105,7 +106,7 @@ def load_suite(
         samples = {name: list(range(min(limit, len(task.eval_docs)))) for name, task in loaded["tasks"].items()}
     suite = {}
     for query, tokens in queries.items():
-        named = [name for role in asked_of.get(query, roles) for name in roles[role]]
+        named = [name for role in roles if is_asked(asked_of, query, role) for name in roles[role]]
         tasks = {leaf: loaded["tasks"][leaf] for name in named for leaf in leaves[name]}
         if not tasks:
             continue

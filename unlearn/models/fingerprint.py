@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from unlearn.models.loading import Source, load_config
 
 SAMPLE, CHUNKS = 1 << 20, 64  # bytes of a sample; how many of a file are hashed
-
-
-def text_fingerprint(lines: Sequence[str]) -> str:
-    """SHA-256 of a list of strings."""
-    return hashlib.sha256(json.dumps(list(lines)).encode()).hexdigest()
 
 
 def checkpoint_fingerprint(source: Source) -> str:

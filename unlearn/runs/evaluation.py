@@ -23,12 +23,11 @@ from unlearn.config.identity import identity
 from unlearn.config.schema import Config
 from unlearn.config.settle import settle
 from unlearn.errors import UserError
-from unlearn.evaluate.examiner import Examiner
-from unlearn.models.fingerprint import checkpoint_fingerprint, text_fingerprint
-from unlearn.models.loading import Source, check_weights, load_tokenizer
 from unlearn.runs.folder import RunFolder
+from unlearn.runs.inputs import load_evaluation_inputs, make_evaluator
 from unlearn.screen import say
 from unlearn.storage.files import write_json
+from unlearn.storage.hashing import json_sha256
 from unlearn.storage.lock import FolderLock
 from unlearn.tracking.terminal import show_result
 
@@ -41,16 +40,6 @@ def run_config(folder: RunFolder, overrides: list[str]) -> Config:
     raw, new = OmegaConf.create(folder.record["config"]), composed(overrides)
     raw.eval, raw.tracker = new.eval, new.tracker  # of no use here, and an older run's may lack a key
     return settle(raw)
-
-
-def examiner_of(config: Config) -> Examiner:
-    """All questions of a configuration, of a model whose weights are there. Raises UserError if there are none."""
-    source = Source.of(config.model)
-    check_weights(source, None)
-    examiner = Examiner(config, source, load_tokenizer(source))
-    if not examiner.suite.tasks:
-        raise UserError("eval.tasks is empty: choose an evaluation, e.g. eval=quick.")
-    return examiner
 
 
 def evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
@@ -66,15 +55,17 @@ def evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
 def _evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
     config = run_config(folder, overrides)
     partial = folder.file("partial")
-    examiner = examiner_of(config)
-    result = examiner.examine(folder.file("delta.safetensors"), partial=partial)
+    inputs = load_evaluation_inputs(config)
+    result = make_evaluator(config, inputs).evaluate(folder.file("delta.safetensors"), partial=partial)
     before = json.loads(folder.file("metrics.json").read_text()) if folder.file("metrics.json").is_file() else {}
     home = folder.path
     if before.keys() & result.metrics.keys():
         home, before = folder.file("evaluations") / _name(config), {}
     result.write_samples(home / "samples")
     write_json(home / "metrics.json", before | result.metrics)
-    folder.record.setdefault("evaluations", []).append({**asdict(config.eval), "query_words": examiner.word_hashes})
+    folder.record.setdefault("evaluations", []).append(
+        {**asdict(config.eval), "query_words": inputs.questions.word_hashes}
+    )
     folder.write()
     shutil.rmtree(partial, ignore_errors=True)
     show_result(result.metrics, config.eval.tasks, config.eval.queries, home, None)
@@ -82,15 +73,16 @@ def _evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
 
 
 def _name(config: Config) -> str:
-    """Of an evaluation: what determines it."""
-    return f"{config.eval.name}-{text_fingerprint([json.dumps(identity(config)['eval'], sort_keys=True)])[:10]}"
+    """The name of an evaluation: its configuration's name and the hash of what determines it."""
+    return f"{config.eval.name}-{json_sha256(identity(config)['eval'])[:10]}"
 
 
 def evaluate_checkpoint(overrides: list[str]) -> Path:
     """Evaluate a configuration's model as the base model, into OUTPUT_ROOT/evaluations; returns the folder."""
     config = settle(composed(overrides))
-    result = examiner_of(config).examine()
-    name = f"{config.model.name}-{checkpoint_fingerprint(Source.of(config.model))[:10]}"
+    inputs = load_evaluation_inputs(config)
+    result = make_evaluator(config, inputs).evaluate()
+    name = f"{config.model.name}-{inputs.model_hash[:10]}"
     folder = Path(config.output_root) / "evaluations" / name
     result.write_samples(folder / "samples")
     write_json(folder / "metrics.json", result.metrics)

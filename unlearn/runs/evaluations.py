@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from unlearn.config.schema import is_asked
+
 
 def evaluations(record: dict[str, Any]) -> list[dict[str, Any]]:
     """What a run was asked, by its run.json: by its own evaluation and by later ones, each with `query_words`."""
@@ -14,7 +16,7 @@ def evaluations(record: dict[str, Any]) -> list[dict[str, Any]]:
 def in_role(evaluation: dict[str, Any], query: str, role: str) -> bool:
     """Whether an evaluation asks a role's tasks in a kind of query."""
     has_it = bool(evaluation["tasks"].get(role)) and query in evaluation["queries"]
-    return has_it and role in evaluation.get("asked_of", {}).get(query, [role])
+    return has_it and is_asked(evaluation.get("asked_of", {}), query, role)
 
 
 def asked(record: dict[str, Any], query: str, role: str | None = None) -> dict[str, Any]:

@@ -1,19 +1,19 @@
-"""A run's folder: what is in it, and in which order, so that it is either complete or can be continued.
+"""A run's folder: its files and the order in which they appear. It is either complete or can be resumed.
 
 run.json                 configuration, versions, hashes, attempts, status (running, done, failed)
 train.jsonl              a line per logged step
 metrics.json             {model}/{task}/{query}/{metric} and train/*
 samples/                 per question: log-likelihoods, choice, correct
 delta.safetensors        the changed matrices
-theory*.json             what `python -m unlearn.theory` measured of it, if it did
+theory*.json             the results of `unlearn theory`, if it was run
 .hydra/                  Hydra's own record of the configuration
 
-and until it is complete
+and until it is complete:
 
-checkpoint.safetensors   training's state (`unlearn.checkpoint`)
-partial/                 what the evaluation has scored (`unlearn.evaluate.journal`)
-alive.json               who is working on it (`unlearn.lock`)
-progress.json            how far that is
+checkpoint.safetensors   the state of the training (`unlearn.training.checkpoint`)
+partial/                 journals of the evaluation (`unlearn.evaluate.journal`)
+alive.json               the process that works on it (`unlearn.storage.lock`)
+progress.json            its progress
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from unlearn.config.identity import training_identity
 from unlearn.errors import UserError
-from unlearn.runs.provenance import PACKAGES, _attempt, _package_version, code_version
+from unlearn.runs.provenance import attempt, code_version, package_versions
 from unlearn.storage import slurm_job
 from unlearn.storage.files import remove_scratch, write_json
+from unlearn.storage.hashing import json_sha256
 from unlearn.storage.lock import LOCK, PROGRESS
 
 
@@ -99,12 +101,13 @@ class RunFolder:
             "status": "running",
             "config": config,
             "identity": identity,
+            "hashes": {"training": json_sha256(training_identity(identity)), "run": json_sha256(identity)},
             "inputs": inputs,
             "code": code,
             "python": sys.version.split()[0],
-            "packages": {name: _package_version(name) for name in PACKAGES},
-            "attempts": [*before.get("attempts", []), _attempt() | {"commit": code["commit"]}],
-            **{key: before[key] for key in ("trained", "wandb_id") if key in before},
+            "packages": package_versions(),
+            "attempts": [*before.get("attempts", []), attempt() | {"commit": code["commit"]}],
+            **{key: before[key] for key in ("trained", "training_from", "wandb_id") if key in before},
         }
         self.write()
 

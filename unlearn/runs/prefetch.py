@@ -17,9 +17,8 @@ from unlearn.config.compose import composed
 from unlearn.config.schema import NGRAM_QUERIES, Config
 from unlearn.config.settle import settle
 from unlearn.errors import UserError
-from unlearn.evaluate.questions import make_suite, query_words
-from unlearn.experiment import load_topics
-from unlearn.models.loading import Source, check_weights, load_config, load_tokenizer
+from unlearn.models.loading import Source
+from unlearn.runs.inputs import load_inputs
 from unlearn.screen import say
 
 # What transformers loads; not the same weights once more in other formats.
@@ -35,16 +34,13 @@ def prefetch(config: Config) -> None:
             snapshot_download(source.path, revision=source.revision, allow_patterns=files)
         except Exception as error:  # the hub's errors share no base class
             raise UserError(f"model.path={source.path}: cannot be fetched: {error}") from error
-    check_weights(source, None if config.eval.tasks else config.model.layer)
-    load_config(source)
-    tokenizer = load_tokenizer(source)
-    say(f"model {config.model.name}: {source.path}")
-    for topic in load_topics(config, tokenizer):
-        say(f"topic {topic.name}: {len(topic.forget)} documents to forget, {len(topic.retain)} to retain")
     # Lists of n-grams need a forward pass over the corpora: the job makes them, from what is here now.
     config.eval.queries = [query for query in config.eval.queries if query not in NGRAM_QUERIES]
-    suite = make_suite(config, query_words(config, source, tokenizer))
-    for query, tasks in suite.tasks.items():
+    inputs = load_inputs(config)
+    say(f"model {config.model.name}: {source.path}")
+    for topic in inputs.topics:
+        say(f"topic {topic.name}: {len(topic.forget)} documents to forget, {len(topic.retain)} to retain")
+    for query, tasks in inputs.questions.suite.tasks.items():
         say(f"{query} queries: {sum(len(task.eval_docs) for task in tasks['tasks'].values())} questions")
 
 

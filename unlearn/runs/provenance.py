@@ -22,8 +22,8 @@ CODE_VERSION = "code.json"  # beside a sweep's copy of the code
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "lm_eval", "hydra-core", "safetensors", "wandb")
 
 
-def _attempt() -> dict[str, Any]:
-    """Where and when this process began to work on a run."""
+def attempt() -> dict[str, Any]:
+    """Where and when this process began to work on a run: an entry of `attempts` in run.json."""
     return {
         "began": time.time(),
         "host": socket.gethostname(),
@@ -32,6 +32,11 @@ def _attempt() -> dict[str, Any]:
         "slurm_job": slurm_job.job_id(),
         "slurm_restarts": slurm_job.restarts(),
     }
+
+
+def package_versions() -> dict[str, str | None]:
+    """The versions of `PACKAGES`; None for one that is not installed."""
+    return {name: _package_version(name) for name in PACKAGES}
 
 
 def _package_version(name: str) -> str | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +13,16 @@ from transformers import PreTrainedModel
 
 from unlearn.analysis.compare import read_record
 from unlearn.config.compose import composed
+from unlearn.config.identity import name_of
 from unlearn.config.schema import Config
 from unlearn.config.settle import settle
 from unlearn.errors import UserError, nearest
-from unlearn.evaluate.questions import make_suite, query_words
 from unlearn.evaluate.scorer import Scorer
 from unlearn.evaluate.suite import Suite
 from unlearn.models.delta import apply_delta, load_delta
-from unlearn.models.fingerprint import checkpoint_fingerprint, text_fingerprint
-from unlearn.models.loading import Source, check_weights, load_tokenizer, load_whole
+from unlearn.models.loading import Source, load_tokenizer, load_whole
 from unlearn.runs.evaluations import in_role
+from unlearn.runs.inputs import load_evaluation_inputs
 
 
 @dataclass(frozen=True)
@@ -102,10 +100,8 @@ def check_delta(run: FinishedRun) -> None:
     """Raise UserError if the delta in a run's folder is another run's, or of another layer."""
     file = run.folder / "delta.safetensors"
     _, metadata = load_delta(file)
-    identity, layer = run.record["identity"], run.config.model.layer
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
-    name = f"{run.config.method['name']}-{run.config.model.name}-{digest}"
-    for key, expected in (("layer", str(layer)), ("run", name)):
+    name = run.record.get("training_from", name_of(run.record["identity"]))
+    for key, expected in (("layer", str(run.config.model.layer)), ("run", name)):
         if metadata.get(key) != expected:
             raise UserError(
                 f"{file}: it is of {key} {metadata.get(key)}, and run.json beside it is of {key} {expected}."
@@ -134,15 +130,13 @@ def check_counterpart(rna: FinishedRun, rm: FinishedRun) -> list[str]:
 
 def load_suite_of(run: FinishedRun) -> Suite:
     """The questions, before any weight is loaded. Raises UserError if model or words are not those of the run."""
-    source = Source.of(run.config.model)
-    check_weights(source, None)
-    if checkpoint_fingerprint(source) != run.record.get("inputs", {}).get("model"):
-        raise UserError(f"{source.path}: the model there is not the one that {run.folder} was trained from.")
-    words = query_words(run.config, source, load_tokenizer(source))
+    inputs = load_evaluation_inputs(run.config)
+    if inputs.model_hash != run.record.get("inputs", {}).get("model"):
+        raise UserError(f"{inputs.source.path}: the model there is not the one that {run.folder} was trained from.")
     expected = _recorded_words(run.record, run.query)
-    if expected is not None and text_fingerprint(words[run.query]) != expected:
+    if expected is not None and inputs.questions.word_hashes[run.query] != expected:
         raise UserError(f"{run.folder}: the words of its {run.query} queries have changed since (eval.forget_tokens).")
-    return make_suite(run.config, words)
+    return inputs.questions.suite
 
 
 def load_unlearned(run: FinishedRun) -> PreTrainedModel:

@@ -1,4 +1,4 @@
-"""One run on its way: its folder, held against other processes, its tracker, and where an earlier attempt left it."""
+"""A run while this process works on it: its folder, the folder's lock, its tracker, and its errors."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import wandb
 
 from unlearn.config.identity import identity, run_folder, run_name
 from unlearn.config.schema import Config
 from unlearn.errors import UserError, describe
+from unlearn.evaluate.evaluator import Result
+from unlearn.models.delta import save_delta
 from unlearn.runs.folder import RunFolder
+from unlearn.runs.takeover import find_training, take_over
 from unlearn.screen import say
 from unlearn.storage.lock import Busy, FolderLock, Lost, Phase
 from unlearn.tracking.tracker import Tracker, start_wandb
@@ -23,13 +26,10 @@ from unlearn.training.checkpoint import load_checkpoint, save_checkpoint
 from unlearn.training.loop import Record, peak_memory_mb
 from unlearn.training.variant import Variant
 
-if TYPE_CHECKING:
-    from unlearn.evaluate.examiner import Result
-
 
 @dataclass
-class Point:
-    """A grid point that this process works on. `error` says why it failed, if it did; the others go on."""
+class ActiveRun:
+    """A run that this process works on. `error` says why it failed, if it did; other runs go on."""
 
     config: Config
     folder: RunFolder
@@ -37,47 +37,46 @@ class Point:
     tracker: Tracker
     error: Exception | None = None
     _last: Record | None = None
-    _phases: dict[str, tuple[int, float]] = field(default_factory=dict)  # phase -> where and when this process began it
+    _phases: dict[str, tuple[int, float]] = field(default_factory=dict)  # phase -> steps done at its start, start time
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """What goes wrong inside ends this point and no other."""
+    def catching_errors(self) -> Iterator[None]:
+        """An error inside the block fails this run, and is not raised."""
         try:
             yield
         except Exception as error:
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        """Note that this point has failed, here and in its folder if it is still ours."""
         self.error = error
         self.tracker.close(failed=True)
-        if not isinstance(error, Lost):
+        if not isinstance(error, Lost):  # then the folder belongs to another process
             self.folder.fail(describe(error))
 
     def report(self, phase: str, done: int, total: int) -> None:
-        """Say how far the work is. Raises Lost if another process has taken the folder over."""
+        """Write the progress. Raises Lost if another process has taken the folder over."""
         skipped, since = self._phases.setdefault(phase, (done, time.time()))
         self.lock.report(Phase(phase, done, total, skipped, since))
 
     def log(self, record: Record) -> None:
-        """A step of training."""
+        """Log a training step."""
         self._last = record
         self.tracker.log_step(record)
         self.report("training", record.step + 1, self.config.train.steps)
 
     def restore(self, variant: Variant) -> None:
-        """Bring a fresh variant to where the last checkpoint left it, and the log with it."""
+        """Load the last checkpoint, if there is one, into a fresh variant, and cut the log back to it."""
         file = self.folder.file("checkpoint.safetensors")
         if file.is_file():
             try:
                 load_checkpoint(file, variant)
-                say(f"{self.folder.path}: going on after step {variant.progress.steps - 1}.")
+                say(f"{self.folder.path}: resuming after step {variant.progress.steps - 1}.")
             except UserError as error:
                 say(f"{error} Starting over.")
         self.tracker.rewind(variant.progress.steps)
 
     def save(self, variant: Variant) -> None:
-        """A checkpoint. Where the disk is full, training goes on: it has the last good one, and may need no other."""
+        """Save a checkpoint. If the disk is full, training goes on: the last checkpoint is still there."""
         self.lock.check()
         try:
             self.tracker.sync()
@@ -85,21 +84,19 @@ class Point:
         except OSError as error:
             say(f"{self.folder.path}: no checkpoint after step {variant.progress.steps - 1}: {error}")
 
-    def publish(self, metrics: dict[str, float], result: Result | None, leaves: Mapping[str, Sequence[str]]) -> None:
-        """Send what the run's files have to the tracker. `leaves`: the tasks of which asked ones consist."""
-        settings, roles = self.config.tracker, self.config.eval.tasks
-        self.tracker.log_metrics(metrics, roles)
-        if result is not None:
-            self.tracker.log_evaluation(metrics, roles, leaves, result.answers, questions=settings.questions)
-        if settings.delta:
-            about = {
-                "config": asdict(self.config),
-                "code": self.folder.record["code"],
-                "layer": self.config.model.layer,
-            }
-            self.tracker.log_delta(self.folder.file("delta.safetensors"), run_name(self.config), about)
+    def finish_training(self, variant: Variant, frozen: Mapping[str, Any]) -> None:
+        """Save the delta of a trained variant. Raises UserError if its training stopped with an error."""
+        if variant.error is not None:
+            raise UserError(variant.error)
+        self.lock.check()
+        self.tracker.sync()
+        model = self.config.model
+        metadata = {"model": model.name, "layer": str(model.layer), "run": run_name(self.config)}
+        file = self.folder.file("delta.safetensors")
+        save_delta(file, variant.weights, frozen, variant.objective.state(), metadata)
+        self.folder.finish_training(self._training_metrics())
 
-    def training_metrics(self) -> dict[str, float]:
+    def _training_metrics(self) -> dict[str, float]:
         """Final figures of the training. Only the last three may differ between equal runs."""
         last = self._last
         assert last is not None
@@ -112,13 +109,45 @@ class Point:
             "train/peak_memory_mb": peak_memory_mb(),
         }
 
+    def finish(self, metrics: dict[str, float], result: Result | None, leaves: Mapping[str, Sequence[str]]) -> None:
+        """Complete the folder, then send it to the tracker. `leaves`: the tasks of which each task or group consists.
+
+        The tracker comes last: whatever goes wrong there, the run is done.
+        """
+        if result is not None:
+            result.write_samples(self.folder.file("samples"))
+        self.lock.check()
+        self.folder.finish(metrics)
+        self._publish(metrics, result, leaves)
+
+    def _publish(self, metrics: dict[str, float], result: Result | None, leaves: Mapping[str, Sequence[str]]) -> None:
+        settings, roles = self.config.tracker, self.config.eval.tasks
+        self.tracker.log_metrics(metrics, roles)
+        if result is not None:
+            self.tracker.log_evaluation(metrics, roles, leaves, result.answers, questions=settings.questions)
+        if settings.delta:
+            about = {
+                "config": asdict(self.config),
+                "code": self.folder.record["code"],
+                "layer": self.config.model.layer,
+            }
+            self.tracker.log_delta(self.folder.file("delta.safetensors"), run_name(self.config), about)
+
 
 @contextmanager
-def opened(config: Config, inputs: dict[str, Any], hydra_folder: Path | None) -> Iterator[Point | None]:
-    """A point whose folder is held, says "running" and has a tracker; afterwards it says "done" or "failed".
+def open_run(config: Config, inputs: dict[str, Any], hydra_folder: Path | None) -> Iterator[ActiveRun | None]:
+    """Lock a run's folder, set its status to "running" and start its tracker; afterwards it is "done" or "failed".
 
-    None if this very run is there, done. Raises UserError if another run is, and Busy while another process works on
-    it. What ends the process, a signal for instance, leaves it "running": the next attempt goes on from there.
+    Yields None if this very run is there, done. A run whose training another run has finished takes that over.
+    What ends the process, a signal for instance, leaves the status "running": the next attempt resumes.
+
+    Args:
+        inputs: hashes of what the run reads (`Inputs.hashes`).
+        hydra_folder: has Hydra's own record of the configuration, in .hydra/.
+
+    Raises:
+        UserError: the folder holds another run.
+        Busy: another process works on this run.
     """
     folder = RunFolder(run_folder(config))
     folder.claim(identity(config))
@@ -130,15 +159,23 @@ def opened(config: Config, inputs: dict[str, Any], hydra_folder: Path | None) ->
         return
     with FolderLock(folder.path) as lock, _failing(folder):
         folder.read()
-        if _finished(config, folder, inputs):  # meanwhile
+        if _finished(config, folder, inputs):  # by another process, meanwhile
             yield None
             return
         anew = config.train.force and not folder.begun_by_this_job
         folder.start(asdict(config), identity(config), inputs, anew=anew)
         if hydra_folder is not None:
             folder.keep_hydra_files(hydra_folder)
+        if folder.trained is None and not config.train.force:
+            _take_training_over(config, folder, inputs)
         with Tracker(folder.path, _wandb_run(config, folder)) as tracker:
-            yield Point(config, folder, lock, tracker)
+            yield ActiveRun(config, folder, lock, tracker)
+
+
+def _take_training_over(config: Config, folder: RunFolder, inputs: dict[str, Any]) -> None:
+    other = find_training(config, inputs)
+    if other is not None and take_over(folder, other):
+        say(f"{folder.path}: takes over the training of {other.path}, which differs in eval alone.")
 
 
 def _finished(config: Config, folder: RunFolder, inputs: dict[str, Any]) -> bool:
@@ -151,10 +188,10 @@ def _finished(config: Config, folder: RunFolder, inputs: dict[str, Any]) -> bool
 
 @contextmanager
 def _failing(folder: RunFolder) -> Iterator[None]:
-    """Whatever goes wrong inside is noted in the folder, unless its run has come to an end before."""
+    """An error inside the block is written into run.json, unless the run has ended before, and raised."""
     try:
         yield
-    except Lost:  # the folder is another's now
+    except Lost:  # the folder belongs to another process now
         raise
     except Exception as error:
         if folder.record.get("status") == "running":
@@ -163,7 +200,7 @@ def _failing(folder: RunFolder) -> Iterator[None]:
 
 
 def _wandb_run(config: Config, folder: RunFolder) -> wandb.Run | None:
-    """The W&B run of this folder, begun or continued; with tracker.mode=auto none, and a line, where that fails."""
+    """The W&B run of this folder, new or resumed. With tracker.mode=auto, None and a message if that fails."""
     if config.tracker.name != "wandb":
         return None
     if "wandb_id" not in folder.record:

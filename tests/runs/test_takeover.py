@@ -1,0 +1,113 @@
+"""A run that differs from a finished one in `eval` alone takes over its training."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from tests.conftest import read_jsonl
+from unlearn import experiment
+from unlearn.analysis.theory.run import check_delta, read_run
+from unlearn.config.identity import identity, name_of, run_folder, training_identity
+from unlearn.errors import UserError
+from unlearn.experiment import run, run_together
+from unlearn.models.delta import load_delta
+from unlearn.storage.hashing import json_sha256
+
+ASKED = ("eval=toy", "eval.limit=2", "eval.queries=[default,perturbed]")
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """How many variants each training has."""
+    counts = []
+    real = experiment.train
+    monkeypatch.setattr(
+        experiment, "train", lambda cut, variants, *a, **k: (counts.append(len(variants)), real(cut, variants, *a, **k))
+    )
+    return counts
+
+
+def test_nothing_is_trained_and_the_delta_is_the_same(short, trained):
+    first = run(short())
+    second = run(short(*ASKED))
+    assert trained == [1]
+    assert second != first
+    assert (second / "delta.safetensors").read_bytes() == (first / "delta.safetensors").read_bytes()
+    assert read_jsonl(second / "train.jsonl") == read_jsonl(first / "train.jsonl")
+    records = [json.loads((folder / "run.json").read_text()) for folder in (first, second)]
+    assert records[1]["training_from"] == first.name
+    assert records[0]["hashes"]["training"] == records[1]["hashes"]["training"]
+    assert records[0]["hashes"]["run"] != records[1]["hashes"]["run"]
+    metrics = json.loads((second / "metrics.json").read_text())
+    assert metrics["train/steps"] == 3
+    assert "unlearned/toy_retain/perturbed/acc" in metrics
+    assert not (second / "checkpoint.safetensors").exists()
+
+
+def test_the_result_is_that_of_a_run_of_its_own(short, tmp_path, trained):
+    run(short())
+    taken = run(short(*ASKED))
+    own = run(short(*ASKED, f"output_root={tmp_path / 'elsewhere'}"))
+    assert trained == [1, 1]
+    deltas = [load_delta(folder / "delta.safetensors")[0] for folder in (taken, own)]  # their metadata name the run
+    assert all(torch.equal(w, deltas[1][name]) for name, w in deltas[0].items())
+    for file in (own / "samples").rglob("*.jsonl"):
+        assert (taken / file.relative_to(own)).read_bytes() == file.read_bytes()
+
+
+def test_in_a_grid_too(short, trained):
+    """Two packs, since `eval` differs: the second one trains the new point alone."""
+    run_together([short(), short("seed=1")])
+    run_together([short("seed=1", *ASKED), short("seed=2", *ASKED)])
+    assert trained == [2, 1]
+
+
+@pytest.mark.parametrize("change", ["seed=1", "train.lr=1e-4", "rna.nu=0.1", "loss.alpha=3"])
+def test_another_training_is_not_taken(short, trained, change):
+    run(short())
+    run(short(change, *ASKED))
+    assert trained == [1, 1]
+
+
+def test_force_trains_again(short, trained):
+    run(short())
+    run(short("train.force=true", *ASKED))
+    assert trained == [1, 1]
+
+
+def test_other_inputs_or_an_unfinished_training_are_not_taken(short, trained):
+    first = run(short())
+    record = json.loads((first / "run.json").read_text())
+    changed = {**record, "inputs": {**record["inputs"], "model": "another"}}
+    (first / "run.json").write_text(json.dumps(changed))
+    second = run(short(*ASKED))
+    (first / "run.json").write_text("{")  # not readable
+    shutil.rmtree(second)
+    run(short(*ASKED))
+    (first / "run.json").write_text(json.dumps(record))
+    (first / "delta.safetensors").unlink()
+    shutil.rmtree(second)
+    run(short(*ASKED))
+    assert trained == [1, 1, 1, 1]
+
+
+def test_the_theorems_accept_the_delta_and_a_third_run_names_the_first(short, trained):
+    first = run(short())
+    second = run(short(*ASKED))
+    third = run(short(*ASKED, "eval.limit=3"))
+    assert trained == [1]
+    record = json.loads((third / "run.json").read_text())
+    assert record["training_from"] == first.name
+    check_delta(read_run(second, "perturbed", "retain", 4))
+    shutil.copy(run(short("seed=1")) / "delta.safetensors", second)
+    with pytest.raises(UserError, match="it is of run"):
+        check_delta(read_run(second, "perturbed", "retain", 4))
+
+
+def test_the_identity_of_a_training_is_all_but_the_evaluation(conf):
+    a, b = identity(conf("eval=toy")), identity(conf("eval=none"))
+    assert a != b
+    assert training_identity(a) == training_identity(b)
+    assert json_sha256(a)[:10] == name_of(a).rpartition("-")[2] == run_folder(conf("eval=toy")).name.rpartition("-")[2]

@@ -1,0 +1,108 @@
+"""What a run reads, loaded and checked once, before any weight: model, tokenizer, corpora, questions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from unlearn.config.schema import Config
+from unlearn.data.batches import documents_needed
+from unlearn.data.corpora import Topic, load_topic
+from unlearn.errors import UserError
+from unlearn.evaluate.evaluator import Evaluator
+from unlearn.evaluate.harness import MaxLogitPlan
+from unlearn.evaluate.questions import CACHE, Questions, load_questions
+from unlearn.models.fingerprint import checkpoint_fingerprint
+from unlearn.models.loading import Source, check_weights, load_config, load_tokenizer
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads. `topics` is empty where nothing is trained."""
+
+    source: Source
+    model_hash: str
+    tokenizer: PreTrainedTokenizerBase
+    questions: Questions
+    topics: list[Topic] = field(default_factory=list)
+
+    @property
+    def hashes(self) -> dict[str, Any]:
+        """What run.json keeps of the inputs: the same configuration over other inputs is another run."""
+        return {
+            "model": self.model_hash,
+            "data": {topic.name: topic.sha256 for topic in self.topics},
+            "query_words": self.questions.word_hashes,
+        }
+
+    @property
+    def pad_id(self) -> int:
+        """The token id of padding. Where there is none, any id will do: padding is masked or comes after all tokens."""
+        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        return next(i for i in ids if i is not None)
+
+
+def load_inputs(config: Config) -> Inputs:
+    """The inputs of training and evaluation. Raises UserError for what is wrong with the files that `config` names."""
+    source = Source.of(config.model)
+    tokenizer = load_tokenizer(source)
+    _check_layers(config, load_config(source).get_text_config().num_hidden_layers)
+    topics = _load_topics(config, tokenizer)
+    check_weights(source, None if config.eval.tasks else config.model.layer)
+    questions = load_questions(config, source, tokenizer)
+    return Inputs(source, checkpoint_fingerprint(source), tokenizer, questions, topics)
+
+
+def load_evaluation_inputs(config: Config) -> Inputs:
+    """The inputs of an evaluation without training. Raises UserError also if there is nothing to ask."""
+    source = Source.of(config.model)
+    check_weights(source, None)
+    tokenizer = load_tokenizer(source)
+    questions = load_questions(config, source, tokenizer)
+    if not questions.suite.tasks:
+        raise UserError("eval.tasks is empty: choose an evaluation, e.g. eval=quick.")
+    return Inputs(source, checkpoint_fingerprint(source), tokenizer, questions)
+
+
+def make_evaluator(config: Config, inputs: Inputs) -> Evaluator:
+    """The evaluator of these inputs."""
+    plan = config.eval.maxlogit
+    return Evaluator(
+        inputs.source,
+        inputs.tokenizer,
+        inputs.questions.suite,
+        model_hash=inputs.model_hash,
+        tokens_per_batch=config.eval.tokens_per_batch,
+        maxlogit=MaxLogitPlan(list(plan.roles), list(plan.queries), plan.tokens),
+        cache=Path(config.output_root) / CACHE,
+    )
+
+
+def _check_layers(config: Config, layers: int) -> None:
+    if layers != config.model.num_layers:
+        raise UserError(
+            f"model.num_layers={config.model.num_layers}, but the model at {config.model.path} has {layers} layers: "
+            f"set model.num_layers={layers} and choose model.layer and the coefficients for that model."
+        )
+
+
+def _load_topics(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[Topic]:
+    data = config.data
+    names = data.use or list(data.topics)
+    documents = documents_needed(config.train.steps, config.train.batch_size, len(names))
+    return [
+        load_topic(
+            name,
+            data.topics[name].forget,
+            data.topics[name].retain,
+            tokenizer,
+            max_length=data.topics[name].max_length,
+            retain_max_length=data.topics[name].retain_max_length or data.topics[name].max_length,
+            documents=documents,
+            on_exhausted=data.on_exhausted,
+        )
+        for name in names
+    ]

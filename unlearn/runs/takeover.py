@@ -1,0 +1,56 @@
+"""Using the training of a finished run for one that differs from it in the evaluation alone."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from unlearn.config.identity import RUNS, identity, name_of, prefix, training_identity
+from unlearn.config.schema import Config
+from unlearn.runs.folder import RunFolder
+from unlearn.storage.files import replacing
+
+
+def find_training(config: Config, inputs: dict[str, Any]) -> RunFolder | None:
+    """A run below `output_root` whose training is finished and is the training of this configuration.
+
+    Its evaluation is another one, and may be unfinished or failed. Model and corpora must have the same hashes.
+    """
+    whole = identity(config)
+    for file in sorted((Path(config.output_root) / RUNS).glob(f"{prefix(whole)}*/run.json")):
+        try:
+            run = RunFolder(file.parent)
+        except (OSError, ValueError):  # not readable, or being written by an older version
+            continue
+        if _same_training(run, whole, inputs):
+            return run
+    return None
+
+
+def _same_training(run: RunFolder, whole: dict[str, Any], inputs: dict[str, Any]) -> bool:
+    other = run.record.get("identity", {})
+    if run.trained is None or other == whole or training_identity(other) != training_identity(whole):
+        return False
+    seen = run.record.get("inputs", {})
+    return all(seen.get(key) == inputs[key] for key in ("model", "data"))
+
+
+def take_over(folder: RunFolder, other: RunFolder) -> bool:
+    """Copy the delta, the training log and the final figures of `other`; false if it has changed meanwhile.
+
+    Only for whoever holds the lock of `folder`.
+    """
+    before = dict(other.record)
+    try:
+        for name in ("train.jsonl", "delta.safetensors"):
+            with replacing(folder.file(name)) as scratch:
+                shutil.copyfile(other.file(name), scratch)
+        other.read()
+    except FileNotFoundError:
+        return False
+    if other.record.get("trained") != before["trained"] or other.record["identity"] != before["identity"]:
+        return False
+    folder.record["training_from"] = before.get("training_from", name_of(before["identity"]))
+    folder.finish_training(before["trained"])
+    return True
