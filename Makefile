@@ -70,10 +70,11 @@ test-browser: $(INSTALLED) ## install Chromium (apt, as root) and open the repor
 test-crash: $(INSTALLED) ## kill runs at fifty moments and compare what becomes of them: about five minutes
 	$(BIN)/python -m pytest tests/test_crash.py -s --kills 50 $(ARGS)
 
-lint: $(INSTALLED) ## check style, docstrings and types
+lint: $(INSTALLED) ## check style, docstrings, types, and which room imports which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 format: $(INSTALLED) ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
