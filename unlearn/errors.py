@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-from hydra.errors import CompactHydraException
 
-
-class UserError(CompactHydraException, ValueError):
-    """What was given, where, and what is allowed. Hydra prints it without a traceback and exits with 1."""
+class UserError(ValueError):
+    """A mistake of the user: what was given, where, and what is allowed. It is printed without a traceback."""
 
 
 def describe(error: BaseException) -> str:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from tests.analysis.made_up import ROLES, made_up_run
-from unlearn.analysis.claims.__main__ import main
 from unlearn.analysis.claims.claims import (
     CLAIMS,
     CONTRARY,
@@ -29,6 +28,7 @@ from unlearn.analysis.claims.theorems import THEOREMS, measure_theorems
 from unlearn.analysis.report.collect import collect
 from unlearn.analysis.report.contrasts import Contrast
 from unlearn.analysis.report.material import gather
+from unlearn.cli.main import main
 
 NUS = (0.1, 0.3, 1.0, 2.0)
 SEEDS = (0, 1, 2)
@@ -459,7 +459,9 @@ def test_what_was_measured_of_a_model_with_rna_is_not_lost(tmp_path, monkeypatch
     if known:
         (tmp_path / "nu0.1-0/theory.json").write_text(json.dumps(theory()))  # beside none without RNA
     measured = {}
-    monkeypatch.setattr("unlearn.theory.__main__.theory", lambda run, beside, **how: measured.update({run.name: how}))
+    monkeypatch.setattr(
+        "unlearn.analysis.theory.measure.theory", lambda run, beside, **how: measured.update({run.name: how})
+    )
     measure_theorems(subjects, 8)
     assert {name: how["injected"] for name, how in measured.items()} == {"nu0-0": True, "nu0.1-0": known}
 
@@ -475,15 +477,15 @@ def test_a_theory_json_of_another_version_is_told(tmp_path):
 def test_one_seed_is_not_measured_and_no_pair_is_an_error(tmp_path, capsys):
     for nu in (0.0, 0.1, 0.3, 1.0):
         made_up_run(tmp_path / f"{nu}", nu=nu)
-    main([str(tmp_path)])
+    main(["claims", str(tmp_path)])
     page = capsys.readouterr().out
     assert page.count("not measured: ") == len(CLAIMS) + 1
     assert "**" not in page.split("## The claims")[1]
     with pytest.raises(SystemExit, match="nothing to judge"):
-        main([str(tmp_path / "0.0")])
+        main(["claims", str(tmp_path / "0.0")])
 
 
 def test_the_page_is_written(tmp_path, subject):
     folders = {str(run.folder) for run in subject.evidence.material.runs}
-    main([*sorted(folders), "-o", str(tmp_path / "claims.md"), "--title", "Mine"])
+    main(["claims", *sorted(folders), "-o", str(tmp_path / "claims.md"), "--title", "Mine"])
     assert (tmp_path / "claims.md").read_text().startswith("# Mine\n")

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,8 +16,8 @@ from pypdf import PdfReader
 from scipy import stats
 
 from tests.analysis.made_up import made_up_grid, made_up_run
+from tests.conftest import ROOT
 from unlearn.analysis.report import published
-from unlearn.analysis.report.__main__ import main
 from unlearn.analysis.report.charts import PAPER, SCREEN
 from unlearn.analysis.report.collect import collect
 from unlearn.analysis.report.curves import against
@@ -28,6 +27,7 @@ from unlearn.analysis.report.material import gather
 from unlearn.analysis.report.page import page
 from unlearn.analysis.report.phases import phases
 from unlearn.analysis.report.tables import tables
+from unlearn.cli.main import main
 from unlearn.errors import UserError
 from unlearn.sweeps.sweep import Job, Sweep
 
@@ -133,7 +133,7 @@ def test_a_torn_file_of_one_run_ends_nothing_and_is_told(file, content, told, tm
     for seed in (0, 1):
         made_up_run(tmp_path / f"runs/{seed}", seed=seed)
     (tmp_path / "runs/1" / file).write_text(content)
-    main([str(tmp_path / "runs"), "-o", str(tmp_path / "r.html")])
+    main(["report", str(tmp_path / "runs"), "-o", str(tmp_path / "r.html")])
     m = gather(collect([tmp_path / "runs"]))
     drawn = list(figures(m))
     assert all(figure.chart is not None for figure in drawn if figure.name in ("figure_1", "training"))
@@ -197,7 +197,7 @@ def test_a_run_that_was_not_evaluated_is_told(tmp_path):
 def test_a_long_error_is_cut(tmp_path, capsys):
     for seed in range(12):
         made_up_run(tmp_path / f"runs/{seed}", seed=seed, status="failed", changes={"error": "x\n" * 100_000})
-    main([str(tmp_path / "runs"), "-o", str(tmp_path / "r.html")])
+    main(["report", str(tmp_path / "runs"), "-o", str(tmp_path / "r.html")])
     assert (tmp_path / "r.html").stat().st_size < 4 * 2**20
     told = capsys.readouterr().err
     assert len(told) < 10_000
@@ -289,7 +289,7 @@ def test_a_seed_that_never_began_is_missing_in_its_setting(tmp_path):
 
 
 def test_what_was_asked_later_is_shown_as_well(tmp_path):
-    """Trained with eval=none, then `python -m unlearn.evaluate RUN`."""
+    """Trained with eval=none, then `unlearn evaluate RUN`."""
     run = made_up_run(tmp_path / "a")
     record = json.loads((run / "run.json").read_text())
     later = {**record["identity"]["eval"], "query_words": record["inputs"].pop("query_words")}
@@ -573,7 +573,7 @@ def test_a_maxlogit_that_is_no_number_is_left_out(tmp_path):
 
 
 def test_figures_as_pdf_png_and_csv(grid, tmp_path):
-    main([str(grid), "--figures", str(tmp_path / "figures"), "-o", str(tmp_path / "r.html")])
+    main(["report", str(grid), "--figures", str(tmp_path / "figures"), "-o", str(tmp_path / "r.html")])
     written = {file.name for file in (tmp_path / "figures").iterdir()}
     names = ("figure_1", "figure_3", "figure_4", "pareto", "training")
     assert written == {f"{name}.{kind}" for name in names for kind in ("pdf", "png", "csv")}
@@ -587,7 +587,7 @@ def test_figures_as_pdf_png_and_csv(grid, tmp_path):
 
 @pytest.mark.parametrize("kind", ["md", "latex", "csv"])
 def test_tables_as_text(kind, grid, capsys):
-    main([str(grid), "--format", kind, "--table", "table_1"])
+    main(["report", str(grid), "--format", kind, "--table", "table_1"])
     text = capsys.readouterr().out
     if kind == "csv":
         assert set(pd.read_csv(io.StringIO(text))["method"]) == {"Base", "RMU", "Adaptive RMU", "RSV"}
@@ -600,7 +600,7 @@ def test_tables_as_text(kind, grid, capsys):
 
 
 def test_every_accuracy_as_csv(grid, tmp_path):
-    main([str(grid), "--format", "csv", "--table", "accuracies", "-o", str(tmp_path / "a.csv")])
+    main(["report", str(grid), "--format", "csv", "--table", "accuracies", "-o", str(tmp_path / "a.csv")])
     rows = pd.read_csv(tmp_path / "a.csv")
     metrics = json.loads((grid / "rmu-0-0/metrics.json").read_text())
     row = rows[(rows["run"] == "rmu-0-0") & (rows["task"] == "mmlu") & (rows["query"] == "perturbed")]
@@ -610,16 +610,16 @@ def test_every_accuracy_as_csv(grid, tmp_path):
 
 
 def test_what_was_not_used_is_said_and_a_mistake_ends_with_one_line(grid, tmp_path, capsys):
-    main([str(grid), "-o", str(tmp_path / "r.html")])
+    main(["report", str(grid), "-o", str(tmp_path / "r.html")])
     told = capsys.readouterr().err
     assert "rmu-0.05-1: failed: CUDA is out of memory" in told
     with pytest.raises(SystemExit, match=r"Error: .*no such folder"):
-        main([str(tmp_path / "nowhere")])
+        main(["report", str(tmp_path / "nowhere")])
 
 
 def test_cells_of_markdown_stay_cells(tmp_path, capsys):
     made_up_run(tmp_path / "a", status="failed", changes={"error": "a | b\nc"})
-    main([str(tmp_path), "--format", "md", "--table", "unusable"])
+    main(["report", str(tmp_path), "--format", "md", "--table", "unusable"])
     [line] = [line for line in capsys.readouterr().out.splitlines() if "failed" in line]
     assert r"a \| b c" in line
 
@@ -627,13 +627,13 @@ def test_cells_of_markdown_stay_cells(tmp_path, capsys):
 @pytest.mark.parametrize("wrong", [["--table", "table_1"], ["--format", "md", "--table", "published"]])
 def test_options_that_do_not_go_together(wrong, grid, capsys):
     with pytest.raises(SystemExit, match="2"):
-        main([str(grid), *wrong])
+        main(["report", str(grid), *wrong])
     assert "goes with" in capsys.readouterr().err
 
 
 def test_output_that_cannot_be_written(grid, tmp_path):
     with pytest.raises(SystemExit, match="Error: "):
-        main([str(grid), "--format", "csv", "-o", str(tmp_path)])
+        main(["report", str(grid), "--format", "csv", "-o", str(tmp_path)])
 
 
 def test_text_of_runs_cannot_become_markup(tmp_path):
@@ -648,8 +648,7 @@ def test_text_of_runs_cannot_become_markup(tmp_path):
 
 
 def test_nothing_heavy_is_imported():
-    code = (
-        "import sys, unlearn.report.__main__; print({'torch', 'transformers', 'lm_eval', 'wandb'} & set(sys.modules))"
-    )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    heavy = {"torch", "transformers", "lm_eval", "wandb"}
+    code = f"import sys, unlearn.analysis.report.write; print({heavy} & set(sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert ran.stdout.strip() == "set()", ran.stderr

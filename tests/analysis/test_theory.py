@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from unlearn.analysis.theory import __main__ as command
 from unlearn.analysis.theory import output, rejection
 from unlearn.analysis.theory.counterpart import against
 from unlearn.analysis.theory.differences import describe, isotropy, isotropy_test, mean_test, normality
+from unlearn.analysis.theory.measure import result_file, theory
 from unlearn.analysis.theory.output import covariance_errors, noise_and_output, one_question, real_change
 from unlearn.analysis.theory.predicted import Predicted, States
 from unlearn.analysis.theory.rejection import exact, injected, linear, published, rejected
 from unlearn.analysis.theory.run import plain_kernels, read_run
+from unlearn.cli.main import main
 from unlearn.errors import UserError
 from unlearn.experiment import run
-from unlearn.models.memory import in_batches
 
 IDS, LAYER = [3, 7, 11, 2, 9], 3
 
@@ -281,8 +281,7 @@ def two_runs(conf, tmp_path_factory):
 def test_the_command_measures_all_of_it_and_again_the_same(two_runs, monkeypatch, capsys):
     rna, rm = map(str, two_runs)
     arguments = ["theory", rna, "--against", rm, "--limit", "8", "--draws", "3", "--directions", "4", "--batch", "2"]
-    monkeypatch.setattr("sys.argv", arguments)
-    command.main()
+    main(arguments)
     told = capsys.readouterr().err
     for title in ("Assumption 4.2", "Theorem 4.3", "P[ratio <= 0]", "measured [95 %]", "Assumption 5.1"):
         assert title in told
@@ -293,10 +292,9 @@ def test_the_command_measures_all_of_it_and_again_the_same(two_runs, monkeypatch
     assert found["questions"] == 8
     assert found["assumption_4_2"]["eta"]["mean"] > 0
     assert found["against"]["nu"] == pytest.approx(0.0081)
-    command.main()
+    main(arguments)
     assert (two_runs[0] / "theory.json").read_text() == text
-    monkeypatch.setattr("sys.argv", [*arguments, "--no-injected"])
-    command.main()
+    main([*arguments, "--no-injected"])
     del found["theorem_4_3"], found["theorem_5_2"]
     assert json.loads((two_runs[0] / "theory.json").read_text()) == found
     assert "Theorem 5.2, real" not in capsys.readouterr().err.rpartition("Assumption 4.2")[2]
@@ -305,30 +303,15 @@ def test_the_command_measures_all_of_it_and_again_the_same(two_runs, monkeypatch
 def test_what_was_measured_goes_with_the_run(short):
     folder = run(short())
     for query in ("perturbed", "control"):
-        command.result_file(folder, query, "retain").write_text("{}")
+        result_file(folder, query, "retain").write_text("{}")
     run(short("train.force=true"))
     assert not list(folder.glob("theory*"))
 
 
 def test_what_the_paper_is_about_is_not_overwritten_by_another_query(tmp_path):
-    files = {command.result_file(tmp_path, q, r).name for q in ("perturbed", "control") for r in ("retain", "near")}
+    files = {result_file(tmp_path, q, r).name for q in ("perturbed", "control") for r in ("retain", "near")}
     assert len(files) == 4
-    assert command.result_file(tmp_path, "perturbed", "retain").name == "theory.json"
-
-
-def test_half_as_many_rows_are_taken_where_memory_does_not_suffice():
-    taken = []
-
-    def needs_memory(rows):
-        if len(rows) > 2:
-            raise torch.OutOfMemoryError("no memory")
-        taken.append(len(rows))
-        return 10 * rows
-
-    assert torch.cat(in_batches(needs_memory, torch.arange(7), 5)[0]).tolist() == [0, 10, 20, 30, 40, 50, 60]
-    assert taken == [2, 2, 2, 1]
-    with pytest.raises(UserError, match="does not suffice"):
-        in_batches(lambda rows: needs_memory(torch.zeros(9)), torch.arange(7), 4)
+    assert result_file(tmp_path, "perturbed", "retain").name == "theory.json"
 
 
 def test_a_role_that_a_later_evaluation_asked_is_known(two_runs, tmp_path):
@@ -346,7 +329,7 @@ def test_a_counterpart_of_another_method_is_told(conf, two_runs, tmp_path):
     quick = ("train.steps=4", "eval=toy", "eval.limit=2", "tracker=none", f"output_root={tmp_path}")
     rsv = run(conf(*quick, "method=rsv", "rna.nu=0"))
     with pytest.raises(UserError, match=r"it is of rsv at layer 4, and .* of rmu at layer 3"):
-        command.theory(two_runs[0], rsv)
+        theory(two_runs[0], rsv)
 
 
 def edited(folder, place, change):
@@ -372,9 +355,8 @@ def edited(folder, place, change):
     ],
 )
 def test_a_run_that_cannot_be_measured_is_told_in_a_line(two_runs, tmp_path, monkeypatch, change, told):
-    monkeypatch.setattr("sys.argv", ["theory", str(edited(two_runs[0], tmp_path / "run", change))])
     with pytest.raises(SystemExit, match=f"^Error: [^\n]*{told}[^\n]*$"):
-        command.main()
+        main(["theory", str(edited(two_runs[0], tmp_path / "run", change))])
 
 
 @pytest.mark.parametrize(
@@ -386,7 +368,7 @@ def test_a_run_that_cannot_be_measured_is_told_in_a_line(two_runs, tmp_path, mon
 )
 def test_a_counterpart_that_is_none_is_told_in_a_line(two_runs, tmp_path, change, told):
     with pytest.raises(UserError, match=told):
-        command.theory(two_runs[0], edited(two_runs[1], tmp_path / "rm", change))
+        theory(two_runs[0], edited(two_runs[1], tmp_path / "rm", change))
 
 
 def test_other_mistakes_are_told(two_runs, tmp_path):
@@ -398,4 +380,4 @@ def test_other_mistakes_are_told(two_runs, tmp_path):
         (two_runs[1], {"counterpart": two_runs[0]}, "trained without RNA"),
     ):
         with pytest.raises(UserError, match=told):
-            command.theory(folder, **options)
+            theory(folder, **options)

@@ -5,8 +5,14 @@ import subprocess
 import sys
 
 import pytest
+from hydra.errors import HydraException
 
 from tests.conftest import ROOT
+from unlearn.cli.hints import explain
+from unlearn.cli.main import main
+from unlearn.config.compose import composed
+from unlearn.config.settle import settle
+from unlearn.errors import UserError
 
 HEAVY = ("torch", "transformers", "datasets", "lm_eval", "wandb")
 
@@ -47,27 +53,91 @@ def test_cfg_job_shows_the_configuration_without_heavy_imports(tmp_path):
     ("override", "told"),
     [
         ("rna.nuu=0.1", "rna.nuu: unknown key. Did you mean 'rna.nu'?"),
+        ("method=rmx", "method=rmx: no such option. Did you mean 'rmu'?"),
+        ("rna.nu=-1", "rna.nu=-1 is not allowed: it must be a finite number >= 0."),
+        ("data.use=[bioo]", "data.use: unknown topic 'bioo'. Did you mean 'bio'? Allowed: bio, cyber."),
+    ],
+)
+def test_a_mistake_is_one_sentence_at_once_without_heavy_imports(override, told, tmp_path):
+    done = launch(override, tmp_path=tmp_path)
+    assert (done.returncode, done.stderr) == (1, f"{told}\n")
+    assert done.stdout == "imported: []\n"
+
+
+def test_a_mistake_of_a_grid_is_told_with_the_jobs_and_nothing_else(tmp_path):
+    done = launch("-m", "rna.nu=-1,-2", "hydra/launcher=packed", f"hydra.sweep.dir={tmp_path / 's'}", tmp_path=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-3:] == [
+        "2 of 2 jobs failed:",
+        "  #0 rna.nu=-1: rna.nu=-1 is not allowed: it must be a finite number >= 0.",
+        "  #1 rna.nu=-2: rna.nu=-2 is not allowed: it must be a finite number >= 0.",
+    ]
+    assert "Error executing job" not in done.stderr
+
+
+def test_hydras_own_launcher_runs_the_jobs_after_one_that_failed(tmp_path):
+    jobs = ("rna.nu=-1,0.1", "train.steps=1", "eval=none", "tracker=none")
+    done = launch("-m", *jobs, "hydra/launcher=basic", f"hydra.sweep.dir={tmp_path / 's'}", tmp_path=tmp_path)
+    assert done.returncode == 1
+    assert len(list((tmp_path / "runs").glob("*/delta.safetensors"))) == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == "rna.nu=-1 is not allowed: it must be a finite number >= 0."
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
         ("method.alpha=3", "method.alpha: unknown key. Did you mean 'model.alpha'?"),
         ("method.norm=sample", "method.norm: a key of method=adaptive_rmu only."),
         ("method.beta=3", "method.beta: a key of method=adaptive_rmu only."),
         ("eval.asked_of.control=[retain]", "eval.asked_of.control: not there yet; +eval.asked_of.control=... adds it."),
         ("eval.tasks.retian=[mmlu]", "+eval.tasks.retian=... adds it. Did you mean 'eval.tasks.retain'?"),
         ("metod=rmu", "metod: unknown key. Did you mean 'method'?"),
-        ("method=rmx", "method=rmx: no such option. Did you mean 'rmu'?"),
         ("eval=nome", "eval=nome: no such option. Did you mean 'none'?"),
-        ("rna.nu=-1", "rna.nu=-1 is not allowed: it must be a finite number >= 0."),
         ("model.layer=1", "model.layer=1 is not allowed"),
         ("train.steps=many", "train.steps: Value 'many'"),
-        ("data.use=[bioo]", "data.use: unknown topic 'bioo'. Did you mean 'bio'? Allowed: bio, cyber."),
         ("model=qwen3_8b", "method.c: the configuration of model 'qwen3_8b' holds no such value"),
     ],
 )
-def test_a_mistake_is_named_at_once_without_heavy_imports(override, told, tmp_path):
-    done = launch(override, tmp_path=tmp_path)
-    assert done.returncode != 0
-    assert told in done.stderr
-    assert "Traceback" not in done.stderr
-    assert "imported: []" in done.stdout
+def test_the_sentence_names_key_and_nearest_name(override, told):
+    with pytest.raises((UserError, HydraException)) as error:
+        settle(composed([override]))
+    assert told in (str(error.value) if isinstance(error.value, UserError) else explain(error.value))
+
+
+COMMANDS = ("evaluate", "compare", "report", "claims", "theory", "status", "export", "prefetch", "dashboard", "toy")
+
+# Runs `unlearn COMMAND --help` for every command, and says which heavy packages were imported.
+HELP = f"""
+import sys
+from unlearn.cli.main import main
+for command in {COMMANDS!r}:
+    main([command, "--help"])
+print("imported:", [m for m in {(*HEAVY, "pandas", "altair", "hydra")!r} if m in sys.modules])
+"""
+
+
+def test_every_command_explains_itself_without_heavy_imports():
+    done = subprocess.run([sys.executable, "-c", HELP], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.count("Usage: unlearn ") == len(COMMANDS)
+    assert done.stdout.endswith("imported: []\n")
+
+
+def test_the_help_lists_every_command_in_one_screen(capsys):
+    main(["--help"])
+    listed = capsys.readouterr().out.partition("Commands:")[2].split("\n")
+    assert [line.split()[0] for line in listed if line] == list(COMMANDS)
+    assert not any(line.endswith("...") for line in listed)
+
+
+def test_a_wrong_command_line_ends_with_2_and_a_mistake_with_1(tmp_path, capsys):
+    for wrong in (["reprot"], ["report"], ["theory", "run", "--limit", "1"], ["status", "--often"]):
+        with pytest.raises(SystemExit) as stop:
+            main(wrong)
+        assert stop.value.code == 2
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match=f"^Error: {tmp_path / 'no'}: no sweep is here"):
+        main(["status", str(tmp_path / "no")])
 
 
 def test_full_error_gives_the_traceback(tmp_path):

@@ -1,13 +1,11 @@
 """Export: a checkpoint that transformers loads and whose logits are those of base + delta."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import ROOT
+from unlearn.cli.main import main
 from unlearn.errors import UserError
 from unlearn.experiment import run
 from unlearn.models.delta import apply_delta, load_delta
@@ -39,19 +37,11 @@ def test_logits_equal_base_plus_delta(short, tmp_path, dtype):
 
 
 def test_the_command_and_its_mistakes(short, tmp_path):
-    def command(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "unlearn.export", *map(str, arguments)],
-            cwd=ROOT, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-
-    wrong = command(tmp_path / "nothing", tmp_path / "out")
-    assert (wrong.returncode, wrong.stderr) == (
-        1, f"Error: {tmp_path / 'nothing'} is not a run's folder: it has no run.json.\n",
-    )  # fmt: skip
+    nothing = tmp_path / "nothing"
+    with pytest.raises(SystemExit, match=f"^Error: {nothing} is not a run's folder: it has no run.json.$"):
+        main(["export", str(nothing), str(tmp_path / "out")])
     folder = run(short())
     moved = tmp_path / "moved"
     moved.symlink_to(TOY)
-    done = command(folder, tmp_path / "out", "--model", moved)
-    assert done.returncode == 0, done.stderr
+    main(["export", str(folder), str(tmp_path / "out"), "--model", str(moved)])
     assert (tmp_path / "out/model.safetensors").is_file()

@@ -1,13 +1,11 @@
 """Evaluation without training: of a finished run, of a checkpoint; prefetching; the base model's answers kept."""
 
-import importlib
 import json
-import subprocess
-import sys
 
 import pytest
 
 from tests.conftest import ROOT
+from unlearn.cli.main import main
 from unlearn.errors import UserError
 from unlearn.evaluate import harness
 from unlearn.experiment import run
@@ -63,39 +61,31 @@ def test_a_run_from_before_the_schedule_was_trained_at_a_constant_rate(short):
     assert run_config(folder, ["eval=toy"]).train.schedule == "constant"
 
 
-def test_the_command_line(short, tmp_path):
-    folder = run(short())
-    done = subprocess.run(
-        [sys.executable, "-m", "unlearn.evaluate", folder, "eval=toy", "eval.limit=2", "eval.queries=[default]"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "toy_forget_bio" in done.stderr
+def test_the_command(short, capsys):
+    main(["evaluate", str(run(short())), "eval=toy", "eval.limit=2", "eval.queries=[default]"])
+    assert "toy_forget_bio" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("module", "arguments", "told"),
+    ("arguments", "told"),
     [
-        ("evaluate.__main__", ["RUN", "eval=toyy"], "toyy"),
-        ("evaluate.__main__", ["RUN", "eval=none"], "eval.tasks is empty"),
-        ("evaluate.__main__", ["/nowhere", "eval=toy"], "cannot read a tokenizer"),
-        ("compare", ["RUN", "nowhere"], "no run is here"),
-        ("prefetch", ["rna.nu=-1"], "rna.nu=-1 is not allowed"),
-        ("prefetch", ["rna.nuu=1"], "rna.nuu"),
+        (["evaluate", "RUN", "eval=toyy"], "eval=toyy: no such option. Did you mean 'toy'?"),
+        (["evaluate", "RUN", "eval=none"], "eval.tasks is empty"),
+        (["evaluate", "/nowhere", "eval=toy"], "cannot read a tokenizer"),
+        (["compare", "RUN", "/nowhere"], "no run is here"),
+        (["prefetch", "rna.nu=-1"], "rna.nu=-1 is not allowed"),
+        (["prefetch", "rna.nuu=1"], "rna.nuu: unknown key. Did you mean 'rna.nu'?"),
     ],
 )
-def test_mistakes_on_the_command_line_are_one_line(short, monkeypatch, module, arguments, told):
-    folder = str(run(short("eval=toy", "eval.limit=1")))
-    monkeypatch.setattr("sys.argv", [module, *(argument.replace("RUN", folder) for argument in arguments)])
-    with pytest.raises(SystemExit, match=r"^Error: ") as stop:
-        importlib.import_module(f"unlearn.{module}").main()
+def test_mistakes_on_the_command_line_are_one_line(short, arguments, told):
+    given = [str(run(short())) if argument == "RUN" else argument for argument in arguments]
+    with pytest.raises(SystemExit, match=r"^Error: [^\n]*$") as stop:
+        main(given)
     assert told in str(stop.value)
 
 
-def test_two_runs_are_compared(short, monkeypatch, capsys):
-    folders = [str(run(short("eval=toy", "eval.limit=4", f"seed={seed}"))) for seed in (0, 1)]
-    monkeypatch.setattr("sys.argv", ["compare", *folders])
-    importlib.import_module("unlearn.compare").main()
+def test_two_runs_are_compared(short, capsys):
+    main(["compare", *(str(run(short("eval=toy", "eval.limit=4", f"seed={seed}"))) for seed in (0, 1))])
     assert "McNemar" in capsys.readouterr().err
 
 

@@ -27,7 +27,7 @@ def launch(*arguments):
 
 
 def status(*arguments):
-    command = [sys.executable, "-m", "unlearn.status", *map(str, arguments)]
+    command = [sys.executable, "-m", "unlearn", "status", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 

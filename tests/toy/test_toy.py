@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, MistralForCausalLM
 from tests.conftest import ROOT, read_jsonl
 from unlearn.toy import pretrain
 from unlearn.toy import world as w
-from unlearn.toy.__main__ import write_data
+from unlearn.toy.build import write_data
 
 TOY = ROOT / "unlearn/toy"
 

@@ -38,7 +38,7 @@ def command(*arguments, cwd, **env):
     kept = {k: v for k, v in os.environ.items() if k not in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_SERVICE")}
     home = {"HOME": str(cwd), "NETRC": str(cwd / "no-netrc"), "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, "-m", "unlearn.dashboard", *arguments],
+        [sys.executable, "-m", "unlearn", "dashboard", *arguments],
         cwd=cwd, env={**kept, **home, **env}, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
 

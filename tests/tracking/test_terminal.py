@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from unlearn.tracking import terminal as screen
+from unlearn.tracking.terminal import training_progress
 from unlearn.training.loop import Record
 
 
@@ -20,8 +20,10 @@ def shown(monkeypatch):
 
     def train(terminal: bool, first: int = 0) -> str:
         out = io.StringIO()
-        monkeypatch.setattr(screen, "console", Console(file=out, force_terminal=terminal, width=200))
-        with screen.training_progress(40) as show:
+        console = Console(file=out, force_terminal=terminal, width=200)
+        for module in ("unlearn.screen", "unlearn.tracking.terminal"):
+            monkeypatch.setattr(f"{module}.console", console)
+        with training_progress(40) as show:
             for step in range(first, 40):
                 show(record(step))
         return out.getvalue()

@@ -1,4 +1,4 @@
-"""Compare two runs question by question: `python -m unlearn.compare RUN_A RUN_B` (B against A; RNA against none).
+"""Compare two runs question by question: `unlearn compare RUN_A RUN_B` (B against A; RNA against none).
 
 For every task and query that both were asked, and for the tasks of each role together: the difference of the unlearned
 models' accuracies with its 95 % interval, and McNemar's test, paired by question, from the records in samples/.
@@ -6,9 +6,7 @@ models' accuracies with its 95 % interval, and McNemar's test, paired by questio
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -117,24 +115,17 @@ def compare_runs(a: Path, b: Path) -> tuple[dict[tuple[str, str], Paired], dict[
     return compare(left, right, roles), refused
 
 
-def main() -> None:
-    """Print the table; exit status 1 with one line if there is nothing to compare."""
-    parser = argparse.ArgumentParser(prog="python -m unlearn.compare", description=__doc__)
-    parser.add_argument("a", type=Path, metavar="RUN_A")
-    parser.add_argument("b", type=Path, metavar="RUN_B")
-    args = parser.parse_args()
-    try:
-        results, refused = compare_runs(args.a, args.b)
-        for run in (args.a, args.b):
-            if (status := read_record(run).get("status")) != "done":
-                say(f"Warning: {run} is not done but {status}: its answers may not be all.")
-    except UserError as error:
-        sys.exit(f"Error: {error}")
+def show_comparison(a: Path, b: Path) -> None:
+    """Print the table of `compare_runs`. Raises UserError if there is nothing to compare."""
+    results, refused = compare_runs(a, b)
+    for run in (a, b):
+        if (status := read_record(run).get("status")) != "done":
+            say(f"Warning: {run} is not done but {status}: its answers may not be all.")
     for query, why in refused.items():
         say(f"{query} queries are not compared: {why}.")
     if not results:
-        sys.exit("Error: the two runs were asked no task and query alike.")
-    table = Table(title=f"{args.b.name} against {args.a.name}", box=SIMPLE_HEAD, pad_edge=False)
+        raise UserError("the two runs have no task and query in common.")
+    table = Table(title=f"{b.name} against {a.name}", box=SIMPLE_HEAD, pad_edge=False)
     for column in ("task", "query"):
         table.add_column(column)
     for column in ("questions", "difference", "95 % interval", "only A right", "only B right", "McNemar p"):
@@ -144,7 +135,3 @@ def main() -> None:
         counts = (str(r.only_a), str(r.only_b), f"{r.p:.2g}")
         table.add_row(task, query, str(r.questions), f"{100 * r.difference:+.1f}", interval, *counts)
     console.print(table)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,23 +1,26 @@
-"""What stands between Hydra and the experiment: the only file that reads Hydra's global state."""
+"""The edge to Hydra for `launch.py`: the only file that reads Hydra's global state."""
 
 from __future__ import annotations
 
-import re
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
 
-import yaml
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
-from unlearn.config.compose import CONF
+from unlearn.cli.hints import explain
 from unlearn.config.schema import Config
 from unlearn.config.settle import settle
-from unlearn.errors import nearest
+from unlearn.errors import UserError
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+_hidden = False  # whether `one_sentence` hides tracebacks
 
 
 def to_config(raw: DictConfig) -> tuple[Config, Path]:
@@ -31,69 +34,38 @@ def to_config(raw: DictConfig) -> tuple[Config, Path]:
 
 
 @contextmanager
-def explain_exit() -> Iterator[None]:
-    """Add the nearest valid name where Hydra stops at an unknown key or group value."""
+def one_sentence() -> Iterator[None]:
+    """A user's mistake inside the block ends the process with one sentence and exit status 1.
+
+    Hydra prints errors itself, with lines before and after, unless HYDRA_FULL_ERROR is set: then it raises them. So
+    it is set here. If the user has set it, everything is raised.
+    """
+    global _hidden
+    if os.environ.get(FULL_ERROR) == "1":
+        yield
+        return
+    os.environ[FULL_ERROR] = "1"
+    _hidden = True
     try:
         yield
-    except SystemExit as stop:
-        # Hydra prints its own message and exits inside its except block: the cause is the exit's context.
-        hint = _hint(str(stop.__context__ or ""))
-        if hint:
-            print(hint, file=sys.stderr)
-        raise
+    except UserError as error:
+        sys.exit(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        sys.exit(explain(error))
+    finally:
+        _hidden = False
+        os.environ.pop(FULL_ERROR, None)
 
 
-def _hint(message: str) -> str:
-    """A sentence for Hydra's "no such key", "no such option" and "no such group", else an empty string."""
-    if match := re.search(r"Could not override '(?:\w+@)?([\w./@-]+)'", message):
-        return _key_hint(match[1])
-    if match := re.search(r"Could not find '([\w/]+)/([^/']+)'", message):
-        group, name = match.groups()
-        return f"{group}={name}: no such option.{nearest(name, _options(group))}"
-    return ""
+@contextmanager
+def of_one_job() -> Iterator[None]:
+    """The same inside a job. Only in a multirun of Hydra's own launcher is the error raised: other jobs then follow.
 
-
-def _options(group: str) -> list[str]:
-    return sorted(f.stem for f in (CONF / group).glob("*.yaml"))
-
-
-def _key_hint(key: str) -> str:
-    """Which options of its group have the key; or else the nearest of all keys in conf/, first by their last name."""
-    if key.startswith("hydra."):
-        return ""  # not of conf/: Hydra has said what it knows
-    known = sorted({key for key, _ in _all_keys()})
-    if _takes_any_name(key):
-        beside = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
-        return f"{key}: not there yet; +{key}=... adds it.{'' if key in beside else nearest(key, beside)}"
-    if key in known:
-        owners = sorted({f"{file.parent.name}={file.stem}" for found, file in _all_keys() if found == key})
-        return f"{key}: a key of {', '.join(owners)} only."
-    last = key.rsplit(".", 1)[-1]
-    same_name = [k for k in known if k.rsplit(".", 1)[-1] == last]
-    return f"{key}: unknown key.{nearest(key, same_name) or nearest(key, known)}"
-
-
-def _takes_any_name(key: str) -> bool:
-    """Whether the schema has a dictionary around the key, as around eval.asked_of.QUERY; a method checks its own."""
-    around: Any = Config
-    for name in key.split(".")[:-1]:
-        around = get_type_hints(around).get(name) if is_dataclass(around) else None
-    return get_origin(around) is dict and not key.startswith("method.")
-
-
-def _all_keys() -> Iterator[tuple[str, Path]]:
-    """Every key of conf/, and the file that it stands in."""
-    for file in [CONF / "config.yaml", *CONF.glob("*/*.yaml")]:
-        group = "" if file.parent in (CONF, CONF / "experiment") else f"{file.parent.name}."
-        for key in _flatten(yaml.safe_load(file.read_text()) or {}):
-            yield group + key, file
-    yield from ((f.name, f) for f in CONF.iterdir() if f.is_dir())
-
-
-def _flatten(tree: dict) -> Iterator[str]:
-    for name, value in tree.items():
-        if name in ("defaults", "hydra"):
-            continue
-        yield name
-        if isinstance(value, dict):
-            yield from (f"{name}.{rest}" for rest in _flatten(value))
+    Hydra prints the overrides of a job that raises an error, so a single run must not raise it.
+    """
+    try:
+        yield
+    except UserError as error:
+        if not _hidden or HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise
+        sys.exit(str(error))

@@ -139,7 +139,7 @@ def _load(manager: TaskManager, names: list[str], num_fewshot: int) -> dict[str,
         except Exception as error:  # whatever the hub or a task's own code raises
             raise UserError(
                 f"eval.tasks: cannot load the data of task {name!r}: {error}. Without a network: fetch it beforehand "
-                f"(`python -m unlearn.prefetch`), or eval.local_dir=DIR for MMLU and WMDP from a folder."
+                f"(`unlearn prefetch`), or eval.local_dir=DIR for MMLU and WMDP from a folder."
             ) from error
         for kind, found in loaded.items():
             merged[kind].update(found)

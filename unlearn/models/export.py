@@ -1,11 +1,9 @@
-"""Write a run's unlearned model as a Hugging Face checkpoint: `python -m unlearn.export RUN_DIR OUT_DIR`."""
+"""Writing a run's unlearned model as a Hugging Face checkpoint."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,21 +46,3 @@ def _model_config(run_dir: Path) -> dict[str, Any]:
         return json.loads(file.read_text())["config"]["model"]
     except (json.JSONDecodeError, KeyError) as error:
         raise UserError(f"{file} is damaged: {error}") from error
-
-
-def main() -> None:
-    """Parse the command line and export; exit status 1 with one line if that cannot be done."""
-    parser = argparse.ArgumentParser(prog="python -m unlearn.export", description=__doc__)
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of a run, outputs/runs/NAME-HASH")
-    parser.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="folder to write, new or empty")
-    parser.add_argument("--model", metavar="PATH", help="where the base model is now, if the run's path is gone")
-    args = parser.parse_args()
-    try:
-        export(args.run_dir, args.out_dir, args.model)
-    except UserError as error:
-        sys.exit(f"Error: {error}")
-    print(f"{args.out_dir}: load it with AutoModelForCausalLM.from_pretrained({str(args.out_dir)!r})")
-
-
-if __name__ == "__main__":
-    main()

@@ -106,7 +106,7 @@ def check_weights(source: Source, layer: int | None) -> None:
         shards = {shard for tensor, shard in weight_map.items() if layer is None or _needed(tensor, layer)}
     missing = sorted(shard for shard in shards if _cached(source, shard) is None)
     if missing and _cached(source, "pytorch_model.bin") is None:
-        advice = "" if folder.is_dir() else " `python -m unlearn.prefetch` fetches all that a job needs."
+        advice = "" if folder.is_dir() else " `unlearn prefetch` fetches all that a job needs."
         raise UserError(f"model.path={source.path}: weight files are missing: {', '.join(missing)}.{advice}")
 
 

@@ -1,21 +1,12 @@
-"""Evaluate a finished run, or any checkpoint, without training.
-
-python -m unlearn.evaluate RUN_DIR eval=quick             adds to the run's metrics.json and samples/, or, where the
-                                                          same was asked before, into RUN_DIR/evaluations/
-python -m unlearn.evaluate CHECKPOINT eval=wmdp           a folder or hub id, as the base model
-python -m unlearn.evaluate model=zephyr_7b_beta eval=wmdp that of a configuration
-"""
+"""Evaluating a finished run once more, or a checkpoint, without training."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from unlearn.config.compose import composed
@@ -25,11 +16,21 @@ from unlearn.config.settle import settle
 from unlearn.errors import UserError
 from unlearn.runs.folder import RunFolder
 from unlearn.runs.inputs import load_evaluation_inputs, make_evaluator
-from unlearn.screen import say
 from unlearn.storage.files import write_json
 from unlearn.storage.hashing import json_sha256
 from unlearn.storage.lock import FolderLock
 from unlearn.tracking.terminal import show_result
+
+
+def evaluate(what: str, overrides: list[str]) -> Path:
+    """Evaluate a run's folder, a checkpoint, or the model of a configuration (model=NAME); returns the results' folder.
+
+    Raises UserError if that cannot be done.
+    """
+    folder = RunFolder(Path(what))
+    if folder.record:
+        return evaluate_run(folder, overrides)
+    return evaluate_checkpoint([what if "=" in what else f"model.path={what}", *overrides])
 
 
 def run_config(folder: RunFolder, overrides: list[str]) -> Config:
@@ -88,27 +89,3 @@ def evaluate_checkpoint(overrides: list[str]) -> Path:
     write_json(folder / "metrics.json", result.metrics)
     show_result(result.metrics, config.eval.tasks, config.eval.queries, folder, None)
     return folder
-
-
-def main() -> None:
-    """Parse the command line and evaluate; exit status 1 with one line if that cannot be done."""
-    parser = argparse.ArgumentParser(
-        prog="python -m unlearn.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("what", metavar="RUN_DIR|CHECKPOINT|model=NAME")
-    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="eval=NAME, eval.KEY=VALUE, as for launch.py")
-    args = parser.parse_args()
-    folder = RunFolder(Path(args.what))
-    try:
-        if folder.record:
-            evaluate_run(folder, args.overrides)
-        else:
-            model = args.what if "=" in args.what else f"model.path={args.what}"
-            evaluate_checkpoint([model, *args.overrides])
-    except (UserError, HydraException) as error:
-        sys.exit(f"Error: {error}")
-    say("Done.")
-
-
-if __name__ == "__main__":
-    main()

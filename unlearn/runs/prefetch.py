@@ -1,21 +1,16 @@
-"""Fetch all that a job needs, on a node with a network: `python -m unlearn.prefetch [OVERRIDE ...]`.
+"""Fetching all that a job needs, on a node with a network.
 
-Model, tokenizer, corpora and evaluation data of the configuration, checked as a job checks them at its start. With
+Model, tokenizer, corpora and evaluation data of the configuration are checked as a job checks them at its start. With
 HF_HUB_OFFLINE=1 (and the same HF_HOME) the job then needs no network.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from hydra.errors import HydraException
 
-from unlearn.config.compose import composed
 from unlearn.config.schema import NGRAM_QUERIES, Config
-from unlearn.config.settle import settle
 from unlearn.errors import UserError
 from unlearn.models.loading import Source
 from unlearn.runs.inputs import load_inputs
@@ -42,17 +37,3 @@ def prefetch(config: Config) -> None:
         say(f"topic {topic.name}: {len(topic.forget)} documents to forget, {len(topic.retain)} to retain")
     for query, tasks in inputs.questions.suite.tasks.items():
         say(f"{query} queries: {sum(len(task.eval_docs) for task in tasks['tasks'].values())} questions")
-
-
-def main() -> None:
-    """Parse the command line and fetch; exit status 1 with one line if something cannot be had."""
-    parser = argparse.ArgumentParser(prog="python -m unlearn.prefetch", description=__doc__)
-    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for launch.py: experiment=zephyr_wmdp ...")
-    try:
-        prefetch(settle(composed(parser.parse_args().overrides)))
-    except (UserError, HydraException) as error:
-        sys.exit(f"Error: {error}")
-
-
-if __name__ == "__main__":
-    main()

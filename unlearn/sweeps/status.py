@@ -1,18 +1,11 @@
-"""Where the jobs of a sweep are.
-
-python -m unlearn.status [SWEEP_DIR]           a table, live in a terminal until all have ended
-python -m unlearn.status [SWEEP_DIR] --retry   first start again those that failed or were interrupted, with the
-                                               configuration (on SLURM also the code) of the sweep's beginning
-
-Exit status: 0 all done, 1 some failed, 3 not finished.
-"""
+"""Where the jobs of a sweep are, as a table, and starting failed ones again."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -51,7 +44,7 @@ def wait_for(sweep: Sweep, numbers: list[int]) -> dict[int, str]:
             time.sleep(POLL_S)
     except KeyboardInterrupt:
         raise UserError(
-            f"No longer waiting; the jobs go on. To watch them: python -m unlearn.status {sweep.folder}. To stop "
+            f"No longer waiting; the jobs go on. To watch them: unlearn status {sweep.folder}. To stop "
             f"them: scancel {' '.join(sorted({task.partition('_')[0] for task in sweep.tasks.values()}))}"
         ) from None
 
@@ -130,35 +123,22 @@ def latest() -> Path:
     return folders[-1]
 
 
-def main() -> None:
-    """Parse the command line, show the table, and exit with what it says."""
-    parser = argparse.ArgumentParser(
-        prog="python -m unlearn.status", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("sweep", metavar="SWEEP_DIR", type=Path, nargs="?", help="default: the last one of outputs/")
-    parser.add_argument("--retry", action="store_true", help="start again what has failed or was interrupted")
-    parser.add_argument("--once", action="store_true", help="show the table once, in a terminal, too")
-    args = parser.parse_args()
-    try:
-        sweep = Sweep.open(args.sweep or latest())
-        if args.retry:
-            retry(sweep)
-        states = sweep.states()
-        if console.is_terminal and not args.once:
-            with Live(view(sweep, states), console=console, auto_refresh=False) as live:
-                while not all(state.ended for state in states.values()):
-                    time.sleep(POLL_S)
-                    states = sweep.states(states)
-                    live.update(view(sweep, states), refresh=True)
-        else:
-            console.print(view(sweep, states))
-    except UserError as error:
-        sys.exit(f"Error: {error}")
-    except KeyboardInterrupt:
-        pass
+def show_status(folder: Path | None, *, retry_failed: bool, once: bool) -> int:
+    """Show the table of a sweep, by default the last one: in a terminal live until all jobs have ended, unless `once`.
+
+    Returns 0 if all jobs are done, 1 if some failed, 3 if some have not finished. Raises UserError without a sweep.
+    """
+    sweep = Sweep.open(folder or latest())
+    if retry_failed:
+        retry(sweep)
+    states = sweep.states()
+    if console.is_terminal and not once:
+        with suppress(KeyboardInterrupt), Live(view(sweep, states), console=console, auto_refresh=False) as live:
+            while not all(state.ended for state in states.values()):
+                time.sleep(POLL_S)
+                states = sweep.states(states)
+                live.update(view(sweep, states), refresh=True)
+    else:
+        console.print(view(sweep, states))
     names = {state.name for state in states.values()}
-    sys.exit(0 if names == {"done"} else 1 if "failed" in names else 3)
-
-
-if __name__ == "__main__":
-    main()
+    return 0 if names == {"done"} else 1 if "failed" in names else 3

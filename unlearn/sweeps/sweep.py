@@ -6,7 +6,7 @@ N/.hydra/      the configuration of job N, composed but not resolved
 N/error.json   what went wrong in job N
 .submitit/     on SLURM, the jobs' output
 
-Nothing heavy is imported here: this is what a login node does, and `python -m unlearn.status`.
+Nothing heavy is imported here: this is what a login node does, and `unlearn status`.
 """
 
 from __future__ import annotations

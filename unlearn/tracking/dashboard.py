@@ -1,16 +1,7 @@
-"""Create the project's dashboard in W&B: robustness, forgetting, MaxLogit, curves and tables of all its runs.
-
-python -m unlearn.dashboard                      of the project in conf/tracker/wandb.yaml
-python -m unlearn.dashboard --project P --entity E
-python -m unlearn.dashboard -o FILE              write its definition to a file instead
-
-Where nobody is logged in, the definition is written to a file, too. Each call on a server adds a saved view.
-"""
+"""The project's dashboard in W&B: robustness, forgetting, MaxLogit, curves and tables of all its runs."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,30 +100,23 @@ def definition(dashboard: Workspace) -> str:
     return dashboard._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=2) + "\n"
 
 
-def main() -> None:
-    """Parse the command line and create it; exit status 1 with one line if the server does not take it."""
+def create_dashboard(project: str | None, entity: str | None, file: Path | None) -> None:
+    """Create the dashboard on W&B's server, or write its definition to `file`, by default where nobody is logged in.
+
+    Without a project, that of conf/tracker/wandb.yaml is taken. Raises UserError if the server does not take it.
+    """
     tracker = yaml.safe_load((CONF / "tracker/wandb.yaml").read_text())
     default = Path(yaml.safe_load((CONF / "config.yaml").read_text())["output_root"]) / "dashboard.json"
-    parser = argparse.ArgumentParser(
-        prog="python -m unlearn.dashboard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--project", default=tracker["project"], help="default: %(default)s")
-    parser.add_argument("--entity", default=tracker["entity"], help="default: your own")
-    parser.add_argument("-o", dest="file", type=Path, metavar="FILE", help="write the definition to this file instead")
-    args = parser.parse_args()
+    project, entity = project or tracker["project"], entity or tracker["entity"]
+    if file is not None or automatic_mode(tracker["timeout_s"]) != "online":
+        file = file or default
+        write_atomically(file, definition(workspace(project, entity or "")))
+        say(f"The dashboard's definition is in {file}. Where you are logged in, this command creates it in W&B.")
+        return
     try:
-        if args.file is not None or automatic_mode(tracker["timeout_s"]) != "online":
-            file = args.file or default
-            write_atomically(file, definition(workspace(args.project, args.entity or "")))
-            say(f"The dashboard's definition is in {file}. Where you are logged in, this command creates it in W&B.")
-            return
-        entity = args.entity or wandb.Api().default_entity or ""
-        say(f"Dashboard: {workspace(args.project, entity).save().url}")
-    except UserError as error:
-        sys.exit(f"Error: {error}")
+        found = workspace(project, entity or wandb.Api().default_entity or "").save()
+    except UserError:
+        raise
     except Exception as error:  # whatever the server or the package raise
-        sys.exit(f"Error: W&B did not take the dashboard: {' '.join(describe(error).split())}")
-
-
-if __name__ == "__main__":
-    main()
+        raise UserError(f"W&B did not take the dashboard: {' '.join(describe(error).split())}") from error
+    say(f"Dashboard: {found.url}")

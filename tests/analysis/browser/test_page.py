@@ -12,7 +12,7 @@ from playwright.sync_api import expect, sync_playwright
 from pypdf import PdfReader
 
 from tests.analysis.made_up import made_up_grid, made_up_run
-from unlearn.analysis.report.__main__ import main
+from unlearn.cli.main import main
 
 pytestmark = pytest.mark.browser
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
@@ -30,7 +30,7 @@ FIGURES = ("figure_1", "figure_3", "figure_4", "pareto", "training")
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    main([str(made_up_grid(folder / "runs")), "--paper", "-o", str(folder / "report.html")])
+    main(["report", str(made_up_grid(folder / "runs")), "--paper", "-o", str(folder / "report.html")])
     return folder / "report.html"
 
 
@@ -193,7 +193,7 @@ def test_ten_thousand_runs(opened, tmp_path):
     for number in range(10_000):
         nu, seed = 0.001 * (number % 2000), number // 2000
         made_up_run(tmp_path / f"runs/{number}", nu=nu, seed=seed, samples=False)
-    main([str(tmp_path / "runs"), "-o", str(tmp_path / "report.html")])
+    main(["report", str(tmp_path / "runs"), "-o", str(tmp_path / "report.html")])
     assert (tmp_path / "report.html").stat().st_size < 20 * 2**20
     page = opened(tmp_path / "report.html")
     assert "of 10,000 entries" in page.locator("#overview_wrapper .dt-info").inner_text()

@@ -70,7 +70,7 @@ def _runs(evidence: Evidence, subjects: Sequence[Subject]) -> Table:
     lost = len(m.about) - len(done)
     more = f" ({lost} more are unfinished, failed, or of another model or other questions)" if lost else ""
     model = m.runs[int(done["number"].iloc[0])].identity["model"]["name"]
-    note = f"Written by `python -m unlearn.claims` from {len(done)} runs{more} of the model {model}."
+    note = f"Written by `unlearn claims` from {len(done)} runs{more} of the model {model}."
     rows = []
     for s in subjects:
         runs = m.runs_of(s.plain)
@@ -213,7 +213,7 @@ def _theory(subjects: Sequence[Subject]) -> list[Table]:
             }
         )
     note = (
-        "Measured by `python -m unlearn.theory` on perturbed queries of the retain role; in brackets what the formula "
+        "Measured by `unlearn theory` on perturbed queries of the retain role; in brackets what the formula "
         f"says. {SEEN.capitalize()}: in every run that was measured. Contrary: in none, beyond what intervals leave in "
         f"doubt. Else {NOT_SEEN}."
     )

@@ -36,7 +36,7 @@ TINY = 1e-9  # a spread below which there is none
 
 @dataclass(frozen=True)
 class Term:
-    """A weight times the accuracy of a setting's models (see `unlearn.report.frames`) in one role and kind of query."""
+    """A weight times the accuracy of a setting's models (see report/frames.py) in one role and kind of query."""
 
     weight: float
     setting: str

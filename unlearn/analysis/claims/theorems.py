@@ -1,4 +1,4 @@
-"""The paper's assumption and theorems, as `python -m unlearn.theory` measured them on runs, judged by fixed rules.
+"""The paper's assumption and theorems, as `unlearn theory` measured them on runs, judged by fixed rules.
 
 Each rule sees one theory.json. A claim is seen or contrary if it is so of every run that was measured.
 """
@@ -76,7 +76,7 @@ def _of_retained(run: Run) -> dict[str, Any] | None:
 
 def measure_theorems(subjects: Sequence[Subject], limit: int) -> None:
     """Write the theory.json of each method's first seed, without RNA and beside it with RNA, where there is none."""
-    from unlearn.analysis.theory.__main__ import theory
+    from unlearn.analysis.theory.measure import theory
 
     for subject in subjects:
         by_seed: dict[int, dict[bool, Run]] = {}

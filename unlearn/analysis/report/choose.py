@@ -17,7 +17,7 @@ from unlearn.analysis.report.frames import MEAN, without
 
 @dataclass(frozen=True)
 class Chosen:
-    """A method's settings (see `unlearn.report.frames`), None where there is none; `of` counts what it chose from."""
+    """A method's settings (see `frames.py`), or None. `of` is the number of settings that were chosen from."""
 
     method: str
     coefficient: str

@@ -26,7 +26,7 @@ from unlearn.errors import describe
 
 @dataclass(frozen=True)
 class Material:
-    """See the fields' frames in `unlearn.report.frames`.
+    """See the fields' frames in `unlearn.analysis.report.frames`.
 
     Figures that compare methods are of one world, which is one model and what it was asked: that of most runs.
     """

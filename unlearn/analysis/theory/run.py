@@ -80,9 +80,7 @@ def _evaluation_with(record: dict[str, Any], query: str, role: str, folder: Path
     if known:
         listed = ", ".join(dict.fromkeys(known))
         raise UserError(f"--role {role}: the run was asked {query} queries of {listed}.{nearest(role, known)}")
-    raise UserError(
-        f"{folder}: the run was asked no {query} query. `python -m unlearn.evaluate {folder} eval=NAME` asks it."
-    )
+    raise UserError(f"{folder}: the run was asked no {query} query. `unlearn evaluate {folder} eval=NAME` asks it.")
 
 
 def _recorded_words(record: dict[str, Any], query: str) -> str | None:
@@ -100,7 +98,8 @@ def check_delta(run: FinishedRun) -> None:
     """Raise UserError if the delta in a run's folder is another run's, or of another layer."""
     file = run.folder / "delta.safetensors"
     _, metadata = load_delta(file)
-    name = run.record.get("training_from", name_of(run.record["identity"]))
+    trained = run.record.get("training_from", name_of(run.record["identity"]))
+    name = f"{run.config.method['name']}-{run.config.model.name}-{trained.rpartition('-')[2]}"
     for key, expected in (("layer", str(run.config.model.layer)), ("run", name)):
         if metadata.get(key) != expected:
             raise UserError(

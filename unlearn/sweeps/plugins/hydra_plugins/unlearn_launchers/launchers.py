@@ -44,7 +44,7 @@ class SweepLauncher(Launcher):
         sweep.write()
         failed = {i: str(sweep.jobs[i].error) for i in numbers if sweep.jobs[i].error is not None}
         failed |= self.run(sweep, [i for i in numbers if i not in failed])
-        log.info(f"Figures and tables of what is done: python -m unlearn.report {folder} -o report.html")
+        log.info(f"Figures and tables of what is done: unlearn report {folder} -o report.html")
         if failed:
             raise UserError(failure_list(sweep, failed, len(numbers)))
         return [JobReturn(_return_value=sweep.jobs[i].folder, status=JobStatus.COMPLETED) for i in numbers]
@@ -105,7 +105,7 @@ class PackedLauncher(SweepLauncher):
         from unlearn.storage.lock import FolderLock
         from unlearn.sweeps.worker import run_packed
 
-        with FolderLock(sweep.folder):  # so that `unlearn.status` sees it running
+        with FolderLock(sweep.folder):  # so that `unlearn status` sees it running
             found = run_packed(sweep, numbers, self.pack_size)
         return {i: describe(error) for i, error in found.items() if isinstance(error, Exception)}
 
@@ -148,7 +148,7 @@ class SlurmLauncher(SweepLauncher):
         groups = packs(configs, len(configs) if self.pack_size is None else self.pack_size)
         submit(sweep, groups, self.settings)
         log.info(f"Submitted {len(groups)} SLURM jobs, {sweep.tasks[min(configs)]} the first; output: {sweep.folder}")
-        log.info(f"They go on without this process. To watch them: python -m unlearn.status {sweep.folder}")
+        log.info(f"They go on without this process. To watch them: unlearn status {sweep.folder}")
         return wait_for(sweep, list(configs)) if self.wait else {}
 
 

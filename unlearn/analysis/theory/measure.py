@@ -1,19 +1,12 @@
-"""Measure the paper's Assumption 4.2 and Theorems 4.3 and 5.2 on a finished run.
+"""Measuring the paper's Assumption 4.2 and Theorems 4.3 and 5.2 on a finished run.
 
-python -m unlearn.theory RUN_DIR                              tables here, all numbers in RUN_DIR/theory.json
-python -m unlearn.theory RNA_RUN_DIR --against RM_RUN_DIR     ... and a model trained with RNA beside one without
-python -m unlearn.theory RUN_DIR --query control              the same for harmless words in place of forget-tokens,
-                                                              in RUN_DIR/theory-retain-control.json
-
-The model runs in float32, a question at a time, with up to --batch noisy copies of its last token; with fewer where
-memory does not suffice.
+The model runs in float32, a question at a time, with up to `batch` noisy copies of its last token; with fewer where
+memory runs out.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +50,7 @@ def theory(
     seed: int = 0,
     injected: bool = True,
 ) -> dict[str, Any]:
-    """Measure a finished run and write `result_file`, after every part of it; `main` explains the arguments.
+    """Measure a finished run, and write `result_file` after every part; `unlearn theory --help` explains the arguments.
 
     Raises UserError, before any weight is loaded, for a folder without what is needed.
     """
@@ -108,42 +101,7 @@ def theory(
     return found
 
 
-def main() -> None:
-    """Parse the command line, measure, show; exit status 1 with one line if that cannot be done."""
-    parser = argparse.ArgumentParser(
-        prog="python -m unlearn.theory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("folder", type=Path, metavar="RUN_DIR", help="a finished run")
-    add("--against", type=Path, metavar="RM_RUN_DIR", help="its counterpart without RNA (rna.nu=0)")
-    add("--query", default="perturbed", help="the kind of query whose options are replaced (default: %(default)s)")
-    add("--role", default="retain", help="of which role's tasks (default: %(default)s)")
-    add("--limit", type=_positive, default=200, help="questions, in proportion from all tasks (default: %(default)s)")
-    add("--draws", type=_positive, default=64, help="of noise, for each question and variance (default: %(default)s)")
-    add("--directions", type=_positive, default=32, help="along which to look (default: %(default)s)")
-    add("--batch", type=_positive, default=64, help="noisy copies in memory at a time (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of noise and directions (default: %(default)s)")
-    add(
-        "--injected",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="Theorems 4.3 and 5.2 with injected noise, which take nearly all of the time",
-    )
-    options = vars(parser.parse_args())
-    folder = options.pop("folder")
-    try:
-        show(theory(folder, options.pop("against"), **options))
-    except UserError as error:
-        sys.exit(f"Error: {error}")
-    say(f"Files: {result_file(folder, options['query'], options['role'])}")
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 2:
-        raise argparse.ArgumentTypeError(f"{text}: at least 2")
-    return number
-
-
-if __name__ == "__main__":
-    main()
+def measure_and_show(folder: Path, counterpart: Path | None, *, query: str, role: str, **options: Any) -> None:
+    """Measure a finished run, and print the tables and the name of the file."""
+    show(theory(folder, counterpart, query=query, role=role, **options))
+    say(f"Files: {result_file(folder, query, role)}")

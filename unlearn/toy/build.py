@@ -1,8 +1,7 @@
-"""Rebuild the embedded world and model: `python -m unlearn.toy [--out DIR]`."""
+"""Building the embedded world and model from a seed."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 from pathlib import Path
@@ -18,16 +17,15 @@ WORDINGS = {"retain": 1, "near": 2, "forget": 4}  # questions asked about each f
 FORGET_TOKENS = 12  # entities of each forget subject
 
 
-def main() -> None:
-    """Parse the command line and build."""
-    parser = argparse.ArgumentParser(prog="python -m unlearn.toy", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write to (the package's)")
-    parser.add_argument("--seed", type=int, default=0, help="of the world and of the training (default 0)")
-    parser.add_argument("--steps", type=int, default=2000, help="training steps (default 2000)")
-    args = parser.parse_args()
-    world = w.make_world(args.seed)
-    write_data(world, args.seed, args.out / "data")
-    write_model(world, args.seed, args.steps, args.out / "model")
+def build(out: Path | None = None, seed: int = 0, steps: int = 2000) -> None:
+    """Write the world's data and the trained model below `out`, by default into the package itself.
+
+    `seed` is that of the world and of the training, `steps` the number of training steps.
+    """
+    folder = out or Path(__file__).parent
+    world = w.make_world(seed)
+    write_data(world, seed, folder / "data")
+    write_model(world, seed, steps, folder / "model")
 
 
 def write_data(world: w.World, seed: int, folder: Path) -> None:
@@ -82,7 +80,3 @@ def _write_texts(file: Path, texts: list[str]) -> None:
 
 def _write_lines(file: Path, rows: list[dict]) -> None:
     write_atomically(file, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,43 @@
+"""Writing the page of the paper's claims, each with a verdict and its numbers, for any set of runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from unlearn.analysis.claims.document import document
+from unlearn.analysis.claims.evidence import Evidence
+from unlearn.analysis.claims.theorems import measure_theorems
+from unlearn.analysis.report.collect import collect
+from unlearn.analysis.report.material import gather
+from unlearn.screen import say
+from unlearn.storage.files import write_atomically
+
+
+def write_claims(
+    folders: Sequence[Path],
+    output: Path | None,
+    *,
+    theory: bool = False,
+    limit: int = 100,
+    title: str = "The paper's claims",
+    preface: Path | None = None,
+) -> None:
+    """Write the page of verdicts on all runs in these folders; `unlearn claims --help` explains the arguments.
+
+    Raises UserError for folders without runs that can be judged.
+    """
+    beginning = preface.read_text(encoding="utf-8") if preface else ""
+    material = gather(collect(folders))
+    evidence = Evidence(material)
+    if theory:
+        measure_theorems(evidence.subjects, limit)
+    page = document(evidence, title, beginning)
+    for warning in [*material.warnings, *(f"{run}: {why}" for run, why in material.problems.items())]:
+        say(f"Warning: {warning}")
+    if output is None:
+        sys.stdout.write(page)
+    else:
+        write_atomically(output, page)
+        say(f"{output}: {len(material.runs)} runs")

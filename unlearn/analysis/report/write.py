@@ -1,0 +1,62 @@
+"""Writing a report: the page with all figures and tables, or one table, or each figure as a file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from unlearn.analysis.report.collect import collect
+from unlearn.analysis.report.export import write_figures, write_table
+from unlearn.analysis.report.figures import figures
+from unlearn.analysis.report.material import Material, gather
+from unlearn.analysis.report.page import page
+from unlearn.analysis.report.tables import TABLES, Table, tables
+from unlearn.errors import UserError, nearest
+from unlearn.screen import say
+from unlearn.storage.files import write_atomically
+
+TOLD = 10  # lines about runs that are not used
+
+
+def write_report(
+    folders: Sequence[Path],
+    output: Path | None,
+    *,
+    format: str = "html",  # noqa: A002
+    table: str | None = None,
+    figures_dir: Path | None = None,
+    paper: bool = False,
+    title: str = "Unlearning report",
+) -> None:
+    """Write a page of all runs in these folders, or one table; `unlearn report --help` explains the arguments.
+
+    Raises UserError for folders without runs and for an unknown table.
+    """
+    if table is not None and table not in TABLES:
+        raise UserError(f"--table {table}: no such table.{nearest(table, TABLES)} Allowed: {', '.join(TABLES)}.")
+    began = time.monotonic()
+    material = gather(collect(folders), paper=paper)
+    drawn = list(figures(material))
+    listed = tables(material)
+    _tell(material, listed)
+    if figures_dir is not None:
+        say(f"{write_figures(figures_dir, drawn)} figures: {figures_dir}")
+    if format != "html":
+        write_table(next(t for t in listed if t.name == (table or "table_1")), format, output)
+        return
+    output = output or Path("report.html")
+    write_atomically(output, page(material, listed, drawn, title=title))
+    size = output.stat().st_size / 2**20
+    say(f"{output}: {len(material.runs)} runs, {size:.1f} MB, {time.monotonic() - began:.0f} s")
+
+
+def _tell(material: Material, listed: Sequence[Table]) -> None:
+    """Warnings, and the first of the runs that are not used, or not wholly."""
+    for warning in material.warnings:
+        say(f"Warning: {warning}")
+    left_out = next(table for table in listed if table.name == "unusable").data
+    for run in left_out.head(TOLD).itertuples():
+        say(f"Not used: {run.folder}: {run.status}: {run.why}")
+    if len(left_out) > TOLD:
+        say(f"... and {len(left_out) - TOLD} more, in the report's last table.")

@@ -1,0 +1,258 @@
+"""The command `unlearn`: what can be done with runs besides starting them. `python launch.py` starts them.
+
+Each command imports what it needs when it is called, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unlearn.errors import UserError
+
+app = typer.Typer(
+    help="Evaluate, compare and report runs of unlearning. Runs and sweeps are started with `python launch.py`.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+Folders = Annotated[list[Path], typer.Argument(metavar="DIR", help="A run, a sweep, or a folder that holds such.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="OVERRIDE", help="As for launch.py: eval=NAME, KEY=VALUE.")
+]
+
+
+class Format(str, Enum):
+    """What a report is written as."""
+
+    html = "html"
+    md = "md"
+    latex = "latex"
+    csv = "csv"
+
+
+@app.command()
+def evaluate(
+    what: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT|model=NAME")], overrides: Overrides = None
+) -> None:
+    """Evaluate a finished run once more, or any checkpoint.
+
+    RUN is a run's folder: its metrics.json and samples/ are extended. What it was asked before stays; if the same
+    tasks and queries are asked once more, the results go into RUN/evaluations/. CHECKPOINT is a folder or an id of
+    the hub, and model=NAME a file of conf/model: these are evaluated as base models.
+    """
+    from unlearn.runs.evaluation import evaluate as run
+
+    run(what, overrides or [])
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="RUN_A")], b: Annotated[Path, typer.Argument(metavar="RUN_B")]
+) -> None:
+    """Compare two runs question by question.
+
+    For each task and query: the difference of accuracies (B less A), its 95 % interval, and McNemar's test.
+    """
+    from unlearn.analysis.compare import show_comparison
+
+    show_comparison(a, b)
+
+
+@app.command()
+def report(
+    folders: Folders,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Default: report.html; tables go to the terminal.")
+    ] = None,
+    format: Annotated[Format, typer.Option(help="Of the page (html) or of one table.")] = Format.html,  # noqa: A002
+    table: Annotated[
+        str | None, typer.Option(help="With md, latex or csv: which table.", show_default="table_1")
+    ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write each figure there, as PDF, PNG and CSV.")
+    ] = None,
+    paper: Annotated[bool, typer.Option("--paper", help="Add the paper's published numbers.")] = False,
+    title: Annotated[str, typer.Option()] = "Unlearning report",
+) -> None:
+    """Write figures and tables of any runs.
+
+    As an HTML page with the paper's figures and tables, or as one table in Markdown, LaTeX or CSV.
+    """
+    if format is Format.html and table is not None:
+        raise typer.BadParameter("--table goes with --format md, latex or csv: the page has all tables.")
+    if table == "published" and not paper:
+        raise typer.BadParameter("--table published goes with --paper.")
+    from unlearn.analysis.report.write import write_report
+
+    write_report(folders, output, format=format.value, table=table, figures_dir=figures, paper=paper, title=title)
+
+
+@app.command()
+def claims(
+    folders: Folders,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Default: the terminal.")] = None,
+    theory: Annotated[
+        bool, typer.Option("--theory", help="First run `unlearn theory` on a seed of each method.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=2, help="Questions of --theory.")] = 100,
+    title: Annotated[str, typer.Option()] = "The paper's claims",
+    preface: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Markdown to begin with, such as what was run and why.")
+    ] = None,
+) -> None:
+    """Judge the paper's claims on any runs.
+
+    Each claim gets a verdict, with its numbers. Needed are, of each method and in at least two seeds: runs without
+    RNA, runs that differ from them in nu alone, and runs without RNA that differ from them in c or beta, or in the
+    layer, alone (sweep=figure_2, figure_3, layers; sweep=seeds eval=paper for the other claims).
+    """
+    from unlearn.analysis.claims.write import write_claims
+
+    write_claims(folders, output, theory=theory, limit=limit, title=title, preface=preface)
+
+
+@app.command()
+def theory(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run.")],
+    against: Annotated[Path | None, typer.Option(metavar="RM_RUN", help="The same without RNA (rna.nu=0).")] = None,
+    query: Annotated[str, typer.Option(help="The kind of query whose options are replaced.")] = "perturbed",
+    role: Annotated[str, typer.Option(help="The role whose tasks are asked.")] = "retain",
+    limit: Annotated[int, typer.Option(min=2, help="Questions, in proportion from all tasks.")] = 200,
+    draws: Annotated[int, typer.Option(min=2, help="Draws of noise for each question and variance.")] = 64,
+    directions: Annotated[int, typer.Option(min=2, help="Directions along which spreads are measured.")] = 32,
+    batch: Annotated[int, typer.Option(min=2, help="Noisy copies of a token in memory at a time.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of noise and directions.")] = 0,
+    injected: Annotated[
+        bool, typer.Option(help="Measure Theorems 4.3 and 5.2 with injected noise: nearly all of the time.")
+    ] = True,
+) -> None:
+    """Measure the paper's theorems on a finished run.
+
+    Assumption 4.2 and Theorems 4.3 and 5.2. Tables are shown here; all numbers go to RUN/theory.json, or
+    RUN/theory-ROLE-QUERY.json for another role or query.
+    The model runs in float32, a question at a time.
+    """
+    from unlearn.analysis.theory.measure import measure_and_show
+
+    measure_and_show(
+        folder,
+        against,
+        query=query,
+        role=role,
+        limit=limit,
+        draws=draws,
+        directions=directions,
+        batch=batch,
+        seed=seed,
+        injected=injected,
+    )
+
+
+@app.command()
+def status(
+    sweep: Annotated[Path | None, typer.Argument(metavar="SWEEP", help="Default: the last one of outputs/.")] = None,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="First start again the jobs that failed or were interrupted.")
+    ] = False,
+    once: Annotated[bool, typer.Option("--once", help="Show the table once, in a terminal, too.")] = False,
+) -> None:
+    """Show the jobs of a sweep, or retry them.
+
+    In a terminal the table is live until all jobs have ended. A retry uses the configuration and, on SLURM, the
+    code of the sweep's beginning. Exit status: 0 all done, 1 some
+    failed, 3 not finished.
+    """
+    from unlearn.sweeps.status import show_status
+
+    raise typer.Exit(show_status(sweep, retry_failed=retry, once=once))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, outputs/runs/NAME-HASH.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Folder to write, new or empty.")],
+    model: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Where the base model is now, if it was moved.")
+    ] = None,
+) -> None:
+    """Write a run's unlearned model as a Hugging Face checkpoint."""
+    from unlearn.models.export import export as write
+
+    write(run, out, model)
+    typer.echo(f"{out}: load it with AutoModelForCausalLM.from_pretrained({str(out)!r})")
+
+
+@app.command()
+def prefetch(overrides: Overrides = None) -> None:
+    """Fetch and check all that a job will need.
+
+    For a node with a network: model, tokenizer, corpora and evaluation data of a configuration, for example
+    experiment=zephyr_wmdp. With
+    HF_HUB_OFFLINE=1 (and the same HF_HOME) the job then needs no network.
+    """
+    from unlearn.config.compose import composed
+    from unlearn.config.settle import settle
+    from unlearn.runs.prefetch import prefetch as fetch
+
+    fetch(settle(composed(overrides or [])))
+
+
+@app.command()
+def dashboard(
+    project: Annotated[str | None, typer.Option(help="Of W&B.", show_default="that of conf/tracker/wandb.yaml")] = None,
+    entity: Annotated[str | None, typer.Option(help="Of W&B.", show_default="your own")] = None,
+    file: Annotated[
+        Path | None, typer.Option("-o", metavar="FILE", help="Write the dashboard's definition to a file instead.")
+    ] = None,
+) -> None:
+    """Create the dashboard in Weights & Biases.
+
+    Each call adds a saved view to the project. Where nobody is logged in, its definition is written to a file.
+    """
+    from unlearn.tracking.dashboard import create_dashboard
+
+    create_dashboard(project, entity, file)
+
+
+@app.command()
+def toy(
+    out: Annotated[Path | None, typer.Option(help="Folder to write to.", show_default="the package's own")] = None,
+    seed: Annotated[int, typer.Option(help="Of the world and of the training.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 2000,
+) -> None:
+    """Rebuild the embedded world and model.
+
+    From a seed, in about 15 minutes on two cores.
+    """
+    from unlearn.toy.build import build
+
+    build(out, seed, steps)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command line, this process's own by default. Returns if it succeeds.
+
+    Raises SystemExit: 2 for a wrong command line; a sentence, which is exit status 1, for what the user can mend.
+    """
+    try:
+        app(arguments, prog_name="unlearn")
+    except SystemExit as stop:
+        if stop.code:
+            raise
+    except UserError as error:
+        sys.exit(f"Error: {error}")
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] in ("hydra", "omegaconf"):  # not imported for that
+            from unlearn.cli.hints import explain
+
+            sys.exit(f"Error: {explain(error)}")
+        if not isinstance(error, OSError):
+            raise
+        sys.exit(f"Error: {error}")
