@@ -38,11 +38,16 @@ def mean_square(difference_BTD: Tensor, part: Padded) -> Tensor:
 
 
 def train_plainly(
-    updated: PreTrainedModel, frozen: PreTrainedModel, batches: Iterable[Batch], nu: float
+    updated: PreTrainedModel, frozen: PreTrainedModel, batches: Iterable[Batch], nu: float, *, everything: bool = True
 ) -> list[tuple[float, float]]:
-    """RMU with RNA; returns forget and retain loss of each step."""
-    updated.requires_grad_(True)
+    """RMU with RNA; returns forget and retain loss of each step.
+
+    With `everything`, gradients of every parameter are computed, as in the published code; else of the three matrices.
+    """
+    updated.requires_grad_(everything)
     matrices = [decoder_layers(updated)[i].get_parameter("mlp.down_proj.weight") for i in range(LAYER - 2, LAYER + 1)]
+    for matrix in matrices:
+        matrix.requires_grad_(True)
     optimizer = torch.optim.AdamW(matrices, **OPTIMIZER, fused=True)
     u_D = control(updated.config.hidden_size, updated.device)
     losses = []

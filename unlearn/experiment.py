@@ -16,7 +16,7 @@ from pathlib import Path
 from hydra.utils import instantiate
 
 from unlearn.config.identity import run_folder
-from unlearn.config.schema import SPAN, Config, unshared
+from unlearn.config.schema import Config, unshared
 from unlearn.data.batches import batches
 from unlearn.data.corpora import Topic
 from unlearn.errors import UserError, describe
@@ -108,7 +108,7 @@ def _train(runs: list[ActiveRun], shared: Config, inputs: Inputs) -> None:
     if not runs:
         return
     layer, parameters = shared.model.layer, shared.model.parameters
-    cut = CutModel(load_up_to(inputs.source, layer), layer, SPAN, parameters)
+    cut = CutModel(load_up_to(inputs.source, layer), layer, parameters=parameters)
     say(f"Trained parameters: {', '.join(cut.frozen)}")
     pairs: list[tuple[ActiveRun, Variant]] = []
     for active in runs:

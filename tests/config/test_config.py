@@ -2,8 +2,10 @@
 
 import pytest
 
+from unlearn.config import schema
 from unlearn.config.identity import identity, run_folder, run_name
 from unlearn.errors import UserError, nearest
+from unlearn.models import architectures
 
 BAD = {
     "rna.nu=-1": r"rna\.nu=-1 is not allowed: it must be a finite number >= 0",
@@ -146,3 +148,8 @@ def test_unknown_switches_are_named(conf, override, message):
     with pytest.raises(UserError) as error:
         conf("method=adaptive_rmu", override)
     assert message in str(error.value)
+
+
+def test_the_trained_layers_of_the_check_are_those_of_the_cut():
+    """`unlearn.config` must not import `unlearn.models`, so the number stands twice."""
+    assert schema.SPAN == architectures.SPAN

@@ -6,7 +6,7 @@ from scipy import stats
 
 from tests.analysis.made_up import ROLES, made_up_run
 from unlearn.analysis.compare import compare, compare_runs, differing_questions, read_record
-from unlearn.analysis.compare import main as compare_main
+from unlearn.cli.main import main
 from unlearn.evaluate.statistics import paired
 
 
@@ -96,8 +96,7 @@ def test_comparing_in_the_terminal(tmp_path, monkeypatch, capsys):
     right = {("mmlu", "default"): [True] * 3 + [False] * 7}
     made_up_run(tmp_path / "a", answers=right)
     made_up_run(tmp_path / "b", answers={("mmlu", "default"): [True] * 8 + [False] * 2})
-    monkeypatch.setattr("sys.argv", ["compare", str(tmp_path / "a"), str(tmp_path / "b")])
-    compare_main()
+    main(["compare", str(tmp_path / "a"), str(tmp_path / "b")])
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.split()[:2] == ["mmlu", "default"]]
     assert "+50.0" in line
     assert line.split()[-1] == "0.062"  # 2 / 2^5: five questions, all won
@@ -109,6 +108,5 @@ def test_comparing_in_the_terminal(tmp_path, monkeypatch, capsys):
 def test_a_broken_run_ends_with_one_line(broken, told, tmp_path, monkeypatch):
     a, b = made_up_run(tmp_path / "a"), made_up_run(tmp_path / "b")
     (b / broken).write_text('{"torn')
-    monkeypatch.setattr("sys.argv", ["compare", str(a), str(b)])
     with pytest.raises(SystemExit, match=f"Error: .*{told}"):
-        compare_main()
+        main(["compare", str(a), str(b)])

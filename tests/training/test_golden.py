@@ -47,16 +47,16 @@ class Replay:
     records: list[Record]
 
 
-def replay(folder: Path, name: str) -> Replay:
+def replay(folder: Path, name: str, device: str = "cpu") -> Replay:
     golden = json.loads((folder / "golden.json").read_text())
     expected, stored = golden["runs"][name], load_file(folder / f"{name}.safetensors")
-    source = Source(str(folder / "model"), attn_implementation="eager", dtype="float32", device="cpu")
+    source = Source(str(folder / "model"), attn_implementation="eager", dtype="float32", device=device)
     cut = CutModel(load_up_to(source, golden["layer"]), golden["layer"])
-    controls = {topic: stored[f"control.{topic}"] for topic in ("bio", "cyber")}
+    controls = {topic: stored[f"control.{topic}"].to(cut.device) for topic in ("bio", "cyber")}
 
     def augment(target_BTD, _counted_BT, _topic, step):
         noise_BTD = torch.randn(target_BTD.shape, generator=torch.Generator().manual_seed(1000 + step))
-        return target_BTD + noise_BTD * expected["nu"]
+        return target_BTD + noise_BTD.to(target_BTD.device) * expected["nu"]
 
     objective = Misdirection(method(expected), controls, golden["alpha"], "none", augment)
     settings = golden["optimizer"] | {"precision": "model", "optimizer": "adamw_published"}

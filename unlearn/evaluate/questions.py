@@ -13,7 +13,7 @@ from typing import Any
 from transformers import AutoModel, PreTrainedTokenizerBase
 
 from unlearn.config.identity import RESULTS_VERSION
-from unlearn.config.schema import NGRAM_QUERIES, SPAN, Config
+from unlearn.config.schema import NGRAM_QUERIES, Config
 from unlearn.data.corpora import corpus_sha256, documents
 from unlearn.evaluate.cache import cache_place
 from unlearn.evaluate.ngrams import embedded, in_context, rank_ngrams
@@ -106,7 +106,7 @@ def _ngram_lists(config: Config, source: Source, tokenizer: PreTrainedTokenizerB
         return json.loads(file.read_text())
 
     if settings.encoder is None:
-        cut = CutModel(load_up_to(source, config.model.layer), config.model.layer, SPAN, config.model.parameters)
+        cut = CutModel(load_up_to(source, config.model.layer), config.model.layer, parameters=config.model.parameters)
         measure = partial(in_context, cut=cut, tokenizer=tokenizer, window=settings.window)
     else:
         encoder = Source(settings.encoder, device=source.device)

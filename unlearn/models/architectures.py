@@ -7,6 +7,8 @@ from torch import nn
 
 from unlearn.errors import UserError
 
+SPAN = 3  # trained layers: l-2, l-1 and l (section 6.2)
+
 # Names of the MLP's down projection inside a decoder layer, by architecture; the first that exists is trained.
 DOWN_PROJECTIONS = (
     "mlp.down_proj.weight",  # Llama, Mistral, Qwen, Gemma, OLMo 2, Phi-3

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from unlearn.errors import UserError
-from unlearn.models.architectures import decoder_layers, parameter_names
+from unlearn.models.architectures import SPAN, decoder_layers, parameter_names
 
 
 class _Recorder(nn.Module):
@@ -133,7 +133,7 @@ class CutModel:
     """
 
     def __init__(
-        self, model: transformers.PreTrainedModel, layer: int, span: int = 3, parameters: list[str] | None = None
+        self, model: transformers.PreTrainedModel, layer: int, span: int = SPAN, parameters: list[str] | None = None
     ) -> None:
         self.model, self.layer = model, layer
         self._stack = decoder_layers(model)

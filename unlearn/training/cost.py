@@ -13,8 +13,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from unlearn.config.schema import SPAN
-from unlearn.models.architectures import decoder_layers, parameter_names
+from unlearn.models.architectures import SPAN, decoder_layers, parameter_names
 
 
 @dataclass(frozen=True)

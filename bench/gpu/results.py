@@ -1,0 +1,66 @@
+"""Figures as they are measured: printed at once, and kept in a JSON file that is whole at any moment."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from unlearn.storage.files import write_json
+
+
+class Results:
+    """Rows of figures, each of a section and a case. An error of a case is a row, too, and the others go on."""
+
+    def __init__(self, file: Path | None, device: torch.device, options: dict[str, Any]) -> None:
+        self._file = file
+        self.rows: list[dict[str, Any]] = []
+        self.about = {
+            "date": time.strftime("%Y-%m-%d"),
+            "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or "CPU",
+            "driver": _driver() if device.type == "cuda" else None,
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "transformers": transformers.__version__,
+            "options": options,
+        }
+        print(json.dumps(self.about), flush=True)
+
+    @property
+    def failed(self) -> bool:
+        """Whether a case raised an error or a check did not pass."""
+        return any("error" in row or row.get("passed") is False for row in self.rows)
+
+    def add(self, section: str, case: str, **figures: Any) -> None:
+        """Keep and print a row."""
+        self.rows.append({"section": section, "case": case, **figures})
+        shown = "  ".join(f"{name} {_short(value)}" for name, value in figures.items())
+        print(f"{section}  {case}: {shown}", flush=True)
+        if self._file is not None:
+            write_json(self._file, {"about": self.about, "rows": self.rows})
+
+    def attempt(self, section: str, case: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+        """Add what `measure` returns, or its error; None in case of an error."""
+        start = time.perf_counter()
+        try:
+            figures = measure()
+        except Exception as error:  # a measurement that fails must not end the others
+            self.add(section, case, error=f"{type(error).__name__}: {str(error)[:300]}")
+            return None
+        self.add(section, case, **figures, wall_s=round(time.perf_counter() - start, 1))
+        return figures
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _driver() -> str | None:
+    file = Path("/proc/driver/nvidia/version")
+    return file.read_text().splitlines()[0].strip() if file.is_file() else None
