@@ -88,9 +88,17 @@ def control(dim: int, device: torch.device) -> torch.Tensor:
 def variants(cut: CutModel, nus: tuple[float, ...], precision: str = "master") -> list[Variant]:
     """RMU with RNA, a variant for each nu."""
     controls = {"bio": control(cut.dim, cut.device)}
+    noise = rna.Ahead(cut.dim, cut.device)
     return [
         make_variant(
-            Misdirection(RMU(C), controls, ALPHA, "padding", partial(rna.augment, nu=nu, scale="std", seed=SEED)),
+            Misdirection(
+                RMU(C),
+                controls,
+                ALPHA,
+                "padding",
+                partial(rna.augment, nu=nu, scale="std", seed=SEED, ahead=noise),
+                partial(noise.draw, nu=nu, seed=SEED),
+            ),
             cut.frozen,
             **OPTIMIZER,
             precision=precision,

@@ -110,10 +110,11 @@ def _train(runs: list[ActiveRun], shared: Config, inputs: Inputs) -> None:
     layer, parameters = shared.model.layer, shared.model.parameters
     cut = CutModel(load_up_to(inputs.source, layer), layer, parameters=parameters)
     say(f"Trained parameters: {', '.join(cut.frozen)}")
+    noise = rna.Ahead(cut.dim, cut.device)
     pairs: list[tuple[ActiveRun, Variant]] = []
     for active in runs:
         with active.catching_errors():
-            variant = _make_variant(active.config, cut, inputs.topics)
+            variant = _make_variant(active.config, cut, inputs.topics, noise)
             active.restore(variant)
             pairs.append((active, variant))
     if pairs:
@@ -164,14 +165,16 @@ def _train_variants(pairs: list[tuple[ActiveRun, Variant]], shared: Config, inpu
         )
 
 
-def _make_variant(config: Config, cut: CutModel, topics: list[Topic]) -> Variant:
+def _make_variant(config: Config, cut: CutModel, topics: list[Topic], noise: rna.Ahead) -> Variant:
     method = instantiate({key: value for key, value in config.method.items() if key != "name"})
     controls = {
         topic.name: method.control_vector(cut.dim, generator(config.seed, "control", topic.name)).to(cut.device)
         for topic in topics
     }
-    augment = partial(rna.augment, nu=config.rna.nu, scale=config.rna.scale, seed=config.seed)
-    objective = Misdirection(method, controls, config.loss.alpha, config.loss.mask, augment)
+    nu, scale = config.rna.nu, config.rna.scale
+    augment = partial(rna.augment, nu=nu, scale=scale, seed=config.seed, ahead=noise)
+    draw_ahead = partial(noise.draw, nu=nu, seed=config.seed)
+    objective = Misdirection(method, controls, config.loss.alpha, config.loss.mask, augment, draw_ahead)
     t = config.train
     return make_variant(
         objective,

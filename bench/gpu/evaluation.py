@@ -49,7 +49,8 @@ def measure(
         scorer = Scorer(model, load_tokenizer(Source(TOKENIZER)), tokens_per_batch)
         scorer._loglikelihood_tokens(_requests(prompts[:16]))  # warm
         seconds = seconds_of(lambda: scorer._loglikelihood_tokens(requests), device)
-        return _figures(seconds, flops, rate, device) | {"shares_prefixes": scorer.shares_prefixes}
+        shared = {"shares_prefixes": scorer.shares_prefixes, "tree_error": scorer.tree_error}
+        return _figures(seconds, flops, rate, device) | shared
 
     def theirs(size: int) -> dict[str, Any]:
         from lm_eval.models.huggingface import HFLM
@@ -63,12 +64,17 @@ def measure(
     def max_logits() -> dict[str, Any]:
         return _max_logits(model, prompts, shape, rate, device, tokens_per_batch)
 
-    results.attempt("c", f"ours, {tokens_per_batch} tokens a batch", ours)
-    for size in HF_BATCHES:
+    for cudnn in (False, True) if device.type == "cuda" else (True,):
+        torch.backends.cuda.enable_cudnn_sdp(cudnn)
+        note = "" if cudnn else ", cuDNN's attention off"
+        for _ in range(2):  # the first time, kernels are compiled for the shapes
+            release(device)
+            results.attempt("c", f"ours, {tokens_per_batch} tokens a batch{note}", ours)
+        for size in HF_BATCHES:
+            release(device)
+            results.attempt("c", f"lm-eval's hf, batch size {size}{note}", partial(theirs, size))
         release(device)
-        results.attempt("c", f"lm-eval's hf, batch size {size}", partial(theirs, size))
-    release(device)
-    results.attempt("c", f"MaxLogit, {GREEDY} tokens", max_logits)
+        results.attempt("c", f"MaxLogit, {GREEDY} tokens{note}", max_logits)
 
 
 def _prompts(count: int, vocabulary: int) -> tuple[list[list[int]], list[list[int]]]:

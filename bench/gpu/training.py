@@ -58,6 +58,7 @@ def measure(results: Results, config: MistralConfig, device: torch.device, batch
         bench.ours(length, 1, nu=0.0)
         bench.ours(length, MANY, nu=NU)
         if length == lengths[0]:
+            bench.ours(length, 1, nu=NU, log_every=1)
             bench.ours(length, MANY, nu=0.0)
             bench.ours(length, 1, nu=NU, precision="model")
             bench.ours(length, MANY, nu=NU, precision="model")
@@ -97,10 +98,13 @@ class _Bench:
         seconds = [seconds_of(partial(draw, step=step), self.device) for step in range(3)]
         self.results.add("b", "noise drawn on the host", seconds=min(seconds), threads=torch.get_num_threads())
 
-    def ours(self, length: int, count: int, *, nu: float, precision: str = "master") -> None:
+    def ours(
+        self, length: int, count: int, *, nu: float, precision: str = "master", log_every: int | None = None
+    ) -> None:
         """Our loop; the peak of the allocator against the estimate is section d's."""
         name = f"ours, {count} variants, {length} tokens, {precision}, {'RNA' if nu else 'no RNA'}"
-        figures = self.results.attempt("b", name, lambda: self._ours(length, count, nu, precision))
+        name += "" if log_every is None else f", log_every={log_every}"
+        figures = self.results.attempt("b", name, lambda: self._ours(length, count, nu, precision, log_every))
         release(self.device)
         if figures is None or figures["peak_gb"] is None:
             return
@@ -113,7 +117,7 @@ class _Bench:
             "d", name, peak_gb=figures["peak_gb"], estimated_gb=memory / 1e9, ratio=ratio, passed=0.85 <= ratio <= 1
         )
 
-    def _ours(self, length: int, count: int, nu: float, precision: str) -> dict[str, Any]:
+    def _ours(self, length: int, count: int, nu: float, precision: str, log_every: int | None) -> dict[str, Any]:
         release(self.device)
         steps = WARM + (8 if count == 1 else 4)
         config = type(self.config)(**{**self.config.to_dict(), "num_hidden_layers": shapes.LAYER + 1})
@@ -122,7 +126,7 @@ class _Bench:
         points = shapes.variants(cut, nus, precision)
         clock = Clock(self.device, ahead=1)
         stream = clock.watch(self.stream(length, steps))
-        train(cut, points, stream, mask_padding=False, log_every=steps, on_record=lambda *_: None)
+        train(cut, points, stream, mask_padding=False, log_every=log_every or steps, on_record=lambda *_: None)
         flops = self.shape.training_step(self.parts(length), count, frozen_forget=False)
         return self.figures(clock.stop(steps), length, flops)
 

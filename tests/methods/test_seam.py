@@ -44,6 +44,9 @@ class NPO:
         retain = -self.loglikelihood_B(updated.hidden("retain"), batch.retain).mean()
         return Losses(forget, retain, self.alpha, lambda: {"ratio": ratio_B.detach().mean()})
 
+    def prepare(self, batch: Batch) -> None:
+        pass
+
     def state(self) -> dict[str, Tensor]:
         return {}
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -12,7 +13,7 @@ from unlearn.data.corpora import Topic
 from unlearn.methods.misdirection import Misdirection
 from unlearn.methods.objective import Losses
 from unlearn.methods.rmu import RMU
-from unlearn.methods.rna import augment
+from unlearn.methods.rna import Ahead, augment
 from unlearn.models.cutting import CutModel
 from unlearn.training.loop import train
 from unlearn.training.optimizer import schedule
@@ -31,7 +32,7 @@ def objective(nu=0.0, c=2.0, alpha=3.0):
     return Misdirection(RMU(c), controls, alpha, "padding", partial(augment, nu=nu, scale="std", seed=0))
 
 
-def run(cut, variants, steps=4, log_every=1):
+def run(cut, variants, steps=4, log_every=1, **how):
     records = [[] for _ in variants]
     stream = batches(TOPICS, steps=steps, batch_size=2, pad_id=0, side="right")
     place = {id(v): i for i, v in enumerate(variants)}
@@ -39,7 +40,7 @@ def run(cut, variants, steps=4, log_every=1):
     def on_record(variant, record):
         records[place[id(variant)]].append(record)
 
-    train(cut, variants, stream, mask_padding=False, log_every=log_every, on_record=on_record)
+    train(cut, variants, stream, mask_padding=False, log_every=log_every, on_record=on_record, **how)
     return records
 
 
@@ -144,23 +145,59 @@ def test_a_master_copy_keeps_updates_that_bfloat16_loses(tiny_llama):
     assert all(in_master > 0.9 and in_model < 0.1 for in_master, in_model in moved.values())
 
 
-def test_a_loss_that_is_not_finite_stops_its_variant_only(tiny_llama):
+@pytest.mark.parametrize(("late", "log_every"), [(False, 1), (False, 10), (True, 1), (True, 10)])
+def test_a_loss_that_is_not_finite_stops_its_variant_only(tiny_llama, late, log_every):
+    """Late as on a GPU, where the host does not wait for the loss: the update of the wrong step must do nothing."""
     cut = CutModel(tiny_llama, 3)
     good = objective()
 
-    def bad(batch, frozen, updated):
-        losses = good(batch, frozen, updated)
-        return Losses(losses.forget * (math.nan if batch.step == 2 else 1), losses.retain, losses.alpha, losses.facts)
+    class Bad:
+        """Not finite at step 2, in the loss and so in the gradients."""
 
-    variants = [make_variant(o, cut.frozen, **SETTINGS) for o in (bad, good)]
+        prepare, state, restore = good.prepare, good.state, good.restore
+
+        def __call__(self, batch, frozen, updated):
+            losses = good(batch, frozen, updated)
+            wrong = math.nan if batch.step == 2 else 1
+            return Losses(losses.forget * wrong, losses.retain, losses.alpha, losses.facts)
+
+    variants = [make_variant(o, cut.frozen, **SETTINGS) for o in (Bad(), good)]
     reference = make_variant(good, cut.frozen, **SETTINGS)
-    records = run(cut, variants)
+    records = run(cut, variants, steps=6, log_every=log_every, check_late=late)
     run(cut, [reference], steps=2)
     assert "nan at step 2, topic bio" in variants[0].error
-    assert [r.step for r in records[0]] == [0, 1]  # what was logged stays
-    assert [r.step for r in records[1]] == [0, 1, 2, 3]
-    assert variants[1].error is None
+    assert variants[0].progress.steps == 2
     assert all(torch.equal(variants[0].weights[n], reference.weights[n]) for n in reference.weights)
+    assert [r.step for r in records[0]] == ([0, 1] if log_every == 1 else [0])  # what was logged stays
+    assert [r.step for r in records[1]] == (list(range(6)) if log_every == 1 else [0, 5])
+    assert variants[1].error is None
+
+
+def test_late_checks_and_noise_drawn_ahead_change_nothing(tiny_llama):
+    cut = CutModel(tiny_llama, 3)
+    ahead = Ahead(cut.dim, cut.device, always=True)
+
+    def with_noise_ahead(seed):
+        o = objective(nu=0.3)
+        return replace(
+            o,
+            augment=partial(augment, nu=0.3, scale="std", seed=seed, ahead=ahead),
+            draw_ahead=partial(ahead.draw, nu=0.3, seed=seed),
+        )
+
+    plain = [replace(objective(), augment=partial(augment, nu=0.3, scale="std", seed=s)) for s in (0, 0, 1)]
+    plain, late = (
+        [make_variant(o, cut.frozen, **SETTINGS) for o in objectives]
+        for objectives in (plain, [with_noise_ahead(s) for s in (0, 0, 1)])
+    )
+    lines = [
+        [[(r.step, r.loss, r.gradient_norm) for r in records] for records in run(cut, variants, steps=6, **how)]
+        for variants, how in ((plain, {}), (late, {"check_late": True}))
+    ]
+    assert lines[0] == lines[1]
+    for a, b in zip(plain, late, strict=True):
+        assert all(torch.equal(a.weights[n], b.weights[n]) for n in a.weights)
+    assert not torch.equal(*(late[i].weights[next(iter(cut.frozen))] for i in (0, 2)))
 
 
 def test_the_first_and_the_last_step_are_always_logged(tiny_llama):

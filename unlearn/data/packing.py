@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from unlearn.data.batches import Padded
+from unlearn.data.batches import Padded, to_device
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Packed:
 
     def to(self, device: torch.device) -> Packed:
         """The same on another device."""
-        return Packed(self.ids_RL.to(device), self.positions_RL.to(device), self.places)
+        return Packed(to_device(self.ids_RL, device), to_device(self.positions_RL, device), self.places)
 
     def unpack(self, h_RLD: Tensor) -> Tensor:
         """The rows of the batch again, padded on the right with zeros: [B, T, D]."""

@@ -25,7 +25,8 @@ class Misdirection:
 
     `controls` holds each topic's control vector (float32 [D]) on the model's device; `mask` says which positions
     the losses count (see `losses.counted_positions`); `augment` is RNA: from the frozen retain representation
-    [B, T, D], its counted positions [B, T], the topic and the step to the retain target [B, T, D].
+    [B, T, D], its counted positions [B, T], the topic and the step to the retain target [B, T, D]. `draw_ahead` is
+    given the counted positions, the topic and the step of the next batch, so that RNA can draw its noise ahead.
     """
 
     method: Method
@@ -33,6 +34,7 @@ class Misdirection:
     alpha: float
     mask: str
     augment: Callable[[Tensor, Tensor, str, int], Tensor]
+    draw_ahead: Callable[[Tensor, str, int], None] = lambda *_: None
 
     def __call__(self, batch: Batch, frozen: View, updated: View) -> Losses:
         """Forget and retain loss, with norms, cosine to the target and retain drift beside them."""
@@ -67,6 +69,10 @@ class Misdirection:
             self.alpha,
             facts,
         )
+
+    def prepare(self, batch: Batch) -> None:
+        """Begin to draw the noise of the next step."""
+        self.draw_ahead(counted_positions(batch.retain.mask_BT, self.mask), batch.topic, batch.step)
 
     def state(self) -> dict[str, Tensor]:
         """Control vectors {"control.TOPIC": [D]}, and what the method measured."""

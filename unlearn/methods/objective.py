@@ -47,6 +47,13 @@ class Objective(Protocol):
         """Losses on one batch, differentiable in the updated model's weights."""
         ...
 
+    def prepare(self, batch: Batch) -> None:
+        """Called with the batch of the next step, on the CPU, before this step is computed: draw random numbers ahead.
+
+        Returns at once. Most objectives have nothing to prepare.
+        """
+        ...
+
     def state(self) -> dict[str, Tensor]:
         """Random and measured quantities that belong to the run's record: {name: tensor}."""
         ...

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import resource
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -94,6 +94,7 @@ def train(
     on_record: Callable[[Variant, Record], None],
     checkpoint_every: int | None = None,
     on_checkpoint: Callable[[Variant], None] = lambda _: None,
+    check_late: bool | None = None,
 ) -> None:
     """Update every variant on every batch, except on those that it has been trained on before.
 
@@ -103,12 +104,17 @@ def train(
         on_record: called with every `log_every`-th step's record, the first and the last included.
         on_checkpoint: called with each variant after every `checkpoint_every`-th step, except the last one.
 
+        check_late: look at a step's loss only when the next step begins, so that the host never waits for the device
+            in a step that is not logged. By default on a GPU.
+
     A variant whose loss is not finite stops there, with `error` set and its matrices as before that step; the
     others go on.
     """
     running = list(variants)
     clock = _Clock()
-    for batch, last in _mark_last(batches):
+    late = cut.device.type == "cuda" if check_late is None else check_late
+    checks: dict[int, _LossCheck] = {}  # id of a variant -> its last step, not yet checked
+    for batch, last, following in _look_ahead(batches):
         tokens = int(batch.forget.mask_BT.sum() + batch.retain.mask_BT.sum())
         clock.count(tokens)
         shared = _Shared(cut, batch, mask_padding)
@@ -116,32 +122,85 @@ def train(
         frozen = _View(shared, cut.frozen)
         logged = last or batch.step % log_every == 0
         records: list[tuple[Variant, Record]] = []
-        for variant in (v for v in running if v.progress.steps == batch.step):
+        if following is not None:
+            for variant in running:
+                variant.objective.prepare(following)
+        for variant in running:
+            _finish_check(variant, checks)
+        for variant in (v for v in running if v.error is None and v.progress.steps == batch.step):
             losses = variant.objective(batch, frozen, _View(shared, variant.weights))
-            if not torch.isfinite(losses.total):
-                variant.error = _not_finite(batch, losses)
+            checks[id(variant)] = _LossCheck(batch, losses)
+            if not late and not _finish_check(variant, checks):
                 continue
             losses.total.backward()
             if logged:
                 records.append((variant, _record(batch, losses, variant, tokens)))
-            for group in variant.optimizer.param_groups:
-                group["lr"] = variant.lr(batch.step)
-            variant.optimizer.step()
-            variant.optimizer.zero_grad()  # at once: gradients of all variants together would fill the memory
+            _update(variant, batch.step, checks.get(id(variant)))
             before = variant.progress
             variant.progress = Progress(batch.step + 1, before.tokens + tokens, before.seconds)
         for variant, record in records:  # only now: a step takes what all variants take
-            on_record(variant, clock.timed(record))
+            if _finish_check(variant, checks):
+                on_record(variant, clock.timed(record))
         running = [v for v in running if v.error is None]
         for variant in (v for v in running if v.progress.steps == batch.step + 1):
             variant.progress = replace(variant.progress, seconds=variant.progress.seconds + clock.since_step)
-            if checkpoint_every and variant.progress.steps % checkpoint_every == 0 and not last:
+            due = checkpoint_every and variant.progress.steps % checkpoint_every == 0 and not last
+            if due and _finish_check(variant, checks):
                 on_checkpoint(variant)
         clock.step()
         if logged:
             clock.lap()
         if not running:
             return
+
+
+class _LossCheck:
+    """A step's losses on their way to the host, and whether they are finite. On a GPU nothing waits for them."""
+
+    def __init__(self, batch: Batch, losses: Losses) -> None:
+        self.step, self._topic = batch.step, batch.topic
+        values_3 = torch.stack([losses.total.detach(), losses.forget.detach(), losses.retain.detach()])
+        self.not_finite = (~values_3[0].isfinite()).float()  # on the device
+        self._ready: torch.cuda.Event | None = None
+        if values_3.device.type == "cuda":
+            self._values_3 = torch.empty(3, dtype=values_3.dtype, pin_memory=True).copy_(values_3, non_blocking=True)
+            self._ready = torch.cuda.Event()
+            self._ready.record()
+        else:
+            self._values_3 = values_3
+
+    def problem(self) -> str | None:
+        """A sentence if the loss is not finite. Waits until the loss is computed."""
+        if self._ready is not None:
+            self._ready.synchronize()
+        total, forget, retain = self._values_3.tolist()
+        if math.isfinite(total):
+            return None
+        return (
+            f"the loss became {total} at step {self.step}, topic {self._topic} (forget loss {forget:g}, retain loss "
+            f"{retain:g}). What was logged before is in train.jsonl. A lower train.lr or a lower coefficient of the "
+            f"method may help."
+        )
+
+
+def _finish_check(variant: Variant, checks: dict[int, _LossCheck]) -> bool:
+    """Check the variant's last step if that has not been done: whether all is well. If not, the step is undone."""
+    check = checks.pop(id(variant), None)
+    problem = None if check is None else check.problem()
+    if check is not None and problem is not None:
+        variant.error = problem
+        variant.progress = replace(variant.progress, steps=check.step)
+    return variant.error is None
+
+
+def _update(variant: Variant, step: int, check: _LossCheck | None) -> None:
+    """The optimizer's update; none, without the host knowing, if the loss of an unfinished check is not finite."""
+    optimizer = variant.optimizer
+    optimizer.found_inf = None if check is None else check.not_finite  # type: ignore[attr-defined]
+    for group in optimizer.param_groups:
+        group["lr"] = variant.lr(step)
+    optimizer.step()
+    optimizer.zero_grad()  # at once: gradients of all variants together would fill the memory
 
 
 class _Clock:
@@ -169,14 +228,6 @@ class _Clock:
         return replace(record, seconds=record.seconds + self.since_step, tokens_per_second=rate)
 
 
-def _not_finite(batch: Batch, losses: Losses) -> str:
-    return (
-        f"the loss became {losses.total.item()} at step {batch.step}, topic {batch.topic} (forget loss "
-        f"{losses.forget.item():g}, retain loss {losses.retain.item():g}). What was logged before is in train.jsonl. "
-        f"A lower train.lr or a lower coefficient of the method may help."
-    )
-
-
 def _record(batch: Batch, losses: Losses, variant: Variant, tokens: int) -> Record:
     """Of a step that is not over: the clock completes it."""
     gradients = [w.grad for w in variant.weights.values() if w.grad is not None]
@@ -202,12 +253,11 @@ def peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def _mark_last(batches: Iterable[Batch]) -> Iterable[tuple[Batch, bool]]:
-    """Each batch, and whether it is the last one."""
-    previous = None
-    for batch in batches:
-        if previous is not None:
-            yield previous, False
-        previous = batch
-    if previous is not None:
-        yield previous, True
+def _look_ahead(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool, Batch | None]]:
+    """Each batch, whether it is the last one, and the next one."""
+    stream = iter(batches)
+    batch = next(stream, None)
+    while batch is not None:
+        following = next(stream, None)
+        yield batch, following is None, following
+        batch = following

@@ -22,9 +22,9 @@ from unlearn.sweeps.slurm import queue
 from unlearn.sweeps.sweep import Sweep
 
 pytestmark = pytest.mark.slurm
-EVERY = 20
+EVERY, STEPS = 20, 300  # after the first checkpoint, SLURM needs some seconds to end a job
 SHORT = ("train.steps=4", "eval=none")
-LONG = ("train.steps=100", f"train.checkpoint_every={EVERY}", "eval=toy", "eval.limit=4")
+LONG = (f"train.steps={STEPS}", f"train.checkpoint_every={EVERY}", "eval=toy", "eval.limit=4")
 CYCLE = "data.on_exhausted=cycle"
 MINUTES = 240  # seconds that anything here may take before it counts as hanging
 
@@ -252,7 +252,7 @@ def test_what_a_disk_too_full_for_a_line_ends_goes_on_when_there_is_room(filled,
     code, output = ended(launch(*arguments))
     assert code == 0, output
     equal_runs(folder, whole)
-    assert json.loads((folder / "train.jsonl").read_text().splitlines()[-1])["step"] == 99
+    assert json.loads((folder / "train.jsonl").read_text().splitlines()[-1])["step"] == STEPS - 1
 
 
 def test_a_job_runs_the_code_and_configuration_of_its_submission(lab, launch, conf, tmp_path):
