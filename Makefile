@@ -12,7 +12,7 @@ NOISE_SCALES := reproduce-nu-rmu reproduce-nu-adaptive_rmu reproduce-nu-rsv
 REPRODUCED := reproduce-seeds reproduce-coefficients $(NOISE_SCALES) reproduce-theorems reproduce-layers
 
 .DEFAULT_GOAL := help
-.PHONY: help run reproduce $(REPRODUCED) test test-all test-slurm test-browser test-crash lint format bench bench-eval toy smollm2 clean
+.PHONY: help run reproduce $(REPRODUCED) test test-all test-slurm test-browser test-crash lint format bench bench-eval bench-gpu toy smollm2 clean
 
 help: ## show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -97,6 +97,9 @@ bench: $(INSTALLED) ## time and memory of training against a plain baseline (abo
 
 bench-eval: $(INSTALLED) smollm2 ## our evaluation against lm-eval's own: make bench-eval ARGS="--local-dir DIR" (a folder with MMLU)
 	$(BIN)/python -m bench.eval $(ARGS)
+
+bench-gpu: $(INSTALLED) ## everything that is measured on a GPU (six minutes on an H100): bench/gpu_results.json
+	$(BIN)/python -m bench.gpu -o bench/gpu_results.json $(ARGS)
 
 toy: $(INSTALLED) ## rebuild the embedded world and model from their seed (about 15 minutes)
 	$(BIN)/unlearn toy $(ARGS)

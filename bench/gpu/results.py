@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -63,4 +64,5 @@ def _short(value: Any) -> str:
 
 def _driver() -> str | None:
     file = Path("/proc/driver/nvidia/version")
-    return file.read_text().splitlines()[0].strip() if file.is_file() else None
+    found = re.search(r"\d+\.\d+(\.\d+)?", file.read_text()) if file.is_file() else None
+    return found[0] if found else None

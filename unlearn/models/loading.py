@@ -124,8 +124,7 @@ def _cached(source: Source, name: str) -> str | None:
 
 def load_whole(source: Source) -> transformers.PreTrainedModel:
     """The whole language model, for evaluation and export: in eval mode, nothing requires gradients."""
-    model = _from_pretrained(AutoModelForCausalLM, source.path, source, **source.origin())
-    return model.to(source.torch_device).eval().requires_grad_(False)
+    return _placed(_from_pretrained(AutoModelForCausalLM, source.path, source, **source.origin()), source)
 
 
 def load_up_to(source: Source, layer: int) -> transformers.PreTrainedModel:
@@ -145,6 +144,15 @@ def load_up_to(source: Source, layer: int) -> transformers.PreTrainedModel:
             folder = _pruned_checkpoint(source, layer, Path(scratch))
             origin = {} if folder != source.path else source.origin()
             model = _from_pretrained(AutoModel, folder, source, config=config, **origin)
+    return _placed(model, source)
+
+
+def _placed(model: transformers.PreTrainedModel, source: Source) -> transformers.PreTrainedModel:
+    """The model on its device, in eval mode; nothing requires gradients."""
+    if source.torch_device.type == "cuda":
+        # cuDNN's attention prepares a plan for every new shape. Batches of an evaluation and steps of a generation have
+        # many: MaxLogit of 1000 questions took 22 s with it and 10 s without (docs/benchmarks.md).
+        torch.backends.cuda.enable_cudnn_sdp(False)
     return model.to(source.torch_device).eval().requires_grad_(False)
 
 
