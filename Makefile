@@ -26,7 +26,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 run: $(INSTALLED) ## unlearn on the embedded model: make run ARGS="method=adaptive_rmu rna.nu=0.08"
 	$(BIN)/python launch.py $(ARGS)
 
-# The embedded model's settings were chosen on seeds 0 to 49 (docs/log.md), so others judge them: five, or three of them.
+# The embedded model's settings were chosen on seeds 0 to 49 (docs/log/embedded_model.md), so others judge them: five, or three of them.
 # They name the folder, so that a later choice of them does not meet these runs.
 SEEDS := 50,51,52,53,54
 THREE := 50,51,52
