@@ -25,7 +25,7 @@ Correct = dict[tuple[str, str], dict[int, bool]]  # (task, query) -> question ->
 
 
 def read_samples(run_dir: Path, wanted: Iterable[tuple[str, str]] | None = None, model: str = "unlearned") -> Correct:
-    """What the run's "unlearned" or "base" model answered rightly: all, or what there is of some tasks and queries."""
+    """Which questions the run's "unlearned" or "base" model answered correctly, in all or in some tasks and queries."""
     root = run_dir / "samples" / model
     if wanted is None:
         files = sorted(root.rglob("*.jsonl"))
@@ -58,9 +58,9 @@ def read_record(run_dir: Path) -> dict[str, Any]:
 
 
 def differing_questions(a: dict[str, Any], b: dict[str, Any], query: str, role: str | None = None) -> str | None:
-    """Why the answers of two runs, of two run.json, to a kind of query, of a role, cannot be paired; None if they can.
+    """Why the answers of two runs to a kind of query of a role cannot be paired; None if they can.
 
-    Runs over different subsets can: what both were asked is paired.
+    Runs over different subsets can be paired on their common questions.
     """
     left, right = (asked(record, query, role) for record in (a, b))
     shared = left.keys() & right.keys() - {"limit", "subset"}  # none if one of them was not asked
@@ -98,7 +98,7 @@ def compare(a: Correct, b: Correct, roles: Mapping[str, Sequence[str]] | None = 
 
 
 def compare_runs(a: Path, b: Path) -> tuple[dict[tuple[str, str], Paired], dict[str, str]]:
-    """`compare` of two runs' folders, and for each query that both were asked otherwise, why it is left out.
+    """`compare` for two runs' folders, and why a query is left out if the two were asked different questions.
 
     Raises UserError for a folder without a run or without answers, and for answers that cannot be read.
     """

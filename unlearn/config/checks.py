@@ -1,4 +1,4 @@
-"""What the configuration's types cannot say: ranges, choices, and what must hold between keys.
+"""Checks beyond types: ranges, choices, and conditions between keys.
 
 Each check yields a sentence for every problem: which key, what was given, what is allowed.
 """

@@ -1,4 +1,4 @@
-"""Compose conf/ outside of a Hydra job, as for a command line."""
+"""Composing conf/ outside of a Hydra job."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ CONF = Path(__file__).parents[2] / "conf"
 
 
 def composed(overrides: list[str]) -> Any:
-    """conf/ with these overrides, as on launch.py's command line, not yet checked."""
+    """The configuration that launch.py composes from these overrides, not yet checked. Raises Hydra's errors."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", overrides)

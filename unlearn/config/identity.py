@@ -25,7 +25,7 @@ def identity(config: Config) -> dict[str, Any]:
     model, data, evaluation = plain["model"], plain["data"], plain["eval"]
     for key in ("path", "gguf_file", "device", "num_layers", "trust_remote_code"):
         model.pop(key)
-    for key in ("methods", "grids", "masks", "schedules", "alpha", "lr"):  # what other keys take their values from
+    for key in ("methods", "grids", "masks", "schedules", "alpha", "lr"):  # other keys take their values from these
         model.pop(key)
     for topic in data["topics"].values():
         for key in ("forget", "retain"):
@@ -33,13 +33,13 @@ def identity(config: Config) -> dict[str, Any]:
                 topic.pop(key)
     if isinstance(evaluation["forget_tokens"], str):
         evaluation.pop("forget_tokens")
-    if not evaluation["asked_of"]:  # as below
+    if not evaluation["asked_of"]:  # runs from before this key keep their names
         evaluation.pop("asked_of")
     for key in ("include_path", "local_dir", "tokens_per_batch"):
         evaluation.pop(key)
     for key in ("log_every", "checkpoint_every", "force"):
         plain["train"].pop(key)
-    if plain["train"]["schedule"] == "constant":  # what there was before this key: those runs keep their names
+    if plain["train"]["schedule"] == "constant":  # runs from before this key keep their names
         plain["train"].pop("schedule")
     for key in ("preset", "tracker", "output_root", "output_dir"):
         plain.pop(key)

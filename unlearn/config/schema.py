@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import MISSING
 
 SPAN = 3  # trained layers: l-2, l-1, l (section 6.2)
-# What runs in one process have in common.
+# Keys that must be equal for runs that share a process.
 SHARED = (
     "model",
     "data",
@@ -36,7 +36,7 @@ NORMS = ("sample", "first_batch")
 
 @dataclass
 class PresetConfig:
-    """Where the default and the published code differ; the keys that take these values may also be set alone."""
+    """Values that differ between the default and the published code. Other keys refer to them."""
 
     name: str = MISSING
     mask: str = MISSING
@@ -115,7 +115,7 @@ class TrainConfig:
     steps: int = MISSING
     batch_size: int = MISSING
     lr: float = MISSING
-    schedule: str = "constant"  # as runs of before this key were trained
+    schedule: str = "constant"  # runs from before this key had a constant rate
     betas: list[float] = MISSING
     optimizer: str = MISSING
     eps: float = MISSING
@@ -128,7 +128,7 @@ class TrainConfig:
 
 @dataclass
 class MaxLogitConfig:
-    """MaxLogit (Eq. 11): of the tasks of which roles, in which queries, over how many greedy tokens (0: off)."""
+    """MaxLogit (Eq. 11): the roles and kinds of query it is measured on, and the number of greedy tokens (0: off)."""
 
     roles: list[str] = MISSING
     queries: list[str] = MISSING
@@ -154,7 +154,9 @@ class EvalConfig:
     include_path: str | None = MISSING
     local_dir: str | None = MISSING
     queries: list[str] = MISSING
-    asked_of: dict[str, list[str]] = field(default_factory=dict)  # query -> its roles; one that is missing: all
+    asked_of: dict[str, list[str]] = field(
+        default_factory=dict
+    )  # query -> the roles that it is asked of; without an entry, all
     forget_tokens: Any = MISSING  # list of str, the path of a file with one a line, or corpus:TOPIC
     replaced: int = MISSING
     position: str = MISSING
@@ -201,7 +203,7 @@ class Config:
 
 
 def unshared(a: Config, b: Config) -> Iterator[str]:
-    """The keys of `SHARED` in which two configurations differ: with one, they cannot share a process."""
+    """The keys of `SHARED` in which two configurations differ. If there are any, they cannot share a process."""
     return (key for key in SHARED if attrgetter(key)(a) != attrgetter(key)(b))
 
 

@@ -1,7 +1,6 @@
-"""From Hydra's composed configuration to a typed, resolved and checked one (`unlearn.schema`, `unlearn.checks`).
+"""From Hydra's composed configuration to a typed, resolved and checked one (`schema.py`, `checks.py`).
 
-It imports nothing heavy: whatever is wrong with a configuration is said within a second, before torch, transformers,
-datasets or lm_eval are loaded.
+It imports nothing heavy, so that a mistake is reported within a second.
 """
 
 from __future__ import annotations
@@ -82,7 +81,7 @@ def _resolve(raw: DictConfig) -> DictConfig:
         except MissingMandatoryValue:
             raise UserError(f"{key}: no value was given. Set it with {key}=VALUE.") from None
         except OmegaConfBaseException as error:
-            # OmegaConf keeps only the text of what a resolver raises.
+            # OmegaConf keeps only the message of an error in a resolver.
             if own := re.search(r"UserError raised while resolving interpolation: (.*)", str(error)):
                 raise UserError(f"{key}: {own[1]}.") from None
             raise UserError(_missing_reference(resolved, key, str(node))) from None

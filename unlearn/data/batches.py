@@ -22,7 +22,7 @@ class Padded:
     mask_BT: Tensor
 
     def to(self, device: torch.device) -> Padded:
-        """The same batch on another device; on a GPU without waiting for it."""
+        """The same batch on another device. The host does not wait for a GPU."""
         return Padded(to_device(self.ids_BT, device), to_device(self.mask_BT, device))
 
 
@@ -78,5 +78,5 @@ def pad(rows: list[list[int]], pad_id: int, side: str) -> Padded:
 
 
 def documents_needed(steps: int, batch_size: int, topics: int) -> int:
-    """Documents that the busiest topic takes from each of its corpora."""
+    """The number of documents that training takes from each corpus, at most."""
     return -(-steps // topics) * batch_size

@@ -1,7 +1,7 @@
-"""From corpora to batches of token ids: what is forgotten and what is retained, topic by topic.
+"""Reading and tokenising corpora: the forget and retain documents of each topic.
 
-A corpus is a file (.jsonl with {"text": ...} a line, or .txt with a document a line) or a data set of the hub,
-written hub:REPOSITORY:CONFIGURATION:SPLIT. Documents are taken in file order. B batch, T tokens.
+A corpus is a file (.jsonl with {"text": ...} on each line, or .txt with a document on each line) or a data set of the
+hub, written hub:REPOSITORY:CONFIGURATION:SPLIT. Documents are taken in file order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from unlearn.errors import UserError
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents in order, where each came from, and the SHA-256 of the whole."""
+    """Documents in file order, the place of each, and the SHA-256 of the corpus."""
 
     texts: list[str]
     places: list[str]  # "FILE:LINE" or "REPOSITORY row N", for error messages
@@ -28,7 +28,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Topic:
-    """One topic's tokenised documents, as many as training needs (or all, to be cycled through)."""
+    """One topic's tokenised documents: as many as training needs, or all if there are fewer."""
 
     name: str
     forget: list[list[int]]
@@ -37,14 +37,14 @@ class Topic:
 
 
 def read_corpus(path: str, key: str) -> Corpus:
-    """A corpus whole, with what `documents` checks."""
+    """Read a whole corpus. Raises what `documents` raises."""
     digest = hashlib.sha256()
     found = list(documents(path, key, digest))
     return Corpus([text for text, _ in found], [place for _, place in found], digest.hexdigest())
 
 
 def corpus_sha256(path: str, key: str) -> str:
-    """The hash of a corpus, without keeping any of it."""
+    """The SHA-256 of a corpus, read one document at a time."""
     digest = hashlib.sha256()
     for _ in documents(path, key, digest):
         pass
@@ -52,11 +52,11 @@ def corpus_sha256(path: str, key: str) -> str:
 
 
 def documents(path: str, key: str, digest: hashlib._Hash | None = None) -> Iterator[tuple[str, str]]:
-    """The documents of a corpus, one at a time and checked: text, and the place it came from.
+    """Yield the checked documents of a corpus: (text, place).
 
-    `key` is the configuration key that names the corpus; `digest` is fed with all of it. Raises UserError with file
-    and line for a malformed line, a missing or blank `text`, an empty or missing file, and says how to get a gated
-    data set.
+    `key` is the configuration key that names the corpus; `digest` is updated with its content. Raises UserError, with
+    file and line, for a malformed line, a missing or blank `text`, and an empty or missing file. For a gated data set
+    the error says how to get access.
     """
     empty = True
     for text, place in (_hub_documents if path.startswith("hub:") else _file_documents)(path, key, digest):
@@ -67,7 +67,7 @@ def documents(path: str, key: str, digest: hashlib._Hash | None = None) -> Itera
 
 
 def _file_documents(path: str, key: str, digest: hashlib._Hash | None) -> Iterator[tuple[str, str]]:
-    """A document a line; in plain text, as in Wikitext-2 (raw), every line with something in it."""
+    """One document on each line. In plain text, blank lines are skipped, as in Wikitext-2 (raw)."""
     file = Path(path)
     if not file.is_file():
         raise UserError(f"{key}={path}: there is no such file.")

@@ -1,7 +1,7 @@
-"""Short rows of a batch behind each other on one line, so that their padding is not computed.
+"""Packing: several short rows of a batch on one line, so that padding is not computed.
 
-The sequences of a line do not see each other: transformers takes their positions, counted from 0, as a sign to mask
-what is before. B batch, T tokens, D hidden size, R lines of L tokens.
+Sequences on a line do not attend to each other: transformers masks them where positions start again at 0.
+B batch, T tokens, D hidden size, R lines of L tokens.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def pack(part: Padded) -> Packed | None:
         filled[line] += lengths[row]
     if len(filled) == len(lengths):
         return None
-    # What is left of a line is a sequence of its own, too, that nobody looks at.
+    # The rest of a line is one more sequence, whose output is not used.
     ids_RL = part.ids_BT.new_zeros(len(filled), longest)
     positions_RL = torch.stack([torch.arange(longest) - used for used in filled])
     for row, (line, start, n) in enumerate(places):

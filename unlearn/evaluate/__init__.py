@@ -1,4 +1,4 @@
-"""What models are asked, and how well they answer: lm-eval tasks, perturbed queries, MaxLogit, n-grams, statistics.
+"""Evaluation: lm-eval tasks, perturbed queries, the scorer, MaxLogit, n-grams, statistics.
 
 A new measure goes here. Not here: training, run folders, W&B, and figures of many runs (analysis).
 """

@@ -1,4 +1,4 @@
-"""Asking a model: accuracies and standard errors as lm-evaluation-harness computes them, paired tests, MaxLogit."""
+"""Evaluating a model: accuracies and standard errors by lm-evaluation-harness, paired tests, MaxLogit."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from unlearn.evaluate.suite import Suite
 from unlearn.screen import say
 from unlearn.storage.files import write_atomically
 
-STDERR_DRAWS = 100  # only metrics without a closed form (not accuracy) draw samples for their standard error
+STDERR_DRAWS = 100  # bootstrap samples for standard errors without a closed form (accuracy has one)
 
 
 @dataclass(frozen=True)
 class MaxLogitPlan:
-    """Of which tasks (by role) and queries MaxLogit is measured, and over how many tokens; 0: not at all."""
+    """The roles and kinds of query that MaxLogit is measured on, and the number of tokens (0: off)."""
 
     roles: list[str] = field(default_factory=list)
     queries: list[str] = field(default_factory=list)
@@ -33,21 +33,21 @@ class MaxLogitPlan:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model answered: {"{model}/{task}/{query}/{metric}": value}, each question's record, other files."""
+    """A model's answers: {"{model}/{task}/{query}/{metric}": value}, the record of each question, other files."""
 
     metrics: dict[str, float]
     samples: dict[str, list[dict[str, Any]]]  # "{model}/{task}/{query}" -> records
     files: dict[str, bytes] = field(default_factory=dict)  # name inside samples/ -> content
 
     def write_samples(self, folder: Path) -> None:
-        """One file a model, task and query: `folder`/MODEL/TASK/QUERY.jsonl, and .maxlogit.parquet beside it."""
+        """Write `folder`/MODEL/TASK/QUERY.jsonl and, if it was measured, QUERY.maxlogit.parquet."""
         for name, records in self.samples.items():
             write_atomically(folder / f"{name}.jsonl", "".join(json.dumps(r) + "\n" for r in records))
         for name, content in self.files.items():
             write_atomically(folder / name, content)
 
     def correct(self, leaves: list[str], label: str, query: str) -> list[bool]:
-        """Which questions of some tasks were answered rightly, task after task."""
+        """Whether each question of these tasks was answered correctly, task after task."""
         return [record["correct"] for leaf in leaves for record in self.samples[f"{label}/{leaf}/{query}"]]
 
 
@@ -61,7 +61,7 @@ def evaluate(
     maxlogit: MaxLogitPlan = MaxLogitPlan(),
     journals: Journals = NO_JOURNALS,
 ) -> Answers:
-    """Ask a model everything.
+    """Evaluate a model on all tasks and queries of a suite.
 
     Requests longer than the model's context are cut on the left, as lm-eval does, and counted in the metric
     "truncated".
@@ -81,7 +81,7 @@ def evaluate(
         assert results is not None
         for task, values in results["results"].items():
             for key, value in values.items():
-                metric = key.partition(",")[0]  # the rest names lm-eval's filter
+                metric = key.partition(",")[0]  # the rest is the name of lm-eval's filter
                 if metric not in ("alias", "sample_len") and isinstance(value, (int, float)):
                     answers.metrics[f"{label}/{task}/{query}/{metric}"] = value
         for task, asked in results["samples"].items():
@@ -97,7 +97,7 @@ def evaluate(
 
 
 def _sample_record(sample: Mapping[str, Any], query: str) -> dict[str, Any]:
-    """What a paired test needs of one question; tasks without options have neither log-likelihoods nor a choice."""
+    """The record of one question, for paired tests. Tasks without options have no log-likelihoods and no choice."""
     record: dict[str, Any] = {"id": sample["doc_id"], "query": query}
     responses = sample["filtered_resps"]
     if all(isinstance(response, (tuple, list)) for response in responses):
@@ -140,7 +140,7 @@ def _measure_max_logits(
     tokens_per_batch: int,
     journals: Journals,
 ) -> None:
-    """MaxLogit of every planned task and query, into metrics and files; all tasks of a query in the same batches."""
+    """Add MaxLogit of every planned task and query to metrics and files. Tasks of one query share batches."""
     names = [name for role in plan.roles for name in suite.roles.get(role, [])]
     leaves = list(dict.fromkeys(leaf for name in names for leaf in suite.leaves[name]))
     for query in plan.queries if plan.tokens else ():

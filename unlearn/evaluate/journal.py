@@ -53,9 +53,9 @@ NO_JOURNALS = Journals()
 
 
 class Journal:
-    """One line a batch of a plan: its number and its result. The first line names the plan.
+    """A file with a line for each finished batch: its number and its result. The first line identifies the plan.
 
-    Whatever does not belong to this plan, or was cut short, is dropped.
+    Lines of another plan and incomplete lines are dropped.
     """
 
     def __init__(self, file: Path | None, plan: Any) -> None:
@@ -77,7 +77,7 @@ class Journal:
             self._stream.close()
 
     def add(self, number: int, result: Any) -> None:
-        """Keep the result of a batch."""
+        """Write the result of a batch."""
         self.done[number] = result
         if self._stream is not None:
             self._stream.write(json.dumps([number, result]) + "\n")
@@ -94,5 +94,5 @@ def _read(file: Path, plan: Any) -> dict[int, Any]:
             for number, result in map(json.loads, lines):
                 found[number] = result
     except ValueError:
-        pass  # the end of a file whose writer was killed; what follows the last line is empty
+        pass  # an incomplete last line, of a process that was killed, or the empty end of the file
     return found

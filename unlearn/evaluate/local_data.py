@@ -28,10 +28,9 @@ LETTERS = "ABCD"
 
 @contextmanager
 def local_data(folder: str | None, examples: bool = False) -> Iterator[None]:
-    """Inside the block, lm-eval's tasks find MMLU and WMDP in `folder`; everything else as usual.
+    """Inside the block, lm-eval's tasks read MMLU and WMDP from `folder`, and other data as usual.
 
-    Raises UserError if the folder does not exist, and for a subject that it does not hold, or of which it holds no
-    `examples` for few-shot prompts where they are wanted.
+    Raises UserError if the folder does not exist or lacks a subject, or, with `examples`, its few-shot examples.
     """
     if folder is None:
         yield
@@ -62,13 +61,13 @@ def load_local(root: Path, name: str, examples: bool = False) -> datasets.Datase
         if split not in found:
             tried = ", ".join(str(f) for f in _candidates(root, name, split))
             raise UserError(f"{KEY}: no {split} questions of {name!r}. Looked for {tried}.")
-    # lm-eval wants a split for few-shot examples even where it takes none of them.
+    # lm-eval needs a split for few-shot examples even if it takes none.
     found.setdefault("dev", found["test"].select([]))
     return datasets.DatasetDict(found)
 
 
 def _candidates(root: Path, name: str, split: str) -> list[Path]:
-    """Where a split of a subject may lie."""
+    """The files that may hold a split of a subject."""
     whole = [root / f"{name}.jsonl", root / f"{name}.parquet"] if split == "test" else []
     hub = sorted((root / name).glob(f"{split}*.parquet"))
     return [*hub, root / split / f"{name}_{split}.csv", root / split / f"{name}_{split}.parquet", *whole]

@@ -32,7 +32,7 @@ class MaxLogits:
     tokens_NK: Tensor
 
     def of(self, queries: Sequence[int]) -> MaxLogits:
-        """Those of some queries, by their numbers."""
+        """The rows of these queries."""
         return MaxLogits(self.values_NK[list(queries)], self.tokens_NK[list(queries)])
 
     def metrics(self) -> dict[str, float]:
@@ -68,10 +68,9 @@ def max_logits(
     label: str = "",
     journals: Journals = NO_JOURNALS,
 ) -> MaxLogits:
-    """Let the model continue each prompt greedily by `count` tokens, whatever they are, end of text included.
+    """Generate `count` tokens greedily after each prompt, not stopping at end of text.
 
-    Batches hold about `tokens_per_batch` tokens, prompts of about equal length together; those that `journals` has are
-    not computed.
+    A batch holds about `tokens_per_batch` tokens, of prompts of similar length. Batches in the journal are skipped.
     """
     encoded = [list(ids) for ids in tokenizer(list(prompts))["input_ids"]]
     batches = _plan([len(ids) for ids in encoded], count, tokens_per_batch)
@@ -95,7 +94,7 @@ def max_logits(
 
 
 def _plan(lengths: list[int], count: int, tokens_per_batch: int) -> list[list[int]]:
-    """Numbers of the prompts of each batch, the longest first."""
+    """The prompts of each batch, by their numbers, the longest first."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     batches = []
     while order:

@@ -29,13 +29,13 @@ Measured = Iterator[tuple[int, list[str], Tensor]]  # n, n-grams, their similari
 
 @dataclass
 class Best:
-    """The `top` distinct n-grams with the highest scores so far; of an n-gram that occurs often, its best score."""
+    """The `top` distinct n-grams with the highest scores so far. A repeated n-gram counts with its best score."""
 
     top: int
     scores: dict[str, tuple[float, float]] = field(default_factory=dict)  # n-gram -> score, similarity
 
     def offer(self, ngrams: Sequence[str], scores_W: Tensor, similarities_W: Tensor) -> None:
-        """Look at a window's n-grams; only those above the lowest kept score are looked at one by one."""
+        """Add a window's n-grams. Only those above the lowest kept score are compared one by one."""
         full = len(self.scores) >= self.top
         lowest = min(score for score, _ in self.scores.values()) if full else -float("inf")
         for i in (scores_W > lowest).nonzero().flatten().tolist():

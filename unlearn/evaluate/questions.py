@@ -49,10 +49,10 @@ def load_questions(config: Config, source: Source, tokenizer: PreTrainedTokenize
 
 
 def query_words(config: Config, source: Source, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[str]]:
-    """For each kind of query the words that options become; none for "default".
+    """The words that options become, for each kind of query; none for "default".
 
-    Raises UserError for a bad file or an empty list. Queries by n-grams load the base model up to layer l, once for
-    each model and data: the lists are kept below `output_root`.
+    Raises UserError for a bad file or an empty list. Queries by n-grams load the base model up to layer l. Their lists
+    are cached below `output_root`.
     """
     words: dict[str, list[str]] = {}
     lists = _ngram_lists(config, source, tokenizer) if NGRAM_QUERIES.keys() & set(config.eval.queries) else {}
@@ -80,18 +80,18 @@ def _forget_tokens(config: Config) -> list[str]:
 
 
 def _corpora(config: Config, part: str, topics: Iterable[str]) -> dict[str, str]:
-    """Path of each corpus, once, and the key that names it."""
+    """The path of each distinct corpus, and its configuration key."""
     return {getattr(config.data.topics[name], part): f"data.topics.{name}.{part}" for name in topics}
 
 
 def _texts(config: Config, part: str, topics: Iterable[str], most: int | None = None) -> Iterator[str]:
-    """All documents of some topics' corpora, of each the first `most`."""
+    """The documents of these topics' corpora, at most `most` of each."""
     for path, key in _corpora(config, part, topics).items():
         yield from (text for text, _ in islice(documents(path, key), most))
 
 
 def _ngram_lists(config: Config, source: Source, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What `rank_ngrams` finds, read from the cache if it was found before."""
+    """The result of `rank_ngrams`, from the cache if it is there."""
     settings = config.eval.ngrams
     topics = config.data.use or list(config.data.topics)
     key = {

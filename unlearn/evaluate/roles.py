@@ -1,16 +1,16 @@
-"""Means over the tasks of a role: the same few names for any set of questions."""
+"""Means over the tasks of a role. Their names are the same for any set of tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-ROLES = "roles.json"  # inside samples/: role -> tasks, for whoever puts tasks together again
+ROLES = "roles.json"  # inside samples/: {role: tasks}
 
 
 def role_means(
     metrics: Mapping[str, float], roles: Mapping[str, Sequence[str]], model: str, metric: str
 ) -> dict[tuple[str, str], float]:
-    """(role, query) -> mean of a metric over the role's tasks; without those where a task has no such metric."""
+    """{(role, query): mean of a metric over the role's tasks}, left out where a task lacks the metric."""
     names = [name.rsplit("/", 2) for name in metrics if name.startswith(f"{model}/")]
     queries = dict.fromkeys(query for _, query, what in names if what == metric)
     found = {}
@@ -26,5 +26,5 @@ def role_means(
 def role_accuracies(
     metrics: Mapping[str, float], roles: Mapping[str, Sequence[str]], model: str
 ) -> dict[tuple[str, str], float]:
-    """(role, query) -> mean accuracy over the role's tasks; without those for which a task is missing."""
+    """{(role, query): mean accuracy over the role's tasks}, left out where a task is missing."""
     return role_means(metrics, roles, model, "acc")

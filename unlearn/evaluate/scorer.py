@@ -1,12 +1,12 @@
-"""lm-eval's Hugging Face model class, with log-likelihoods computed faster and numerically the same.
+"""lm-eval's Hugging Face model class, with the same log-likelihoods computed faster.
 
-- What several requests share, the beginning of their prompts, is computed once: as the trunk of a tree (see
-  `unlearn.evaluate.tree`), and where all rows of a batch begin alike, as a cache for all of them.
-- The head runs only at the positions that are scored, not over whole prompts.
-- Batches hold rows of about equal length and a number of tokens, not of rows.
+- The common beginning of several prompts is computed once: as the trunk of a tree (see `unlearn.evaluate.tree`), or, if
+  all rows of a batch share it, as a key-value cache for all of them.
+- The head runs only at the scored positions.
+- A batch holds rows of similar length, and is bounded by tokens, not by rows.
 - Prompts are tokenised in one call.
 
-Everything else, how prompts are cut, scored and summed, is inherited. R rows, L nodes, D hidden size, V vocabulary.
+How prompts are cut, scored and summed is inherited. R rows, L nodes, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from unlearn.evaluate.journal import NO_JOURNALS, Journals, fingerprint
 from unlearn.evaluate.tree import Tree, grow, mask, shared_length
 from unlearn.models.memory import in_batches
 
-WORTH_CACHING = 8  # tokens in common that pay for a forward pass of their own
-GENERATION_LENGTH = 512  # tokens taken for a row where lm-eval batches by itself: tasks that generate text
-Answer = tuple[float, bool]  # log-likelihood of a continuation, and whether it is the greedy one
+WORTH_CACHING = 8  # common tokens for which a forward pass of their own pays
+GENERATION_LENGTH = 512  # tokens assumed for a row in tasks that generate text, which lm-eval batches itself
+Answer = tuple[float, bool]  # log-likelihood of a continuation, and whether greedy decoding gives it
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Row:
 
 
 class Scorer(HFLM):
-    """`tokens_per_batch` bounds the tokens of a forward pass, padding included; a single longer row still runs.
+    """`tokens_per_batch` bounds the tokens of a forward pass, padding included. A single longer row still runs.
 
-    After `prepare`, requests are answered from what was computed there. Batches that `journals` has are not computed.
+    Requests are answered from the results of `prepare`. Batches in the journal are skipped.
     """
 
     def __init__(
@@ -67,9 +67,9 @@ class Scorer(HFLM):
         self.shares_prefixes = self._check_trees()
 
     def prepare(self, requests: Sequence[Any], label: str = "") -> None:
-        """Answer all log-likelihood requests at once, so that those of different tasks and queries can share."""
+        """Compute all log-likelihood requests together, so that tasks and queries can share beginnings."""
         pairs = {r.args for r in requests if r.request_type == "loglikelihood"} - self._answers.keys()
-        ordered = sorted(pairs)  # not in the order of a set, which changes from run to run
+        ordered = sorted(pairs)  # the order of a set differs from run to run
         if not ordered:
             return
         self._encode_together(ordered)
@@ -79,18 +79,18 @@ class Scorer(HFLM):
         self._encoded.clear()
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[Answer]:
-        """One answer a request."""
+        """An answer for each request."""
         self.prepare(requests)
         return [self._answers[request.args] for request in requests]
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Token ids as HFLM has them, from what was encoded together if it was."""
+        """Token ids as in HFLM, taken from the strings that were tokenised together if possible."""
         if add_special_tokens is None and not kwargs and string in self._encoded:
             return self._encoded[string]
         return super().tok_encode(string, add_special_tokens, **kwargs)
 
     def _encode_together(self, pairs: Sequence[tuple[str, str]]) -> None:
-        """Fill `_encoded` with the strings that lm-eval will ask for, where its rule for BOS is the usual one."""
+        """Tokenise the strings that lm-eval will ask for in one call, unless its rule for BOS is a special one."""
         bos = self.tokenizer.decode(self.prefix_token_id)
         strings = {context.rstrip() for context, _ in pairs} | {context + more for context, more in pairs}
         plain = [s for s in strings if s and not s.startswith(bos)]
@@ -111,8 +111,10 @@ class Scorer(HFLM):
             trees = grow(sequences, self._largest_tree(sequences))
         else:
             trees = [_alone(sequence, i) for i, sequence in enumerate(sequences)]
-        trees.sort(key=lambda entry: -len(entry[0].ids))  # too little memory is met first
-        batches = list(self._batches(trees))  # all of them, before those that were scored earlier are left out
+        trees.sort(
+            key=lambda entry: -len(entry[0].ids)
+        )  # the largest first, so that memory runs out at the start if at all
+        batches = list(self._batches(trees))  # planned completely, before batches in the journal are skipped
         planned = (ids for batch in batches for tree, members in batch for ids in (tree.ids, members))
         plan = fingerprint([*planned, *targets], [len(batch) for batch in batches])
         bar = tqdm(total=len(requests), desc=f"Scoring {self._label}".rstrip(), mininterval=1, disable=None)
@@ -134,7 +136,9 @@ class Scorer(HFLM):
                     found = self._score(rows)
                     journal.add(number, [self.tokens_per_batch, found])
                 size, found = journal.done[number]
-                self.tokens_per_batch = min(self.tokens_per_batch, size)  # as it was when memory had run out
+                self.tokens_per_batch = min(
+                    self.tokens_per_batch, size
+                )  # the size after memory ran out, also when resumed
                 for (n, _), (logprob, greedy) in zip((entry for row in asked for entry in row), found, strict=True):
                     answers[n] = logprob, greedy
                 bar.update(sum(map(len, asked)))
@@ -146,9 +150,9 @@ class Scorer(HFLM):
     def _plan(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]]
     ) -> tuple[list[list[int]], list[list[int]]]:
-        """The distinct sequences to run, and for each the numbers of the requests that it answers.
+        """The distinct sequences to run, and the numbers of the requests that each one answers.
 
-        As in HFLM: a continuation's last token is not an input, and what is too long loses its beginning.
+        As in HFLM, a continuation's last token is not an input, and a sequence that is too long is cut on the left.
         """
         found: dict[tuple[int, ...], list[int]] = {}
         for number, (strings, context, continuation) in enumerate(requests):
@@ -159,17 +163,17 @@ class Scorer(HFLM):
         return [list(tokens) for tokens in found], list(found.values())
 
     def _largest_tree(self, sequences: list[list[int]]) -> int:
-        """Nodes that a tree may have: attention over many more than its sequences need costs more than it saves.
+        """The largest number of nodes of a tree. Attention over larger trees would cost more than sharing saves.
 
-        A tree's mask stands in for that of a sliding window, too, so it has to be the shorter one.
+        The mask of a tree replaces that of a sliding window, so a tree must not be longer than the window.
         """
         largest = max(2 * max(map(len, sequences)), min(2048, self.tokens_per_batch))
         return largest if self._window is None else min(largest, self._window)
 
     def _batches(self, trees: list[tuple[Tree, list[int]]]) -> Iterator[list[tuple[Tree, list[int]]]]:
-        """Rows in their order, so many that they fit into `tokens_per_batch`, padded to the first and longest.
+        """Batches of rows in their order, within `tokens_per_batch`, padded to the first row, which is the longest.
 
-        No more than an eighth of a row is padding, and a batch is of one kind: single sequences need no mask.
+        At most an eighth of a row is padding. Single sequences need no mask, so they are not mixed with trees.
         """
         for kind in (False, True):
             rest = [entry for entry in trees if entry[0].is_chain is kind]
@@ -181,7 +185,7 @@ class Scorer(HFLM):
                 rest = rest[len(batch) :]
 
     def _score(self, rows: list[Row]) -> list[Answer]:
-        """Answers of all requests of a batch, row after row; in smaller batches where memory runs out."""
+        """The answers of all requests of a batch, row after row. If memory runs out, the batch is split."""
         longest = max(len(row.tree.ids) for row in rows)
         planned = max(1, self.tokens_per_batch // longest)
         found, size = in_batches(self._score_at_once, rows, planned)
@@ -207,7 +211,9 @@ class Scorer(HFLM):
     @torch.inference_mode()
     def _logits(self, trees: list[Tree], nodes: list[list[int]], *, masked: bool = False) -> Tensor:
         """Logits at the given nodes of each row, row after row: float32 [N, V]. `masked`: use a mask in any case."""
-        length = -(-max(len(tree.ids) for tree in trees) // 8) * 8  # what GPU kernels want of a mask
+        length = (
+            -(-max(len(tree.ids) for tree in trees) // 8) * 8
+        )  # GPU kernels need the length of a mask to be a multiple of 8
         ids_RL = torch.tensor([tree.ids + [0] * (length - len(tree.ids)) for tree in trees], device=self.device)
         done = self._common_beginning(trees, nodes)
         inputs: dict[str, Any] = {"use_cache": done > 0}
@@ -233,7 +239,7 @@ class Scorer(HFLM):
             hook.remove()
 
     def _common_beginning(self, trees: list[Tree], nodes: list[list[int]]) -> int:
-        """Tokens that all rows begin with and that are not scored: they run once and are cached; 0 if too few."""
+        """The number of unscored tokens that all rows begin with, which run once and are cached; 0 if too few."""
         too_long = self._window is not None and max(len(tree.ids) for tree in trees) > self._window
         if len(trees) == 1 or not self.shares_prefixes or too_long:
             return 0
@@ -243,7 +249,7 @@ class Scorer(HFLM):
         return common if common >= WORTH_CACHING else 0
 
     def _check_trees(self) -> bool:
-        """Whether this model, with its attention kernel, gives branches of trees and cached beginnings their logits.
+        """Whether trees and cached beginnings give the right logits, in this model with its attention kernel.
 
         In half precision, logits differ by rounding as soon as another kernel or batch shape computes them. So trees
         may differ from sequences alone by little more than masked rows of one batch do.

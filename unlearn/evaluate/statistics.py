@@ -1,4 +1,4 @@
-"""Paired comparisons of two models, or of two kinds of query, on the same questions."""
+"""Paired comparison of two models, or of two kinds of query, on the same questions."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import numpy as np
 from scipy import stats
 
 RESAMPLES, CONFIDENCE = 2000, 0.95
-NORMAL = 1.96  # standard errors of a normal distribution that hold so much
+NORMAL = 1.96  # standard errors of a normal distribution for a 95 % interval
 
 
 @dataclass(frozen=True)
 class Paired:
-    """b against a, on `questions` questions that both were asked."""
+    """b compared with a, on `questions` common questions."""
 
     questions: int
     difference: float  # accuracy of b less that of a
     low: float  # 95 % bootstrap interval of the difference
     high: float
-    only_a: int  # right in a and wrong in b
+    only_a: int  # correct in a only
     only_b: int
-    p: float  # exact McNemar test of "either is as likely"
+    p: float  # McNemar's exact test that both are equally likely
 
     def metrics(self) -> dict[str, float]:
-        """As they stand in metrics.json."""
+        """The entries of metrics.json."""
         return {"difference": self.difference, "low": self.low, "high": self.high, "p": self.p}
 
 

@@ -1,4 +1,4 @@
-"""Everything that a model is asked: lm-eval's tasks, with their documents loaded and perturbed, before any weight is.
+"""lm-eval's tasks with their documents, loaded and perturbed before any weight is loaded.
 
 A query is a kind of question: "default" as lm-eval has it; any other one with options replaced by the words of a
 list (see `unlearn.evaluate.tokens`).

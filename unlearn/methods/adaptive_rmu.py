@@ -17,10 +17,10 @@ COEFFICIENT = "coefficient."
 
 
 class AdaptiveRMU:
-    """y^f = beta ||h(x^f)|| u (section 3.1); `norm` says what ||h(x^f)|| is.
+    """y^f = beta ||h(x^f)|| u (section 3.1); `norm` defines ||h(x^f)||.
 
-    "sample": of the frozen model, the mean over the sample's own counted tokens (the paper).
-    "first_batch": of the updated model, the mean over all samples of the topic's first batch, kept from then on (the
+    "sample": the frozen model's norm, mean over the sample's own counted tokens (the paper).
+    "first_batch": the updated model's norm, mean over all samples of the topic's first batch. It is measured once (the
     published code).
     """
 

@@ -1,4 +1,4 @@
-"""Losses between representations (Eqs. 1, 2 and 8), their positions, and how far apart two of them are.
+"""Losses between representations (Eqs. 1, 2 and 8), the positions they count, and mean norms and cosines.
 
 B batch, T tokens, D hidden size.
 """

@@ -1,4 +1,4 @@
-"""RMU, Adaptive RMU and RSV: what should each forget representation become?
+"""The protocol of a method on representations: it computes the target of each forget representation.
 
 A method knows nothing of models, optimizers, configuration or tracking. It draws one control vector per topic
 and turns the forget representation into the target y^f of Eq. 1. B batch, T tokens, D hidden size.
@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 @dataclass(frozen=True)
 class ForgetBatch:
-    """What a method may look at. Representations [B, T, D] are computed only if a method asks for them."""
+    """The inputs of a method. Representations [B, T, D] are computed only if it asks for them."""
 
     topic: str
     control_D: Tensor  # the topic's control vector, float32
@@ -29,7 +29,7 @@ class ForgetBatch:
 
 
 class Method(Protocol):
-    """What a method has to offer; a new one needs no more than this."""
+    """What a method must implement."""
 
     def control_vector(self, dim: int, generator: Generator) -> Tensor:
         """The topic's random direction: float32 [D], length 1."""
@@ -40,9 +40,9 @@ class Method(Protocol):
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """What was measured during training and belongs to the run's record: {name: tensor}."""
+        """Values measured during training, to be saved: {name: tensor}."""
         ...
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` gave, among other names."""
+        """Restore the values of `state`; other names are ignored."""
         ...

@@ -21,7 +21,7 @@ CONTROL = "control."
 
 @dataclass(frozen=True)
 class Misdirection:
-    """Eq. 8 for a method's target, with RNA on the retain target whatever the method.
+    """Eq. 8 with the target of any method, and RNA on the retain target.
 
     `controls` holds each topic's control vector (float32 [D]) on the model's device; `mask` says which positions
     the losses count (see `losses.counted_positions`); `augment` is RNA: from the frozen retain representation
@@ -37,7 +37,7 @@ class Misdirection:
     draw_ahead: Callable[[Tensor, str, int], None] = lambda *_: None
 
     def __call__(self, batch: Batch, frozen: View, updated: View) -> Losses:
-        """Forget and retain loss, with norms, cosine to the target and retain drift beside them."""
+        """Forget and retain loss; for the log, norms, the cosine to the target and the drift of retain states."""
         forget_BT = counted_positions(batch.forget.mask_BT, self.mask)
         retain_BT = counted_positions(batch.retain.mask_BT, self.mask)
         with torch.no_grad():
@@ -79,7 +79,7 @@ class Misdirection:
         return {f"{CONTROL}{topic}": u_D for topic, u_D in self.controls.items()} | self.method.state()
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take over the control vectors and what the method measured."""
+        """Restore the control vectors and what the method measured."""
         for topic, u_D in self.controls.items():
             u_D.copy_(state[f"{CONTROL}{topic}"])
         self.method.restore({key: value.to(u_D.device) for key, value in state.items()})

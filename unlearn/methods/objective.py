@@ -1,7 +1,7 @@
-"""What one update minimises: Eq. 8, a forget loss plus alpha times a retain loss with RNA's noise on its target.
+"""The protocol of an objective, which one update minimises: a forget loss plus alpha times a retain loss.
 
-The training loop knows only `Objective`. One that works on something else than layer l's representation joins by
-asking its views for that. B batch, T tokens, D hidden size.
+The training loop knows only `Objective`. An objective gets what it needs from the views of the two models.
+B batch, T tokens, D hidden size.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Part = Literal["forget", "retain"]
 
 
 class View(Protocol):
-    """A model, frozen or updated, looking at one batch."""
+    """The states of a model, frozen or updated, on one batch."""
 
     def hidden(self, part: Part) -> Tensor:
         """h at layer l for the forget or the retain part: [B, T, D]."""
@@ -27,7 +27,7 @@ class View(Protocol):
 
 @dataclass(frozen=True)
 class Losses:
-    """One step's losses, scalars, and what else is worth logging."""
+    """One step's losses (scalars), and further figures for the log."""
 
     forget: Tensor
     retain: Tensor  # not yet weighted
@@ -55,9 +55,9 @@ class Objective(Protocol):
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """Random and measured quantities that belong to the run's record: {name: tensor}."""
+        """Random and measured values, to be saved: {name: tensor}."""
         ...
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` gave."""
+        """Restore the values of `state`."""
         ...

@@ -1,8 +1,8 @@
 """One model in memory, cut in three: prefix (layers 0 .. l-3), span (l-2 .. l), and, for evaluation only, the rest.
 
 The frozen and the updated model differ in a few matrices of the span. So the prefix runs once for both, the
-frozen model is the span with its original matrices, and an updated model is the span with other ones. What layer
-l-2 computes in front of its trained matrix is the same for all of them, too, and runs once.
+frozen model is the span with its original matrices, and an updated model is the span with other ones. Layer l-2
+up to its trained matrix is the same for all models, too, and also runs once.
 
 To cut a model of any architecture, the calls into the span's layers are recorded while the prefix runs (hidden
 states, mask, position embeddings, ...) and replayed. B batch, T tokens, D hidden size; R lines of L tokens where
@@ -26,11 +26,11 @@ from unlearn.models.architectures import SPAN, decoder_layers, parameter_names
 
 
 class _Recorder(nn.Module):
-    """Stands in for a decoder layer: keeps the call it gets and hands the hidden states on."""
+    """Replaces a decoder layer: records its call and returns the hidden states unchanged."""
 
     def __init__(self, layer: nn.Module, output_is_tuple: bool) -> None:
         super().__init__()
-        object.__setattr__(self, "_layer", layer)  # not a submodule: the layer is put back later
+        object.__setattr__(self, "_layer", layer)  # not registered as a submodule
         self.output_is_tuple = output_is_tuple
         self.call: Call | None = None
 
@@ -51,7 +51,7 @@ Outputs = dict[nn.Module, list[Any]]
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments of one decoder layer's call, and what its modules returned that ran before a trained matrix."""
+    """The arguments of a decoder layer's call, and the outputs of its modules that run before the trained matrix."""
 
     hidden_BTD: Tensor
     args: tuple[Any, ...]
@@ -65,7 +65,7 @@ class _TrainedMatrixReached(Exception):
 
 @contextmanager
 def _forward_replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Modules that run another `forward` inside the block."""
+    """Inside the block, these modules run another `forward`."""
     try:
         for module, forward in forwards.items():
             module.forward = forward
@@ -76,7 +76,7 @@ def _forward_replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Itera
 
 
 def _known_outputs(layer: nn.Module, trained: list[str], call: Call) -> Outputs:
-    """Run a layer until it reaches a module that owns a trained parameter: what each module before it returned."""
+    """Run a layer up to the first module with a trained parameter; return the outputs of the modules before it."""
     owners = {layer.get_submodule(name.rpartition(".")[0]) for name in trained}
     known: Outputs = {}
 
@@ -104,7 +104,7 @@ def _known_outputs(layer: nn.Module, trained: list[str], call: Call) -> Outputs:
 
 
 def _largest_without(module: nn.Module, owners: set[nn.Module]) -> Iterator[nn.Module]:
-    """The largest submodules that own no trained parameter, nor contain one that does."""
+    """The largest submodules without any trained parameter."""
     if module in owners:
         return
     for child in module.children():
@@ -115,7 +115,7 @@ def _largest_without(module: nn.Module, owners: set[nn.Module]) -> Iterator[nn.M
 
 
 def _returning(module: nn.Module, outputs: list[Any]) -> Callable[..., Any]:
-    """A forward that returns these outputs, one a call, and computes when there are no more."""
+    """A forward that returns the recorded outputs, one for each call, and computes when there are no more."""
     forward, rest = module.forward, iter(outputs)
     nothing = object()
 
@@ -150,12 +150,12 @@ class CutModel:
 
     @property
     def dim(self) -> int:
-        """D."""
+        """Hidden size D."""
         return self.model.config.get_text_config().hidden_size
 
     @property
     def device(self) -> torch.device:
-        """Where inputs have to be."""
+        """The device of the model, where inputs must be."""
         return next(self.model.parameters()).device
 
     @property
@@ -208,7 +208,7 @@ class CutModel:
 
     @torch.no_grad()
     def _check(self) -> bool:
-        """Compare cut and whole on a few tokens; returns whether layers of this model return tuples."""
+        """Check on a few tokens that cut and whole model agree; return whether the model's layers return tuples."""
         seen: list[Any] = []
         hook = self._stack[self.layer].register_forward_hook(lambda _module, _args, output: seen.append(output))
         ids_BT = torch.arange(2, 10, device=self.device).view(2, 4)
@@ -230,12 +230,12 @@ class CutModel:
 
     @torch.no_grad()
     def _check_packing(self) -> bool:
-        """Whether sequences that share a line see nothing of each other in this model, with its attention kernel."""
+        """Whether sequences on one line do not attend to each other, in this model with its attention kernel."""
         ids_RL = torch.arange(2, 14, device=self.device).view(2, 6)
         positions_RL = torch.tensor([[0, 1, 2, 3, 0, 1]] * 2, device=self.device)
         try:
             packed_RLD = self.span(self.prefix(ids_RL, positions_BT=positions_RL), self.frozen)
-        except (TypeError, ValueError, RuntimeError):  # no such argument, or none of two dimensions
+        except (TypeError, ValueError, RuntimeError):  # the model takes no position_ids, or no two-dimensional ones
             return False
         pieces = [self.span(self.prefix(ids_RL[:, part]), self.frozen) for part in (slice(0, 4), slice(4, 6))]
         alone_RLD = torch.cat(pieces, dim=1)

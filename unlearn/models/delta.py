@@ -1,7 +1,7 @@
-"""What a run saves of its model: the changed matrices, the control vectors, and what they belong to.
+"""The delta, which is what a run saves of its model: the changed matrices, the control vectors, and metadata.
 
 `delta.safetensors` holds {full parameter name: matrix in the model's dtype}, {control.TOPIC: float32 [D]} and what a
-method measured; its metadata names the base model and the SHA-256 of each matrix that it replaces. Equal runs
+method measured. Its metadata names the base model and the SHA-256 of each matrix that it replaces. Equal runs
 leave equal bytes.
 """
 
@@ -77,7 +77,7 @@ def apply_delta(model: nn.Module, weights: Mapping[str, Tensor], metadata: Mappi
 
 @contextmanager
 def applied(model: nn.Module, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[None]:
-    """The model with these matrices inside the block, and with its own again after it."""
+    """Replace the matrices inside the block, and restore the original ones after it."""
     originals = {name: p.detach().clone() for name, p in model.named_parameters() if name in weights}
     apply_delta(model, weights, metadata)
     try:

@@ -1,4 +1,4 @@
-"""Hashes that say which model and which data a run saw, wherever the files lie."""
+"""The fingerprint of a checkpoint: it says which model a run used, wherever the files are."""
 
 from __future__ import annotations
 

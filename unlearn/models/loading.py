@@ -68,7 +68,7 @@ class Source:
         return getattr(torch, self.dtype)
 
     def origin(self) -> dict[str, Any]:
-        """Keyword arguments that name the same files to every `from_pretrained`."""
+        """Keyword arguments for `from_pretrained` that select the files."""
         kwargs: dict[str, Any] = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
         if self.gguf_file is not None:
             kwargs["gguf_file"] = self.gguf_file
@@ -92,9 +92,9 @@ def load_tokenizer(source: Source) -> transformers.PreTrainedTokenizerBase:
 
 
 def check_weights(source: Source, layer: int | None) -> None:
-    """Raise UserError if weight files are missing that cannot be fetched: those up to `layer`, or all (None).
+    """Raise UserError if weight files are missing and cannot be fetched: those up to `layer`, or all (None).
 
-    Without a network that is better known before training than after it.
+    It is called before training, which needs only a part of the files that the evaluation will need.
     """
     folder = Path(source.path)
     if source.gguf_file is not None or not (folder.is_dir() or constants.HF_HUB_OFFLINE):
@@ -111,7 +111,7 @@ def check_weights(source: Source, layer: int | None) -> None:
 
 
 def _cached(source: Source, name: str) -> str | None:
-    """Where a file of the checkpoint is; None if there is none."""
+    """The local path of a file of the checkpoint, or None."""
     return cached_file(
         source.path,
         name,
@@ -170,7 +170,7 @@ def _from_pretrained(cls: type, path: str, source: Source, **kwargs: Any) -> tra
 
 @contextmanager
 def _quiet_transformers():
-    """No warnings about layers that are left out on purpose, no bars beside our own."""
+    """Silence warnings about layers that are left out on purpose, and progress bars."""
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -207,6 +207,6 @@ def _pruned_checkpoint(source: Source, layer: int, scratch: Path) -> str:
 
 
 def _needed(tensor: str, layer: int) -> bool:
-    """Whether a checkpoint's tensor belongs to what runs up to `layer`."""
+    """Whether a tensor of the checkpoint is needed up to `layer`."""
     numbered = re.search(r"\.(\d+)\.", tensor)
     return int(numbered[1]) <= layer if numbered else not tensor.startswith("lm_head.")

@@ -39,15 +39,15 @@ def run_config(folder: RunFolder, overrides: list[str]) -> Config:
         if not override.lstrip("+~").startswith("eval"):
             raise UserError(f"{override}: of a finished run only eval and its keys can be chosen anew.")
     raw, new = OmegaConf.create(folder.record["config"]), composed(overrides)
-    raw.eval, raw.tracker = new.eval, new.tracker  # of no use here, and an older run's may lack a key
+    raw.eval, raw.tracker = new.eval, new.tracker  # not used here; that of an older run may lack a key
     return settle(raw)
 
 
 def evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
     """Evaluate a run once more; returns the folder of the results.
 
-    That is the run's own, or, where these tasks and queries were asked before, one inside it: what was evaluated then
-    (of more questions, perhaps) stays.
+    It is the run's own folder, or, if some of these tasks and queries were asked before, a folder inside it. Earlier
+    results stay.
     """
     with FolderLock(folder.path):
         return _evaluate_run(folder, overrides)

@@ -44,7 +44,7 @@ class RunFolder:
         self.read()
 
     def read(self) -> None:
-        """Read run.json anew."""
+        """Read run.json again."""
         if self.file("run.json").is_file():
             self.record = json.loads(self.file("run.json").read_text())
 
@@ -54,11 +54,11 @@ class RunFolder:
 
     @property
     def done(self) -> bool:
-        """Whether the run that lives here is finished."""
+        """Whether this folder's run is finished."""
         return self.record.get("status") == "done"
 
     def claim(self, identity: dict[str, Any]) -> None:
-        """Raise UserError if a run with another identity lives here."""
+        """Raise UserError if this folder holds a run with another identity."""
         other = self.record.get("identity")
         if other is not None and other != identity:
             differing = ", ".join(sorted(_differences(other, identity))) or "version of the results"
@@ -68,7 +68,7 @@ class RunFolder:
             )
 
     def verify(self, inputs: dict[str, Any]) -> None:
-        """Raise UserError if the run that lives here saw other data or another model under the same names."""
+        """Raise UserError if this folder's run used other data or another model under the same names."""
         other = self.record.get("inputs")
         if other is not None and other != inputs:
             differing = ", ".join(sorted(_differences(other, inputs)))
@@ -80,15 +80,15 @@ class RunFolder:
     def start(
         self, config: dict[str, Any], identity: dict[str, Any], inputs: dict[str, Any], *, anew: bool = False
     ) -> None:
-        """Describe this run; keep what an unfinished one of the same identity and inputs left, unless `anew`.
+        """Write run.json. Files of an unfinished run of the same identity and inputs are kept, unless `anew`.
 
-        Only for whoever holds the folder's lock.
+        The caller must hold the folder's lock.
         """
         same = self.record.get("identity") == identity and self.record.get("inputs") == inputs
         continued = same and not self.done and not anew
         before = self.record if continued else {}
         if not continued:
-            # run.json first: it says that the others are there.
+            # run.json first, since it says that the other files are there.
             for name in ("run.json", "train.jsonl", "metrics.json", "delta.safetensors"):
                 self.file(name).unlink(missing_ok=True)
             for file in self.path.glob("theory*.json"):
@@ -121,13 +121,13 @@ class RunFolder:
         return self.record.get("trained") if self.file("delta.safetensors").is_file() else None
 
     def finish_training(self, metrics: dict[str, float]) -> None:
-        """The delta is written: note it, and let the checkpoint go."""
+        """Record that the delta is written, and remove the checkpoint."""
         self.record["trained"] = metrics
         self.write()
         self.file("checkpoint.safetensors").unlink(missing_ok=True)
 
     def finish(self, metrics: dict[str, float]) -> None:
-        """Write the metrics, then say that the run is done."""
+        """Write the metrics, then set the status to done."""
         write_json(self.file("metrics.json"), metrics)
         self._end("done")
         self.write()
@@ -135,30 +135,30 @@ class RunFolder:
 
     @property
     def begun_by_this_job(self) -> bool:
-        """Whether the last attempt was this SLURM job's: it was interrupted and has been started again."""
+        """Whether the last attempt was made by this SLURM job, which was interrupted and restarted."""
         last = self.last_attempt
         same = slurm_job.job_id() is not None and last.get("slurm_job") == slurm_job.job_id()
         return same and last["slurm_restarts"] < slurm_job.restarts()
 
     @property
     def last_attempt(self) -> dict[str, Any]:
-        """Where and when the last process to work on this run began."""
+        """The last attempt: where and when a process began to work on this run."""
         attempts = self.record.get("attempts") or [{}]
         return attempts[-1]
 
     @property
     def interruptions(self) -> int:
-        """How many attempts came to no end of their own before another one began."""
+        """The number of attempts that did not end by themselves before another one began."""
         return sum("ended" not in attempt for attempt in self.record.get("attempts", [])[:-1])
 
     @property
     def untidy(self) -> bool:
-        """Whether something is here that a finished run does not leave."""
+        """Whether there are files that a finished run does not leave."""
         left = ("checkpoint.safetensors", "partial", LOCK, PROGRESS)
         return any(self.file(name).exists() for name in left) or any(self.path.glob(".*.tmp"))
 
     def tidy(self) -> None:
-        """Remove what a process left that was killed between the last line of its work and the end."""
+        """Remove files of a process that was killed after its work and before its end."""
         self._remove_unfinished()
         remove_scratch(self.path)
 
@@ -168,10 +168,10 @@ class RunFolder:
         shutil.rmtree(self.file("partial"), ignore_errors=True)
 
     def fail(self, error: str) -> None:
-        """Say that the run failed, and why; what was written stays, and the next attempt goes on from there."""
+        """Set the status to failed, with the error. Files stay, and the next attempt resumes."""
         self._end("failed")
         self.record["error"] = error
-        with suppress(OSError):  # where the disk is full, that has been said already
+        with suppress(OSError):  # a full disk has been reported already
             self.write()
 
     def _end(self, status: str) -> None:

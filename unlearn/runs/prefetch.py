@@ -16,12 +16,12 @@ from unlearn.models.loading import Source
 from unlearn.runs.inputs import load_inputs
 from unlearn.screen import say
 
-# What transformers loads; not the same weights once more in other formats.
+# The files that transformers loads, without the same weights in other formats.
 FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt", "*.py"]
 
 
 def prefetch(config: Config) -> None:
-    """Fetch and check. Raises UserError for what cannot be had."""
+    """Fetch and check. Raises UserError for what cannot be fetched."""
     source = Source.of(config.model)
     if not Path(source.path).is_dir():
         try:
@@ -29,7 +29,7 @@ def prefetch(config: Config) -> None:
             snapshot_download(source.path, revision=source.revision, allow_patterns=files)
         except Exception as error:  # the hub's errors share no base class
             raise UserError(f"model.path={source.path}: cannot be fetched: {error}") from error
-    # Lists of n-grams need a forward pass over the corpora: the job makes them, from what is here now.
+    # Lists of n-grams need a forward pass over the corpora: the job makes them.
     config.eval.queries = [query for query in config.eval.queries if query not in NGRAM_QUERIES]
     inputs = load_inputs(config)
     say(f"model {config.model.name}: {source.path}")

@@ -1,4 +1,4 @@
-"""Files and folders: files that are whole or absent, one process at a time in a folder, hashes.
+"""Files and folders: atomic files, a lock for folders, hashes.
 
 Not here: what is in the files.
 """

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whatever happens: a temporary file beside the target, fsync, rename."""
+"""Atomic files, which are either complete or absent: a temporary file next to the target, fsync, rename."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unlearn.errors import UserError
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """A temporary file for the block to write; at its end it takes the place of `file`, on disk, or vanishes.
+    """Yield a temporary file for the block to write. At its end it replaces `file`; after an error it is removed.
 
     The name of the temporary file differs between processes and machines, and ends in .tmp.
     """
@@ -25,7 +25,7 @@ def replacing(file: Path) -> Iterator[Path]:
         yield scratch
         _to_disk(scratch)
         scratch.replace(file)
-        with suppress(OSError):  # not every file system knows folders that are synchronised
+        with suppress(OSError):  # some file systems cannot synchronise folders
             _to_disk(file.parent)
     finally:
         scratch.unlink(missing_ok=True)
@@ -43,7 +43,7 @@ def write_json(file: Path, content: Any) -> None:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """A JSON object. Raises UserError for a file that cannot be read, or that is none."""
+    """A JSON object. Raises UserError if the file cannot be read or holds no object."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

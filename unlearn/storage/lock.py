@@ -1,4 +1,4 @@
-"""One process at a time in a folder, on whichever node: a file with a heartbeat.
+"""A lock for folders that works across nodes: a file with a heartbeat.
 
 A process id means nothing on another node, and file locks are often switched off on a cluster's shared disks. So the
 holder touches its file every `BEAT_S` seconds and is taken for dead after `STALE_S` without, by the file server's
@@ -27,20 +27,20 @@ from unlearn.storage.files import write_json
 
 LOCK, PROGRESS = "alive.json", "progress.json"
 BEAT_S, STALE_S = 10.0, 60.0
-CLOCK_STEP_S = 60.0  # the time of a process's birth moves when the machine's clock is set
+CLOCK_STEP_S = 60.0  # a process's start time changes when the machine's clock is set
 
 
 class Busy(UserError):
-    """Somebody else holds the folder."""
+    """Another process holds the folder."""
 
 
 class Lost(UserError):
-    """This process held the folder, was taken for dead, and must not write there any more."""
+    """This process lost the folder: it was taken for dead, and must not write there any more."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """What a holder is doing: `done` of `total` steps, the first `skipped` of them before it began."""
+    """The holder's progress: `done` of `total` steps, of which `skipped` were done before it began."""
 
     name: str = "starting"
     done: int = 0
@@ -51,7 +51,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a folder."""
+    """The process that holds a folder."""
 
     owner: str
     host: str
@@ -76,7 +76,7 @@ class Holder:
 
     @classmethod
     def read(cls, file: Path) -> Holder | None:
-        """Whoever wrote the file; None if there is none."""
+        """The holder that wrote the file, or None."""
         try:
             return cls(**json.loads(file.read_text()))
         except (FileNotFoundError, ValueError, TypeError):
@@ -127,35 +127,35 @@ class FolderLock:
             self._file.unlink(missing_ok=True)
 
     def report(self, phase: Phase) -> None:
-        """Say how far the work is, with the next heartbeat, and `check`."""
+        """Write the progress with the next heartbeat, and `check`."""
         self._phase = phase
         self.check()
 
     def check(self) -> None:
-        """Raise `Lost` if another process may have taken the folder over: this one could not be heard for too long."""
+        """Raise `Lost` if no heartbeat was written for so long that another process may have taken the folder over."""
         if self._lost or time.monotonic() - self._answered > STALE_S:
             raise Lost(f"{self._folder} was, or may be, taken over by another process while this one was not heard of.")
 
     def _link(self) -> bool:
-        """Put our file there, whole, unless there is one: of several that try, one succeeds, on network disks, too."""
+        """Create our file unless there is one. If several processes try, one succeeds, also on network disks."""
         mine = self._scratch()
         try:
             mine.write_text(json.dumps(asdict(self._me)))
             os.link(mine, self._file)
         except FileExistsError:
-            return mine.stat().st_nlink == 2  # it was done, only the answer got lost
+            return mine.stat().st_nlink == 2  # the link was made; only the reply was lost
         except FileNotFoundError:
-            return False  # a holder that had just begun has tidied up
+            return False  # another holder, just started, removed it
         finally:
             mine.unlink(missing_ok=True)
         return True
 
     def _remove_if_dead(self) -> None:
-        """Make room if the holder is dead. Raises `Busy` if it is not."""
+        """Remove the file of a dead holder. Raises `Busy` if the holder is alive."""
         holder = Holder.read(self._file)
         age = self._age()
         if age is None or (holder is None and age < STALE_S):
-            time.sleep(0.05)  # gone, or another's by now
+            time.sleep(0.05)  # removed, or replaced by another holder, meanwhile
             return
         if holder is not None and not holder.known_dead() and age < STALE_S:
             raise Busy(
@@ -164,7 +164,7 @@ class FolderLock:
             )
         if Holder.read(self._file) != holder:
             return
-        # Of several that find it dead, one succeeds in moving it away; should it by then be another's, back with it.
+        # If several processes find it dead, one succeeds in moving it. If it is a new holder's, it is moved back.
         grave = self._scratch()
         with suppress(FileNotFoundError):
             self._file.rename(grave)
@@ -189,14 +189,14 @@ class FolderLock:
 
     def _keep_beating(self) -> None:
         while not self._end.wait(BEAT_S):
-            # Whatever fails here, a full disk or a server that is away for a while: the next beat may succeed.
+            # A full disk or an unreachable server: the next heartbeat may succeed.
             with suppress(OSError):
                 if not self._beat():
                     self._lost = True
                     return
 
     def _beat(self) -> bool:
-        """Touch our file, and say how far we are; False if the file is another's."""
+        """Touch our file and write the progress. False if the file is another process's."""
         holder = Holder.read(self._file)
         if holder != self._me and not (holder is None and self._link()):
             return False
@@ -207,7 +207,7 @@ class FolderLock:
 
 
 def phase_of(folder: Path) -> Phase | None:
-    """How far the holder of a folder is; None if that is not known."""
+    """The progress of a folder's holder, or None."""
     try:
         return Phase(**json.loads((folder / PROGRESS).read_text()))
     except (FileNotFoundError, ValueError, TypeError):
@@ -215,7 +215,7 @@ def phase_of(folder: Path) -> Phase | None:
 
 
 def live_holder(folder: Path) -> Holder | None:
-    """Who works in a folder; None if nobody does, as far as can be seen from here, by this machine's clock."""
+    """The live holder of a folder, or None, as far as this machine and its clock can tell."""
     file = folder / LOCK
     holder = Holder.read(file)
     if holder is None or holder.known_dead():
@@ -227,7 +227,7 @@ def live_holder(folder: Path) -> Holder | None:
 
 
 def _pid_space() -> str:
-    """The boot of the machine and the container in which process ids mean what they mean here."""
+    """Identifies this boot and container: process ids can only be compared within it."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"

@@ -13,5 +13,5 @@ def job_id() -> str | None:
 
 
 def restarts() -> int:
-    """How often SLURM has started this job before."""
+    """The number of times that SLURM has restarted this job."""
     return int(os.environ.get("SLURM_RESTART_COUNT", 0))

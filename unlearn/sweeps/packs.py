@@ -1,4 +1,4 @@
-"""Which jobs of a sweep can share a process, how many of them fit, and running them."""
+"""Which jobs of a sweep can share a process, and how many of them fit into its memory."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from unlearn.config.schema import Config, unshared
 from unlearn.errors import UserError
 
 log = logging.getLogger(__name__)
-RESERVE = 0.1  # of the free memory, for what the estimate does not know
+RESERVE = 0.1  # share of the free memory that is kept free, since the estimate is rough
 
 
 def groups_that_share(configs: Mapping[int, Config]) -> list[list[int]]:
-    """Numbers of the jobs that agree in `SHARED`, group by group, in their order."""
+    """Groups of jobs that agree in `SHARED`, by their numbers, in their order."""
     groups: list[list[int]] = []
     for number, config in configs.items():
         group = next((g for g in groups if not any(unshared(configs[g[0]], config))), None)
@@ -25,7 +25,7 @@ def groups_that_share(configs: Mapping[int, Config]) -> list[list[int]]:
 
 
 def packs(configs: Mapping[int, Config], pack_size: int | None) -> list[list[int]]:
-    """Numbers of the jobs for each process: those that can share one, at most `pack_size`, or as many as will fit.
+    """The jobs of each process, by their numbers: at most `pack_size`, or as many as fit into memory.
 
     Raises UserError if `pack_size` is no positive number.
     """
@@ -50,7 +50,7 @@ def fitting(configs: Sequence[Config]) -> int:
     source = Source.of(first.model)
     try:
         shape = Shape.of(load_config(source), first.model.layer, first.model.parameters)
-    except UserError:  # the run itself will say so, in its place
+    except UserError:  # the run itself will report it
         return len(configs)
     topics = [first.data.topics[name] for name in first.data.use or first.data.topics]
     tokens = first.train.batch_size * max(t.max_length + (t.retain_max_length or t.max_length) for t in topics)

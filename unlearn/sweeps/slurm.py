@@ -1,4 +1,4 @@
-"""Talking to SLURM: is there one, what is in its queue, how did a job end, and handing it jobs through submitit.
+"""SLURM: whether it answers, its queue, how jobs ended, and submitting jobs through submitit.
 
 Nothing heavy is imported here: a login node submits and watches, it does not compute.
 """
@@ -18,15 +18,15 @@ LARGEST_ARRAY = 1000  # SLURM's default MaxArraySize, less one
 
 
 def answers() -> bool:
-    """Whether a cluster answers; that sbatch is installed proves nothing."""
+    """Whether a cluster answers. An installed sbatch is not enough."""
     ran = _call("scontrol", "ping", timeout=PING_TIMEOUT_S)
     return ran is not None and ran.returncode == 0 and "is UP" in ran.stdout
 
 
 def queue(tasks: Iterable[str]) -> dict[str, str] | None:
-    """State of those of these jobs or array tasks that are pending or running; None where SLURM does not answer.
+    """The states of these jobs or array tasks that are pending or running; None if SLURM does not answer.
 
-    Of a pending one "PENDING" with SLURM's reason, e.g. "PENDING (Resources)".
+    A pending one has SLURM's reason, for example "PENDING (Resources)".
     """
     numbers = sorted({task.partition("_")[0] for task in tasks})
     if not numbers:
@@ -41,7 +41,7 @@ def queue(tasks: Iterable[str]) -> dict[str, str] | None:
 
 
 def endings(tasks: Iterable[str]) -> dict[str, str]:
-    """How jobs ended in SLURM's accounting (TIMEOUT, NODE_FAIL, CANCELLED by 0, ...), as far as it knows."""
+    """How jobs ended (TIMEOUT, NODE_FAIL, CANCELLED by 0, ...), as far as SLURM's accounting knows."""
     wanted = ",".join(sorted(tasks))
     if not wanted:
         return {}
@@ -93,7 +93,7 @@ def last_words(folder: str, task: str) -> str | None:
             lines = [line.strip() for line in stream.read().decode(errors="replace").splitlines()]
     except OSError:
         return None
-    said = [line for line in lines if line and not line.startswith("srun:")]  # srun only repeats that it ended
+    said = [line for line in lines if line and not line.startswith("srun:")]  # srun only reports the end
     return said[-1] if said else None
 
 

@@ -1,4 +1,4 @@
-"""Where the jobs of a sweep are, as a table, and starting failed ones again."""
+"""The states of a sweep's jobs as a table, and retrying failed jobs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STYLES = {"done": "green", "failed": "red", "interrupted": "yellow", "running": 
 
 
 def wait_for(sweep: Sweep, numbers: list[int]) -> dict[int, str]:
-    """Wait until these jobs have ended, with a line at each change; those that failed, and why.
+    """Wait until these jobs have ended, with a line at each change. Returns {number: reason} of failed jobs.
 
     Raises UserError when the user interrupts; the jobs go on.
     """
@@ -50,7 +50,7 @@ def wait_for(sweep: Sweep, numbers: list[int]) -> dict[int, str]:
 
 
 def view(sweep: Sweep, states: Mapping[int, State]) -> Group:
-    """How many jobs are where, what is common to them, and a row for each, with what distinguishes it."""
+    """The number of jobs in each state, the overrides that all have, and a row for each job with its own overrides."""
     shown = Table(box=SIMPLE_HEAD)
     for column in ("#", "job", "state", "progress", "left", "SLURM", "why"):
         shown.add_column(column, overflow="fold")
@@ -68,7 +68,7 @@ def view(sweep: Sweep, states: Mapping[int, State]) -> Group:
 
 
 def _progress(state: State) -> tuple[str, str]:
-    """How far the phase is, and the time that is left of it."""
+    """The progress of a job's phase, and the time left."""
     phase = state.phase
     if phase is None or not phase.total:
         return "", ""
@@ -85,7 +85,7 @@ def summary(states: Iterable[State]) -> str:
 
 
 def eta_s(phase: Phase) -> float | None:
-    """Seconds until the phase is over, at the pace so far; None if nothing is known."""
+    """Seconds until the end of the phase at the present rate; None if there is no rate yet."""
     done = phase.done - phase.skipped
     if done <= 0:
         return None
@@ -93,7 +93,7 @@ def eta_s(phase: Phase) -> float | None:
 
 
 def retry(sweep: Sweep) -> list[int]:
-    """Start again what has failed or was interrupted, on SLURM if it ran there, else here; the jobs' numbers."""
+    """Start failed and interrupted jobs again, on SLURM if the sweep ran there, else here. Returns their numbers."""
     states = sweep.states()
     again = [n for n, s in states.items() if s.ended and s.name != "done" and sweep.jobs[n].folder is not None]
     if not again:
@@ -116,7 +116,7 @@ def retry(sweep: Sweep) -> list[int]:
 
 
 def latest() -> Path:
-    """The youngest sweep's folder below outputs/. Raises UserError if there is none."""
+    """The folder of the last sweep below outputs/. Raises UserError if there is none."""
     folders = sorted(file.parent for file in Path("outputs/sweeps").glob("*/*/sweep.json"))
     if not folders:
         raise UserError("outputs/sweeps holds no sweep: name one's folder.")

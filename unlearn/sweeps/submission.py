@@ -30,7 +30,7 @@ def submit(sweep: Sweep, groups: list[list[int]], settings: Mapping[str, Any]) -
         array = groups[start : start + slurm.LARGEST_ARRAY]
         ids = slurm.submit(RunJobs(sweep.folder), array, settings, Path(sweep.code))
         sweep.tasks |= {number: task for group, task in zip(array, ids, strict=True) for number in group}
-        sweep.write()  # each time: what is queued must be known
+        sweep.write()  # after each array, so that no queued job is unknown
 
 
 def _copy_code(folder: Path) -> str:

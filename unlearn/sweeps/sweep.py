@@ -1,7 +1,7 @@
-"""A sweep's folder: which jobs there are, where their runs are, and what SLURM was given.
+"""A sweep's folder: its jobs, their runs, and their submissions to SLURM.
 
 sweep.json     the jobs and submissions
-code/          on SLURM, the code and configuration of the moment of submission, which its jobs run
+code/          on SLURM, the copy of code and configuration that its jobs run, made at submission
 N/.hydra/      the configuration of job N, composed but not resolved
 N/error.json   what went wrong in job N
 .submitit/     on SLURM, the jobs' output
@@ -36,7 +36,7 @@ ENDED = ("done", "failed", "interrupted", "missing")
 
 @dataclass(frozen=True)
 class Job:
-    """A grid point: its overrides, Hydra's folder of it, its run's folder; or why it could not be composed."""
+    """A grid point: its overrides, Hydra's folder, its run's folder; or the error of its configuration."""
 
     number: int
     overrides: list[str]
@@ -47,7 +47,7 @@ class Job:
 
 @dataclass(frozen=True)
 class State:
-    """Where a job is: pending, running, done, failed, interrupted, or missing (never begun)."""
+    """A job's state: pending, running, done, failed, interrupted, or missing (never started)."""
 
     name: str
     detail: str = ""
@@ -56,7 +56,7 @@ class State:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing will happen any more unless somebody does something."""
+        """Whether the job will not go on by itself."""
         return self.name in ENDED
 
 
@@ -66,7 +66,7 @@ class Sweep:
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
         self.jobs: dict[int, Job] = {}
-        self.tasks: dict[int, str] = {}  # job -> the SLURM job or array task that it was last given to
+        self.tasks: dict[int, str] = {}  # job -> the SLURM job or array task of its last submission
         self.launcher: dict[str, Any] | None = None  # SLURM's settings; None where the sweep ran here
         self.code: str | None = None  # the copy that its SLURM jobs run
         self.cwd = os.getcwd()
@@ -79,7 +79,7 @@ class Sweep:
 
     @classmethod
     def begin(cls, folder: Path) -> Sweep:
-        """A sweep without jobs, also in a folder that held another one."""
+        """A new sweep. A former sweep of the folder is forgotten."""
         sweep = cls(folder)
         sweep.jobs, sweep.tasks, sweep.launcher, sweep.code, sweep.cwd = {}, {}, None, None, os.getcwd()
         return sweep
@@ -99,31 +99,31 @@ class Sweep:
         write_json(self.folder / "sweep.json", record)
 
     def add(self, number: int, overrides: list[str], config: Config, hydra_folder: Path) -> None:
-        """A job that is ready to run."""
+        """Add a job that is ready to run."""
         self.jobs[number] = Job(number, overrides, str(hydra_folder.absolute()), str(run_folder(config).absolute()))
 
     def add_failed(self, number: int, overrides: list[str], error: BaseException) -> None:
-        """A job whose configuration is wrong."""
+        """Add a job with a wrong configuration."""
         self.jobs[number] = Job(number, overrides, error=describe(error))
 
     @cached_property
     def common(self) -> list[str]:
-        """The overrides that all jobs have, of a sweep that is complete; none if there is but one job."""
+        """The overrides that all jobs of a complete sweep have; none if there is one job."""
         first, *others = self.jobs.values()
         return [o for o in first.overrides if others and all(o in other.overrides for other in others)]
 
     def label(self, number: int) -> str:
-        """What distinguishes a job from the others."""
+        """The overrides of a job that not all jobs have."""
         return " ".join(o for o in self.jobs[number].overrides if o not in self.common)
 
     def config(self, number: int) -> Config:
-        """A job's configuration, resolved here and now: paths inside the package are this code's own."""
+        """A job's configuration, resolved now: paths inside the package are those of the running code."""
         raw = OmegaConf.load(Path(str(self.jobs[number].hydra_folder)) / ".hydra" / "config.yaml")
         assert isinstance(raw, DictConfig)
         return settle(raw)
 
     def states(self, known: Mapping[int, State] | None = None) -> dict[int, State]:
-        """Where every job is, from the runs' folders and SLURM's queue. Jobs that `known` has as done stay so."""
+        """The state of every job, from the runs' folders and SLURM's queue. Jobs that are done in `known` stay so."""
         known = known or {}
         queue = slurm.queue(self.tasks.values())
         endings = cache(lambda: slurm.endings(set(self.tasks.values()) - (queue or {}).keys()))
@@ -148,7 +148,7 @@ class Sweep:
         if status == "done" and (waiting is None or of_this_task):
             return State("done", interruptions=times)
         holder = live_holder(run.path)
-        # A holder of this very task is dead where SLURM says that the task has ended.
+        # If SLURM says that the task has ended, a lock of that task is out of date.
         if holder is not None and (holder.slurm_job != task or queue is None or waiting is not None or task is None):
             return State("running", str(holder), phase_of(run.path), times)
         if status == "failed" and (of_this_task or (waiting is None and queue is not None)):
@@ -165,13 +165,13 @@ class Sweep:
         return State("interrupted" if status == "running" else "missing", interruptions=times)
 
     def _said(self, job: Job, task: str | None) -> str | None:
-        """What went wrong before or beside a run, in the task that it was last given to."""
+        """The error of a job outside of its run's folder, in its last task, or None."""
         file = self._error_file(job)
         said = json.loads(file.read_text()) if file.is_file() else {}
         return said["error"] if said and said["slurm_job"] == task else None
 
     def keep_error(self, number: int, task: str | None, error: str | None) -> None:
-        """Note what went wrong with a job in a SLURM task (None: here), or, with None, that nothing has."""
+        """Write the error of a job in a SLURM task (None: in this process); remove it if `error` is None."""
         file = self._error_file(self.jobs[number])
         if error is None:
             file.unlink(missing_ok=True)
@@ -184,9 +184,9 @@ class Sweep:
 
 
 def finished(config: Config) -> bool:
-    """Whether a configuration's run is there, done, and older files than it are all that it was made of.
+    """Whether a configuration's run is done and newer than all texts it used.
 
-    Where a text is younger, the run itself has to tell whether that matters.
+    If a text is newer, the run itself decides whether its content has changed.
     """
     run = RunFolder(run_folder(config))
     if config.train.force or not run.done or run.record.get("identity") != identity(config):
@@ -199,6 +199,6 @@ def finished(config: Config) -> bool:
 
 
 def failure_list(sweep: Sweep, failed: Mapping[int, str], of: int) -> str:
-    """Which jobs failed and why, a line each."""
+    """A line for each failed job, with its error."""
     lines = [f"  #{number} {sweep.label(number)}: {why}" for number, why in sorted(failed.items())]
     return "\n".join([f"{len(failed)} of {of} jobs failed:", *lines])

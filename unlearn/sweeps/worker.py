@@ -1,4 +1,4 @@
-"""What a process of a sweep does: run some of its jobs, as many at a time as memory holds."""
+"""Running jobs of a sweep in one process, as many at a time as fit into memory."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ log = logging.getLogger(__name__)
 def run_packed(
     sweep: Sweep, numbers: Sequence[int], pack_size: int | None = None, task: str | None = None
 ) -> dict[int, Path | Exception]:
-    """Run these jobs of a sweep in this process, which is a SLURM task or none: for each its folder or its error.
+    """Run these jobs of a sweep in this process, pack by pack. Returns the folder or the error of each.
 
-    Pack by pack; errors are noted in the sweep's folder as well.
+    Errors are also written into the sweep's folder. `task` is the SLURM task of this process, if it is one.
     """
     import torch
 
@@ -60,9 +60,9 @@ def run_packed(
 
 
 class RunJobs:
-    """What a SLURM job does: run some jobs of a sweep in one process, as many at a time as memory allows.
+    """The function that a SLURM job calls: it runs some jobs of a sweep in one process.
 
-    It is pickled by submitit, by name, and so imports the copy of this code that the job starts in.
+    submitit pickles it by name, so the job imports the copy of the code in its working directory.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -79,7 +79,7 @@ class RunJobs:
         return [str(folder) for folder in found.values()]
 
     def checkpoint(self, numbers: list[int]) -> Any:
-        """On the signal before preemption or the time limit: the same again; runs go on from their own files."""
+        """Called on the signal before preemption or the time limit: submit the same again. Runs resume."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self, numbers)

@@ -1,4 +1,4 @@
-"""Where a run's figures are shown while it works: train.jsonl, the terminal, and Weights & Biases.
+"""Showing a run's progress and results: train.jsonl, the terminal, and Weights & Biases.
 
-Not here: run folders, training, evaluation. It is given numbers and sends them on.
+It is given numbers and sends them on. Not here: run folders, training, evaluation.
 """

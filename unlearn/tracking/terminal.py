@@ -1,4 +1,4 @@
-"""What a run shows in the terminal: a progress bar with losses, then a table of accuracies and where the files are."""
+"""A run in the terminal: a progress bar with losses, then a table of accuracies and the run's folder."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:  # this is imported where torch is not
 
 @contextmanager
 def training_progress(steps: int) -> Iterator[Callable[[Record], None]]:
-    """A bar with the time left, losses, tokens per second and memory; yields the function that moves it.
+    """A progress bar with the time left, losses, tokens per second and memory. Yields the function that updates it.
 
-    Where there is no terminal, a line of the same at each tenth of the steps.
+    Without a terminal, it is a line at each tenth of the steps.
     """
     columns = (
         TextColumn("training"),

@@ -1,7 +1,7 @@
-"""Where a run's curves and metrics go: always to files in its folder, to Weights & Biases on top.
+"""Tracking a run: train.jsonl in its folder and, if wanted, Weights & Biases.
 
-A tracker is a context manager: whatever happens inside, its W&B run is finished, so that the runs of a multirun
-never bleed into each other. What W&B itself cannot take is said in a line and ends nothing: the files have it all.
+A tracker is a context manager. It always finishes its W&B run, so that the runs of a multirun do not mix. An error of
+W&B is reported in a line and does not end the run: the files have everything.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:  # this is imported where torch is not
     from unlearn.evaluate.harness import Answers
     from unlearn.training.loop import Record
 
-# What W&B's summary keeps of a curve, as NAME.min etc.; of the others it keeps the last value, as NAME.
+# Summaries of curves in W&B, as NAME.min etc. Of other curves W&B keeps the last value, as NAME.
 SUMMARIES = {
     "loss": "min,last",
     "forget_loss": "min,last",
@@ -55,14 +55,14 @@ BINS = 64  # of a histogram
 
 
 class Tracker:
-    """Writes train.jsonl, and sends the same to W&B if asked to."""
+    """Writes train.jsonl, and sends the same to W&B if there is a W&B run."""
 
     def __init__(self, folder: Path, wandb_run: wandb.Run | None = None) -> None:
         self._file = folder / "train.jsonl"
         self._lines = self._file.open("a", encoding="utf-8")
         self._wandb = wandb_run
         self._sent = -1  # the last step that W&B has
-        self._failed: set[str] = set()  # what W&B did not take
+        self._failed: set[str] = set()  # kinds of data for which an error of W&B was reported
         if wandb_run is not None:
             with self._surviving("the steps of earlier attempts"):
                 self._sent = _last_step(folder, wandb_run)
@@ -77,12 +77,12 @@ class Tracker:
     ) -> None:
         if self._wandb is not None and error is not None and not isinstance(error, Exception):
             with self._surviving("that this run will go on"):
-                self._wandb.mark_preempting()  # a signal: another attempt will go on with this run
+                self._wandb.mark_preempting()  # a signal: another attempt will resume this run
         self.close(failed=error is not None)
 
     @property
     def address(self) -> str | None:
-        """Where W&B shows this run, or how to bring it there."""
+        """The run's address in W&B, or how to upload it."""
         if self._wandb is None:
             return None
         if self._wandb.offline:
@@ -90,17 +90,17 @@ class Tracker:
         return self._wandb.url
 
     def _read(self) -> list[dict[str, Any]]:
-        """The lines of train.jsonl, as far as they are whole."""
+        """The complete lines of train.jsonl."""
         found = []
         for line in self._file.read_text(encoding="utf-8").split("\n"):
             try:
                 found.append(json.loads(line))
             except json.JSONDecodeError:
-                break  # the end, or where an attempt was cut short
+                break  # the end, or an incomplete line of a killed attempt
         return found
 
     def rewind(self, steps: int) -> None:
-        """Go on after `steps` steps: what an earlier attempt logged beyond them will be logged again."""
+        """Keep the log of the first `steps` steps. Later steps will be repeated and logged again."""
         kept = [json.dumps(line) + "\n" for line in self._read() if line["step"] < steps]
         self._lines.close()
         write_atomically(self._file, "".join(kept))
@@ -115,29 +115,29 @@ class Tracker:
             self._send_step(line)
 
     def _send_step(self, line: Mapping[str, Any]) -> None:
-        """A step to W&B, unless it has it."""
+        """Send a step to W&B, unless W&B has it."""
         if self._wandb is not None and line["step"] > self._sent:
             self._wandb.log({f"train/{name}": value for name, value in line.items()})
             self._sent = line["step"]
 
     def sync(self) -> None:
-        """Bring all lines to the disk: what goes on from a later state counts on them."""
+        """Write all lines to disk. A checkpoint needs the log up to its step."""
         os.fsync(self._lines.fileno())
 
     def log_metrics(self, metrics: Mapping[str, float], roles: Mapping[str, Sequence[str]]) -> None:
-        """Evaluation metrics and roles' means as a logged row of the W&B run; with training's figures its summary.
+        """Log evaluation metrics and means over roles as a row of the W&B run, and write its summary.
 
         `roles` are the tasks or groups that were asked.
         """
         if self._wandb is not None:
             with self._surviving("metrics"):
                 everything = {**metrics, **role_figures(metrics, roles)}
-                # Beside train/* W&B would put the last train/step once more.
+                # With train/* W&B would log the last train/step once more.
                 self._wandb.log({name: value for name, value in everything.items() if not name.startswith("train/")})
                 self._wandb.summary.update({**everything, **self._summaries()})
 
     def _summaries(self) -> dict[str, dict[str, float]]:
-        """SUMMARIES over all attempts: W&B itself has those of this one, and would overwrite the earlier ones'."""
+        """SUMMARIES over all attempts. W&B itself would only have those of this attempt."""
         lines = self._read()
         return {
             f"train/{curve}": {kind: KINDS[kind]([line[curve] for line in lines]) for kind in kept.split(",")}
@@ -154,7 +154,7 @@ class Tracker:
         *,
         questions: bool,
     ) -> None:
-        """Tables of accuracies and, if wanted, of all questions; histograms of MaxLogit by task, group and role.
+        """Log tables of accuracies and, if wanted, of questions, and histograms of MaxLogit by task, group and role.
 
         `leaves` are the tasks that each task and group consists of; `answers` those of the base and unlearned model.
         """
@@ -170,7 +170,7 @@ class Tracker:
                 self._wandb.log(_question_tables(list(question_rows(*answers))))
 
     def log_delta(self, file: Path, name: str, metadata: Mapping[str, Any]) -> None:
-        """The changed matrices as an artifact, of `file` itself: they are not copied."""
+        """Log the delta as an artifact. The file is not copied."""
         if self._wandb is not None:
             with self._surviving("the delta"):
                 sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -188,7 +188,7 @@ class Tracker:
 
     @contextmanager
     def _surviving(self, what: str) -> Iterator[None]:
-        """What goes wrong with W&B inside is said, once for each `what`, and ends nothing."""
+        """Report an error of W&B inside the block, once for each `what`, and go on."""
         try:
             yield
         except Exception as error:
@@ -198,9 +198,9 @@ class Tracker:
 
 
 def _last_step(folder: Path, run: wandb.Run) -> int:
-    """The last training step that W&B has of this run from earlier attempts, on its server or in offline logs; or -1.
+    """The last training step that W&B has from earlier attempts, on its server or in offline logs; or -1.
 
-    That can be less than was sent: it writes every 15 seconds, and what it has not written dies with a killed process.
+    It may be less than was sent: W&B writes every 15 seconds, and a killed process loses the rest.
     """
     logs = folder.glob(f"wandb/offline-run-*/run-{run.id}.wandb")
     steps = [row["train/step"] for log in logs for row in rows(records(log)) if "train/step" in row]
@@ -223,10 +223,10 @@ def _histograms(
 
 
 def _question_tables(rows: list[Row]) -> dict[str, wandb.Table]:
-    """The rows as one table, or several where they are more than W&B keeps of one, which it does not say.
+    """The rows as one table, or as several if there are more than W&B keeps of one (it drops the rest silently).
 
-    It keeps so many in a table's artifact, which is what it shows. Of a second copy, below media/, it drops all but
-    10,000; nothing shows that one.
+    The limit is that of a table's artifact, which W&B shows. A second copy below media/, limited to 10,000 rows, is
+    not shown.
     """
     size = wandb.Table.MAX_ARTIFACT_ROWS
     parts = [rows[start : start + size] for start in range(0, len(rows), size)]
@@ -248,10 +248,10 @@ def start_wandb(
     tags: list[str],
     timeout_s: int,
 ) -> wandb.Run:
-    """A W&B run in `folder`/wandb; one of the same `run_id` is continued.
+    """Start a W&B run in `folder`/wandb, or resume that of the same `run_id`.
 
-    `mode` "auto" is online where the user is logged in and the server answers within `timeout_s` seconds, else
-    offline without a question; `wandb sync` uploads an offline run later. WANDB_MODE, if set, wins over "auto".
+    `mode` "auto" is online if the user is logged in and the server answers within `timeout_s` seconds, else offline
+    without a question; `wandb sync` uploads an offline run later. WANDB_MODE, if set, wins over "auto".
     """
     if mode == "auto":
         mode = automatic_mode(timeout_s)
@@ -278,7 +278,7 @@ def start_wandb(
 
 
 def automatic_mode(timeout_s: int) -> str:
-    """What tracker.mode=auto stands for: WANDB_MODE if it is set, else "online" where that will work, or "offline"."""
+    """The meaning of tracker.mode=auto: WANDB_MODE if it is set, else "online" if that will work, else "offline"."""
     return os.environ.get("WANDB_MODE") or ("online" if _server_answers(timeout_s) else "offline")
 
 

@@ -1,4 +1,4 @@
-"""Reading W&B's transaction log of an offline run back: what `wandb sync` will send.
+"""Reading the transaction log of an offline W&B run, which `wandb sync` will send.
 
 The file is LevelDB's log format behind a header of 7 bytes: blocks of 32 KiB; fragments with checksum (4 bytes),
 length (2) and kind (1: whole, 2: first, 3: middle, 4: last), of protocol buffer messages.
@@ -18,10 +18,10 @@ BLOCK, HEADER = 32768, 7
 
 
 def records(file: Path) -> Iterator[Record]:
-    """Every record, as far as the file goes: that of a killed process ends anywhere."""
+    """All complete records. The log of a killed process may end within one."""
     raw, at, message = file.read_bytes(), HEADER, b""
     while at + HEADER <= len(raw):
-        if BLOCK - at % BLOCK < HEADER:  # no room for a fragment: the rest of the block is filled up
+        if BLOCK - at % BLOCK < HEADER:  # no room for a fragment: the rest of the block is padding
             at += BLOCK - at % BLOCK
             continue
         length, kind = struct.unpack("<HB", raw[at + 4 : at + HEADER])
@@ -35,7 +35,7 @@ def records(file: Path) -> Iterator[Record]:
 
 
 def rows(found: Iterable[Record]) -> Iterator[dict[str, Any]]:
-    """What was logged, row by row."""
+    """The logged rows."""
     for record in found:
         if record.WhichOneof("record_type") == "history":
             yield {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}

@@ -1,4 +1,4 @@
-"""What an evaluation found, as rows: of accuracies, of questions, and MaxLogit's values. W&B shows them as tables."""
+"""Results of an evaluation as rows of tables in W&B: accuracies, questions, and values of MaxLogit."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ def max_logit_values(answers: Answers, groups: Mapping[str, Sequence[str]]) -> d
 
 
 def role_figures(metrics: Mapping[str, float], roles: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """ROLE/QUERY/{acc,maxlogit_mean} of the unlearned model, base/ROLE/..., and what perturbing costs.
+    """ROLE/QUERY/{acc,maxlogit_mean} of the unlearned model, base/ROLE/..., and robustness/drop.
 
-    A base figure whose name is that of a task's own is left out.
+    A figure of the base model whose name is also a task's is left out.
     """
     found = {}
     for metric in ("acc", "maxlogit_mean"):

@@ -1,4 +1,4 @@
-"""A variant in the middle of its training, in a file: enough to go on as if nothing had happened, bit for bit.
+"""Checkpoints of a variant. Training that is resumed from one gives the same bits as uninterrupted training.
 
 `checkpoint.safetensors` holds weights.NAME (the trained matrices, the float32 master copies where there are such),
 optimizer.N.KEY (AdamW's moments and step count of the N-th matrix) and objective.KEY (control vectors, adaptive
@@ -24,7 +24,7 @@ from unlearn.training.variant import Progress, Variant
 
 
 def save_checkpoint(file: Path, variant: Variant) -> None:
-    """Replace the last checkpoint, which is there until this one is whole. Raises OSError if the disk is full."""
+    """Replace the last checkpoint once this one is complete. Raises OSError if the disk is full."""
     tensors = {f"weights.{name}": w for name, w in variant.weights.items()}
     for number, state in variant.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{key}": value for key, value in state.items()}
@@ -33,7 +33,7 @@ def save_checkpoint(file: Path, variant: Variant) -> None:
     with replacing(file) as scratch:
         try:
             save_file(stored, scratch, {METADATA: json.dumps(asdict(variant.progress))})
-        except SafetensorError as error:  # what it makes of an OSError
+        except SafetensorError as error:  # safetensors turns an OSError into this
             raise OSError(str(error)) from error
 
 

@@ -113,7 +113,7 @@ class Memory:
     """Bytes that training needs."""
 
     weights: int  # embeddings and layers 0 .. l
-    working: int  # one variant's activations, gradients and cast matrices; gone when its turn is over
+    working: int  # one variant's activations, gradients and cast matrices; freed when its turn is over
     variant: int  # matrices and optimizer state of each grid point
 
     def total(self, variants: int) -> int:
@@ -131,7 +131,7 @@ def training_memory(shape: Shape, tokens: int, *, weight_bytes: int, precision: 
     Args:
         tokens: forget and retain tokens of one step, padding included.
         weight_bytes: of one number of the model, 2 for bfloat16.
-        precision: "master" or "model", as in `train.make_variant`.
+        precision: "master" or "model", as in `make_variant`.
     """
     state = 4 if precision == "master" else weight_bytes
     trained = SPAN * shape.trained

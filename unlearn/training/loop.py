@@ -46,7 +46,7 @@ class Record:
 
 
 class _Shared:
-    """What all models, frozen and updated, have in common on one batch: the prefix, and how rows are laid out."""
+    """The work on one batch that the frozen and all updated models share: packing, and the prefix."""
 
     def __init__(self, cut: CutModel, batch: Batch, mask_padding: bool) -> None:
         self._cut = cut
@@ -71,7 +71,7 @@ class _Shared:
 
 
 class _View:
-    """A model with these weights looking at one batch; each part runs at most once."""
+    """The states of a model with these weights on one batch. Each part is computed at most once."""
 
     def __init__(self, shared: _Shared, weights: dict[str, Tensor]) -> None:
         self._shared, self._weights = shared, weights
@@ -103,7 +103,6 @@ def train(
         mask_padding: give the model an attention mask; needless where padding is on the right.
         on_record: called with every `log_every`-th step's record, the first and the last included.
         on_checkpoint: called with each variant after every `checkpoint_every`-th step, except the last one.
-
         check_late: look at a step's loss only when the next step begins, so that the host never waits for the device
             in a step that is not logged. By default on a GPU.
 
@@ -138,7 +137,7 @@ def train(
             _update(variant, batch.step, checks.get(id(variant)))
             before = variant.progress
             variant.progress = Progress(batch.step + 1, before.tokens + tokens, before.seconds)
-        for variant, record in records:  # only now: a step takes what all variants take
+        for variant, record in records:  # at the end of the step, so that its time covers all variants
             if _finish_check(variant, checks):
                 on_record(variant, clock.timed(record))
         running = [v for v in running if v.error is None]
@@ -155,7 +154,7 @@ def train(
 
 
 class _LossCheck:
-    """A step's losses on their way to the host, and whether they are finite. On a GPU nothing waits for them."""
+    """A step's losses, copied to the host without waiting for the device, to check that they are finite."""
 
     def __init__(self, batch: Batch, losses: Losses) -> None:
         self.step, self._topic = batch.step, batch.topic
@@ -184,7 +183,7 @@ class _LossCheck:
 
 
 def _finish_check(variant: Variant, checks: dict[int, _LossCheck]) -> bool:
-    """Check the variant's last step if that has not been done: whether all is well. If not, the step is undone."""
+    """Do the pending check of a variant's last step. Returns false, and undoes the step, if its loss was not finite."""
     check = checks.pop(id(variant), None)
     problem = None if check is None else check.problem()
     if check is not None and problem is not None:
@@ -194,17 +193,17 @@ def _finish_check(variant: Variant, checks: dict[int, _LossCheck]) -> bool:
 
 
 def _update(variant: Variant, step: int, check: _LossCheck | None) -> None:
-    """The optimizer's update; none, without the host knowing, if the loss of an unfinished check is not finite."""
+    """Update the matrices. If a check is pending and its loss is not finite, the optimizer skips the update itself."""
     optimizer = variant.optimizer
     optimizer.found_inf = None if check is None else check.not_finite  # type: ignore[attr-defined]
     for group in optimizer.param_groups:
         group["lr"] = variant.lr(step)
     optimizer.step()
-    optimizer.zero_grad()  # at once: gradients of all variants together would fill the memory
+    optimizer.zero_grad()  # at once: otherwise gradients of all variants would be in memory
 
 
 class _Clock:
-    """Seconds since the last step, and tokens a second since the last lap."""
+    """Seconds since the last step, and tokens per second since the last logged step."""
 
     def __init__(self) -> None:
         self.lap_start = self.step_start = time.perf_counter()
@@ -229,7 +228,7 @@ class _Clock:
 
 
 def _record(batch: Batch, losses: Losses, variant: Variant, tokens: int) -> Record:
-    """Of a step that is not over: the clock completes it."""
+    """The record of the current step, without its times: `_Clock.timed` adds them."""
     gradients = [w.grad for w in variant.weights.values() if w.grad is not None]
     return Record(
         step=batch.step,
@@ -247,7 +246,7 @@ def _record(batch: Batch, losses: Losses, variant: Variant, tokens: int) -> Reco
 
 
 def peak_memory_mb() -> float:
-    """Of the GPU's allocator where there is one, else of this process, in MiB."""
+    """Peak memory in MiB: of the GPU's allocator if there is a GPU, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

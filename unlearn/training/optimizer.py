@@ -1,4 +1,4 @@
-"""The optimizers that a run may train with, and how the learning rate goes with the steps."""
+"""The optimizers and the learning rate schedules."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 class PublishedAdamW(torch.optim.AdamW):
     """AdamW with eps added *before* the bias correction, as in transformers < 5 and the published code.
 
-    At step t = 1, 2, ... it is torch's AdamW with eps / sqrt(1 - beta2^t): 32 times larger at first, equal in the end.
-    (With weight decay, which the published code had not, transformers decayed after the step and torch before.)
+    At step t = 1, 2, ... it equals torch's AdamW with eps / sqrt(1 - beta2^t): 32 times larger at first, equal in
+    the end. The published code has no weight decay; with it, transformers decays after the step and torch before.
     """
 
     def __init__(self, params: Iterable[Tensor], *, eps: float, **kwargs: Any) -> None:

@@ -14,7 +14,7 @@ from unlearn.training.optimizer import OPTIMIZERS
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a variant is: steps done, real tokens seen and seconds spent on them, over all attempts."""
+    """A variant's progress over all attempts: steps, real tokens, seconds."""
 
     steps: int = 0
     tokens: int = 0
@@ -23,7 +23,7 @@ class Progress:
 
 @dataclass
 class Variant:
-    """One grid point: what it minimises, its matrices {full name: leaf tensor} and their optimizer."""
+    """One grid point: its objective, its matrices {full name: leaf tensor} and their optimizer."""
 
     objective: Objective
     weights: dict[str, Tensor]
@@ -46,10 +46,10 @@ def make_variant(
 ) -> Variant:
     """A variant that starts from the frozen matrices.
 
-    `optimizer` is a name in `unlearn.optimizer.OPTIMIZERS`; `lr` one rate for all steps, or the rate of each.
+    `optimizer` is a name in `unlearn.training.optimizer.OPTIMIZERS`; `lr` one rate for all steps, or the rate of each.
 
-    `precision` "master" trains float32 copies of them, whatever the model's dtype; "model" trains in that dtype,
-    where updates below half a unit in the last place are lost.
+    `precision` "master" trains float32 copies of the matrices; "model" trains in the model's dtype, where updates
+    below half a unit in the last place are lost.
     """
     weights = {
         n: w.detach().to(torch.float32 if precision == "master" and w.element_size() < 4 else w.dtype, copy=True)

@@ -21,7 +21,7 @@ SEEN, NOT_SEEN, CONTRARY, NOT_MEASURED = "seen", "not seen", "contrary", "not me
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says and where; `measured` names the effect, claimed to be above `above` or below `below`.
+    """A claim of the paper and its section. `measured` names the effect, claimed to be above `above` or below `below`.
 
     "seeds" of the effect are those of one method, or, of `OVER_METHODS`, the models of all.
     """
@@ -45,22 +45,22 @@ class Claim:
 
 
 def _beside_base(weight: float, setting: str, query: str) -> list[Term]:
-    """A setting's accuracy on retained knowledge, less the base model's in the same kind of query."""
+    """A setting's accuracy on retained knowledge minus the base model's, in the same kind of query."""
     return [Term(weight, setting, "retain", query), Term(-weight, setting, "retain", query, "base")]
 
 
 def _drop(weight: float, setting: str) -> list[Term]:
-    """What perturbation costs, default less perturbed, beyond what it costs the base model."""
+    """The drop: default minus perturbed accuracy, minus that of the base model."""
     return [*_beside_base(weight, setting, "default"), *_beside_base(-weight, setting, "perturbed")]
 
 
 def _beside(s: Subject, rna: str) -> list[Term]:
-    """The drop without RNA, on what a setting with it has, too: its terms weigh nothing."""
+    """The drop without RNA, on the questions of a setting with RNA, whose terms have weight 0."""
     return [*_drop(1, s.plain), *_drop(0, rna)]
 
 
 def _won_back(s: Subject, rna: str) -> list[Term]:
-    """The drop without RNA less that with it."""
+    """The drop without RNA minus the drop with RNA."""
     return [*_drop(1, s.plain), *_drop(-1, rna)]
 
 
@@ -75,34 +75,34 @@ def _with_rna(s: Subject, terms: Callable[[str], list[Term]]) -> Contrast:
 
 
 def stumble(s: Subject) -> Contrast:
-    """What perturbation costs the model without RNA."""
+    """The drop of the model without RNA."""
     return s.evidence.combine(_drop(1, s.plain))
 
 
 def stumble_beside_rna(s: Subject) -> Contrast:
-    """The same, of the seeds and questions that the model with RNA has, too: its terms weigh nothing."""
+    """The same, on the seeds and questions that the model with RNA also has."""
     return _with_rna(s, lambda rna: _beside(s, rna))
 
 
 def won_back(s: Subject) -> Contrast:
-    """How much less it costs the model with RNA."""
+    """How much smaller the drop is with RNA."""
     return _with_rna(s, lambda rna: _won_back(s, rna))
 
 
 def at_nu(s: Subject, rna: str) -> tuple[Contrast, Contrast, Contrast]:
-    """Of a setting with RNA, whatever seeds choose: the drop beside it, what it takes away, and what is remembered."""
+    """For a given setting with RNA: the drop without it, what RNA removes, and the forget accuracy."""
     remembered = [Term(1, rna, "forget", "default"), Term(-1, s.plain, "forget", "default")]
     beside, back, more = (s.evidence.combine(terms) for terms in (_beside(s, rna), _won_back(s, rna), remembered))
     return beside, back, more
 
 
 def harm_of_control(s: Subject) -> Contrast:
-    """By how much less harmless words in place of forget-tokens cost, beyond the base model."""
+    """How much smaller the drop is with harmless words in place of forget-tokens, beyond the base model."""
     return s.evidence.combine([*_beside_base(1, s.plain, "control"), *_beside_base(-1, s.plain, "perturbed")])
 
 
 def rna_less_plain(role: str, query: str) -> Callable[[Subject], Contrast]:
-    """What RNA changes."""
+    """The difference that RNA makes."""
     return lambda s: _with_rna(s, lambda rna: [Term(1, rna, role, query), Term(-1, s.plain, role, query)])
 
 

@@ -1,4 +1,4 @@
-"""What claims are judged by: linear combinations of accuracies, for each seed and question.
+"""Evidence for claims: linear combinations of accuracies, for each seed and question.
 
 What has to be chosen, such as the best nu, is chosen for each seed from the *other* seeds and on one half of the
 questions (`CHOOSING`), and measured in that seed on the other half (`MEASURING`): else chance alone would make the best
@@ -50,7 +50,7 @@ Terms = Sequence[Term] | Callable[[int], Sequence[Term]]  # of all seeds, or of 
 
 @dataclass(frozen=True)
 class Subject:
-    """A method on its trial: its model without RNA, and what differs from that in nothing but nu, c or beta, or l."""
+    """A method that is judged: its model without RNA, and those that differ from it in nu, c or beta, or l alone."""
 
     evidence: Evidence
     method: str
@@ -61,7 +61,7 @@ class Subject:
     by_layer: dict[float, str]  # without RNA
 
     def shared(self, setting: str) -> set[int]:
-        """The seeds that a setting and the one without RNA have."""
+        """The common seeds of a setting and the one without RNA."""
         runs_of = self.evidence.material.runs_of
         return set(runs_of(setting)) & set(runs_of(self.plain))
 
@@ -86,7 +86,7 @@ class Subject:
 
     @cached_property
     def best_nu(self) -> dict[int, float]:
-        """For each seed the nu with most retained knowledge under perturbation, less forgotten where that was asked."""
+        """For each seed, the nu with the highest accuracy on retained (perturbed) minus forgotten questions."""
         found = {}
         for seed in self.own_seeds:
             retained, forgotten = self.curve("retain", "perturbed", seed), self.curve("forget", "default", seed)

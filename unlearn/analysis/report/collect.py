@@ -1,6 +1,6 @@
-"""Find runs in folders: of a run, of a sweep, or anything that holds such folders. Nothing is dropped silently.
+"""Finding runs in folders of runs, of sweeps, or any folder above them. Nothing is dropped silently.
 
-Whatever cannot be used, a failed, unfinished, missing or corrupt run, is in the list, too, with its status and why.
+Failed, unfinished, missing and corrupt runs are in the list, too, with their status and the reason.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ REQUIRED: dict[str, type | tuple[type, ...]] = {
     "identity.eval.queries": list,
     "inputs": dict,
 }  # what a run.json must have, and of which type
-DESCRIBED = 200  # jobs of a sweep that never began and whose configuration is composed, which takes a while
+DESCRIBED = 200  # at most so many jobs that never began have their configuration composed, which takes a while
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run left. `status` is done, failed, unfinished, missing or corrupt; only done ones have metrics."""
+    """A run that was found. `status` is done, failed, unfinished, missing or corrupt; only done runs have metrics."""
 
     folder: Path
     status: str
@@ -41,12 +41,12 @@ class Run:
 
     @property
     def done(self) -> bool:
-        """Whether it can be shown."""
+        """Whether the run can be shown."""
         return self.status == "done"
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What determines its result; empty if nothing is known of it."""
+        """The run's identity; empty if it is not known."""
         return self.record.get("identity", {})
 
     @property
@@ -61,7 +61,7 @@ class Run:
 
     @property
     def queries(self) -> list[str]:
-        """The kinds of query that it was asked."""
+        """The kinds of query that were asked."""
         return list(dict.fromkeys(query for evaluation in self._evaluations for query in evaluation["queries"]))
 
     @property

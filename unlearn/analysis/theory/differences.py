@@ -1,6 +1,6 @@
-"""Is a sample of differences N(0, eta I)? Assumption 4.2: h(perturbed) - h(default) at layer l, predicted position.
+"""Assumption 4.2: are the differences h(perturbed) - h(default) at layer l, predicted position, N(0, eta I)?
 
-What is formed is no larger than the smaller of N x N and D x D.
+No matrix is larger than the smaller of N x N and D x D.
 N questions, D hidden size, K directions, S simulations.
 """
 

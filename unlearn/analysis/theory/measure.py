@@ -32,7 +32,7 @@ from unlearn.storage.files import write_json
 
 
 def result_file(folder: Path, query: str, role: str) -> Path:
-    """Where what was measured goes: theory.json is what the paper is about, perturbed queries of retained knowledge."""
+    """The file of the results: theory.json for perturbed queries of the retain role, as in the paper."""
     usual = (query, role) == ("perturbed", "retain")
     return folder / ("theory.json" if usual else f"theory-{role}-{query}.json")
 

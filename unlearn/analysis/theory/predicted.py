@@ -39,7 +39,7 @@ class Predicted:
 
     @property
     def nothing_1D(self) -> Tensor:
-        """What changes no state."""
+        """A zero vector, which changes no state."""
         return torch.zeros(1, self.dim, device=self.device)
 
     def output(self, added_BD: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class States:
 
 
 def observe(model: PreTrainedModel, layer: int, questions: Sequence[Question]) -> States:
-    """What a model has at layer l for each question, as it is: nothing is added."""
+    """States, losses and gradients of a model at layer l for each question, without noise."""
     rows = []
     for question in tqdm(questions, desc="States", mininterval=1, disable=None):
         sides = [Predicted(model, layer, ids) for ids in (question.default, question.perturbed)]

@@ -1,4 +1,4 @@
-"""A finished run as this measurement needs it: its configuration, its questions in two queries, its model."""
+"""Reading a finished run for the theorems: its configuration, its questions in two queries, its model."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def read_run(folder: Path, query: str, role: str, limit: int) -> FinishedRun:
         raise UserError("--query default: choose one that changes options, such as perturbed.")
     evaluation = _evaluation_with(record, query, role, folder)
     raw = OmegaConf.create(record["config"])
-    raw.tracker = composed([]).tracker  # of no use here, and an older run's may lack a key
+    raw.tracker = composed([]).tracker  # not used here; that of an older run may lack a key
     raw.eval = {
         **evaluation,
         "tasks": {role: evaluation["tasks"][role]},
@@ -84,7 +84,7 @@ def _evaluation_with(record: dict[str, Any], query: str, role: str, folder: Path
 
 
 def _recorded_words(record: dict[str, Any], query: str) -> str | None:
-    """The hash of the words that options became when the run was asked; None of a run from before it was kept."""
+    """The hash of the words that options became in the run's evaluation; None for runs that lack it."""
     for words in (
         record.get("inputs", {}).get("query_words"),
         *(e.get("query_words") for e in record.get("evaluations", [])),
@@ -108,7 +108,7 @@ def check_delta(run: FinishedRun) -> None:
 
 
 def check_counterpart(rna: FinishedRun, rm: FinishedRun) -> list[str]:
-    """What else than noise two runs differ in. Raises UserError unless the second is the first without RNA."""
+    """What two runs differ in besides RNA. Raises UserError unless the second is the first without RNA."""
     if rna.config.rna.nu == 0:
         raise UserError(
             f"{rna.folder}: trained without RNA (rna.nu=0); --against compares an RNA run with one without."
@@ -139,14 +139,14 @@ def load_suite_of(run: FinishedRun) -> Suite:
 
 
 def load_unlearned(run: FinishedRun) -> PreTrainedModel:
-    """The run's model in float32: bfloat16 would drown small noise in its rounding."""
+    """The run's model in float32, since rounding to bfloat16 would hide small noise."""
     model = load_whole(Source.of(run.config.model))
     apply_delta(model, *load_delta(run.folder / "delta.safetensors"))
     return plain_kernels(model.float())
 
 
 def plain_kernels(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with kernels for attention and experts that have derivatives in both modes; fused ones have not."""
+    """The model with eager attention and experts, which have derivatives in both modes; fused kernels do not."""
     model.set_attn_implementation("eager")
     model.set_experts_implementation("eager")
     return model

@@ -1,6 +1,6 @@
-"""How `-m` starts its jobs: here, those that share model and data in one process, or on SLURM.
+"""Launchers for `-m`: in this process, where jobs share model and data, or on SLURM.
 
-Hydra imports this file at every start: whatever is heavy is imported when it is needed.
+Hydra imports this file at every start, so heavy packages are imported when they are needed.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ log = logging.getLogger(__name__)
 
 
 class SweepLauncher(Launcher):
-    """Composes every job as Hydra's own launcher does and notes it in the sweep's folder; others run them."""
+    """Composes every job as Hydra's own launcher does and adds it to the sweep. Subclasses run the jobs."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """What Hydra knows; the task function itself, which runs one job, is not called."""
+        """Keep what Hydra passes. The task function, which runs one job, is not used."""
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -51,10 +51,10 @@ class SweepLauncher(Launcher):
 
     @abstractmethod
     def run(self, sweep: Sweep, numbers: list[int]) -> Mapping[int, str]:
-        """Run these jobs of a sweep; those that failed, and why."""
+        """Run these jobs of a sweep. Returns {number: error} of failed jobs."""
 
     def _add(self, sweep: Sweep, number: int, overrides: Sequence[str]) -> int:
-        """Compose a job as far as its checked configuration and Hydra's own files, and note it or its error."""
+        """Compose and check a job, write Hydra's own files, and add the job or its error to the sweep."""
         from unlearn.cli.launch import to_config
 
         log.info(f"\t#{number} : {' '.join(filter_overrides(overrides))}")
@@ -79,9 +79,9 @@ class SweepLauncher(Launcher):
 
 
 def _name_sweep(config: DictConfig, folder: Path) -> None:
-    """Give a job's tracker the sweep that it is of: as its group, unless there is one, and its name as a tag.
+    """Set a job's W&B group to its sweep, unless there is a group, and add the sweep's name as a tag.
 
-    Here, since the job's process, on SLURM another one, knows its composed configuration only.
+    A job on SLURM knows only its composed configuration, so it is done before.
     """
     chosen = config.hydra.runtime.choices.get("sweep")
     named = [] if chosen is None else [str(chosen)]
@@ -156,7 +156,7 @@ class AutoLauncher(SlurmLauncher):
     """The default: on SLURM where a cluster answers, else here, packed."""
 
     def setup(self, **known: Any) -> None:
-        """Decide, and say so first of all."""
+        """Decide where jobs run, and report it in the first line."""
         from unlearn.sweeps import slurm
 
         SweepLauncher.setup(self, **known)
@@ -167,5 +167,5 @@ class AutoLauncher(SlurmLauncher):
             log.info("hydra/launcher=auto: no SLURM answers, the jobs run here, together (hydra/launcher=packed)")
 
     def run(self, sweep: Sweep, numbers: list[int]) -> Mapping[int, str]:
-        """As decided."""
+        """Run on SLURM or here."""
         return super().run(sweep, numbers) if self.on_slurm else PackedLauncher().run(sweep, numbers)

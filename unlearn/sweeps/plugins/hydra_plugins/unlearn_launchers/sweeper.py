@@ -1,4 +1,4 @@
-"""Which jobs `-m` has: the product of the values on the command line, for each grid of a list."""
+"""The jobs of `-m`: the product of the values on the command line, for each grid of a list."""
 
 from __future__ import annotations
 
@@ -36,6 +36,6 @@ class GridsSweeper(BasicSweeper):
         return list(self.split_overrides_to_chunks([list(job) for job in jobs], max_batch_size))
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """Not here if the launcher composes all jobs before it runs the first: that takes a while for hundreds."""
+        """Skipped if the launcher composes all jobs first anyway; it would take long for hundreds of jobs."""
         if not isinstance(self.launcher, SweepLauncher):
             super().validate_batch_is_legal(batch)
