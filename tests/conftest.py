@@ -85,3 +85,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden-dir", help="replay this folder of golden trajectories instead of tests/golden")
     parser.addoption("--mmlu-dir", help="ask all of the MMLU in this folder (test/SUBJECT_test.csv), not a sample")
     parser.addoption("--kills", type=int, default=4, help="how often tests/runs/test_crash.py kills a run")
+
+
+# Files that take minutes, in the order in which they start, so that no process works on one of them alone at the end.
+LONG = (
+    "test_slurm.py",
+    "test_science.py",
+    "test_crash.py",
+    "test_gpu.py",
+    "test_tracker.py",
+    "test_theory.py",
+    "test_page.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))

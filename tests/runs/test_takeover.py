@@ -71,6 +71,13 @@ def test_another_training_is_not_taken(short, trained, change):
     assert trained == [1, 1]
 
 
+def test_the_same_configuration_in_another_folder_trains_again(short, tmp_path, trained):
+    """It would repeat what is there: whoever asks for that wants to compare."""
+    run(short())
+    run(short(f"output_dir={tmp_path / 'again'}"))
+    assert trained == [1, 1]
+
+
 def test_force_trains_again(short, trained):
     run(short())
     run(short("train.force=true", *ASKED))
