@@ -20,6 +20,7 @@ from wandb_workspaces.workspaces import internal
 
 from tests.conftest import ROOT
 from tests.tracking.test_tracker import ASKED, records, rows, summary
+from unlearn.cli.main import main
 from unlearn.experiment import run
 from unlearn.tracking import dashboard
 
@@ -152,15 +153,13 @@ def test_a_server_that_refuses_is_one_line(tmp_path, refusing):
 
 def test_without_the_package_it_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb_workspaces.reports.v2", None)
-    monkeypatch.setattr(sys, "argv", ["dashboard", "-o", "never"])
     with pytest.raises(SystemExit, match="pip install wandb-workspaces"):
-        dashboard.main()
+        main(["dashboard", "-o", "never"])
 
 
 def test_a_dashboard_that_is_saved_is_said(monkeypatch, capsys):
     """A mock of the server: nothing is sent."""
     monkeypatch.setattr(dashboard, "automatic_mode", lambda _: "online")
     monkeypatch.setattr(ws.Workspace, "save", lambda self: SimpleNamespace(url=f"https://{self.entity}/{self.project}"))
-    monkeypatch.setattr(sys, "argv", ["dashboard", "--entity", "e", "--project", "p"])
-    dashboard.main()
+    main(["dashboard", "--entity", "e", "--project", "p"])
     assert "Dashboard: https://e/p" in capsys.readouterr().err
