@@ -26,7 +26,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 run: $(INSTALLED) ## unlearn on the embedded model: make run ARGS="method=adaptive_rmu rna.nu=0.08"
 	$(BIN)/python launch.py $(ARGS)
 
-# The embedded model's settings were chosen on seeds 0 to 49 (docs/log/embedded_model.md), so others judge them: five, or three of them.
+# Settings of the embedded model were chosen on seeds 0 to 49 (docs/log/embedded_model.md). Others judge them: five or three.
 # They name the folder, so that a later choice of them does not meet these runs.
 SEEDS := 50,51,52,53,54
 THREE := 50,51,52
@@ -62,7 +62,7 @@ reproduce-theorems: reproduce-seeds # of the models with the default nu; `reprod
 test: $(INSTALLED) ## run the quick tests, a few minutes: make test ARGS="-k rmu"
 	$(BIN)/python -m pytest $(ARGS)
 
-test-all: $(INSTALLED) $(SLURM_INSTALLED) $(BROWSER_INSTALLED) ## all tests: also SLURM, the browser, fifty kills, the paper's effects (half an hour)
+test-all: $(INSTALLED) $(SLURM_INSTALLED) $(BROWSER_INSTALLED) ## all tests: also SLURM, browser, fifty kills (15 to 20 minutes)
 	$(BIN)/python -m pytest -m "" --kills 50 $(ARGS)
 
 test-slurm: $(INSTALLED) $(SLURM_INSTALLED) ## the tests of sweeps on a real SLURM of one node (installed by apt, as root)

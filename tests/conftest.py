@@ -87,17 +87,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=4, help="how often tests/runs/test_crash.py kills a run")
 
 
-# Files that take minutes, in the order in which they start, so that no process works on one of them alone at the end.
-LONG = (
-    "test_slurm.py",
-    "test_science.py",
+# Files whose tests share something that takes long to set up (a SLURM, trained models) stay in one process. They start
+# first, so that no process is busy with one of them alone at the end.
+TOGETHER = ("test_slurm.py", "test_science.py", "test_page.py")
+FIRST = (
+    *TOGETHER,
     "test_crash.py",
     "test_gpu.py",
-    "test_tracker.py",
+    "test_packed.py",
     "test_theory.py",
-    "test_page.py",
+    "test_tracker.py",
+    "test_sweeps.py",
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
+    for item in items:
+        if item.path.name in TOGETHER:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,25 +12,14 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-import unlearn
-from bench import shapes
 from bench.gpu.results import Results
-from tests.training.test_golden import OWN, replay, short
-from unlearn.data.batches import batches
-from unlearn.data.corpora import Topic, load_topic
-from unlearn.methods import rna
-from unlearn.methods.misdirection import Misdirection
-from unlearn.methods.randomness import generator
-from unlearn.methods.rmu import RMU
+from bench.gpu.toy import STEPS, TOY, killed_training, toy_cut, toy_train, toy_variant
 from unlearn.models.cutting import CutModel
 from unlearn.models.delta import apply_delta
-from unlearn.models.loading import Source, load_tokenizer, load_up_to, load_whole
-from unlearn.training.checkpoint import load_checkpoint, save_checkpoint
-from unlearn.training.loop import Record, train
-from unlearn.training.variant import Variant, make_variant
+from unlearn.models.loading import Source, load_tokenizer, load_whole
+from unlearn.training.checkpoint import load_checkpoint
+from unlearn.training.loop import Record
 
-TOY = Path(unlearn.__file__).parent / "toy"
-LAYER, C, ALPHA, NU, LR = 3, 3.0, 10.0, 0.5, 2e-4  # of conf/model/toy.yaml
 LLAMA = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 100, "pad_token_id": 1,
@@ -50,59 +38,19 @@ def measure(results: Results, device: torch.device, steps: int) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     results.attempt("a", f"toy model, {steps} steps, float32, against the CPU", lambda: _toy(device, steps))
     results.attempt("a", "golden trajectories", lambda: _golden(device))
-    results.attempt("a", "resumed training is the same to the bit", lambda: _resumed(device))
+    results.attempt("a", "killed and resumed training is the same to the bit", lambda: _resumed(device))
     for name in FAMILIES:
         for dtype in (torch.float32, torch.bfloat16):
             results.attempt("a", f"{name}, {dtype}".replace("torch.", ""), partial(_family, name, dtype, device))
-
-
-def _toy_topics() -> list[Topic]:
-    tokenizer = load_tokenizer(Source(str(TOY / "model")))
-    lengths = {"max_length": 128, "retain_max_length": 128, "documents": 64, "on_exhausted": "cycle"}
-    files = {
-        name: (str(TOY / f"data/forget-{name}.jsonl"), str(TOY / "data/retain.jsonl")) for name in ("bio", "cyber")
-    }
-    return [load_topic(name, *pair, tokenizer, **lengths) for name, pair in files.items()]  # type: ignore[arg-type]
-
-
-def _toy_cut(device: str, dtype: str) -> CutModel:
-    return CutModel(load_up_to(Source(str(TOY / "model"), device=device, dtype=dtype), LAYER), LAYER)
-
-
-def _toy_variant(cut: CutModel) -> Variant:
-    controls = {t: RMU(C).control_vector(cut.dim, generator(0, "control", t)).to(cut.device) for t in ("bio", "cyber")}
-    augment = partial(rna.augment, nu=NU, scale="std", seed=0)
-    settings = shapes.OPTIMIZER | {"lr": LR, "precision": "master", "optimizer": "adamw"}
-    return make_variant(Misdirection(RMU(C), controls, ALPHA, "padding_and_bos", augment), cut.frozen, **settings)
-
-
-def _train(
-    cut: CutModel, variant: Variant, steps: int, on_checkpoint: Callable[[Variant], None] | None = None
-) -> list[Record]:
-    records: list[Record] = []
-    stream = batches(_toy_topics(), steps=steps, batch_size=4, pad_id=0, side="right", start=variant.progress.steps)
-    checkpoints: dict[str, Any] = {} if on_checkpoint is None else {
-        "checkpoint_every": steps // 2, "on_checkpoint": on_checkpoint
-    }  # fmt: skip
-    train(
-        cut,
-        [variant],
-        stream,
-        mask_padding=False,
-        log_every=1,
-        on_record=lambda _, record: records.append(record),
-        **checkpoints,
-    )
-    return records
 
 
 def _toy(device: torch.device, steps: int) -> dict[str, Any]:
     """Losses on both devices, and in the device's usual dtype; choices of the unlearned models where lm-eval is."""
     runs = {}
     for place, dtype in (("cpu", "float32"), (device.type, "float32"), (device.type, "bfloat16")):
-        cut = _toy_cut(place, dtype)
-        variant = _toy_variant(cut)
-        runs[place, dtype] = (_train(cut, variant, steps), variant.weights)
+        cut = toy_cut(place, dtype)
+        variant = toy_variant(cut)
+        runs[place, dtype] = (toy_train(cut, variant, steps), variant.weights)
     cpu, gpu, half = (runs[key] for key in (("cpu", "float32"), (device.type, "float32"), (device.type, "bfloat16")))
     found: dict[str, Any] = {"float32": _deviation(gpu[0], cpu[0]), "bfloat16": _deviation(half[0], cpu[0])}
     if find_spec("lm_eval") is None:
@@ -139,6 +87,8 @@ def _choices(device: str, weights: dict[str, torch.Tensor]) -> list[int]:
 
 def _golden(device: torch.device) -> dict[str, Any]:
     """All trajectories of the published loops on the device."""
+    from tests.training.test_golden import OWN, replay, short  # with it comes pytest, which may be missing
+
     losses = matrices = 0.0
     names = sorted(file.stem for file in OWN.glob("*.safetensors"))
     for name in names:
@@ -155,18 +105,19 @@ def _golden(device: torch.device) -> dict[str, Any]:
 
 
 def _resumed(device: torch.device) -> dict[str, Any]:
-    """Six steps at once, and three, a checkpoint, a fresh variant and three more."""
+    """Six steps at once; and six of which a killed process made the first, from its checkpoint on."""
+    dtype = "bfloat16" if device.type == "cuda" else "float32"
+    cut = toy_cut(device.type, dtype)
+    whole, resumed = toy_variant(cut), toy_variant(cut)
+    toy_train(cut, whole, STEPS)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "checkpoint.safetensors"
-        cut = _toy_cut(device.type, "bfloat16" if device.type == "cuda" else "float32")
-        whole = _toy_variant(cut)
-        _train(cut, whole, 6, on_checkpoint=lambda variant: save_checkpoint(file, variant))
-        resumed = _toy_variant(cut)
+        status = killed_training(file, device.type, dtype)
         load_checkpoint(file, resumed)
-        begun = resumed.progress.steps
-        _train(cut, resumed, 6)
+    begun = resumed.progress.steps
+    toy_train(cut, resumed, STEPS)
     equal = all(torch.equal(w, resumed.weights[name]) for name, w in whole.weights.items())
-    return {"resumed_after": begun, "passed": equal and begun == 3}
+    return {"exit_status": status, "resumed_after": begun, "passed": equal and begun == STEPS // 2}
 
 
 def _tiny(name: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:

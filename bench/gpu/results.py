@@ -52,10 +52,20 @@ class Results:
         try:
             figures = measure()
         except Exception as error:  # a measurement that fails must not end the others
-            self.add(section, case, error=f"{type(error).__name__}: {str(error)[:300]}")
+            self._add_error(section, case, error)
             return None
         self.add(section, case, **figures, wall_s=round(time.perf_counter() - start, 1))
         return figures
+
+    def guard(self, section: str, run: Callable[[], None]) -> None:
+        """Run a whole section. What fails outside its cases (an import, a model that does not fit) is a row, too."""
+        try:
+            run()
+        except Exception as error:
+            self._add_error(section, "section", error)
+
+    def _add_error(self, section: str, case: str, error: Exception) -> None:
+        self.add(section, case, error=f"{type(error).__name__}: {str(error)[:300]}")
 
 
 def _short(value: Any) -> str:

@@ -1,30 +1,45 @@
 """`python -m bench.gpu`, small, on a CPU."""
 
 import json
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
+from torch.autograd import DeviceType
+from torch.utils.flop_counter import FlopCounterMode
 
-from bench.gpu import training
-from bench.gpu.__main__ import main
+from bench import shapes
+from bench.baseline import train_plainly
+from bench.gpu import profile, training
+from bench.gpu.__main__ import chosen, main
+from bench.gpu.device import build
+from tests.conftest import ROOT
+from unlearn.data.batches import batches
+from unlearn.training.cost import Shape
 
 SMALL = ["--width", "0.03125", "--batch", "1", "--lengths", "32", "--questions", "2", "--steps", "4"]
+CPU = torch.device("cpu")
 
 
-def rows_of(file):
-    return json.loads(file.read_text())["rows"]
+def measured(file, *arguments):
+    """The exit status and the rows of the file."""
+    with pytest.raises(SystemExit) as end:
+        main([*SMALL, "-o", str(file), *arguments])
+    return end.value.code, json.loads(file.read_text())["rows"]
 
 
 @pytest.mark.slow
 def test_every_section_leaves_figures_and_all_checks_pass(tmp_path):
-    file = tmp_path / "gpu.json"
-    with pytest.raises(SystemExit) as end:
-        main([*SMALL, "-o", str(file)])
-    assert end.value.code == 0
-    rows = rows_of(file)
-    assert {row["section"] for row in rows} == {"a", "b", "c", "p"}
+    code, rows = measured(tmp_path / "gpu.json")
+    assert code == 0
+    assert {row["section"] for row in rows} == {"a", "b", "c", "d", "p"}
     assert all(row["passed"] for row in rows if "passed" in row)
-    assert sum(row["case"].startswith(("ours", "published")) and row["seconds"] > 0 for row in rows) >= 9
+    assert sum(row["case"].startswith(("ours", "published")) and row.get("seconds", 0) > 0 for row in rows) >= 9
     assert [row["cut"] for row in rows if "cut" in row] == ["exact"] * 10
+    [killed] = [row for row in rows if row["case"].startswith("killed")]
+    assert (killed["exit_status"], killed["resumed_after"]) == (-9, 3)
 
 
 def test_a_case_that_fails_is_a_row_and_the_others_go_on(tmp_path, monkeypatch, capsys):
@@ -32,20 +47,115 @@ def test_a_case_that_fails_is_a_row_and_the_others_go_on(tmp_path, monkeypatch, 
         raise RuntimeError("CUDA out of memory")
 
     monkeypatch.setattr(training._Bench, "_published", broken)
-    file = tmp_path / "gpu.json"
-    with pytest.raises(SystemExit) as end:
-        main([*SMALL, "--sections", "b", "-o", str(file)])
-    assert end.value.code == 1
-    rows = rows_of(file)
+    code, rows = measured(tmp_path / "gpu.json", "--sections", "b")
+    assert code == 1
     assert [row["error"] for row in rows if "published" in row["case"]] == ["RuntimeError: CUDA out of memory"] * 2
-    ours = [row for row in rows if row["case"].startswith("ours")]
+    ours = [row for row in rows if row["section"] == "b" and row["case"].startswith("ours")]
     assert len(ours) == 7
-    assert all(row["share_of_gemm"] > 0 for row in ours)
+    assert all(row["share_of_gemm"] > 0 and row["steps"] >= 5 for row in ours)
     assert capsys.readouterr().out.count("\n") == len(rows) + 1  # each figure is printed
 
 
+def test_a_section_that_cannot_begin_is_a_row_and_the_others_go_on(tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(training, "gemm_rate", broken)
+    code, rows = measured(tmp_path / "gpu.json", "--sections", "b", "p")
+    assert code == 1
+    assert rows == [
+        {"section": "b", "case": "section", "error": "RuntimeError: CUDA out of memory"},
+        {"section": "p", "case": "profile", "skipped": "no GPU"},
+    ]
+
+
 def test_no_section_begins_after_the_time_is_over(tmp_path):
-    file = tmp_path / "gpu.json"
-    with pytest.raises(SystemExit):
-        main([*SMALL, "--seconds", "-1", "-o", str(file)])
-    assert [row["case"] for row in rows_of(file)] == ["skipped"] * 4
+    _, rows = measured(tmp_path / "gpu.json", "--seconds", "-1")
+    assert [(row["section"], row["case"]) for row in rows] == [(s, "skipped") for s in ("a", "b", "c", "p")]
+
+
+def test_memory_alone_runs_what_has_a_bound(tmp_path):
+    code, rows = measured(tmp_path / "gpu.json", "--sections", "d")
+    memory = [row for row in rows if row["section"] == "d"]
+    assert code == 0
+    assert len(memory) == len(training.BOUNDS_GB)
+    assert all(row["estimated_gb"] > 0 and row["skipped"] == "not measured: no GPU" for row in memory)
+
+
+@pytest.mark.parametrize(
+    ("peak", "estimate", "passed"),
+    [(9.1, 10.4, True), (8.7, 10.4, False), (10.5, 10.4, False), (12.5, 13.0, False)],
+)
+def test_memory_passes_below_the_bound_and_a_little_below_the_estimate(monkeypatch, peak, estimate, passed):
+    monkeypatch.setattr(training, "training_memory", lambda *_, **__: SimpleNamespace(total=lambda _: estimate * 1e9))
+    rows = []
+    results = SimpleNamespace(add=lambda *_, **figures: rows.append(figures))
+    shape = SimpleNamespace(hidden=4096)
+    training._Bench(results, None, CPU, 4, 1.0, shape).memory("", 512, 1, "master", peak)
+    assert rows[0]["passed"] is passed
+
+
+def test_sections_that_are_chosen_twice_run_once():
+    assert chosen(["a", "b", "c", "d", "p"], False) == ["a", "b", "c", "p"]
+    assert chosen(["d"], True) == ["d", "p"]
+    assert chosen(["c", "p"], True) == ["c", "p"]
+
+
+@pytest.mark.slow
+def test_training_needs_no_package_that_a_bare_gpu_machine_lacks():
+    """Section b, with the import of these packages made impossible."""
+    code = f"""
+import importlib.util, sys
+blocked = {{"hydra", "omegaconf", "lm_eval", "datasets", "wandb", "pytest"}}
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name.split(".")[0] in blocked else find(name, package)
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in blocked:
+            raise ModuleNotFoundError("blocked: " + name, name=name)
+sys.meta_path.insert(0, Blocked())
+from bench.gpu.__main__ import main
+main({[*SMALL, "--sections", "b"]})
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
+    assert "published, 32 tokens" in done.stdout
+
+
+@pytest.mark.parametrize("everything", [True, False])
+def test_flops_of_the_published_ways_are_those_that_torch_counts(everything):
+    config = shapes.zephyr(0.03125)
+    shape, length, batch = Shape.of(config, shapes.LAYER), 8, 2
+    parts = dict.fromkeys(("forget", "retain"), (batch * length, length))
+    formula = shape.published_step(parts, frozen_forget=False)
+    if not everything:
+        formula = training.at_its_best_step(shape, parts)
+    stream = batches(
+        [shapes.equal_lengths(length, batch, config.vocab_size)], steps=1, batch_size=batch, pad_id=0, side="right"
+    )
+    with FlopCounterMode(display=False) as counter:
+        train_plainly(build(config, CPU), build(config, CPU), stream, training.NU, everything=everything)
+    products = counter.get_flop_counts()["Global"][torch.ops.aten.mm]
+    assert formula == pytest.approx(products, rel=0.01)  # torch does not count attention's on a CPU
+
+
+def test_the_clock_has_a_time_for_each_step_that_counts(monkeypatch):
+    ticks = iter(range(100))
+    monkeypatch.setattr(training.time, "perf_counter", lambda: next(ticks))
+    for ahead in (0, 1):
+        clock = training.Clock(CPU, ahead)
+        assert len(list(clock.watch(range(9)))) == 9
+        assert clock.stop(9) == [1] * (9 - training.WARM)
+
+
+def test_the_profile_counts_kernels_not_also_the_calls_that_start_them():
+    def row(key, device, milliseconds):
+        return SimpleNamespace(key=key, device_type=device, self_device_time_total=1e3 * milliseconds * profile.STEPS)
+
+    rows = profile.operations(
+        [row("aten::mm", DeviceType.CPU, 30), row("add", DeviceType.CUDA, 9), row("gemm", DeviceType.CUDA, 30)]
+    )
+    assert [r.key for r in rows] == ["gemm", "add"]
+    figures = profile.idle(rows, step_s=0.05)
+    assert figures["busy_ms_a_step"] == pytest.approx(39)
+    assert figures["idle_share"] == pytest.approx(0.22)
