@@ -279,8 +279,8 @@ def test_name_config_group_tags_and_end(whole):
 
 def test_a_sweep_is_a_group(tmp_path):
     command = [
-        sys.executable, "launch.py", "-m", "sweep=noise_scale", "method=rmu,rsv", "model.grids.nu='0.01,0'", "train.steps=1",
-        "eval=none", "hydra/launcher=packed", f"output_root={tmp_path}",
+        sys.executable, "launch.py", "-m", "sweep=noise_scale", "method=rmu,rsv", "model.grids.nu='0.01,0'",
+        "train.steps=1", "eval=none", "hydra/launcher=packed", f"output_root={tmp_path}",
     ]  # fmt: skip
     for extra in ([], ["tracker.group=mine", "tracker.tags=[x]", "seed=1"]):
         subprocess.run([*command, *extra], cwd=ROOT, check=True, capture_output=True)
