@@ -87,11 +87,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=4, help="how often tests/runs/test_crash.py kills a run")
 
 
-# Files whose tests share something that takes long to set up (a SLURM, trained models) stay in one process. They start
-# first, so that no process is busy with one of them alone at the end.
-TOGETHER = ("test_slurm.py", "test_science.py", "test_page.py")
+# Files that take minutes start first, so that no process is busy with one of them alone at the end. Files whose tests
+# share something that takes long to set up (a SLURM, trained models) stay in one process: pytest.mark.xdist_group.
 FIRST = (
-    *TOGETHER,
+    "test_slurm.py",
+    "test_science.py",
+    "test_page.py",
     "test_crash.py",
     "test_gpu.py",
     "test_packed.py",
@@ -101,9 +102,5 @@ FIRST = (
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
-    for item in items:
-        if item.path.name in TOGETHER:
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
