@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: pytest-xdist runs a process on each core
 os.environ["WANDB_MODE"] = "offline"
@@ -14,6 +15,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from transformers import LlamaConfig, LlamaForCausalLM
+from xdist.scheduler import LoadScopeScheduling
 
 from unlearn.config.schema import Config
 from unlearn.config.settle import settle
@@ -87,12 +89,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=4, help="how often tests/runs/test_crash.py kills a run")
 
 
-# Files that take minutes start first, so that no process is busy with one of them alone at the end. Files whose tests
-# share something that takes long to set up (a SLURM, trained models) stay in one process: pytest.mark.xdist_group.
+# Files whose tests share something that takes long to set up (a SLURM, trained models): each stays in one process.
+TOGETHER = ("test_slurm.py", "test_science.py", "test_page.py")
+# Files that take minutes start first, so that no process is busy with one of them alone at the end.
 FIRST = (
-    "test_slurm.py",
-    "test_science.py",
-    "test_page.py",
+    *TOGETHER,
     "test_crash.py",
     "test_gpu.py",
     "test_packed.py",
@@ -104,3 +105,15 @@ FIRST = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
+
+
+class Scheduler(LoadScopeScheduling):
+    """Gives tests to processes one by one, or as a file."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return file if Path(file).name in TOGETHER else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduler:
+    return Scheduler(config, log)

@@ -12,8 +12,6 @@ import pytest
 
 from unlearn.experiment import run_together
 
-pytestmark = pytest.mark.xdist_group("science")
-
 
 @dataclass(frozen=True)
 class Scale:

@@ -14,7 +14,7 @@ from pypdf import PdfReader
 from tests.analysis.made_up import made_up_grid, made_up_run
 from unlearn.cli.main import main
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.browser
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 # As root in a container, and without Chromium's own calls home.
 FLAGS = [

@@ -21,7 +21,7 @@ from unlearn.config.identity import run_folder
 from unlearn.sweeps.slurm import queue
 from unlearn.sweeps.sweep import Sweep
 
-pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
+pytestmark = pytest.mark.slurm
 EVERY, STEPS = 20, 300  # after the first checkpoint, SLURM needs some seconds to end a job
 SHORT = ("train.steps=4", "eval=none")
 LONG = (f"train.steps={STEPS}", f"train.checkpoint_every={EVERY}", "eval=toy", "eval.limit=4")
