@@ -173,6 +173,21 @@ def test_a_loss_that_is_not_finite_stops_its_variant_only(tiny_llama, late, log_
     assert variants[1].error is None
 
 
+def test_only_coming_steps_are_prepared(tiny_llama):
+    """A variant that was resumed ahead of the others would draw noise that nobody takes."""
+    cut = CutModel(tiny_llama, 3)
+    prepared = [[], []]
+    variants = [
+        make_variant(
+            replace(objective(), draw_ahead=lambda *key, steps=steps: steps.append(key[2])), cut.frozen, **SETTINGS
+        )
+        for steps in prepared
+    ]
+    variants[1].progress = replace(variants[1].progress, steps=3)
+    run(cut, variants, steps=6)
+    assert prepared == [[1, 2, 3, 4, 5], [3, 4, 5]]
+
+
 def test_late_checks_and_noise_drawn_ahead_change_nothing(tiny_llama):
     cut = CutModel(tiny_llama, 3)
     ahead = Ahead(cut.dim, cut.device, always=True)

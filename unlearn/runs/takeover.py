@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ def find_training(config: Config, inputs: dict[str, Any]) -> RunFolder | None:
     Its evaluation is another one, and may be unfinished or failed. Model and corpora must have the same hashes.
     """
     whole = identity(config)
-    for file in sorted((Path(config.output_root) / RUNS).glob(f"{prefix(whole)}*/run.json")):
+    for file in sorted((Path(config.output_root) / RUNS).glob(f"{escape(prefix(whole))}*/run.json")):
         try:
             run = RunFolder(file.parent)
         except (OSError, ValueError):  # not readable, or being written by an older version

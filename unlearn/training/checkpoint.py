@@ -3,7 +3,7 @@
 `checkpoint.safetensors` holds weights.NAME (the trained matrices, the float32 master copies where there are such),
 optimizer.N.KEY (AdamW's moments and step count of the N-th matrix) and objective.KEY (control vectors, adaptive
 coefficients); its metadata the steps done. There is no generator's state: noise and control vectors are drawn from
-generators that are keyed by seed, topic, step and row (`unlearn.randomness`), batches by the number of the step.
+generators that are keyed by seed, topic, step and row (`methods/randomness.py`), and batches by the step.
 """
 
 from __future__ import annotations

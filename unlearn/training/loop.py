@@ -122,7 +122,7 @@ def train(
         logged = last or batch.step % log_every == 0
         records: list[tuple[Variant, Record]] = []
         if following is not None:
-            for variant in running:
+            for variant in (v for v in running if v.progress.steps <= following.step):
                 variant.objective.prepare(following)
         for variant in running:
             _finish_check(variant, checks)
