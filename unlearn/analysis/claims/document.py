@@ -1,4 +1,4 @@
-"""The verdicts as a page of Markdown."""
+"""The page of verdicts, in Markdown."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The paper's assumption and theorems, as `unlearn theory` measured them on runs, judged by fixed rules.
+"""Verdicts on the paper's assumption and theorems, by fixed rules, from the results of `unlearn theory`.
 
-Each rule sees one theory.json. A claim is seen or contrary if it is so of every run that was measured.
+A rule is applied to one theory.json. A claim is seen, or contrary, if it is so in every measured run.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _spread(found: Theory, dim: int) -> str:
 
 
 def _is_noise(found: Theory) -> bool | None:
-    """False or None: tests can refute it, and show nothing where they do not."""
+    """False or None: a test can refute the assumption, but not confirm it."""
     normal = found["normality"]["random directions"]["rejected"] <= LEVEL
     return None if found["isotropy"]["p"] >= LEVEL and found["mean"]["p"] >= LEVEL and normal else False
 

@@ -1,4 +1,4 @@
-"""How charts look: one Altair chart serves the page, where it is interactive, and the paper, as PDF and PNG."""
+"""The look of charts. One Altair chart is interactive on the page, and is written as PDF and PNG for a paper."""
 
 from __future__ import annotations
 

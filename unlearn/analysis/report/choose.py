@@ -29,7 +29,7 @@ class Chosen:
 
     @property
     def settings(self) -> dict[str, bool]:
-        """What is there: setting -> whether it has RNA."""
+        """{setting: whether it has RNA}."""
         return {setting: rna for setting, rna in ((self.plain, False), (self.rna, True)) if setting is not None}
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""What perturbation costs, and what RNA changes: differences paired by question, of the chosen settings.
+"""Paired differences of the chosen settings: the drop under perturbation, and the effect of RNA.
 
 A role's difference is the mean over its tasks, as its accuracy is, then over seeds.
 """
@@ -24,7 +24,7 @@ Answers = dict[str, dict[tuple[str, int], float]]
 
 @dataclass(frozen=True)
 class Contrast:
-    """A difference in points with its intervals over questions and over seeds; or `why_not` it could not be had."""
+    """A difference in points with intervals over questions and over seeds; or, in `why_not`, why there is none."""
 
     difference: float = math.nan
     low: float = math.nan  # over questions: of these very models
@@ -47,7 +47,7 @@ EFFECTS = {
 
 
 def contrasts_of(m: Material, choice: Chosen, role: str) -> dict[str, Contrast]:
-    """Those of EFFECTS whose sides are there."""
+    """The EFFECTS for which both sides exist."""
     found = {}
     for name, (one, other, query, other_query) in EFFECTS.items():
         settings = getattr(choice, one), getattr(choice, other)
@@ -60,7 +60,7 @@ def contrasts_of(m: Material, choice: Chosen, role: str) -> dict[str, Contrast]:
 
 
 def _why_alone(m: Material, choice: Chosen, query: str) -> str | None:
-    """Why the setting that a choice lacks is none of those that are like it in all but RNA; None if there are none."""
+    """Why a choice has no counterpart, although settings exist that differ in RNA alone; None if there are none."""
     [(setting, rna)] = choice.settings.items()
     common = family(setting)
     for run, other, nu in zip(m.runs, m.about["setting"], m.about["nu"], strict=True):
@@ -73,7 +73,7 @@ def _why_alone(m: Material, choice: Chosen, query: str) -> str | None:
 def _contrast(
     m: Material, a: Mapping[int, Run], b: Mapping[int, Run], role: str, query_a: str, query_b: str
 ) -> Contrast:
-    """Of runs b in one query against runs a in another, seed by seed."""
+    """Compare runs b in one query with runs a in another, seed by seed."""
     common = sorted(a.keys() & b.keys())
     if not common:
         return Contrast(why_not=f"no seed of both: {', '.join(map(str, a))} and {', '.join(map(str, b))}")
@@ -91,7 +91,7 @@ def _contrast(
 
 
 def answers(m: Material, run: Run, role: str, query: str, model: str = "unlearned") -> Answers:
-    """What a run's "unlearned" or "base" model answered rightly, by task that was asked; a group's parts as one."""
+    """Which questions a run's "unlearned" or "base" model answered correctly, by task; a group counts as one task."""
     found: Answers = {}
     with m.reading(run):
         parts = read_roles(run.folder).get(role, [])
@@ -103,7 +103,7 @@ def answers(m: Material, run: Run, role: str, query: str, model: str = "unlearne
 
 
 def contrast(pairs: Sequence[tuple[Answers, Answers]]) -> Contrast:
-    """Of a pair of answers for each seed, over what all were asked.
+    """Compare a pair of answers for each seed, over the questions that all seeds have.
 
     Over questions: of one seed and one task the bootstrap interval and McNemar's exact test; else a normal interval and
     test from each question's mean over seeds, tasks taken as independent. Over seeds: Student's t.

@@ -17,7 +17,7 @@ from unlearn.analysis.report.phases import MARGIN, phases
 
 ROLES = ("retain", "forget")
 INTERVALS = "Means with 95 % intervals, over seeds (of a single seed, over questions)."
-MOST = 12  # curves that are drawn; the table behind a figure has all
+MOST = 12  # curves that are drawn; the table of a figure has all
 
 
 def against(m: Material, key: str) -> pd.DataFrame:
@@ -32,7 +32,7 @@ def against(m: Material, key: str) -> pd.DataFrame:
     values = m.about.drop_duplicates("setting").set_index("setting")[column]
     rows = rows.assign(x=rows["setting"].map(values))
     rows = rows[rows["x"].notna() & rows["role"].isin(ROLES) & rows["query"].isin(["default", "perturbed"])]
-    left_out = "rna" if key == "rna.nu" else key  # a model without noise has no scale of it
+    left_out = "rna" if key == "rna.nu" else key  # without noise, its scale has no meaning
     rows = rows.assign(common=[without(setting, left_out) for setting in rows["setting"]])
     rows = rows[rows.groupby("common")["x"].transform("nunique") > 1]
     rows = rows.assign(curve=_names(rows, key)).drop(columns=["setting", "world", "model", "task"])
@@ -42,7 +42,7 @@ def against(m: Material, key: str) -> pd.DataFrame:
 
 
 def _names(rows: pd.DataFrame, key: str) -> list[str]:
-    """Of each row's curve: the method and, where it has several, what distinguishes them."""
+    """The name of each row's curve: the method and, if it has several curves, their difference."""
     parts = pd.DataFrame({"method": rows["method"]})
     argument = key.removeprefix("method.")
     parts["coefficient"] = [
@@ -150,7 +150,7 @@ def further(m: Material) -> Iterator[Figure]:
 
 
 def _told(rows: pd.DataFrame, curves: int) -> str:
-    """What else a caption has to say."""
+    """Further sentences of a caption."""
     hollow = " Hollow points lack seeds: see Means over seeds." if (rows["missing"] != "").any() else ""
     rest = f" {MOST} of {curves} curves are drawn; the data has all." if curves > MOST else ""
     return hollow + rest

@@ -18,7 +18,7 @@ PNG_SCALE = 4  # pixels for each point: about 300 dots an inch
 
 
 def write_figures(folder: Path, figures: Iterable[Figure]) -> int:
-    """NAME.pdf, NAME.png and NAME.csv of each figure that there is something for; how many those are."""
+    """Write NAME.pdf, NAME.png and NAME.csv of each figure that has data; returns the number of figures."""
     count = 0
     for figure in figures:
         if figure.chart is None:
@@ -55,12 +55,12 @@ def as_text(table: Table, kind: str) -> str:
 
 
 def _markdown(text: str) -> str:
-    """Text that stays within its cell."""
+    """Escape text for a cell of a Markdown table."""
     return " ".join(text.split()).replace("|", "\\|")
 
 
 def _latex(text: str) -> str:
-    """Text with what LaTeX takes for commands made harmless, and its own signs for the rest."""
+    """Escape text for LaTeX."""
     signs = {"\\": r"\textbackslash{}", "±": r"$\pm$", "ν": r"$\nu$", "β": r"$\beta$", "–": "--"}
     signs |= {"·": r"$\cdot$", "↑": r"$\uparrow$"}
     signs |= {sign: f"\\{sign}" for sign in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}

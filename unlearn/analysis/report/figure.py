@@ -1,4 +1,4 @@
-"""A figure: what it is called, what it says, the table behind it, and how it is drawn."""
+"""A figure: its name, title, caption, data, and the function that draws it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Chart: TypeAlias = alt.Chart | alt.LayerChart | alt.ConcatChart
 
 @dataclass(frozen=True)
 class Figure:
-    """`chart` draws it in a look; `data` is the table behind it. Where there is nothing, `caption` says why."""
+    """`chart` draws it in a look; `data` is its table. If it is empty, `caption` says why."""
 
     name: str
     title: str

@@ -1,4 +1,4 @@
-"""The paper's figures, and what else one wants to see of a grid, each with the table behind it."""
+"""The paper's figures and further ones of a grid, each with its table."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def _pairs(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _front(pairs: pd.DataFrame) -> pd.DataFrame:
-    """With `front`: whether no other setting has forgotten at least as much and retained more."""
+    """Add `front`: whether no other setting has forgotten at least as much and retained more."""
     ordered = pairs.sort_values(["forgotten", "retained"], ascending=[True, False])
     best = ordered["retained"].cummax()
     return ordered.assign(front=ordered["retained"].eq(best) & ~best.duplicated())

@@ -28,7 +28,7 @@ OWN = ("method.name", "method._target_", "rna.nu", "seed", "eval.", "results_ver
 
 
 def method_name(key: str) -> str:
-    """As the paper writes it; a method of one's own under its own name."""
+    """The method's name as in the paper; other methods keep their own name."""
     return METHODS.get(key, key)
 
 
@@ -98,7 +98,7 @@ def _differing(described: Sequence[Mapping[str, Any]]) -> list[str]:
             differs = len(values) > len({method for method, _ in values})
         else:
             differs = len({keys[key] for keys in having}) > 1 or len(having) < len(known)
-        # Where there is no noise, it does not matter what nu means.
+        # Without noise, the meaning of nu does not matter.
         if key == "rna.scale":
             differs = len({keys[key] for keys in having if keys.get("rna.nu")}) > 1
         if differs:
@@ -107,7 +107,7 @@ def _differing(described: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _facts(run: Run) -> dict[str, str]:
-    """What is not in a run's configuration and yet determines its figures, each in a few letters."""
+    """Hashes, shortened, of what determines a run's figures and is not in its configuration."""
     if not run.done:
         return {}
     asked = {k: v for k, v in run.question_set.items() if v is not None}
@@ -130,7 +130,7 @@ def _differing_facts(facts: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def _world(run: Run) -> str:
-    """Which model was asked what: figures that compare methods are of one such."""
+    """The world of a run: its model and its questions. Figures that compare methods are of one world."""
     facts = _facts(run)
     return json.dumps([run.identity["model"]["name"], *(facts[k] for k in ("weights", "questions", "tasks"))])
 
@@ -157,14 +157,14 @@ def _settings(runs: Sequence[Run]) -> list[str]:
 
 
 def _floats(value: Any) -> Any:
-    """The same with all numbers as floats: c=3 and c=3.0 are one setting."""
+    """Convert all numbers to floats, so that c=3 and c=3.0 are one setting."""
     if isinstance(value, dict):
         return {key: _floats(inner) for key, inner in value.items()}
     return float(value) if is_number(value) else value
 
 
 def without(setting: str, key: str) -> str:
-    """A setting less a dotted key: what all points of a curve over that key have in common."""
+    """A setting without a dotted key, which all points of a curve over that key have in common."""
     parts = json.loads(setting)
     *parents, last = key.split(".")
     place = parts[0]
@@ -247,9 +247,9 @@ def over_seeds(accuracies: pd.DataFrame, about: pd.DataFrame) -> pd.DataFrame:
 
 
 def missing_seeds(about: pd.DataFrame) -> dict[str, str]:
-    """For each setting the seeds that it should have and lacks, with the reason.
+    """For each setting, the seeds that it lacks, with the reason.
 
-    It should have those that were begun or planned for it, and those that at least half of all settings have.
+    It should have the seeds that were begun or planned for it, and those that at least half of all settings have.
     """
     known = about[about["setting"] != ""]
     usual = known.groupby("seed")["setting"].nunique() * 2 >= known["setting"].nunique()

@@ -1,4 +1,4 @@
-"""What stands in each run's own files: densities of MaxLogit, and curves over training steps."""
+"""Data from each run's own files: densities of MaxLogit, and curves over training steps."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BINS = 40  # of MaxLogit
 
 
 def label(method: str, rna: bool) -> str:
-    """What a chosen setting is called."""
+    """The name of a chosen setting."""
     return f"{method} + RNA" if rna else method
 
 

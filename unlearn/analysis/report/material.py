@@ -1,4 +1,4 @@
-"""What figures and tables are made of: runs, their accuracies, means over seeds, and what was chosen."""
+"""The data of figures and tables: runs, their accuracies, means over seeds, and the chosen settings."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Material:
     means: pd.DataFrame
     world: str
     chosen: Sequence[Chosen]
-    paper: bool  # lay the paper's numbers beside
-    problems: dict[str, str] = field(default_factory=dict)  # run -> what of it could not be read
+    paper: bool  # add the paper's numbers
+    problems: dict[str, str] = field(default_factory=dict)  # run -> what could not be read
 
     @property
     def unlearned(self) -> pd.DataFrame:
@@ -69,15 +69,15 @@ class Material:
 
     @contextmanager
     def reading(self, run: Run) -> Iterator[None]:
-        """What cannot be read of one run is noted, and no reason to show nothing of the others."""
+        """Record an error in reading a run inside the block, and go on with the others."""
         try:
             yield
-        except Exception as error:  # a torn line, table or file: whatever a reader raises
+        except Exception as error:  # an incomplete line, table or file: whatever a reader raises
             self.problems.setdefault(str(run.folder), describe(error))
 
     @property
     def lacking(self) -> dict[str, str]:
-        """Setting -> which seeds it should have and has not, and why."""
+        """{setting: the seeds that it lacks, and why}."""
         return missing_seeds(self.about)
 
     @property
@@ -90,7 +90,7 @@ class Material:
 
     @property
     def warnings(self) -> list[str]:
-        """What a reader has to know before runs are compared: mixed models, data, questions or code."""
+        """Warnings for the reader: runs of several models, data, questions or code versions."""
         done = [run for run in self.runs if run.done]
         codes = [run.record.get("code") or {} for run in done]
         seen = {
@@ -133,7 +133,7 @@ def _order(run: Run) -> tuple[object, ...]:
 
 
 def gather(runs: Sequence[Run], *, paper: bool = False) -> Material:
-    """All frames of some runs."""
+    """Make all frames of these runs."""
     runs = sorted(runs, key=_order)
     about = run_frame(runs)
     accuracies = accuracy_frame(runs, about)

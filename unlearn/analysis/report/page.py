@@ -1,4 +1,4 @@
-"""The page: one HTML file that needs nothing else, with the tables and figures, and what is missing."""
+"""The page: one self-contained HTML file with tables and figures, and what is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the paper published: Zephyr-7B on MMLU and WMDP, one seed. To be laid beside one's own, marked as published.
+"""What the paper published: Zephyr-7B on MMLU and WMDP, one seed. Shown next to one's own numbers.
 
 Sources are sections and tables of Huu-Tien et al.; the figures' curves are published as pictures only and are not here.
 """

@@ -187,7 +187,7 @@ Measured = dict[tuple[str, str], dict[str, Contrast]]  # (method, role) -> effec
 
 
 def contrasts(m: Material, measured: Measured) -> Table:
-    """What perturbation costs, and what RNA changes: paired by question, of the chosen settings."""
+    """The drop under perturbation and the effect of RNA, paired by question, of the chosen settings."""
     out = [
         {
             "method": method,
@@ -221,7 +221,7 @@ def contrasts(m: Material, measured: Measured) -> Table:
 
 
 def published_choices(m: Material, measured: Measured) -> Table:
-    """The paper's coefficients, nu and effects beside one's own."""
+    """The paper's coefficients, nu and effects next to one's own."""
     rows = []
     for choice in m.chosen:
         effects = measured[choice.method, "retain"]

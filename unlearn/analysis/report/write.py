@@ -52,7 +52,7 @@ def write_report(
 
 
 def _tell(material: Material, listed: Sequence[Table]) -> None:
-    """Warnings, and the first of the runs that are not used, or not wholly."""
+    """Print warnings, and the first runs that are not, or not completely, used."""
     for warning in material.warnings:
         say(f"Warning: {warning}")
     left_out = next(table for table in listed if table.name == "unusable").data

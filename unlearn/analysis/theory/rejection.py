@@ -45,7 +45,7 @@ def gradient_ratio(g: Tensor, g_per: Tensor) -> float:
 
 
 def rejected(rna: Tensor, rm: Tensor) -> float:
-    """The share of pairs of changes of the loss with rna / rm <= 0 (Eq. 10); where rm is 0 there is no ratio."""
+    """The share of pairs of loss changes with rna / rm <= 0 (Eq. 10). Pairs with rm = 0 have no ratio."""
     known = rm != 0
     return (rna * rm <= 0)[known].double().mean().item() if known.any() else math.nan
 
@@ -61,7 +61,7 @@ def linear(g_D: Tensor, g_per_SD: Tensor, nu_to_eta: float, noise_3SD: Tensor) -
 
 
 def injected(at: Predicted, answer: int, eta: float, noise_3SD: Tensor, batch: int) -> dict[str, Any]:
-    """Both assumptions granted: epsilon and delta are added to the state at layer l of the default query.
+    """Both assumptions are made: epsilon and delta are added to the state at layer l of the default query.
 
     g_per is then the gradient at h + epsilon, another one for each draw; the closed forms are averaged over draws.
     """
@@ -83,7 +83,7 @@ def injected(at: Predicted, answer: int, eta: float, noise_3SD: Tensor, batch: i
 def on_queries(
     at: Predicted, after: Predicted, answer: int, eta: float, noise_3SD: Tensor, batch: int
 ) -> dict[str, Any]:
-    """Only Assumption 5.1 granted: delta is added in the real default and perturbed queries, epsilon is what it is."""
+    """Only Assumption 5.1 is made: delta is added in the real default and perturbed queries, which give epsilon."""
     (loss_1, g_1D), (loss_per_1, g_per_1D) = (side.loss_and_gradient(side.nothing_1D, answer) for side in (at, after))
     rm_1 = loss_per_1 - loss_1
     found = []

@@ -1,4 +1,4 @@
-"""What theory.json says, as tables in the terminal."""
+"""theory.json as tables in the terminal."""
 
 from __future__ import annotations
 
