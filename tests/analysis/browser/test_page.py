@@ -4,7 +4,6 @@ Screenshots go to build/screenshots.
 """
 
 import shutil
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -12,10 +11,11 @@ from playwright.sync_api import expect, sync_playwright
 from pypdf import PdfReader
 
 from tests.analysis.made_up import made_up_grid, made_up_run
+from tests.conftest import ROOT
 from unlearn.cli.main import main
 
 pytestmark = pytest.mark.browser
-SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
+SCREENSHOTS = ROOT / "build" / "screenshots"
 # As root in a container, and without Chromium's own calls home.
 FLAGS = [
     "--no-sandbox",
