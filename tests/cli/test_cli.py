@@ -9,6 +9,7 @@ from hydra.errors import HydraException
 
 from tests.conftest import ROOT
 from unlearn.cli.hints import explain
+from unlearn.cli.launch import FULL_ERROR, of_one_job, one_sentence
 from unlearn.cli.main import main
 from unlearn.config.compose import composed
 from unlearn.config.settle import settle
@@ -56,6 +57,11 @@ def test_cfg_job_shows_the_configuration_without_heavy_imports(tmp_path):
         ("method=rmx", "method=rmx: no such option. Did you mean 'rmu'?"),
         ("rna.nu=-1", "rna.nu=-1 is not allowed: it must be a finite number >= 0."),
         ("data.use=[bioo]", "data.use: unknown topic 'bioo'. Did you mean 'bio'? Allowed: bio, cyber."),
+        (
+            "model=qwen3_8b",
+            "method.c: the configuration of model 'qwen3_8b' holds no such value for method 'rmu' (it has values for: "
+            "adaptive_rmu). Set method.c=NUMBER, or add it below `methods` in conf/model/qwen3_8b.yaml.",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence_at_once_without_heavy_imports(override, told, tmp_path):
@@ -76,12 +82,53 @@ def test_a_mistake_of_a_grid_is_told_with_the_jobs_and_nothing_else(tmp_path):
 
 
 def test_hydras_own_launcher_runs_the_jobs_after_one_that_failed(tmp_path):
-    jobs = ("rna.nu=-1,0.1", "train.steps=1", "eval=none", "tracker=none")
-    done = launch("-m", *jobs, "hydra/launcher=basic", f"hydra.sweep.dir={tmp_path / 's'}", tmp_path=tmp_path)
+    jobs = ("rna.nu=-1,0.1,-2", "train.steps=1", "eval=none", "tracker=none", "hydra/launcher=basic")
+    done = launch("-m", *jobs, f"hydra.sweep.dir={tmp_path / 's'}", tmp_path=tmp_path)
     assert done.returncode == 1
     assert len(list((tmp_path / "runs").glob("*/delta.safetensors"))) == 1
     assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1] == "rna.nu=-1 is not allowed: it must be a finite number >= 0."
+    assert "Error executing job" not in done.stderr
+    failed, first, second = done.stderr.splitlines()[-3:]
+    assert failed == "Failed jobs:"
+    assert first.startswith("  #0 rna.nu=-1 ")
+    assert first.endswith(": rna.nu=-1 is not allowed: it must be a finite number >= 0.")
+    assert second.startswith("  #2 rna.nu=-2 ")
+
+
+def test_what_a_method_does_not_take_is_one_sentence(tmp_path):
+    """It is found late, inside the job, by Hydra."""
+    done = launch("+method.d=3", "train.steps=1", "eval=none", "tracker=none", tmp_path=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "method.d: unknown key. Did you mean 'method.c'?"
+    assert "Error executing job" not in done.stderr
+
+
+@pytest.mark.parametrize("before", [None, "0"])
+def test_hydras_variable_is_the_users_in_a_job_and_afterwards(before, monkeypatch):
+    monkeypatch.delenv(FULL_ERROR, raising=False)
+    if before is not None:
+        monkeypatch.setenv(FULL_ERROR, before)
+    with one_sentence():
+        assert os.environ[FULL_ERROR] == "1"
+        with of_one_job():
+            assert os.environ.get(FULL_ERROR) == before
+        assert os.environ[FULL_ERROR] == "1"
+    assert os.environ.get(FULL_ERROR) == before
+
+
+def test_a_slurm_job_does_not_get_hydras_variable(tmp_path):
+    """SLURM hands the environment of sbatch to the job. Here sbatch only keeps it."""
+    for name, does in (
+        ("scontrol", "echo 'Slurmctld(primary) at here is UP'"),
+        ("sbatch", f"env > {tmp_path / 'env'}; echo Submitted batch job 1"),
+        ("srun", "exit 1"),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    sweep = ("hydra/launcher=slurm", "hydra.launcher.wait=false", f"hydra.sweep.dir={tmp_path / 's'}")
+    done = launch("-m", "seed=0,1", *sweep, tmp_path=tmp_path, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert done.returncode == 0, done.stderr
+    assert FULL_ERROR not in (tmp_path / "env").read_text()
 
 
 @pytest.mark.parametrize(
@@ -96,13 +143,15 @@ def test_hydras_own_launcher_runs_the_jobs_after_one_that_failed(tmp_path):
         ("eval=nome", "eval=nome: no such option. Did you mean 'none'?"),
         ("model.layer=1", "model.layer=1 is not allowed"),
         ("train.steps=many", "train.steps: Value 'many'"),
-        ("model=qwen3_8b", "method.c: the configuration of model 'qwen3_8b' holds no such value"),
+        ("rna.nu=0,1", "rna.nu=0,1: several values. With -m each of them is a job of its own; a list is KEY=[A,B]."),
+        ("rna.nu=[", "rna.nu=[: cannot be read as KEY=VALUE. Put quotes around a value with commas"),
+        ("rna", "rna: cannot be read as KEY=VALUE."),
     ],
 )
 def test_the_sentence_names_key_and_nearest_name(override, told):
     with pytest.raises((UserError, HydraException)) as error:
         settle(composed([override]))
-    assert told in (str(error.value) if isinstance(error.value, UserError) else explain(error.value))
+    assert told in explain(error.value)
 
 
 COMMANDS = ("evaluate", "compare", "report", "claims", "theory", "status", "export", "prefetch", "dashboard", "toy")
@@ -138,6 +187,8 @@ def test_a_wrong_command_line_ends_with_2_and_a_mistake_with_1(tmp_path, capsys)
     capsys.readouterr()
     with pytest.raises(SystemExit, match=f"^Error: {tmp_path / 'no'}: no sweep is here"):
         main(["status", str(tmp_path / "no")])
+    with pytest.raises(SystemExit, match=f"^Error: {tmp_path / 'no'}: No such file or directory$"):
+        main(["claims", str(tmp_path), "--preface", str(tmp_path / "no")])
 
 
 def test_full_error_gives_the_traceback(tmp_path):

@@ -1,4 +1,4 @@
-"""Hydra's errors about unknown keys and options, as one sentence with the nearest valid name."""
+"""Hydra's errors as one sentence: unknown keys and options with the nearest valid name, and what cannot be read."""
 
 from __future__ import annotations
 
@@ -9,20 +9,38 @@ from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 import yaml
+from hydra.errors import OverrideParseException
 
 from unlearn.config.compose import CONF
 from unlearn.config.schema import Config
-from unlearn.errors import nearest
+from unlearn.errors import UserError, nearest
 
 
 def explain(error: BaseException) -> str:
-    """An error of Hydra or OmegaConf in a sentence: our hint if there is one, else its first line."""
+    """A user's mistake as it is; an error of Hydra or OmegaConf in a sentence: our hint, or else its first line."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override}: cannot be read as KEY=VALUE. "
+            "Put quotes around a value with commas, spaces, brackets or quotes."
+        )
     message = str(error)
-    return hint(message) or next((line for line in message.splitlines() if line.strip()), type(error).__name__)
+    return hint(message) or _first_line(message) or type(error).__name__
+
+
+def _first_line(message: str) -> str:
+    """The first line that says something; with the next one if it ends with a colon."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
 
 
 def hint(message: str) -> str:
-    """A sentence for Hydra's "no such key", "no such option" and "no such group", else an empty string."""
+    """A sentence for Hydra's "no such key", "no such option" or "several values", else an empty string."""
+    if match := re.search(r"Ambiguous value for argument '(.*)'", message):
+        return f"{match[1]}: several values. With -m each of them is a job of its own; a list is KEY=[A,B]."
+    if match := re.search(r"'unlearn\.methods\..*unexpected keyword argument '(\w+)'", message, re.DOTALL):
+        return _key_hint(f"method.{match[1]}")
     if match := re.search(r"Could not override '(?:\w+@)?([\w./@-]+)'", message):
         return _key_hint(match[1])
     if match := re.search(r"Could not find '([\w/]+)/([^/']+)'", message):

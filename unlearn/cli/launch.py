@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -20,7 +21,18 @@ from unlearn.config.settle import settle
 from unlearn.errors import UserError
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
-_hidden = False  # whether `one_sentence` hides tracebacks
+MISTAKES = (UserError, HydraException, OmegaConfBaseException)
+
+
+@dataclass
+class _Hiding:
+    """What `one_sentence` keeps while it hides tracebacks."""
+
+    before: str | None  # HYDRA_FULL_ERROR as the user has it
+    failed: list[str] = field(default_factory=list)  # jobs of Hydra's own launcher, with their mistakes
+
+
+_hiding: _Hiding | None = None  # None: tracebacks are shown
 
 
 def to_config(raw: DictConfig) -> tuple[Config, Path]:
@@ -40,32 +52,57 @@ def one_sentence() -> Iterator[None]:
     Hydra prints errors itself, with lines before and after, unless HYDRA_FULL_ERROR is set: then it raises them. So
     it is set here. If the user has set it, everything is raised.
     """
-    global _hidden
-    if os.environ.get(FULL_ERROR) == "1":
+    global _hiding
+    before = os.environ.get(FULL_ERROR)
+    if before == "1":
         yield
         return
     os.environ[FULL_ERROR] = "1"
-    _hidden = True
+    _hiding = _Hiding(before)
     try:
         yield
-    except UserError as error:
-        sys.exit(str(error))
-    except (HydraException, OmegaConfBaseException) as error:
+        if _hiding.failed:
+            sys.exit("\n  ".join(["Failed jobs:", *_hiding.failed]))
+    except MISTAKES as error:
         sys.exit(explain(error))
     finally:
-        _hidden = False
-        os.environ.pop(FULL_ERROR, None)
+        _hiding = None
+        _set(before)
 
 
 @contextmanager
 def of_one_job() -> Iterator[None]:
-    """The same inside a job. Only in a multirun of Hydra's own launcher is the error raised: other jobs then follow.
+    """The same inside a job. In a multirun of Hydra's own launcher the other jobs follow, and all is told at the end.
 
-    Hydra prints the overrides of a job that raises an error, so a single run must not raise it.
+    Hydra prints the overrides of a job that raises an error, so a mistake must not reach it.
     """
     try:
-        yield
-    except UserError as error:
-        if not _hidden or HydraConfig.get().mode == RunMode.MULTIRUN:
+        with users_environment():
+            yield
+    except MISTAKES as error:
+        if _hiding is None:
             raise
-        sys.exit(str(error))
+        hydra = HydraConfig.get()
+        if hydra.mode != RunMode.MULTIRUN:
+            sys.exit(explain(error))
+        _hiding.failed.append(f"#{hydra.job.num} {' '.join(hydra.overrides.task)}: {explain(error)}")
+
+
+@contextmanager
+def users_environment() -> Iterator[None]:
+    """Inside the block HYDRA_FULL_ERROR is as the user has it: for SLURM jobs and whatever else is started there."""
+    if _hiding is None:
+        yield
+        return
+    _set(_hiding.before)
+    try:
+        yield
+    finally:
+        _set("1")
+
+
+def _set(full_error: str | None) -> None:
+    if full_error is None:
+        os.environ.pop(FULL_ERROR, None)
+    else:
+        os.environ[FULL_ERROR] = full_error

@@ -255,4 +255,4 @@ def main(arguments: list[str] | None = None) -> None:
             sys.exit(f"Error: {explain(error)}")
         if not isinstance(error, OSError):
             raise
-        sys.exit(f"Error: {error}")
+        sys.exit(f"Error: {error}" if error.filename is None else f"Error: {error.filename}: {error.strerror}")

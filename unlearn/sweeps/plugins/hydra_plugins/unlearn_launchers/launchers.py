@@ -32,6 +32,7 @@ class SweepLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run all jobs. Raises UserError after the last one if some of them failed."""
+        from unlearn.cli.launch import users_environment
         from unlearn.errors import UserError
         from unlearn.sweeps.sweep import Sweep, failure_list
 
@@ -43,7 +44,8 @@ class SweepLauncher(Launcher):
         numbers = [self._add(sweep, initial_job_idx + i, o) for i, o in enumerate(job_overrides)]
         sweep.write()
         failed = {i: str(sweep.jobs[i].error) for i in numbers if sweep.jobs[i].error is not None}
-        failed |= self.run(sweep, [i for i in numbers if i not in failed])
+        with users_environment():
+            failed |= self.run(sweep, [i for i in numbers if i not in failed])
         log.info(f"Figures and tables of what is done: unlearn report {folder} -o report.html")
         if failed:
             raise UserError(failure_list(sweep, failed, len(numbers)))
