@@ -39,8 +39,6 @@ def hint(message: str) -> str:
     """A sentence for Hydra's "no such key", "no such option" or "several values", else an empty string."""
     if match := re.search(r"Ambiguous value for argument '(.*)'", message):
         return f"{match[1]}: several values. With -m each of them is a job of its own; a list is KEY=[A,B]."
-    if match := re.search(r"'unlearn\.methods\..*unexpected keyword argument '(\w+)'", message, re.DOTALL):
-        return _key_hint(f"method.{match[1]}")
     if match := re.search(r"Could not override '(?:\w+@)?([\w./@-]+)'", message):
         return _key_hint(match[1])
     if match := re.search(r"Could not find '([\w/]+)/([^/']+)'", message):

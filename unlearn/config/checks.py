@@ -9,8 +9,10 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 
+import yaml
 from omegaconf import MISSING
 
+from unlearn.config.compose import CONF
 from unlearn.config.schema import (
     DTYPES,
     MASKS,
@@ -112,6 +114,17 @@ def _own_targets(c: Config) -> Iterator[str]:
         yield "method.name: no value was given."
 
 
+def _method_keys(c: Config) -> Iterator[str]:
+    """A method has the keys of its file in conf/method. One without a file there is left to its class."""
+    file = CONF / "method" / f"{c.method.get('name')}.yaml"
+    if not file.is_file():
+        return
+    allowed = yaml.safe_load(file.read_text()).keys()
+    for key in c.method.keys() - allowed:
+        near = nearest(f"method.{key}", [f"method.{name}" for name in allowed - {"name", "_target_"}])
+        yield f"method.{key}: unknown key.{near}"
+
+
 def _topics(c: Config) -> Iterator[str]:
     if not c.data.topics:
         yield (
@@ -165,4 +178,4 @@ def _max_logit(c: Config) -> Iterator[str]:
                 yield f"eval.maxlogit: {query} queries are not asked of role {role} (eval.asked_of.{query})."
 
 
-CHECKS = (_ranges, _choices, _span_fits, _own_targets, _topics, _forget_tokens, _subset, _max_logit)
+CHECKS = (_ranges, _choices, _span_fits, _own_targets, _method_keys, _topics, _forget_tokens, _subset, _max_logit)

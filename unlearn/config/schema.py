@@ -154,9 +154,7 @@ class EvalConfig:
     include_path: str | None = MISSING
     local_dir: str | None = MISSING
     queries: list[str] = MISSING
-    asked_of: dict[str, list[str]] = field(
-        default_factory=dict
-    )  # query -> the roles that it is asked of; without an entry, all
+    asked_of: dict[str, list[str]] = field(default_factory=dict)  # query -> its roles; without an entry, all roles
     forget_tokens: Any = MISSING  # list of str, the path of a file with one a line, or corpus:TOPIC
     replaced: int = MISSING
     position: str = MISSING

@@ -111,9 +111,7 @@ class Scorer(HFLM):
             trees = grow(sequences, self._largest_tree(sequences))
         else:
             trees = [_alone(sequence, i) for i, sequence in enumerate(sequences)]
-        trees.sort(
-            key=lambda entry: -len(entry[0].ids)
-        )  # the largest first, so that memory runs out at the start if at all
+        trees.sort(key=lambda entry: -len(entry[0].ids))  # so that memory runs out at the start if at all
         batches = list(self._batches(trees))  # planned completely, before batches in the journal are skipped
         planned = (ids for batch in batches for tree, members in batch for ids in (tree.ids, members))
         plan = fingerprint([*planned, *targets], [len(batch) for batch in batches])
@@ -136,9 +134,7 @@ class Scorer(HFLM):
                     found = self._score(rows)
                     journal.add(number, [self.tokens_per_batch, found])
                 size, found = journal.done[number]
-                self.tokens_per_batch = min(
-                    self.tokens_per_batch, size
-                )  # the size after memory ran out, also when resumed
+                self.tokens_per_batch = min(self.tokens_per_batch, size)  # after memory ran out, also when resumed
                 for (n, _), (logprob, greedy) in zip((entry for row in asked for entry in row), found, strict=True):
                     answers[n] = logprob, greedy
                 bar.update(sum(map(len, asked)))
@@ -211,9 +207,7 @@ class Scorer(HFLM):
     @torch.inference_mode()
     def _logits(self, trees: list[Tree], nodes: list[list[int]], *, masked: bool = False) -> Tensor:
         """Logits at the given nodes of each row, row after row: float32 [N, V]. `masked`: use a mask in any case."""
-        length = (
-            -(-max(len(tree.ids) for tree in trees) // 8) * 8
-        )  # GPU kernels need the length of a mask to be a multiple of 8
+        length = -(-max(len(tree.ids) for tree in trees) // 8) * 8  # as GPU kernels need it of a mask
         ids_RL = torch.tensor([tree.ids + [0] * (length - len(tree.ids)) for tree in trees], device=self.device)
         done = self._common_beginning(trees, nodes)
         inputs: dict[str, Any] = {"use_cache": done > 0}

@@ -30,8 +30,7 @@ def asked(record: dict[str, Any], query: str, role: str | None = None) -> dict[s
             chosen = {key: evaluation.get(key) for key in ("num_fewshot", "limit", "subset")}
             if query != "default":
                 chosen |= {key: evaluation.get(key) for key in ("seed", "replaced", "position")}
-                chosen["words"] = (
-                    words.get(query) if isinstance(words, dict) else words
-                )  # older runs have one hash for all queries
+                # Older runs have one hash for all queries.
+                chosen["words"] = words.get(query) if isinstance(words, dict) else words
             return chosen
     return {}
