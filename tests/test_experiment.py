@@ -6,11 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT, read_jsonl, write_jsonl
+from tests.conftest import ROOT, read_jsonl, untimed, write_jsonl
 from unlearn.config.identity import run_folder
 from unlearn.errors import UserError
 from unlearn.evaluate.harness import evaluate
 from unlearn.experiment import run, run_together
+from unlearn.models.delta import load_delta, save_delta
 from unlearn.runs.folder import RunFolder
 
 METHODS = sorted(f.stem for f in (ROOT / "conf/method").glob("*.yaml"))
@@ -114,6 +115,35 @@ def test_several_configurations_share_one_process(short):
     assert all(torch.equal(a[name], b[name]) for name in a)
     with pytest.raises(UserError, match=r"train\.steps differs"):
         run_together([short(), short("train.steps=4")])
+
+
+def test_runs_evaluated_together_have_the_files_of_runs_alone(short, tmp_path):
+    job = ("eval=toy", "eval.limit=3", "eval.maxlogit.tokens=2", "method.c=50")
+    job += ("eval.maxlogit.roles=[near]", "eval.maxlogit.queries=[default,perturbed]")
+    together = [outcome.folder for outcome in run_together([short(*job, f"rna.nu={nu}") for nu in (0.1, 0.5, 2)])]
+    for nu, folder in zip((0.1, 0.5, 2), together, strict=True):
+        alone = run(short(*job, f"rna.nu={nu}", f"output_dir={tmp_path / str(nu)}", f"output_root={tmp_path / 'else'}"))
+        files = [file.relative_to(alone) for file in (alone / "samples").rglob("*.*")]
+        assert {file.suffix for file in files} == {".jsonl", ".json", ".parquet"}
+        assert all((folder / file).read_bytes() == (alone / file).read_bytes() for file in files)
+        metrics = [untimed(json.loads((f / "metrics.json").read_text())) for f in (folder, alone)]
+        assert metrics[0] == metrics[1]
+    answers = {(folder / "samples/unlearned/toy_retain/default.jsonl").read_text() for folder in together}
+    assert len(answers) == 3
+
+
+def test_a_delta_of_another_model_fails_its_run_alone(short, monkeypatch, capsys):
+    configs = [short("eval=toy", "eval.limit=1", f"seed={seed}") for seed in range(3)]
+    with monkeypatch.context() as patched:
+        patched.setattr("unlearn.evaluate.evaluator.evaluate", None)
+        assert all(outcome.error for outcome in run_together(configs))
+    delta = run_folder(configs[1]) / "delta.safetensors"
+    frozen = {name: w + 1 for name, w in load_delta(delta)[0].items()}
+    save_delta(delta, frozen, frozen, {}, {})
+    outcomes = run_together(configs)
+    assert [type(outcome.error) for outcome in outcomes] == [type(None), UserError, type(None)]
+    assert "another base model" in str(outcomes[1].error)
+    assert "one after another" in capsys.readouterr().err
 
 
 def test_one_of_several_fails_alone_in_each_stage(short, monkeypatch):

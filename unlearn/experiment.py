@@ -20,7 +20,7 @@ from unlearn.config.schema import Config, unshared
 from unlearn.data.batches import batches
 from unlearn.data.corpora import Topic
 from unlearn.errors import UserError, describe
-from unlearn.evaluate.evaluator import Evaluator
+from unlearn.evaluate.evaluator import Evaluator, Result, Unlearned
 from unlearn.methods import rna
 from unlearn.methods.misdirection import Misdirection
 from unlearn.methods.randomness import generator
@@ -189,14 +189,34 @@ def _make_variant(config: Config, cut: CutModel, topics: list[Topic], noise: rna
 
 
 def _evaluate(runs: list[ActiveRun], shared: Config, evaluator: Evaluator) -> None:
-    """Each run's model, and the base model once for all; metrics, samples, and the table on the screen."""
-    for active in [active for active in runs if active.error is None]:
-        with active.catching_errors():
-            metrics, result = dict(active.folder.trained or {}), None
-            if evaluator.suite.tasks:
-                delta, partial = active.folder.file("delta.safetensors"), active.folder.file("partial")
-                result = evaluator.evaluate(delta, partial=partial, report=active.report)
-                metrics |= result.metrics
-            active.finish(metrics, result, evaluator.suite.leaves)
-            where = active.folder.path, active.tracker.address
-            show_result(metrics, shared.eval.tasks, shared.eval.queries, *where)
+    """The runs' models together, and the base model once for all; metrics, samples, and the tables on the screen."""
+    runs = [active for active in runs if active.error is None]
+    results = _results(runs, evaluator) if evaluator.suite.tasks and runs else {}
+    for active in runs:
+        if active.error is None:
+            with active.catching_errors():
+                metrics, result = dict(active.folder.trained or {}), results.get(active.folder.path)
+                if result is not None:
+                    metrics |= result.metrics
+                active.finish(metrics, result, evaluator.suite.leaves)
+                where = active.folder.path, active.tracker.address
+                show_result(metrics, shared.eval.tasks, shared.eval.queries, *where)
+
+
+def _results(runs: list[ActiveRun], evaluator: Evaluator) -> dict[Path, Result]:
+    """The results by the runs' folders, but for runs that fail."""
+    folders = [active.folder for active in runs]
+    models = [
+        Unlearned(active.folder.file("delta.safetensors"), active.folder.file("partial"), active.report)
+        for active in runs
+    ]
+    try:
+        results = evaluator.evaluate(models)
+        return {folder.path: result for folder, result in zip(folders, results, strict=True)}
+    except Exception as error:
+        if len(runs) == 1:
+            runs[0].fail(error)
+            return {}
+        # The error may be that of one run. Nothing is lost: the journals have all that was computed.
+        say(f"Evaluating the runs together failed ({describe(error)}): one after another.")
+    return {path: result for active in runs for path, result in _results([active], evaluator).items()}

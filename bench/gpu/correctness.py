@@ -16,6 +16,7 @@ from bench.gpu.results import Results
 from bench.gpu.toy import STEPS, TOY, killed_training, toy_cut, toy_train, toy_variant
 from unlearn.models.cutting import CutModel
 from unlearn.models.delta import apply_delta
+from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_tokenizer, load_whole
 from unlearn.training.checkpoint import load_checkpoint
 from unlearn.training.loop import Record
@@ -79,7 +80,7 @@ def _choices(device: str, weights: dict[str, torch.Tensor]) -> list[int]:
     roles = {"retain": ["toy_retain"], "forget": ["toy_forget_bio", "toy_forget_cyber"]}
     tokens = (TOY / "data/forget_tokens.txt").read_text().split("\n")[:10]
     suite = load_suite(roles, {"default": [], "perturbed": tokens}, include_path=str(TOY / "tasks"), limit=100)
-    scorer = Scorer(model, load_tokenizer(source), 8192)
+    scorer = Scorer(ModelGroup(model), load_tokenizer(source), 8192)
     answers = scorer.loglikelihood([request for query in suite.tasks for request in suite.instances(query)])
     fours = [[value for value, _ in answers[i : i + 4]] for i in range(0, len(answers), 4)]
     return [four.index(max(four)) for four in fours]
@@ -134,5 +135,5 @@ def _family(name: str, dtype: torch.dtype, device: torch.device) -> dict[str, An
     if find_spec("lm_eval") is not None:
         from unlearn.evaluate.scorer import Scorer
 
-        found["trees"] = Scorer(model, load_tokenizer(Source(str(TOY / "model"))), 512).shares_prefixes
+        found["trees"] = Scorer(ModelGroup(model), load_tokenizer(Source(str(TOY / "model"))), 512).shares_prefixes
     return found

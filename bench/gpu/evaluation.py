@@ -17,6 +17,7 @@ import unlearn
 from bench import shapes
 from bench.gpu.device import build, gemm_rate, peak_gb, release, seconds_of
 from bench.gpu.results import Results
+from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_tokenizer
 from unlearn.training.cost import Shape
 
@@ -46,7 +47,7 @@ def measure(
     def ours() -> dict[str, Any]:
         from unlearn.evaluate.scorer import Scorer
 
-        scorer = Scorer(model, load_tokenizer(Source(TOKENIZER)), tokens_per_batch)
+        scorer = Scorer(ModelGroup(model), load_tokenizer(Source(TOKENIZER)), tokens_per_batch)
         scorer._loglikelihood_tokens(_requests(prompts[:16]))  # warm
         seconds = seconds_of(lambda: scorer._loglikelihood_tokens(requests), device)
         shared = {"shares_prefixes": scorer.shares_prefixes, "tree_error": scorer.tree_error}

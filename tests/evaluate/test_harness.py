@@ -14,6 +14,7 @@ from unlearn.evaluate.harness import Answers, MaxLogitPlan, against_base, evalua
 from unlearn.evaluate.statistics import paired
 from unlearn.evaluate.suite import load_suite
 from unlearn.evaluate.tokens import read_forget_tokens
+from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_tokenizer, load_whole
 from unlearn.toy import world as w
 
@@ -54,7 +55,7 @@ def test_accuracies_are_those_of_a_plain_loop_over_whole_prompts():
     """One forward pass a question; the answer is the likeliest of the four letters."""
     model, tokenizer = load_whole(SOURCE), load_tokenizer(SOURCE)
     suite = suite_of("toy_forget_cyber", limit=40)
-    answers = evaluate(model, tokenizer, suite, label="base", tokens_per_batch=500)
+    [answers] = evaluate(ModelGroup(model), tokenizer, suite, label="base", tokens_per_batch=500)
     letters = tokenizer.convert_tokens_to_ids(list(w.LETTERS))
     for query in ("default", "perturbed"):
         right = []
@@ -71,7 +72,9 @@ def test_accuracies_are_those_of_a_plain_loop_over_whole_prompts():
 
 def test_samples_are_written_by_model_task_and_query(tmp_path):
     suite = suite_of("toy_retain", queries=("default",), limit=3)
-    answers = evaluate(load_whole(SOURCE), load_tokenizer(SOURCE), suite, label="unlearned", tokens_per_batch=100)
+    [answers] = evaluate(
+        ModelGroup(load_whole(SOURCE)), load_tokenizer(SOURCE), suite, label="unlearned", tokens_per_batch=100
+    )
     answers.write_samples(tmp_path)
     lines = (tmp_path / "unlearned/toy_retain/default.jsonl").read_text().splitlines()
     assert [set(json.loads(line)) for line in lines] == [{"id", "query", "loglikelihoods", "choice", "correct"}] * 3
@@ -90,8 +93,8 @@ def test_some_queries_are_asked_of_some_roles_only(tmp_path):
     settings = {"include_path": str(tmp_path), "limit": 5}
     suite = load_suite(roles, words, asked_of={"control": ["retain"]}, **settings)
     whole = load_suite(roles, words, **settings)
-    model, tokenizer = load_whole(SOURCE), load_tokenizer(SOURCE)
-    some, every = (evaluate(model, tokenizer, s, label="base", tokens_per_batch=500) for s in (suite, whole))
+    group, tokenizer = ModelGroup(load_whole(SOURCE)), load_tokenizer(SOURCE)
+    some, every = (evaluate(group, tokenizer, s, label="base", tokens_per_batch=500)[0] for s in (suite, whole))
     left_out = {name for name in every.metrics if "/control/" in name and "/toy_retain/" not in name}
     assert {"base/all/control/acc", "base/toy_near_bio/control/default_p"} <= left_out
     assert some.metrics == {name: value for name, value in every.metrics.items() if name not in left_out}
@@ -129,10 +132,10 @@ def test_a_task_whose_data_cannot_be_had_is_a_clear_error(tmp_path):
 def test_differences_are_paired_by_question_for_tasks_and_models():
     model, tokenizer = load_whole(SOURCE), load_tokenizer(SOURCE)
     suite = suite_of("toy_retain", "toy_near_bio", limit=30)
-    base = evaluate(model, tokenizer, suite, label="base", tokens_per_batch=2000)
+    [base] = evaluate(ModelGroup(model), tokenizer, suite, label="base", tokens_per_batch=2000)
     for layer in range(8):
         model.get_parameter(f"model.layers.{layer}.self_attn.o_proj.weight").data.zero_()
-    unlearned = evaluate(model, tokenizer, suite, label="unlearned", tokens_per_batch=2000)
+    [unlearned] = evaluate(ModelGroup(model), tokenizer, suite, label="unlearned", tokens_per_batch=2000)
     for task in ("toy_retain", "toy_near_bio"):
         right = {
             (label, query): [r["correct"] for r in answers.samples[f"{label}/{task}/{query}"]]
@@ -154,7 +157,7 @@ def test_max_logits_are_those_of_greedy_decoding_one_query_at_a_time():
     model, tokenizer = load_whole(SOURCE), load_tokenizer(SOURCE)
     suite = suite_of("toy_retain", limit=5)
     plan = MaxLogitPlan(["retain"], ["perturbed"], 4)
-    answers = evaluate(model, tokenizer, suite, label="base", tokens_per_batch=300, maxlogit=plan)
+    [answers] = evaluate(ModelGroup(model), tokenizer, suite, label="base", tokens_per_batch=300, maxlogit=plan)
     content = answers.files["base/toy_retain/perturbed.maxlogit.parquet"]
     rows = pq.read_table(io.BytesIO(content)).to_pylist()
     assert [(r["question"], r["position"]) for r in rows] == [(q, p) for q in range(5) for p in range(4)]
@@ -187,8 +190,8 @@ def test_a_subset_is_drawn_from_all_tasks_of_a_role_in_proportion():
     assert again == suite_of("toy_retain", subset=20).samples["toy_retain"]
     assert again != other
     model, tokenizer = load_whole(SOURCE), load_tokenizer(SOURCE)
-    part = evaluate(model, tokenizer, suite, label="base", tokens_per_batch=4000)
-    whole = evaluate(model, tokenizer, suite_of("toy_forget_bio"), label="base", tokens_per_batch=4000)
+    [part] = evaluate(ModelGroup(model), tokenizer, suite, label="base", tokens_per_batch=4000)
+    [whole] = evaluate(ModelGroup(model), tokenizer, suite_of("toy_forget_bio"), label="base", tokens_per_batch=4000)
     everyone = {r["id"]: r for r in whole.samples["base/toy_forget_bio/perturbed"]}
     for record in part.samples["base/toy_forget_bio/perturbed"]:
         assert record["choice"] == everyone[record["id"]]["choice"]

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GPT2LMH
 from tests.conftest import ROOT
 from unlearn.evaluate.scorer import Scorer
 from unlearn.evaluate.tree import grow
+from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_tokenizer, load_whole
 
 SOURCE = Source(str(ROOT / "unlearn/toy/model"))
@@ -72,7 +73,7 @@ def test_loglikelihoods_are_those_of_lm_evals_own_class(name, tokens_per_batch, 
     model = MODELS[name](len(tokenizer))
     asked = requests(prompts())
     expected = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=3).loglikelihood(asked, disable_tqdm=True)
-    scorer = Scorer(model, tokenizer, tokens_per_batch)
+    scorer = Scorer(ModelGroup(model), tokenizer, tokens_per_batch)
     found = scorer.loglikelihood(asked)
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
     assert [ll for ll, _ in found] == pytest.approx([ll for ll, _ in expected], abs=1e-4)
@@ -80,15 +81,15 @@ def test_loglikelihoods_are_those_of_lm_evals_own_class(name, tokens_per_batch, 
 
 
 def test_shared_beginnings_are_computed_once(tokenizer, monkeypatch):
-    scorer = Scorer(load_whole(SOURCE), tokenizer, 10_000)
+    scorer = Scorer(ModelGroup(load_whole(SOURCE)), tokenizer, 10_000)
     pairs = [pair for pair in prompts() if "Question" in pair[0]]
     computed = 0
     real = scorer._logits
 
-    def counting(trees, nodes):
+    def counting(trees, *others):
         nonlocal computed
         computed += sum(len(tree.ids) for tree in trees)
-        return real(trees, nodes)
+        return real(trees, *others)
 
     monkeypatch.setattr(scorer, "_logits", counting)
     scorer.loglikelihood(requests(pairs))
@@ -103,7 +104,7 @@ def test_the_budget_reaches_the_model(tokenizer, monkeypatch):
     monkeypatch.setattr(model, "forward", lambda input_ids, **k: shapes.append(input_ids.shape) or real(input_ids, **k))
     calls = {}
     for budget in (60, 120, 1000):
-        scorer = Scorer(model, tokenizer, budget)
+        scorer = Scorer(ModelGroup(model), tokenizer, budget)
         shapes.clear()
         scorer.loglikelihood(requests(prompts()))
         calls[budget] = len(shapes)
@@ -112,14 +113,14 @@ def test_the_budget_reaches_the_model(tokenizer, monkeypatch):
 
 
 def test_too_little_memory_halves_the_batches_and_goes_on(tokenizer, monkeypatch):
-    scorer = Scorer(load_whole(SOURCE), tokenizer, 10_000)
-    expected = Scorer(load_whole(SOURCE), tokenizer, 10_000).loglikelihood(requests(prompts()))
+    scorer = Scorer(ModelGroup(load_whole(SOURCE)), tokenizer, 10_000)
+    expected = Scorer(ModelGroup(load_whole(SOURCE)), tokenizer, 10_000).loglikelihood(requests(prompts()))
     real = scorer._logits
 
-    def limited(trees, nodes):
+    def limited(trees, *others):
         if len(trees) > 2:
             raise torch.OutOfMemoryError
-        return real(trees, nodes)
+        return real(trees, *others)
 
     monkeypatch.setattr(scorer, "_logits", limited)
     with warnings.catch_warnings(record=True) as told:
@@ -135,7 +136,7 @@ def test_prompts_longer_than_the_context_lose_their_beginning_and_are_counted(to
     model.config.n_positions = 12
     asked = requests([("river " * 30, " soil"), ("river", " soil")])
     expected = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1).loglikelihood(asked, disable_tqdm=True)
-    scorer = Scorer(model, tokenizer, 1000)
+    scorer = Scorer(ModelGroup(model), tokenizer, 1000)
     assert [ll for ll, _ in scorer.loglikelihood(asked)] == pytest.approx([ll for ll, _ in expected], abs=1e-4)
     assert scorer.truncated == {("river " * 30, " soil")}
 
@@ -149,9 +150,9 @@ def test_a_model_that_takes_no_tree_is_asked_row_by_row(tokenizer, monkeypatch):
             raise TypeError("unexpected argument")
         return real(input_ids, use_cache=use_cache)
 
-    expected = Scorer(model, tokenizer, 1000).loglikelihood(requests(prompts()))
+    expected = Scorer(ModelGroup(model), tokenizer, 1000).loglikelihood(requests(prompts()))
     monkeypatch.setattr(model, "forward", plain)
-    scorer = Scorer(model, tokenizer, 1000)
+    scorer = Scorer(ModelGroup(model), tokenizer, 1000)
     assert not scorer.shares_prefixes
     found = scorer.loglikelihood(requests(prompts()))
     assert [ll for ll, _ in found] == pytest.approx([ll for ll, _ in expected], abs=1e-4)

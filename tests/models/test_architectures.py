@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from lm_eval.api.instance import Instance
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import ROOT
@@ -16,13 +18,17 @@ from unlearn.analysis.theory.predicted import Predicted
 from unlearn.analysis.theory.run import plain_kernels
 from unlearn.data.batches import batches
 from unlearn.data.corpora import Topic
+from unlearn.evaluate.maxlogit import max_logits
+from unlearn.evaluate.scorer import Scorer
 from unlearn.methods.misdirection import Misdirection
 from unlearn.methods.rmu import RMU
 from unlearn.methods.rna import augment
+from unlearn.models.architectures import decoder_layers
 from unlearn.models.cutting import CutModel
 from unlearn.models.delta import save_delta
 from unlearn.models.export import export
-from unlearn.models.loading import Source, load_up_to, load_whole
+from unlearn.models.group import ModelGroup
+from unlearn.models.loading import Source, load_tokenizer, load_up_to, load_whole
 from unlearn.training.loop import train
 from unlearn.training.variant import make_variant
 
@@ -111,6 +117,52 @@ def test_the_output_follows_the_state_at_the_predicted_position(source, cut):
     assert (pushed_BV - difference_BV).norm() < 0.02 * pushed_BV.norm()
     r_BV = torch.randn(pushed_BV.shape, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close((at.pulled(r_BV) * z_BD).sum(1), (r_BV * pushed_BV).sum(1), rtol=1e-3, atol=1e-3)
+
+
+def test_models_asked_together_answer_as_alone_to_the_bit(source, whole, cut, architecture):
+    """Log-likelihoods from trees, rows and cached beginnings, and continuations; what all have in common runs once."""
+    tokenizer = load_tokenizer(source)
+    torch.manual_seed(1)
+    deltas = [{name: w + 0.3 * torch.randn_like(w) for name, w in cut.frozen.items()} for _ in range(3)]
+    beginning = "the river of the soil of the harbour of the river"
+    contexts = [f"{beginning} {(word + ' ') * 13}{end}" for word in ("ruler", "soil") for end in ("", "x", "y:")]
+    asked = [Instance("loglikelihood", {}, (c, f" {letter}"), 0) for c in contexts for letter in "AB"]
+
+    def answers(group, tokens_per_batch):
+        scorer = Scorer(group, tokenizer, tokens_per_batch)
+        with counting_calls(decoder_layers(whole)[0]) as scored:
+            scorer.prepare(asked)
+        found = []
+        for number in range(len(group)):
+            with scorer.member(number):
+                found.append(scorer.loglikelihood(asked))
+        measured = max_logits(group, tokenizer, contexts, count=3, tokens_per_batch=tokens_per_batch)
+        return list(zip(found, [(m.values_NK.tolist(), m.tokens_NK.tolist()) for m in measured], strict=True)), len(
+            scored
+        )
+
+    before = {name: p.clone() for name, p in whole.named_parameters()}
+    group = ModelGroup(whole, deltas)
+    assert group.shares
+    for tokens_per_batch in (40, 1000):
+        together, calls = answers(group, tokens_per_batch)
+        alone = [answers(ModelGroup(whole, [delta]), tokens_per_batch) for delta in deltas]
+        assert together == [found for [found], _ in alone]
+        assert {calls} == {own_calls for _, own_calls in alone}  # once for all
+        assert len({str(found) for found in together}) == len(deltas)
+    assert all(torch.equal(p, before[name]) for name, p in whole.named_parameters())
+
+
+@contextmanager
+def counting_calls(module):
+    """A list with an entry for each time that a module computes, and does not only return what was recorded."""
+    calls = []
+    inner = next(part for part in module.modules() if not list(part.children()))
+    handle = inner.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        yield calls
+    finally:
+        handle.remove()
 
 
 def one_step(cut: CutModel):

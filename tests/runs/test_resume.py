@@ -171,15 +171,16 @@ def test_an_interrupted_evaluation_does_not_repeat_what_was_scored(short, tmp_pa
         "eval.tokens_per_batch=300",
         "eval.maxlogit.tokens=2",
         "eval.maxlogit.roles=[near]",
+        "eval.maxlogit.queries=[default]",
     )
     config = short(*job)
     scored, stop = [], 0
     real = Scorer._score
 
-    def score(self, batch):
+    def score(self, batch, members):
         if len(scored) == stop:
             raise Killed
-        found = real(self, batch)
+        found = real(self, batch, members)
         scored.append(len(batch))
         return found
 
@@ -256,14 +257,16 @@ def test_wandb_misses_no_step_of_a_run_that_was_killed(short, late, monkeypatch)
 # --- The lock
 
 
-def test_one_folder_that_is_lost_does_not_end_the_others(short, monkeypatch):
-    configs = [short("train.steps=6", f"seed={seed}") for seed in range(2)]
+@pytest.mark.parametrize("phase", ["training", "scoring unlearned", "scoring base"])
+def test_one_folder_that_is_lost_does_not_end_the_others(short, phase, monkeypatch):
+    job = ("train.steps=6", "eval=toy", "eval.limit=2", "eval.tokens_per_batch=300")
+    configs = [short(*job, f"seed={seed}") for seed in range(2)]
     real = FolderLock.report
 
-    def report(self, phase):
-        if self._folder == run_folder(configs[0]) and phase.done == 3:
+    def report(self, progress):
+        if self._folder == run_folder(configs[0]) and progress.name == phase and progress.done >= 3:
             self._lost = True
-        real(self, phase)
+        real(self, progress)
 
     monkeypatch.setattr(FolderLock, "report", report)
     first, second = run_together(configs)

@@ -1,15 +1,17 @@
-"""Evaluation of one configuration: the base model, once for all runs, and the unlearned model of any delta."""
+"""Evaluation of one configuration: the base model, once for all runs, and the unlearned models of any deltas."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unlearn.config.identity import RESULTS_VERSION
@@ -18,8 +20,10 @@ from unlearn.evaluate.harness import Answers, MaxLogitPlan, against_base, evalua
 from unlearn.evaluate.journal import Journals, Report
 from unlearn.evaluate.roles import ROLES
 from unlearn.evaluate.suite import Suite
-from unlearn.models.delta import applied, load_delta
+from unlearn.models.delta import check_delta, load_delta
+from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_whole
+from unlearn.models.memory import in_batches
 from unlearn.screen import say
 from unlearn.storage.files import remove_scratch, write_json
 from unlearn.storage.lock import Busy, FolderLock
@@ -42,6 +46,21 @@ class Result:
         file = folder / ROLES
         before = json.loads(file.read_text()) if file.is_file() else {}
         write_json(file, {r: sorted({*before.get(r, ()), *self.roles.get(r, ())}) for r in before | self.roles})
+
+
+@dataclass(frozen=True)
+class Unlearned:
+    """An unlearned model to be evaluated.
+
+    Args:
+        delta: its delta.safetensors.
+        partial: the folder for the journals of an evaluation that is not finished.
+        report: is called with the progress. What it raises ends the evaluation.
+    """
+
+    delta: Path
+    partial: Path | None = None
+    report: Report = lambda *_: None
 
 
 class Evaluator:
@@ -68,35 +87,50 @@ class Evaluator:
         self._tokens_per_batch, self._maxlogit, self._cache = tokens_per_batch, maxlogit, cache
         self._base: Answers | None = None
 
-    def evaluate(
-        self, delta: Path | None = None, *, partial: Path | None = None, report: Report = lambda *_: None
-    ) -> Result:
-        """Ask the base model and, with a delta, the unlearned model, and compare the two.
+    def evaluate_base(self) -> Result:
+        """Ask the base model."""
+        base = self._base_answers([])
+        return Result(base.metrics, [base], self._roles())
 
-        Args:
-            delta: a delta.safetensors. Raises UserError if it does not fit the model.
-            partial: a folder for the journals of an evaluation that is not finished.
-            report: is called with the progress.
+    def evaluate(self, models: Sequence[Unlearned]) -> list[Result]:
+        """Ask unlearned models together, ask the base model, and compare each with it.
+
+        Raises UserError if a delta does not fit the model.
         """
-        leaves = self.suite.leaves
-        roles = {role: [leaf for name in asked for leaf in leaves[name]] for role, asked in self.suite.roles.items()}
-        if delta is None:
-            base = self._base_answers(report)
-            return Result(base.metrics, [base], roles)
-        weights, metadata = load_delta(delta)
-        with applied(self._model, weights, metadata):
-            # Before the base model, whose answers another process may be computing at the same time.
-            key = hashlib.sha256(delta.read_bytes()).hexdigest()
-            unlearned = self._ask("unlearned", Journals(partial, key, report))
-        base = self._base_answers(report)
-        metrics = base.metrics | unlearned.metrics | against_base(base, unlearned, self.suite)
-        return Result(metrics, [base, unlearned], roles)
+        # Before the base model, whose answers another process may be computing at the same time.
+        parts, _ = in_batches(self._ask_unlearned, models, len(models))  # smaller groups, if memory runs out
+        base, roles = self._base_answers(models), self._roles()
+        return [
+            Result(base.metrics | own.metrics | against_base(base, own, self.suite), [base, own], roles)
+            for part in parts
+            for own in part
+        ]
 
-    def _base_answers(self, report: Report) -> Answers:
-        """The base model's answers, from the cache if they are there.
+    def _weights(self, delta: Path) -> dict[str, Tensor]:
+        weights, metadata = load_delta(delta)
+        check_delta(self._model, weights, metadata)
+        return weights
+
+    def _roles(self) -> dict[str, list[str]]:
+        leaves = self.suite.leaves
+        return {role: [leaf for name in asked for leaf in leaves[name]] for role, asked in self.suite.roles.items()}
+
+    def _ask_unlearned(self, models: Sequence[Unlearned]) -> list[Answers]:
+        group = ModelGroup(self._model, (self._weights(model.delta) for model in models))
+        keys = [hashlib.sha256(model.delta.read_bytes()).hexdigest() for model in models]
+        journals = [Journals(m.partial, key, m.report) for m, key in zip(models, keys, strict=True)]
+        return self._ask("unlearned", group, journals)
+
+    def _base_answers(self, models: Sequence[Unlearned]) -> Answers:
+        """The base model's answers, from the cache if they are there. The progress is reported to all of `models`.
 
         If another process is computing them, wait for it; if that process dies, compute the rest here.
         """
+
+        def report(phase: str, done: int, total: int) -> None:
+            for model in models:
+                model.report(phase, done, total)
+
         if self._base is None:
             self._base = self._cached_or_asked(CachedAnswers(self._cached_place()), report)
         return self._base
@@ -108,7 +142,8 @@ class Evaluator:
                 with FolderLock(cached.folder):
                     remove_scratch(cached.folder)
                     if cached.load() is None:
-                        cached.save(self._ask("base", Journals(cached.partial, report=report)))
+                        journals = Journals(cached.partial, report=report)
+                        cached.save(self._ask("base", ModelGroup(self._model), [journals])[0])
             except Busy as busy:
                 if not told:
                     say(f"Waiting for the base model's answers: {busy}")
@@ -120,9 +155,9 @@ class Evaluator:
     def _model(self) -> PreTrainedModel:
         return load_whole(self._source)
 
-    def _ask(self, label: str, journals: Journals) -> Answers:
+    def _ask(self, label: str, group: ModelGroup, journals: list[Journals]) -> list[Answers]:
         return evaluate(
-            self._model,
+            group,
             self._tokenizer,
             self.suite,
             label=label,

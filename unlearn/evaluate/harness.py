@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lm_eval.evaluator import evaluate as harness_evaluate
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from unlearn.evaluate.journal import NO_JOURNALS, Journals
+from unlearn.evaluate.journal import Journals
 from unlearn.evaluate.maxlogit import max_logits
 from unlearn.evaluate.scorer import Scorer
 from unlearn.evaluate.statistics import paired
 from unlearn.evaluate.suite import Suite
+from unlearn.models.group import ModelGroup
 from unlearn.screen import say
 from unlearn.storage.files import write_atomically
 
@@ -52,28 +53,41 @@ class Answers:
 
 
 def evaluate(
-    model: PreTrainedModel,
+    group: ModelGroup,
     tokenizer: PreTrainedTokenizerBase,
     suite: Suite,
     *,
     label: str,
     tokens_per_batch: int,
     maxlogit: MaxLogitPlan = MaxLogitPlan(),
-    journals: Journals = NO_JOURNALS,
-) -> Answers:
-    """Evaluate a model on all tasks and queries of a suite.
+    journals: Sequence[Journals] | None = None,
+) -> list[Answers]:
+    """Evaluate each model of a group on all tasks and queries of a suite.
 
     Requests longer than the model's context are cut on the left, as lm-eval does, and counted in the metric
     "truncated".
 
     Args:
         label: "base" or "unlearned", the first part of every name.
-        journals: what they hold of an interrupted evaluation is not computed again.
+        journals: one for each model; what they hold of an interrupted evaluation is not computed again.
     """
-    answers = Answers({}, {})
-    scorer = Scorer(model, tokenizer, tokens_per_batch, journals)
-    say(f"Evaluating the {label} model: {', '.join(suite.tasks)} queries")
+    scorer = Scorer(group, tokenizer, tokens_per_batch, journals)
+    together = f", {len(group)} runs together" if len(group) > 1 else ""
+    say(f"Evaluating the {label} model{together}: {', '.join(suite.tasks)} queries")
     scorer.prepare([request for query in suite.tasks for request in suite.instances(query)], label)
+    found = []
+    for number in range(len(group)):
+        with scorer.member(number):
+            found.append(_answers(scorer, suite, label))
+    if scorer.truncated:
+        say(f"{len(scorer.truncated)} requests are longer than the model's context and lost their beginning.")
+    _measure_max_logits(found, scorer, suite, label, maxlogit, tokens_per_batch, journals)
+    return found
+
+
+def _answers(scorer: Scorer, suite: Suite, label: str) -> Answers:
+    """Metrics and samples of the member in use, by lm-eval."""
+    answers = Answers({}, {})
     for query, tasks in suite.tasks.items():
         for request in suite.instances(query):
             request.resps, request.filtered_resps = [], {}
@@ -89,10 +103,7 @@ def evaluate(
             cut = sum(any(tuple(a) in scorer.truncated for a in sample["arguments"]) for sample in asked)
             if cut:
                 answers.metrics[f"{label}/{task}/{query}/truncated"] = cut
-    if scorer.truncated:
-        say(f"{len(scorer.truncated)} requests are longer than the model's context and lost their beginning.")
     answers.metrics.update(_against_default(answers, suite, label))
-    _measure_max_logits(answers, scorer, suite, label, maxlogit, tokens_per_batch, journals)
     return answers
 
 
@@ -132,15 +143,15 @@ def against_base(base: Answers, unlearned: Answers, suite: Suite) -> dict[str, f
 
 
 def _measure_max_logits(
-    answers: Answers,
+    found: list[Answers],
     scorer: Scorer,
     suite: Suite,
     label: str,
     plan: MaxLogitPlan,
     tokens_per_batch: int,
-    journals: Journals,
+    journals: Sequence[Journals] | None,
 ) -> None:
-    """Add MaxLogit of every planned task and query to metrics and files. Tasks of one query share batches."""
+    """Add MaxLogit of every planned task and query to each model's answers. Tasks of one query share batches."""
     names = [name for role in plan.roles for name in suite.roles.get(role, [])]
     leaves = list(dict.fromkeys(leaf for name in names for leaf in suite.leaves[name]))
     for query in plan.queries if plan.tokens else ():
@@ -149,7 +160,7 @@ def _measure_max_logits(
             for request in suite.tasks[query]["tasks"][leaf].instances:
                 prompts.setdefault((leaf, request.doc_id), request.args[0])
         measured = max_logits(
-            scorer.model,
+            scorer.group,
             scorer.tokenizer,
             list(prompts.values()),
             count=plan.tokens,
@@ -157,11 +168,12 @@ def _measure_max_logits(
             label=f"{label}, {query}",
             journals=journals,
         )
-        keys = list(prompts)
-        for name in dict.fromkeys([*leaves, *names]):
-            part = measured.of([i for i, (leaf, _) in enumerate(keys) if leaf in suite.leaves[name]])
-            answers.metrics.update({f"{label}/{name}/{query}/{m}": v for m, v in part.metrics().items()})
-        for leaf in leaves:
-            asked = answers.samples[f"{label}/{leaf}/{query}"]
-            part = measured.of([i for i, (other, _) in enumerate(keys) if other == leaf])
-            answers.files[f"{label}/{leaf}/{query}.maxlogit.parquet"] = part.parquet([r["id"] for r in asked])
+        places = {name: [i for i, (leaf, _) in enumerate(prompts) if leaf in suite.leaves[name]] for name in names}
+        places |= {leaf: [i for i, (other, _) in enumerate(prompts) if other == leaf] for leaf in leaves}
+        for answers, values in zip(found, measured, strict=True):
+            for name, rows in places.items():
+                part = values.of(rows)
+                answers.metrics.update({f"{label}/{name}/{query}/{m}": v for m, v in part.metrics().items()})
+                if name in leaves:
+                    asked = answers.samples[f"{label}/{name}/{query}"]
+                    answers.files[f"{label}/{name}/{query}.maxlogit.parquet"] = part.parquet([r["id"] for r in asked])

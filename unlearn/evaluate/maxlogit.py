@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 
 import datasets
 import numpy as np
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unlearn.data.batches import pad
 from unlearn.evaluate.journal import NO_JOURNALS, Journals, fingerprint
+from unlearn.models.group import Forward, ModelGroup
 from unlearn.models.memory import in_batches
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -59,38 +60,60 @@ class MaxLogits:
 
 
 def max_logits(
-    model: PreTrainedModel,
+    group: ModelGroup,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     *,
     count: int,
     tokens_per_batch: int,
     label: str = "",
-    journals: Journals = NO_JOURNALS,
-) -> MaxLogits:
-    """Generate `count` tokens greedily after each prompt, not stopping at end of text.
+    journals: Sequence[Journals] | None = None,
+) -> list[MaxLogits]:
+    """Each member of the group generates `count` tokens greedily after each prompt, not stopping at end of text.
 
-    A batch holds about `tokens_per_batch` tokens, of prompts of similar length. Batches in the journal are skipped.
+    A batch holds about `tokens_per_batch` tokens, of prompts of similar length. Batches in a member's journal are
+    skipped.
     """
     encoded = [list(ids) for ids in tokenizer(list(prompts))["input_ids"]]
     batches = _plan([len(ids) for ids in encoded], count, tokens_per_batch)
-    values_NK = torch.empty(len(encoded), count)
-    tokens_NK = torch.empty(len(encoded), count, dtype=torch.long)
+    journals = journals or [NO_JOURNALS] * len(group)
+    measured = [
+        MaxLogits(torch.empty(len(encoded), count), torch.empty(len(encoded), count, dtype=torch.long))
+        for _ in journals
+    ]
     bar = tqdm(total=len(encoded), desc=f"MaxLogit {label}".rstrip(), mininterval=1, disable=None)
     plan = fingerprint([*batches, *encoded], count)
-    with journals.open(f"maxlogit-{plan[:10]}", plan) as journal:
+    with ExitStack() as stack:
+        opened = [stack.enter_context(j.open(f"maxlogit-{plan[:10]}", plan)) for j in journals]
+        done = 0  # tqdm does not count where nothing is shown
         for number, rows in enumerate(batches):
-            if number not in journal.done:
-                batch = [encoded[i] for i in rows]
-                parts, _ = in_batches(partial(continue_greedily, model, count=count), batch, len(batch))
-                values_BK, tokens_BK = map(torch.cat, zip(*parts, strict=True))
-                journal.add(number, [values_BK.tolist(), tokens_BK.tolist()])
-            values, tokens = journal.done[number]
-            values_NK[rows], tokens_NK[rows] = torch.tensor(values), torch.tensor(tokens)
+            missing = [member for member, journal in enumerate(opened) if number not in journal.done]
+            found = _continuations(group, [encoded[i] for i in rows], count, missing) if missing else []
+            for member, (values_BK, tokens_BK) in zip(missing, found, strict=True):
+                opened[member].add(number, [values_BK.tolist(), tokens_BK.tolist()])
             bar.update(len(rows))
-            journals.report(f"MaxLogit {label}", bar.n, len(encoded))
+            done += len(rows)
+            for own, journal, into in zip(journals, opened, measured, strict=True):
+                values, tokens = journal.done[number]
+                into.values_NK[rows], into.tokens_NK[rows] = torch.tensor(values), torch.tensor(tokens)
+                own.report(f"MaxLogit {label}", done, len(encoded))
     bar.close()
-    return MaxLogits(values_NK, tokens_NK)
+    return measured
+
+
+def _continuations(
+    group: ModelGroup, prompts: list[list[int]], count: int, members: list[int]
+) -> list[tuple[Tensor, Tensor]]:
+    """`continue_greedily` by each of these members. If memory runs out, the batch is split."""
+
+    def at_once(part: list[list[int]]) -> list[tuple[Tensor, Tensor]]:
+        return group.each(lambda forward: continue_greedily(group.model, part, count, forward), members)
+
+    parts, _ = in_batches(at_once, prompts, len(prompts))
+    return [
+        (torch.cat([part[i][0] for part in parts]), torch.cat([part[i][1] for part in parts]))
+        for i in range(len(members))
+    ]
 
 
 def _plan(lengths: list[int], count: int, tokens_per_batch: int) -> list[list[int]]:
@@ -105,14 +128,20 @@ def _plan(lengths: list[int], count: int, tokens_per_batch: int) -> list[list[in
 
 
 @torch.inference_mode()
-def continue_greedily(model: PreTrainedModel, prompts: list[list[int]], count: int) -> tuple[Tensor, Tensor]:
-    """Largest logits and greedy tokens after each prompt of one batch, on the CPU: [B, K] each."""
+def continue_greedily(
+    model: PreTrainedModel, prompts: list[list[int]], count: int, forward: Forward | None = None
+) -> tuple[Tensor, Tensor]:
+    """Largest logits and greedy tokens after each prompt of one batch, on the CPU: [B, K] each.
+
+    `forward` runs the prompts in place of the model, see `ModelGroup.each`.
+    """
     part = pad(prompts, 0, "left").to(model.device)
     ids_BT, mask_BT = part.ids_BT, part.mask_BT.long()
     positions_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
     cache, values, tokens = None, [], []
-    for _ in range(count):
-        output = model(
+    for step in range(count):
+        run = forward if step == 0 and forward is not None else model
+        output = run(
             input_ids=ids_BT,
             attention_mask=mask_BT,
             position_ids=positions_BT,

@@ -11,8 +11,8 @@ the rows of a batch are packed (see `unlearn.packing`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch.func import functional_call
 
 from unlearn.errors import UserError
 from unlearn.models.architectures import SPAN, decoder_layers, parameter_names
+from unlearn.models.replay import Outputs, forward_replaced, owners, recorded, replayed
 
 
 class _Recorder(nn.Module):
@@ -46,9 +47,6 @@ class _Recorder(nn.Module):
         return (hidden_BTD,) if self.output_is_tuple else hidden_BTD
 
 
-Outputs = dict[nn.Module, list[Any]]
-
-
 @dataclass(frozen=True)
 class Call:
     """The arguments of a decoder layer's call, and the outputs of its modules that run before the trained matrix."""
@@ -63,67 +61,17 @@ class _TrainedMatrixReached(Exception):
     pass
 
 
-@contextmanager
-def _forward_replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Inside the block, these modules run another `forward`."""
-    try:
-        for module, forward in forwards.items():
-            module.forward = forward
-        yield
-    finally:
-        for module in forwards:
-            module.__dict__.pop("forward", None)
-
-
 def _known_outputs(layer: nn.Module, trained: list[str], call: Call) -> Outputs:
     """Run a layer up to the first module with a trained parameter; return the outputs of the modules before it."""
-    owners = {layer.get_submodule(name.rpartition(".")[0]) for name in trained}
-    known: Outputs = {}
-
-    def recording(module: nn.Module) -> Callable[..., Any]:
-        forward = module.forward
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            output = forward(*args, **kwargs)
-            known.setdefault(module, []).append(output)
-            return output
-
-        return run
 
     def stop(*_args: Any, **_kwargs: Any) -> Any:
         raise _TrainedMatrixReached
 
-    forwards: dict[nn.Module, Callable[..., Any]] = {m: recording(m) for m in _largest_without(layer, owners)}
-    forwards |= dict.fromkeys(owners, stop)
-    try:
-        with _forward_replaced(forwards):
-            layer(call.hidden_BTD, *call.args, **call.kwargs)
-    except _TrainedMatrixReached:
-        pass
+    changed = owners(layer, trained)
+    stopping = forward_replaced(dict.fromkeys(changed, stop))
+    with recorded(layer, changed) as known, stopping, suppress(_TrainedMatrixReached):
+        layer(call.hidden_BTD, *call.args, **call.kwargs)
     return known
-
-
-def _largest_without(module: nn.Module, owners: set[nn.Module]) -> Iterator[nn.Module]:
-    """The largest submodules without any trained parameter."""
-    if module in owners:
-        return
-    for child in module.children():
-        if owners.isdisjoint(child.modules()):
-            yield child
-        else:
-            yield from _largest_without(child, owners)
-
-
-def _returning(module: nn.Module, outputs: list[Any]) -> Callable[..., Any]:
-    """A forward that returns the recorded outputs, one for each call, and computes when there are no more."""
-    forward, rest = module.forward, iter(outputs)
-    nothing = object()
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        output = next(rest, nothing)
-        return forward(*args, **kwargs) if output is nothing else output
-
-    return run
 
 
 class CutModel:
@@ -201,7 +149,7 @@ class CutModel:
         for number, call in zip(self._span, calls, strict=True):
             layer = self._stack[number]
             swapped = {s: weights[full].to(h_BTD.dtype) for s, full in self._names[number].items()}
-            with _forward_replaced({m: _returning(m, outputs) for m, outputs in call.known.items()}):
+            with replayed(call.known):
                 output = functional_call(layer, swapped, (h_BTD, *call.args), call.kwargs)
             h_BTD = output[0] if self._output_is_tuple else output
         return h_BTD

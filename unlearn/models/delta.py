@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -57,12 +56,10 @@ def load_delta(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {name: stored.get_tensor(name) for name in names}, metadata
 
 
-@torch.no_grad()
-def apply_delta(model: nn.Module, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Replace matrices of a whole language model in place.
+def check_delta(model: nn.Module, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Raise UserError if the model lacks a parameter of the delta, or its matrices are not those that it replaces.
 
-    With `metadata`, first check that the model holds the matrices that the delta was made to replace; raises
-    UserError if it does not.
+    The latter needs `metadata`.
     """
     parameters = dict(model.named_parameters())
     for name in weights:
@@ -71,16 +68,12 @@ def apply_delta(model: nn.Module, weights: Mapping[str, Tensor], metadata: Mappi
         expected = (metadata or {}).get(f"{REPLACES}{name}")
         if expected is not None and sha256(parameters[name]) != expected:
             raise UserError(f"{name}: the model's matrix is not the one that the delta replaces: another base model?")
+
+
+@torch.no_grad()
+def apply_delta(model: nn.Module, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Replace matrices of a whole language model in place, after `check_delta`."""
+    check_delta(model, weights, metadata)
+    parameters = dict(model.named_parameters())
     for name, w in weights.items():
         parameters[name].copy_(w)
-
-
-@contextmanager
-def applied(model: nn.Module, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[None]:
-    """Replace the matrices inside the block, and restore the original ones after it."""
-    originals = {name: p.detach().clone() for name, p in model.named_parameters() if name in weights}
-    apply_delta(model, weights, metadata)
-    try:
-        yield
-    finally:
-        apply_delta(model, originals)

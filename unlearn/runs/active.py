@@ -45,9 +45,10 @@ class ActiveRun:
         try:
             yield
         except Exception as error:
-            self._fail(error)
+            self.fail(error)
 
-    def _fail(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
+        """Record the error that this run failed with."""
         self.error = error
         self.tracker.close(failed=True)
         if not isinstance(error, Lost):  # then the folder belongs to another process

@@ -20,6 +20,7 @@ from unlearn.errors import UserError, nearest
 from unlearn.evaluate.scorer import Scorer
 from unlearn.evaluate.suite import Suite
 from unlearn.models.delta import apply_delta, load_delta
+from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_tokenizer, load_whole
 from unlearn.runs.evaluations import in_role
 from unlearn.runs.inputs import load_evaluation_inputs
@@ -154,7 +155,7 @@ def plain_kernels(model: PreTrainedModel) -> PreTrainedModel:
 
 def questions(run: FinishedRun, suite: Suite, model: PreTrainedModel) -> list[Question]:
     """The questions as token ids, encoded and cut on the left as in the evaluation."""
-    scorer = Scorer(model, load_tokenizer(Source.of(run.config.model)), 1)
+    scorer = Scorer(ModelGroup(model), load_tokenizer(Source.of(run.config.model)), 1)
     found = []
     for name in suite.tasks["default"]["tasks"]:
         default, perturbed = (dict(_right_answers(suite.tasks[q]["tasks"][name])) for q in ("default", run.query))
