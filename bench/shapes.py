@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, MistralConfig
+from torch import Tensor
+from transformers import AutoModelForCausalLM, MistralConfig, PreTrainedModel
 
 from unlearn.data.corpora import Topic
 from unlearn.methods import rna
 from unlearn.methods.misdirection import Misdirection
 from unlearn.methods.randomness import generator
 from unlearn.methods.rmu import RMU
+from unlearn.models.architectures import SPAN, decoder_layers, parameter_names
 from unlearn.models.cutting import CutModel
 from unlearn.training.variant import Variant, make_variant
 
@@ -106,3 +108,16 @@ def variants(cut: CutModel, nus: tuple[float, ...], precision: str = "master") -
         )
         for nu in nus
     ]
+
+
+def random_delta(model: PreTrainedModel, layer: int, seed: int) -> dict[str, Tensor]:
+    """The trained matrices of layers l - 2 to l, changed by a hundredth of their size."""
+    generator = torch.Generator(model.device).manual_seed(seed)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {}
+    for part in decoder_layers(model)[layer - SPAN + 1 : layer + 1]:
+        for short in parameter_names(part, None):
+            matrix = part.get_parameter(short)
+            noise = torch.empty_like(matrix).normal_(generator=generator)
+            found[names[id(matrix)]] = matrix + 0.01 * matrix.std() * noise
+    return found

@@ -12,6 +12,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from bench import shapes
 from bench.gpu.results import Results
 from bench.gpu.toy import STEPS, TOY, killed_training, toy_cut, toy_train, toy_variant
 from unlearn.models.cutting import CutModel
@@ -131,7 +132,8 @@ def _family(name: str, dtype: torch.dtype, device: torch.device) -> dict[str, An
     """Whether the cut is exact (CutModel checks it), and which ways of sharing a row its kernels allow."""
     model = _tiny(name, dtype, device)
     cut = CutModel(model, 3)
-    found: dict[str, Any] = {"cut": "exact", "packs": cut.packs}
+    group = ModelGroup(model, [shapes.random_delta(model, 3, seed) for seed in range(2)])
+    found: dict[str, Any] = {"cut": "exact", "packs": cut.packs, "evaluated_together": group.shares}
     if find_spec("lm_eval") is not None:
         from unlearn.evaluate.scorer import Scorer
 

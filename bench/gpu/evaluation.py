@@ -6,7 +6,6 @@ import random
 from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,16 @@ import unlearn
 from bench import shapes
 from bench.gpu.device import build, gemm_rate, peak_gb, release, seconds_of
 from bench.gpu.results import Results
+from bench.work import distinct_tokens, forward_flops, least_flops
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_tokenizer
 from unlearn.training.cost import Shape
 
 TOKENIZER = str(Path(unlearn.__file__).parent / "toy" / "model")  # not used, but lm-eval's class wants one
 ANSWERS = (5, 6, 7, 8)
+TOKENS_PER_BATCH = 16384
 GREEDY = 15  # tokens of MaxLogit
+POINTS = 6  # of a grid that is evaluated together
 HF_BATCHES = (16, 64)
 Request = tuple[tuple[str, str], list[int], list[int]]  # as lm-eval's `_loglikelihood_tokens` takes them
 
@@ -39,10 +41,10 @@ def measure(
     shape = Shape.of(config, shapes.LAYER)
     model = build(config, device)
     prompts, perturbed = _prompts(questions, config.vocab_size)
-    requests = _requests([*prompts, *perturbed])
-    tokens, scored = _distinct_tokens([*prompts, *perturbed]), 2 * questions
-    flops = _forward_flops(shape, tokens, scored)
-    results.add("c", "work", questions=questions, tokens=sum(map(len, [*prompts, *perturbed])), distinct_tokens=tokens)
+    every = [*prompts, *perturbed]
+    requests = _requests(every)
+    flops = least_flops(shape, every, len(every))
+    results.add("c", "work", questions=questions, tokens=sum(map(len, every)), distinct_tokens=distinct_tokens(every))
 
     def ours() -> dict[str, Any]:
         from unlearn.evaluate.scorer import Scorer
@@ -62,6 +64,9 @@ def measure(
         seconds = seconds_of(lambda: [run(_requests(part)) for part in (prompts, perturbed)], device)
         return _figures(seconds, flops, rate, device)
 
+    def together() -> dict[str, Any]:
+        return _together(model, requests[: len(requests) // 4], device, tokens_per_batch)
+
     def max_logits() -> dict[str, Any]:
         return _max_logits(model, prompts, shape, rate, device, tokens_per_batch)
 
@@ -76,6 +81,49 @@ def measure(
             results.attempt("c", f"lm-eval's hf, batch size {size}{note}", partial(theirs, size))
         release(device)
         results.attempt("c", f"MaxLogit, {GREEDY} tokens{note}", max_logits)
+        release(device)
+        results.attempt("c", f"{POINTS} points, a quarter of the requests{note}", together)
+
+
+def ours(model: PreTrainedModel, questions: int, device: torch.device) -> dict[str, Any]:
+    """Seconds of the log-likelihoods of so many questions, the second time."""
+    from unlearn.evaluate.scorer import Scorer
+
+    requests = _requests([prompt for part in _prompts(questions, model.config.vocab_size) for prompt in part])
+    scorer = Scorer(ModelGroup(model), load_tokenizer(Source(TOKENIZER)), TOKENS_PER_BATCH)
+    first, second = (seconds_of(lambda: scorer._loglikelihood_tokens(requests), device) for _ in range(2))
+    return {"first_s": first, "seconds": second}
+
+
+def _together(
+    model: PreTrainedModel, requests: list[Request], device: torch.device, tokens_per_batch: int
+) -> dict[str, Any]:
+    """Seconds of a grid's log-likelihoods, its points one after another and together."""
+    from unlearn.evaluate.scorer import Scorer
+
+    tokenizer = load_tokenizer(Source(TOKENIZER))
+    deltas = [shapes.random_delta(model, shapes.LAYER, seed) for seed in range(POINTS)]
+
+    def answers(group: ModelGroup) -> list[Any]:
+        scorer = Scorer(group, tokenizer, tokens_per_batch)
+        scorer._loglikelihood_tokens(requests)
+        return scorer._answers
+
+    answers(ModelGroup(model, deltas[:1]))  # warm
+    alone: list[Any] = []
+    seconds_alone = seconds_of(lambda: alone.extend(answers(ModelGroup(model, [d]))[0] for d in deltas), device)
+    group = ModelGroup(model, deltas)
+    shared: list[Any] = []
+    seconds = seconds_of(lambda: shared.extend(answers(group)), device)
+    return {
+        "one_after_another_s": seconds_alone,
+        "together_s": seconds,
+        "saved": 1 - seconds / seconds_alone,
+        "shares": group.shares,
+        "equal": alone == shared,
+        "peak_gb": peak_gb(device),
+        "passed": alone == shared,
+    }
 
 
 def _prompts(count: int, vocabulary: int) -> tuple[list[list[int]], list[list[int]]]:
@@ -92,20 +140,6 @@ def _prompts(count: int, vocabulary: int) -> tuple[list[list[int]], list[list[in
 
 def _requests(prompts: Sequence[list[int]]) -> list[Request]:
     return [((str(prompt[:8]), str(token)), prompt, [token]) for prompt in prompts for token in ANSWERS]
-
-
-def _distinct_tokens(prompts: Sequence[list[int]]) -> int:
-    """Tokens that have to be computed: beginnings that prompts share count once."""
-    ordered = sorted(prompts)
-    shared = 0
-    for a, b in pairwise(ordered):
-        shared += next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    return sum(map(len, ordered)) - shared
-
-
-def _forward_flops(shape: Shape, tokens: int, scored: int) -> int:
-    """All layers for so many tokens, the head for those that are scored."""
-    return shape.layers * shape.forward(tokens, 120) + 2 * shape.head * scored
 
 
 def _figures(seconds: float, flops: int, rate: float, device: torch.device) -> dict[str, Any]:
@@ -133,4 +167,4 @@ def _max_logits(
         lambda: [continue_greedily(model, [prompts[i] for i in rows], GREEDY) for rows in plan], device
     )
     tokens = sum(map(len, prompts)) + (GREEDY - 1) * len(prompts)
-    return _figures(seconds, _forward_flops(shape, tokens, GREEDY * len(prompts)), rate, device)
+    return _figures(seconds, forward_flops(shape, tokens, tokens // len(prompts), GREEDY * len(prompts)), rate, device)

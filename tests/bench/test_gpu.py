@@ -34,7 +34,7 @@ def measured(file, *arguments):
 def test_every_section_leaves_figures_and_all_checks_pass(tmp_path):
     code, rows = measured(tmp_path / "gpu.json")
     assert code == 0
-    assert {row["section"] for row in rows} == {"a", "b", "c", "d", "p"}
+    assert {row["section"] for row in rows} == {"a", "b", "c", "d", "p", "f"}
     assert all(row["passed"] for row in rows if "passed" in row)
     assert sum(row["case"].startswith(("ours", "published")) and row.get("seconds", 0) > 0 for row in rows) >= 9
     assert [row["cut"] for row in rows if "cut" in row] == ["exact"] * 10

@@ -1,6 +1,7 @@
 """Models in turn, in one model's memory. That they answer as alone is shown in test_architectures.py, for each."""
 
-import pytest
+from contextlib import suppress
+
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -27,7 +28,7 @@ def test_the_model_is_itself_again_afterwards(tiny_llama):
     group = ModelGroup(tiny_llama, [{}, *deltas])
     for number, weights in enumerate([{}, *deltas]):
         expected = before | weights
-        with pytest.raises(RuntimeError, match="inside"), group.use(number):
+        with suppress(RuntimeError), group.use(number):
             assert all(torch.equal(p, expected[name]) for name, p in tiny_llama.named_parameters())
             raise RuntimeError("inside")
     assert all(torch.equal(p, before[name]) for name, p in tiny_llama.named_parameters())

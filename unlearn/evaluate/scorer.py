@@ -249,11 +249,14 @@ class Scorer(HFLM):
 
         Without members, of the model's own. `masked`: use a mask in any case.
         """
-        length = -(-max(len(tree.ids) for tree in trees) // 8) * 8  # as GPU kernels need it of a mask
+        needs_mask = masked or not all(tree.is_chain for tree in trees)
+        length = max(len(tree.ids) for tree in trees)
+        if needs_mask and self.device.type != "cpu":
+            length = -(-length // 8) * 8  # as GPU kernels need it of a mask
         ids_RL = torch.tensor([tree.ids + [0] * (length - len(tree.ids)) for tree in trees], device=self.device)
         done = self._common_beginning(trees, nodes)
         inputs: dict[str, Any] = {"use_cache": done > 0}
-        if masked or not all(tree.is_chain for tree in trees):
+        if needs_mask:
             positions = [tree.positions + [0] * (length - len(tree.ids)) for tree in trees]
             inputs["position_ids"] = torch.tensor(positions, device=self.device)[:, done:]
             inputs["attention_mask"] = mask(trees, length, self.model.dtype)[:, :, done:].to(self.device)

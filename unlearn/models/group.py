@@ -130,7 +130,7 @@ def _cached_layers(outputs: Outputs, output: Any) -> dict[int, Any]:
     cache = getattr(output, "past_key_values", None)
     if cache is None:
         return {}
-    numbers = {int(p.layer_idx) for module in outputs for p in module.modules() if hasattr(p, "layer_idx")}
+    numbers: set[Any] = {p.layer_idx for module in outputs for p in module.modules() if hasattr(p, "layer_idx")}
     return {number: copy.copy(cache.layers[number]) for number in numbers}
 
 
