@@ -25,6 +25,8 @@ def identity(config: Config) -> dict[str, Any]:
     model, data, evaluation = plain["model"], plain["data"], plain["eval"]
     for key in ("path", "gguf_file", "device", "num_layers", "trust_remote_code"):
         model.pop(key)
+    if not model["compile"]:  # runs from before this key keep their names
+        model.pop("compile")
     for key in ("methods", "grids", "masks", "schedules", "alpha", "lr"):  # other keys take their values from these
         model.pop(key)
     for topic in data["topics"].values():

@@ -59,6 +59,7 @@ class ModelConfig:
     gguf_file: str | None = MISSING
     trust_remote_code: bool = MISSING
     attn_implementation: str | None = MISSING
+    compile: bool = False
     num_layers: int = MISSING
     dtype: str = MISSING
     device: str = MISSING

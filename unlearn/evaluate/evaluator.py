@@ -172,6 +172,7 @@ class Evaluator:
             "dtype": str(self._source.torch_dtype),
             "device": self._source.torch_device.type,
             "attention": self._source.attn_implementation,
+            **({"compile": True} if self._source.compile else {}),
             "questions": self.suite.sha256(),
             "maxlogit": asdict(self._maxlogit),
             "lm_eval": version("lm_eval"),

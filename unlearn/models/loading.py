@@ -18,6 +18,7 @@ from transformers.utils import cached_file
 
 from unlearn.errors import UserError
 from unlearn.models.architectures import decoder_layers
+from unlearn.models.fusing import fuse
 
 
 class SourceSettings(Protocol):
@@ -28,6 +29,7 @@ class SourceSettings(Protocol):
     gguf_file: str | None
     trust_remote_code: bool
     attn_implementation: str | None
+    compile: bool
     dtype: str
     device: str
 
@@ -37,7 +39,7 @@ class Source:
     """Where a model comes from and how it is to be loaded.
 
     `path` is a hub id or a local folder; `gguf_file` the name of a GGUF file in it; `dtype` "auto" is bfloat16 on
-    a GPU and float32 on a CPU; `device` "auto" is cuda where there is one.
+    a GPU and float32 on a CPU; `device` "auto" is cuda where there is one; `compile` is for `unlearn.models.fusing`.
     """
 
     path: str
@@ -45,6 +47,7 @@ class Source:
     gguf_file: str | None = None
     trust_remote_code: bool = False
     attn_implementation: str | None = None
+    compile: bool = False
     dtype: str = "auto"
     device: str = "auto"
 
@@ -153,7 +156,10 @@ def _placed(model: transformers.PreTrainedModel, source: Source) -> transformers
         # cuDNN's attention prepares a plan for every new shape. Batches of an evaluation and steps of a generation have
         # many: MaxLogit of 1000 questions took 22 s with it and 10 s without (docs/benchmarks.md).
         torch.backends.cuda.enable_cudnn_sdp(False)
-    return model.to(source.torch_device).eval().requires_grad_(False)
+    model.to(source.torch_device).eval().requires_grad_(False)
+    if source.compile:
+        fuse(model)
+    return model
 
 
 def _from_pretrained(cls: type, path: str, source: Source, **kwargs: Any) -> transformers.PreTrainedModel:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +141,7 @@ def load_suite_of(run: FinishedRun) -> Suite:
 
 def load_unlearned(run: FinishedRun) -> PreTrainedModel:
     """The run's model in float32, since rounding to bfloat16 would hide small noise."""
-    model = load_whole(Source.of(run.config.model))
+    model = load_whole(replace(Source.of(run.config.model), compile=False))
     apply_delta(model, *load_delta(run.folder / "delta.safetensors"))
     return plain_kernels(model.float())
 
