@@ -130,7 +130,7 @@ def _tiny(name: str, dtype: torch.dtype, device: torch.device) -> PreTrainedMode
 
 
 def _family(name: str, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """Whether the cut is exact (CutModel checks it), compiled too, and which ways of sharing a row its kernels allow."""
+    """Whether the cut is exact (CutModel checks it), compiled too, and which ways of sharing a row work."""
     model = _tiny(name, dtype, device)
     cut = CutModel(model, 3)
     group = ModelGroup(model, [shapes.random_delta(model, 3, seed) for seed in range(2)])
