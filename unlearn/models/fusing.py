@@ -1,4 +1,4 @@
-"""Norms and gated activations of decoder layers as one kernel each, by torch.compile: `model.compile=true`.
+"""Norms, rotary embeddings and gated activations as one kernel each, by torch.compile: `model.compile=true`.
 
 On a GPU they take a tenth of a training step and of an evaluation as separate kernels (docs/benchmarks.md). Compiled
 ones round differently, so a model's results with and without them differ by rounding. The matrix products stay as they
@@ -7,6 +7,7 @@ are, so that modules can be cut, recorded and replayed as before.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -17,12 +18,21 @@ from transformers import PreTrainedModel
 
 from unlearn.models.architectures import decoder_layers
 
+ROTARY = "apply_rotary_pos_emb"
 GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}  # the parts of an MLP that computes down(act(gate(x)) * up(x))
 
 
 def fuse(model: PreTrainedModel) -> None:
-    """Compile what can be fused in every decoder layer, each kind of module once, when it first runs."""
+    """Compile what can be fused in every decoder layer, each kind of module once, when it first runs.
+
+    The rotary embedding is a function of transformers' module, so it is replaced for all models of this process that
+    share the module.
+    """
     for module in decoder_layers(model).modules():
+        code = sys.modules[type(module).__module__]
+        if hasattr(code, ROTARY) and code.__name__.startswith("transformers.models."):
+            original = getattr(code, ROTARY)
+            setattr(code, ROTARY, _compiled(getattr(original, "_torchdynamo_orig_callable", original)))
         if "RMSNorm" in type(module).__name__:
             module.forward = partial(_compiled(type(module).forward), module)
         elif {name for name, _ in module.named_children()} == GATED:
