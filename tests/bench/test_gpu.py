@@ -71,7 +71,7 @@ def test_a_section_that_cannot_begin_is_a_row_and_the_others_go_on(tmp_path, mon
 
 def test_no_section_begins_after_the_time_is_over(tmp_path):
     _, rows = measured(tmp_path / "gpu.json", "--seconds", "-1")
-    assert [(row["section"], row["case"]) for row in rows] == [(s, "skipped") for s in ("a", "b", "c", "p")]
+    assert [(row["section"], row["case"]) for row in rows] == [(s, "skipped") for s in ("a", "b", "c", "p", "f")]
 
 
 def test_memory_alone_runs_what_has_a_bound(tmp_path):
