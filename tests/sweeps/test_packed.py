@@ -33,7 +33,7 @@ def test_every_job_is_as_if_it_had_run_alone(conf, tmp_path):
     assert sum(map(int, re.findall(r"Evaluating the unlearned model, (\d) runs together", done.stderr))) == 6
     for point in points:
         packed = run_folder(conf(*JOB, *point, f"output_root={tmp_path}"))
-        alone = run(conf(*JOB, *point, "tracker=none", f"output_dir={tmp_path / 'alone' / packed.name}"))
+        alone = run(conf(*JOB, *point, "tracker=none", f"output_root={tmp_path / 'alone'}"))
         assert (packed / "delta.safetensors").read_bytes() == (alone / "delta.safetensors").read_bytes()
         lines = [[untimed(line) for line in read_jsonl(folder / "train.jsonl")] for folder in (packed, alone)]
         assert lines[0] == lines[1]
