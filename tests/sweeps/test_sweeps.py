@@ -241,3 +241,13 @@ def test_without_slurm_nothing_answers(monkeypatch, tmp_path):
 def test_a_sweep_that_is_none(tmp_path):
     with pytest.raises(UserError, match="no sweep is here"):
         Sweep.open(tmp_path)
+
+
+def test_scontrol_outlives_the_sigterm_that_its_own_requeue_brings():
+    # After `scontrol requeue` SLURM sends SIGTERM to all processes of the job; submitit needs scontrol's answer.
+    job = (
+        "import subprocess; from pathlib import Path; from unlearn.sweeps.worker import RunJobs; "
+        "RunJobs(Path('sweep')).checkpoint([0]); subprocess.check_call(['sh', '-c', 'kill -TERM $$; exit 0'])"
+    )
+    ran = subprocess.run([sys.executable, "-c", job], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from unlearn.models.architectures import decoder_layers
 
 ROTARY = "apply_rotary_pos_emb"
+RECOMPILE_LIMIT = 64  # dynamo's 8 are few: dimensions, types and gradients differ between a run's phases
 GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}  # the parts of an MLP that computes down(act(gate(x)) * up(x))
 
 
@@ -28,6 +29,7 @@ def fuse(model: PreTrainedModel) -> None:
     The rotary embedding is a function of transformers' module, so it is replaced for all models of this process that
     share the module.
     """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
     for module in decoder_layers(model).modules():
         code = sys.modules[type(module).__module__]
         if hasattr(code, ROTARY) and code.__name__.startswith("transformers.models."):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import signal
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,7 +80,12 @@ class RunJobs:
         return [str(folder) for folder in found.values()]
 
     def checkpoint(self, numbers: list[int]) -> Any:
-        """Called on the signal before preemption or the time limit: submit the same again. Runs resume."""
+        """Called on the signal before preemption or the time limit: submit the same again. Runs resume.
+
+        submitit then calls `scontrol requeue`, and SLURM ends all processes of the job, scontrol too. If scontrol was
+        ended before it returned, the job would count as failed. So SIGTERM is ignored from here on, also by children.
+        """
         import submitit
 
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         return submitit.helpers.DelayedSubmission(self, numbers)
