@@ -191,7 +191,7 @@ def _make_variant(config: Config, cut: CutModel, topics: list[Topic], noise: rna
 def _evaluate(runs: list[ActiveRun], shared: Config, evaluator: Evaluator) -> None:
     """The runs' models together, and the base model once for all; metrics, samples, and the tables on the screen."""
     runs = [active for active in runs if active.error is None]
-    results = _results(runs, evaluator) if evaluator.suite.tasks and runs else {}
+    results = _results(runs, evaluator) if evaluator.suite and runs else {}
     for active in runs:
         if active.error is None:
             with active.catching_errors():
@@ -200,7 +200,7 @@ def _evaluate(runs: list[ActiveRun], shared: Config, evaluator: Evaluator) -> No
                     metrics |= result.metrics
                 active.finish(metrics, result, evaluator.suite.leaves)
                 where = active.folder.path, active.tracker.address
-                show_result(metrics, shared.eval.tasks, shared.eval.queries, *where)
+                show_result(metrics, shared.eval.roles, shared.eval.queries, *where)
 
 
 def _results(runs: list[ActiveRun], evaluator: Evaluator) -> dict[Path, Result]:

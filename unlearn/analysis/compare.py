@@ -1,7 +1,8 @@
 """Compare two runs question by question: `unlearn compare RUN_A RUN_B` (B against A; RNA against none).
 
 For every task and query that both were asked, and for the tasks of each role together: the difference of the unlearned
-models' accuracies with its 95 % interval, and McNemar's test, paired by question, from the records in samples/.
+models' accuracies with its 95 % interval, and McNemar's test, paired by question, from the records in samples/. For
+held-out texts: of the nats a token, with a t-test, paired by document.
 """
 
 from __future__ import annotations
@@ -16,33 +17,39 @@ from rich.table import Table
 
 from unlearn.errors import UserError
 from unlearn.evaluate.roles import ROLES
-from unlearn.evaluate.statistics import Paired, paired
+from unlearn.evaluate.statistics import Paired, PairedMeans, paired, paired_means
+from unlearn.evaluate.texts import nats_a_token
 from unlearn.runs.evaluations import asked
 from unlearn.screen import console, say
 from unlearn.storage.files import read_object
 
-Correct = dict[tuple[str, str], dict[int, bool]]  # (task, query) -> question -> correct
+# (task, query) -> question -> correct, or document -> nats a token
+Samples = dict[tuple[str, str], dict[int, bool] | dict[int, float]]
+Compared = dict[tuple[str, str], Paired | PairedMeans]
 
 
-def read_samples(run_dir: Path, wanted: Iterable[tuple[str, str]] | None = None, model: str = "unlearned") -> Correct:
-    """Which questions the run's "unlearned" or "base" model answered correctly, in all or in some tasks and queries."""
+def read_samples(run_dir: Path, wanted: Iterable[tuple[str, str]] | None = None, model: str = "unlearned") -> Samples:
+    """Which questions the run's "unlearned" or "base" model answered correctly, in all or in some tasks and queries.
+
+    Of held-out texts, their nats a token.
+    """
     root = run_dir / "samples" / model
     if wanted is None:
         files = sorted(root.rglob("*.jsonl"))
     else:
         files = [file for task, query in wanted if (file := root / task / f"{query}.jsonl").is_file()]
-    return {(str(file.parent.relative_to(root)), file.stem): _correct(file) for file in files}
+    return {(str(file.parent.relative_to(root)), file.stem): _values(file) for file in files}
 
 
-def _correct(file: Path) -> dict[int, bool]:
-    """Question -> correct. Raises UserError for a line that is not a record of one."""
+def _values(file: Path) -> dict[int, Any]:
+    """Question -> correct, or document -> nats a token. Raises UserError for a line that is not a record of one."""
     found = {}
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             record = json.loads(line)
-            found[record["id"]] = record["correct"]
+            found[record["id"]] = nats_a_token([record])[0] if "nats" in record else record["correct"]
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file}, line {number}: not a record of a question: {error}") from None
+            raise UserError(f"{file}, line {number}: not a record of a question or of a text: {error}") from None
     return found
 
 
@@ -77,27 +84,31 @@ def read_roles(run_dir: Path) -> dict[str, list[str]]:
     return read_object(file) if file.is_file() else {}
 
 
-def compare(a: Correct, b: Correct, roles: Mapping[str, Sequence[str]] | None = None) -> dict[tuple[str, str], Paired]:
+def compare(a: Samples, b: Samples, roles: Mapping[str, Sequence[str]] | None = None) -> Compared:
     """For each task and query of both, and for each role's tasks together, over the questions of both.
 
     Without `roles` all tasks together are called "all".
     """
-    pairs: dict[tuple[str, str], tuple[list[bool], list[bool]]] = {}
+    pairs: dict[tuple[str, str], tuple[list[Any], list[Any]]] = {}
     for task, query in sorted(a.keys() & b.keys()):
         questions = sorted(a[task, query].keys() & b[task, query].keys())
         if questions:
             left, right = ([run[task, query][q] for q in questions] for run in (a, b))
             pairs[task, query] = (left, right)
-    together: dict[tuple[str, str], tuple[list[bool], list[bool]]] = {}
+    together: dict[tuple[str, str], tuple[list[Any], list[Any]]] = {}
     for (task, query), (left, right) in pairs.items():
         for role in ["all"] if roles is None else [r for r, tasks in roles.items() if task in tasks]:
             both = together.setdefault((role, query), ([], []))
             both[0].extend(left)
             both[1].extend(right)
-    return {name: paired(*pair) for name, pair in (pairs | dict(sorted(together.items()))).items()}
+    return {name: _paired(*pair) for name, pair in (pairs | dict(sorted(together.items()))).items()}
 
 
-def compare_runs(a: Path, b: Path) -> tuple[dict[tuple[str, str], Paired], dict[str, str]]:
+def _paired(a: list[Any], b: list[Any]) -> Paired | PairedMeans:
+    return paired(a, b) if all(isinstance(value, bool) for value in a + b) else paired_means(a, b)
+
+
+def compare_runs(a: Path, b: Path) -> tuple[Compared, dict[str, str]]:
     """`compare` for two runs' folders, and why a query is left out if the two were asked different questions.
 
     Raises UserError for a folder without a run or without answers, and for answers that cannot be read.
@@ -125,13 +136,25 @@ def show_comparison(a: Path, b: Path) -> None:
         say(f"{query} queries are not compared: {why}.")
     if not results:
         raise UserError("the two runs have no task and query in common.")
-    table = Table(title=f"{b.name} against {a.name}", box=SIMPLE_HEAD, pad_edge=False)
+    title = f"{b.name} against {a.name}"
+    questions = _table(f"{title}, accuracy in %", "questions", "only A right", "only B right", "McNemar p")
+    texts = _table(f"{title}, nats a token", "documents", "t-test p")
+    for name, r in results.items():
+        if isinstance(r, Paired):
+            figures = (f"{100 * r.difference:+.1f}", f"{100 * r.low:+.1f} .. {100 * r.high:+.1f}")
+            questions.add_row(*name, str(r.questions), *figures, str(r.only_a), str(r.only_b), f"{r.p:.2g}")
+        else:
+            figures = (f"{r.difference:+.3f}", f"{r.low:+.3f} .. {r.high:+.3f}")
+            texts.add_row(*name, str(r.documents), *figures, f"{r.p:.2g}")
+    for table in (questions, texts):
+        if table.row_count:
+            console.print(table)
+
+
+def _table(title: str, counted: str, *tested: str) -> Table:
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
     for column in ("task", "query"):
         table.add_column(column)
-    for column in ("questions", "difference", "95 % interval", "only A right", "only B right", "McNemar p"):
+    for column in (counted, "difference", "95 % interval", *tested):
         table.add_column(column, justify="right")
-    for (task, query), r in results.items():
-        interval = f"{100 * r.low:+.1f} .. {100 * r.high:+.1f}"
-        counts = (str(r.only_a), str(r.only_b), f"{r.p:.2g}")
-        table.add_row(task, query, str(r.questions), f"{100 * r.difference:+.1f}", interval, *counts)
-    console.print(table)
+    return table

@@ -15,9 +15,11 @@ from omegaconf import MISSING
 from unlearn.config.compose import CONF
 from unlearn.config.schema import (
     DTYPES,
+    FEWEST_WORDS,
     MASKS,
     NORMS,
     OPTIMIZERS,
+    PLACES,
     POSITIONS,
     QUERIES,
     SCHEDULES,
@@ -47,6 +49,9 @@ def _ranges(c: Config) -> Iterator[str]:
     yield from number("train.log_every", c.train.log_every, *at_least_1)
     yield from number("eval.tokens_per_batch", c.eval.tokens_per_batch, *at_least_1)
     yield from number("eval.replaced", c.eval.replaced, *at_least_1)
+    yield from number("eval.texts.inserted", c.eval.texts.inserted, *at_least_1)
+    enough = (f"an integer >= {FEWEST_WORDS}", lambda x: x >= FEWEST_WORDS)
+    yield from number("eval.texts.words", c.eval.texts.words, *enough)
     yield from number("eval.maxlogit.tokens", c.eval.maxlogit.tokens, "an integer >= 0", lambda x: x >= 0)
     yield from number("eval.ngrams.window", c.eval.ngrams.window, *at_least_1)
     yield from number("eval.ngrams.top", c.eval.ngrams.top, *at_least_1)
@@ -56,6 +61,7 @@ def _ranges(c: Config) -> Iterator[str]:
         "train.checkpoint_every": c.train.checkpoint_every,
         "eval.limit": c.eval.limit,
         "eval.subset": c.eval.subset,
+        "eval.texts.documents": c.eval.texts.documents,
         "eval.ngrams.documents": c.eval.ngrams.documents,
     }.items():
         if value is not None:
@@ -85,7 +91,8 @@ def _choices(c: Config) -> Iterator[str]:
         ("eval.position", c.eval.position, POSITIONS),
         *(("eval.queries", query, QUERIES) for query in c.eval.queries),
         *(("eval.asked_of", query, QUERIES) for query in c.eval.asked_of),
-        *((f"eval.asked_of.{q}", role, c.eval.tasks) for q, roles in c.eval.asked_of.items() for role in roles),
+        ("eval.texts.place", c.eval.texts.place, PLACES),
+        *((f"eval.asked_of.{q}", role, c.eval.roles) for q, roles in c.eval.asked_of.items() for role in roles),
         *(("eval.maxlogit.queries", query, c.eval.queries) for query in c.eval.maxlogit.queries),
         *(("eval.maxlogit.roles", role, c.eval.tasks) for role in c.eval.maxlogit.roles),
     ):

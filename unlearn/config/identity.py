@@ -37,6 +37,11 @@ def identity(config: Config) -> dict[str, Any]:
         evaluation.pop("forget_tokens")
     if not evaluation["asked_of"]:  # runs from before this key keep their names
         evaluation.pop("asked_of")
+    if not evaluation["texts"]["corpora"]:  # runs from before this key keep their names
+        evaluation.pop("texts")
+    else:
+        for corpora in evaluation["texts"]["corpora"].values():
+            corpora.update((name, path if path.startswith("hub:") else "") for name, path in corpora.items())
     for key in ("include_path", "local_dir", "tokens_per_batch"):
         evaluation.pop(key)
     for key in ("log_every", "checkpoint_every", "force"):

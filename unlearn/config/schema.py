@@ -29,6 +29,8 @@ NGRAM_QUERIES = {
 }  # query -> words of an n-gram, and which list of them
 QUERIES = ("default", "perturbed", "control", *NGRAM_QUERIES)
 POSITIONS = ("random", "first", "last")
+FEWEST_WORDS = 8  # of a held-out text
+PLACES = ("start", "quarter", "random")
 OPTIMIZERS = ("adamw", "adamw_published")
 SCHEDULES = ("constant", "linear")
 NORMS = ("sample", "first_batch")
@@ -147,8 +149,19 @@ class NgramConfig:
 
 
 @dataclass
+class TextConfig:
+    """Held-out texts, and how words are inserted into them (`unlearn.evaluate.texts`)."""
+
+    corpora: dict[str, dict[str, str]] = field(default_factory=dict)  # role -> name -> corpus, as in data.topics
+    documents: int | None = None
+    words: int = 80
+    place: str = "quarter"
+    inserted: int = 1
+
+
+@dataclass
 class EvalConfig:
-    """lm-eval tasks by role, and which queries they are asked in."""
+    """lm-eval tasks and held-out texts by role, and which queries they are asked in."""
 
     name: str = MISSING
     tasks: dict[str, list[str]] = MISSING
@@ -166,6 +179,12 @@ class EvalConfig:
     subset: int | None = MISSING
     maxlogit: MaxLogitConfig = MISSING
     ngrams: NgramConfig = MISSING
+    texts: TextConfig = field(default_factory=TextConfig)  # runs from before this key have none
+
+    @property
+    def roles(self) -> dict[str, list[str]]:
+        """All that is asked: the tasks of each role, and those of its texts as the role ROLE_text."""
+        return {**self.tasks, **text_tasks(self.texts.corpora)}
 
 
 @dataclass
@@ -209,3 +228,18 @@ def unshared(a: Config, b: Config) -> Iterator[str]:
 def is_asked(asked_of: Mapping[str, Sequence[str]], query: str, role: str) -> bool:
     """Whether a kind of query is asked of a role: of those that `eval.asked_of` lists, or else of all."""
     return role in asked_of.get(query, (role,))
+
+
+def text_role(role: str) -> str:
+    """The name under which the held-out texts of a role are reported."""
+    return f"{role}_text"
+
+
+def text_task(role: str, name: str) -> str:
+    """The name under which a held-out corpus of a role is reported."""
+    return f"{role}_text_{name}"
+
+
+def text_tasks(corpora: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:
+    """The roles and names of held-out corpora: {"retain_text": ["retain_text_wiki"], ...}."""
+    return {text_role(role): [text_task(role, name) for name in named] for role, named in corpora.items()}

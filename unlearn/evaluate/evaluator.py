@@ -69,6 +69,7 @@ class Evaluator:
     Args:
         model_hash: of `source`, see `checkpoint_fingerprint`; part of the key of cached answers.
         cache: the folder in which all runs share the base model's answers.
+        text_roles: role -> names of held-out texts in the suite.
     """
 
     def __init__(
@@ -81,8 +82,9 @@ class Evaluator:
         tokens_per_batch: int,
         maxlogit: MaxLogitPlan,
         cache: Path,
+        text_roles: dict[str, list[str]] = {},
     ) -> None:
-        self.suite = suite
+        self.suite, self._text_roles = suite, text_roles
         self._source, self._tokenizer, self._model_hash = source, tokenizer, model_hash
         self._tokens_per_batch, self._maxlogit, self._cache = tokens_per_batch, maxlogit, cache
         self._base: Answers | None = None
@@ -113,7 +115,8 @@ class Evaluator:
 
     def _roles(self) -> dict[str, list[str]]:
         leaves = self.suite.leaves
-        return {role: [leaf for name in asked for leaf in leaves[name]] for role, asked in self.suite.roles.items()}
+        found = {role: [leaf for name in asked for leaf in leaves[name]] for role, asked in self.suite.roles.items()}
+        return found | self._text_roles
 
     def _ask_unlearned(self, models: Sequence[Unlearned]) -> list[Answers]:
         group = ModelGroup(self._model, (self._weights(model.delta) for model in models))

@@ -11,10 +11,11 @@ from typing import Any
 from lm_eval.evaluator import evaluate as harness_evaluate
 from transformers import PreTrainedTokenizerBase
 
+from unlearn.evaluate import texts
 from unlearn.evaluate.journal import Journals
 from unlearn.evaluate.maxlogit import max_logits
 from unlearn.evaluate.scorer import Scorer
-from unlearn.evaluate.statistics import paired
+from unlearn.evaluate.statistics import Paired, PairedMeans, paired, paired_means
 from unlearn.evaluate.suite import Suite
 from unlearn.models.group import ModelGroup
 from unlearn.screen import say
@@ -47,6 +48,10 @@ class Answers:
         for name, content in self.files.items():
             write_atomically(folder / name, content)
 
+    def nats_a_token(self, task: str, label: str, query: str) -> list[float]:
+        """Each held-out text's mean negative log-likelihood, in nats a token."""
+        return texts.nats_a_token(self.samples[f"{label}/{task}/{query}"])
+
     def correct(self, leaves: list[str], label: str, query: str) -> list[bool]:
         """Whether each question of these tasks was answered correctly, task after task."""
         return [record["correct"] for leaf in leaves for record in self.samples[f"{label}/{leaf}/{query}"]]
@@ -73,8 +78,8 @@ def evaluate(
     """
     scorer = Scorer(group, tokenizer, tokens_per_batch, journals)
     together = f", {len(group)} runs together" if len(group) > 1 else ""
-    say(f"Evaluating the {label} model{together}: {', '.join(suite.tasks)} queries")
-    scorer.prepare([request for query in suite.tasks for request in suite.instances(query)], label)
+    say(f"Evaluating the {label} model{together}: {', '.join(suite.queries)} queries")
+    scorer.prepare(suite.requests(), label)
     found = []
     for number in range(len(group)):
         with scorer.member(number):
@@ -103,8 +108,21 @@ def _answers(scorer: Scorer, suite: Suite, label: str) -> Answers:
             cut = sum(any(tuple(a) in scorer.truncated for a in sample["arguments"]) for sample in asked)
             if cut:
                 answers.metrics[f"{label}/{task}/{query}/truncated"] = cut
+    for query, asked in suite.passages.items():
+        for task, passages in asked.items():
+            records = answers.samples[f"{label}/{task}/{query}"] = _measured(scorer, passages, query)
+            answers.metrics.update({f"{label}/{task}/{query}/{k}": v for k, v in texts.figures(records).items()})
     answers.metrics.update(_against_default(answers, suite, label))
     return answers
+
+
+def _measured(scorer: Scorer, passages: list[texts.Passage], query: str) -> list[dict[str, Any]]:
+    """The records of held-out texts, by the member in use."""
+    found = scorer.loglikelihood([passage.request for passage in passages], disable_tqdm=True)
+    return [
+        texts.record(passage, query, loglikelihood, scorer.count_tokens(passage.beginning, passage.rest))
+        for passage, (loglikelihood, _) in zip(passages, found, strict=True)
+    ]
 
 
 def _sample_record(sample: Mapping[str, Any], query: str) -> dict[str, Any]:
@@ -120,26 +138,33 @@ def _sample_record(sample: Mapping[str, Any], query: str) -> dict[str, Any]:
 
 def _against_default(answers: Answers, suite: Suite, label: str) -> dict[str, float]:
     """Paired difference, interval and test of every other query against the default one, for tasks and groups."""
-    found = {}
+    found: dict[str, PairedMeans | Paired] = {}
     for query in suite.tasks:
         if query == "default" or "default" not in suite.tasks:
             continue
         for name, leaves in suite.asked("default", query).items():
-            default, other = (answers.correct(leaves, label, q) for q in ("default", query))
-            for metric, value in paired(default, other).metrics().items():
-                found[f"{label}/{name}/{query}/default_{metric}"] = value
-    return found
+            pair = (answers.correct(leaves, label, q) for q in ("default", query))
+            found[f"{name}/{query}"] = paired(*pair)
+    for query, tasks in suite.passages.items():
+        for task in tasks if query != "default" else ():
+            if task in suite.passages.get("default", ()):
+                texts_of = (answers.nats_a_token(task, label, q) for q in ("default", query))
+                found[f"{task}/{query}"] = paired_means(*texts_of)
+    return {f"{label}/{name}/default_{k}": v for name, result in found.items() for k, v in result.metrics().items()}
 
 
 def against_base(base: Answers, unlearned: Answers, suite: Suite) -> dict[str, float]:
     """Paired difference, interval and test of the unlearned model against the base model, for every query."""
-    found = {}
+    found: dict[str, PairedMeans | Paired] = {}
     for query in suite.tasks:
         for name, leaves in suite.asked(query).items():
             pair = base.correct(leaves, "base", query), unlearned.correct(leaves, "unlearned", query)
-            for metric, value in paired(*pair).metrics().items():
-                found[f"unlearned/{name}/{query}/base_{metric}"] = value
-    return found
+            found[f"{name}/{query}"] = paired(*pair)
+    for query, tasks in suite.passages.items():
+        for task in tasks:
+            values = base.nats_a_token(task, "base", query), unlearned.nats_a_token(task, "unlearned", query)
+            found[f"{task}/{query}"] = paired_means(*values)
+    return {f"unlearned/{name}/base_{k}": v for name, result in found.items() for k, v in result.metrics().items()}
 
 
 def _measure_max_logits(

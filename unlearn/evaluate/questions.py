@@ -1,4 +1,4 @@
-"""What a configuration asks: the words that options become in each kind of query, and lm-eval's tasks with them."""
+"""What a configuration asks: the words of each kind of query, and lm-eval's tasks and held-out texts with them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from unlearn.data.corpora import corpus_sha256, documents
 from unlearn.evaluate.cache import cache_place
 from unlearn.evaluate.ngrams import embedded, in_context, rank_ngrams
 from unlearn.evaluate.suite import Suite, load_suite
+from unlearn.evaluate.texts import load_passages
 from unlearn.evaluate.tokens import control_tokens, corpus_tokens, read_forget_tokens
 from unlearn.models.cutting import CutModel
 from unlearn.models.fingerprint import checkpoint_fingerprint
@@ -31,7 +32,7 @@ CACHE = "cache"  # below output_root
 
 @dataclass(frozen=True)
 class Questions:
-    """The words that options become, by kind of query (none for "default"), and all tasks with them."""
+    """The words that options become or texts get, by kind of query (none for "default"), and all tasks with them."""
 
     words: dict[str, list[str]]
     suite: Suite
@@ -40,6 +41,12 @@ class Questions:
     def word_hashes(self) -> dict[str, str]:
         """SHA-256 of the words of each kind of query that has some."""
         return {query: json_sha256(words) for query, words in self.words.items() if words}
+
+    @property
+    def text_hashes(self) -> dict[str, str]:
+        """SHA-256 of the held-out texts of each task, as they are asked."""
+        asked = self.suite.passages.get("default") or next(iter(self.suite.passages.values()), {})
+        return {task: json_sha256([[p.id, p.beginning, p.rest] for p in passages]) for task, passages in asked.items()}
 
 
 def load_questions(config: Config, source: Source, tokenizer: PreTrainedTokenizerBase) -> Questions:
@@ -120,6 +127,7 @@ def _ngram_lists(config: Config, source: Source, tokenizer: PreTrainedTokenizerB
 
 def _suite(config: Config, words: dict[str, list[str]]) -> Suite:
     e = config.eval
+    passages = load_passages(e.texts, words, asked_of=e.asked_of, seed=e.seed, limit=e.limit)
     return load_suite(
         e.tasks,
         words,
@@ -132,4 +140,5 @@ def _suite(config: Config, words: dict[str, list[str]]) -> Suite:
         subset=e.subset,
         replaced=e.replaced,
         position=e.position,
+        passages=passages,
     )

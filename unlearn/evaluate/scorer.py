@@ -103,6 +103,10 @@ class Scorer(HFLM):
         self.prepare(requests)
         return [self._answers[self._member][request.args] for request in requests]
 
+    def count_tokens(self, context: str, continuation: str) -> int:
+        """The tokens of a continuation whose log-likelihood is summed, as lm-eval encodes the pair."""
+        return min(len(self._encode_pair(context, continuation)[1]), self.max_length)
+
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Token ids as in HFLM, taken from the strings that were tokenised together if possible."""
         if add_special_tokens is None and not kwargs and string in self._encoded:

@@ -1,4 +1,4 @@
-"""Paired comparison of two models, or of two kinds of query, on the same questions."""
+"""Paired comparison of two models, or of two kinds of query, on the same questions or texts."""
 
 from __future__ import annotations
 
@@ -48,3 +48,30 @@ def paired(a: Sequence[bool], b: Sequence[bool], seed: int = 0) -> Paired:
         low, high = (float(q) for q in np.quantile((draws[:, 2] - draws[:, 0]) / len(a), [tail, 1 - tail]))
     p = float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a or only_b else 1.0
     return Paired(len(a), float(differences.mean()), low, high, only_a, only_b, p)
+
+
+@dataclass(frozen=True)
+class PairedMeans:
+    """b compared with a, on `documents` common documents."""
+
+    documents: int
+    difference: float  # mean of b less that of a
+    low: float  # 95 % interval of the difference (Student's t)
+    high: float
+    p: float  # t-test that it is zero
+
+    def metrics(self) -> dict[str, float]:
+        """The entries of metrics.json."""
+        return {"difference": self.difference, "low": self.low, "high": self.high, "p": self.p}
+
+
+def paired_means(a: Sequence[float], b: Sequence[float]) -> PairedMeans:
+    """Compare two lists of values, document by document. A single document has no interval."""
+    assert len(a) == len(b) > 0, (len(a), len(b))
+    differences = np.asarray(b, dtype=float) - np.asarray(a, dtype=float)
+    mean = float(differences.mean())
+    if np.ptp(differences) == 0:  # the t statistic is not defined
+        return PairedMeans(len(a), mean, mean, mean, float(mean == 0 or len(a) == 1))
+    test = stats.ttest_1samp(differences, 0.0)
+    low, high = test.confidence_interval(CONFIDENCE)
+    return PairedMeans(len(a), mean, float(low), float(high), float(test.pvalue))

@@ -1,4 +1,4 @@
-"""lm-eval's tasks with their documents, loaded and perturbed before any weight is loaded.
+"""lm-eval's tasks with their documents, and held-out texts, loaded and perturbed before any weight is loaded.
 
 A query is a kind of question: "default" as lm-eval has it; any other one with options replaced by the words of a
 list (see `unlearn.evaluate.tokens`).
@@ -11,7 +11,7 @@ import hashlib
 import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from unlearn.config.schema import is_asked
 from unlearn.errors import UserError, nearest
 from unlearn.evaluate.local_data import local_data
 from unlearn.evaluate.perturb import perturb
+from unlearn.evaluate.texts import Passages
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
 # One bar for each model is enough: lm-eval shows another one for each task while it builds prompts.
@@ -33,12 +34,21 @@ lm_eval.api.task.tqdm = partial(tqdm, disable=True)
 
 @dataclass(frozen=True)
 class Suite:
-    """For each query lm-eval's tasks with their requests built; the tasks and groups that were asked for."""
+    """For each query lm-eval's tasks with their requests built, and held-out texts; what was asked for."""
 
     tasks: dict[str, Any]  # query -> lm-eval's TaskDict
     roles: dict[str, list[str]]
     leaves: dict[str, list[str]]  # every task and group -> the tasks that it consists of
     samples: dict[str, list[int]] | None  # task -> numbers of the documents that are asked; None: all
+    passages: Passages = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.tasks or self.passages)
+
+    @property
+    def queries(self) -> list[str]:
+        """The kinds of query that are asked, of questions or of texts."""
+        return list(dict.fromkeys([*self.tasks, *self.passages]))
 
     def asked(self, *queries: str) -> dict[str, list[str]]:
         """The tasks and groups that are asked in full in each of these queries, and the tasks that each consists of."""
@@ -46,9 +56,15 @@ class Suite:
         return {name: leaves for name, leaves in self.leaves.items() if common.issuperset(leaves)}
 
     def instances(self, query: str) -> Iterator[Any]:
-        """lm-eval's requests of a query."""
+        """lm-eval's requests of a query, those of texts not among them."""
         for task in self.tasks[query]["tasks"].values():
             yield from task.instances
+
+    def requests(self) -> list[Any]:
+        """All requests of all queries, of questions and of texts."""
+        asked = [request for query in self.tasks for request in self.instances(query)]
+        texts = (passage for tasks in self.passages.values() for of_task in tasks.values() for passage in of_task)
+        return asked + [passage.request for passage in texts]
 
     def sha256(self) -> str:
         """Hash of everything that is asked, few-shot examples, options and order included."""
@@ -56,6 +72,8 @@ class Suite:
         for query in self.tasks:
             for request in self.instances(query):
                 digest.update(repr((query, request.request_type, request.task_name, request.args)).encode())
+        for query, tasks in self.passages.items():
+            digest.update(repr((query, sorted(tasks.items()))).encode())
         return digest.hexdigest()
 
 
@@ -72,8 +90,9 @@ def load_suite(
     subset: int | None = None,
     replaced: int = 1,
     position: str = "random",
+    passages: Passages | None = None,
 ) -> Suite:
-    """Load and build all questions.
+    """Load and build all questions; `passages` are put beside them.
 
     Args:
         roles: role -> names of lm-eval tasks or groups.
@@ -89,7 +108,7 @@ def load_suite(
     """
     names = list(dict.fromkeys(name for group in roles.values() for name in group))
     if not names:
-        return Suite({}, {}, {}, None)
+        return Suite({}, {}, {}, None, passages or {})
     manager = _tasks_in(include_path, beside_lm_evals=False)
     if not set(names) <= set(manager.all_tasks):
         manager = _tasks_in(include_path, beside_lm_evals=True)
@@ -118,7 +137,7 @@ def load_suite(
         for name, task in tasks.items():
             _build(task, None if samples is None else samples[name])
         suite[query] = {"tasks": tasks, **_groups_of(loaded, leaves, tasks)}
-    return Suite(suite, {role: list(asked) for role, asked in roles.items()}, leaves, samples)
+    return Suite(suite, {role: list(asked) for role, asked in roles.items()}, leaves, samples, passages or {})
 
 
 @lru_cache  # scanning lm-eval's thousands of task files takes seconds

@@ -122,7 +122,7 @@ class ActiveRun:
         self._publish(metrics, result, leaves)
 
     def _publish(self, metrics: dict[str, float], result: Result | None, leaves: Mapping[str, Sequence[str]]) -> None:
-        settings, roles = self.config.tracker, self.config.eval.tasks
+        settings, roles = self.config.tracker, self.config.eval.roles
         self.tracker.log_metrics(metrics, roles)
         if result is not None:
             self.tracker.log_evaluation(metrics, roles, leaves, result.answers, questions=settings.questions)

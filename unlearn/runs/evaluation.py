@@ -66,11 +66,15 @@ def _evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
     result.write_samples(home / "samples")
     write_json(home / "metrics.json", before | result.metrics)
     folder.record.setdefault("evaluations", []).append(
-        {**asdict(config.eval), "query_words": inputs.questions.word_hashes}
+        {
+            **asdict(config.eval),
+            "query_words": inputs.questions.word_hashes,
+            "text_hashes": inputs.questions.text_hashes,
+        }
     )
     folder.write()
     shutil.rmtree(partial, ignore_errors=True)
-    show_result(result.metrics, config.eval.tasks, config.eval.queries, home, None)
+    show_result(result.metrics, config.eval.roles, config.eval.queries, home, None)
     return home
 
 
@@ -88,5 +92,5 @@ def evaluate_checkpoint(overrides: list[str]) -> Path:
     folder = Path(config.output_root) / "evaluations" / name
     result.write_samples(folder / "samples")
     write_json(folder / "metrics.json", result.metrics)
-    show_result(result.metrics, config.eval.tasks, config.eval.queries, folder, None)
+    show_result(result.metrics, config.eval.roles, config.eval.queries, folder, None)
     return folder

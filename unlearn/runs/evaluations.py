@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from unlearn.config.schema import is_asked
+from unlearn.config.schema import is_asked, text_tasks
 
 
 def evaluations(record: dict[str, Any]) -> list[dict[str, Any]]:
     """All evaluations of a run, its own and later ones, from its run.json; each with `query_words`."""
-    own = {**record.get("config", {}).get("eval", {}), **record["identity"]["eval"]}
-    return [own | {"query_words": record.get("inputs", {}).get("query_words")}, *record.get("evaluations", [])]
+    own, inputs = {**record.get("config", {}).get("eval", {}), **record["identity"]["eval"]}, record.get("inputs", {})
+    hashes = {"query_words": inputs.get("query_words"), "text_hashes": inputs.get("texts", {})}
+    return [own | hashes, *record.get("evaluations", [])]
+
+
+def roles_of(evaluation: dict[str, Any]) -> dict[str, list[str]]:
+    """The tasks and held-out texts of an evaluation, by role."""
+    return {**evaluation["tasks"], **text_tasks(evaluation.get("texts", {}).get("corpora", {}))}
 
 
 def in_role(evaluation: dict[str, Any], query: str, role: str) -> bool:
     """Whether an evaluation asks a kind of query of a role."""
-    has_it = bool(evaluation["tasks"].get(role)) and query in evaluation["queries"]
+    has_it = bool(roles_of(evaluation).get(role)) and query in evaluation["queries"]
     return has_it and is_asked(evaluation.get("asked_of", {}), query, role)
 
 
@@ -25,9 +31,12 @@ def asked(record: dict[str, Any], query: str, role: str | None = None) -> dict[s
     They are those of the first evaluation, the run's own or a later one, that asked it; empty if none did.
     """
     for evaluation in evaluations(record):
-        if any(in_role(evaluation, query, r) for r in ([role] if role else evaluation["tasks"])):
+        if any(in_role(evaluation, query, r) for r in ([role] if role else roles_of(evaluation))):
             words = evaluation.get("query_words") or {}
             chosen = {key: evaluation.get(key) for key in ("num_fewshot", "limit", "subset")}
+            if evaluation.get("text_hashes") and (role is None or role not in evaluation["tasks"]):
+                cut = {key: value for key, value in evaluation["texts"].items() if key != "corpora"}
+                chosen |= {"texts": cut, "text_hashes": evaluation["text_hashes"]}
             if query != "default":
                 chosen |= {key: evaluation.get(key) for key in ("seed", "replaced", "position")}
                 # Older runs have one hash for all queries.

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from unlearn.config.schema import Config
+from unlearn.config.schema import Config, text_tasks
 from unlearn.data.batches import documents_needed
 from unlearn.data.corpora import Topic, load_topic
 from unlearn.errors import UserError
@@ -36,6 +36,7 @@ class Inputs:
             "model": self.model_hash,
             "data": {topic.name: topic.sha256 for topic in self.topics},
             "query_words": self.questions.word_hashes,
+            **({"texts": hashes} if (hashes := self.questions.text_hashes) else {}),
         }
 
     @property
@@ -51,7 +52,7 @@ def load_inputs(config: Config) -> Inputs:
     tokenizer = load_tokenizer(source)
     _check_layers(config, load_config(source).get_text_config().num_hidden_layers)
     topics = _load_topics(config, tokenizer)
-    check_weights(source, None if config.eval.tasks else config.model.layer)
+    check_weights(source, None if config.eval.roles else config.model.layer)
     questions = load_questions(config, source, tokenizer)
     return Inputs(source, checkpoint_fingerprint(source), tokenizer, questions, topics)
 
@@ -62,8 +63,8 @@ def load_evaluation_inputs(config: Config) -> Inputs:
     check_weights(source, None)
     tokenizer = load_tokenizer(source)
     questions = load_questions(config, source, tokenizer)
-    if not questions.suite.tasks:
-        raise UserError("eval.tasks is empty: choose an evaluation, e.g. eval=quick.")
+    if not questions.suite:
+        raise UserError("eval.tasks and eval.texts are empty: choose an evaluation, e.g. eval=quick.")
     return Inputs(source, checkpoint_fingerprint(source), tokenizer, questions)
 
 
@@ -78,6 +79,7 @@ def make_evaluator(config: Config, inputs: Inputs) -> Evaluator:
         tokens_per_batch=config.eval.tokens_per_batch,
         maxlogit=MaxLogitPlan(list(plan.roles), list(plan.queries), plan.tokens),
         cache=Path(config.output_root) / CACHE,
+        text_roles=text_tasks(config.eval.texts.corpora),
     )
 
 

@@ -61,10 +61,12 @@ def show_result(
     folder: Path,
     curves: str | None,
 ) -> None:
-    """Base, unlearned and difference of each task and query in percent, the run's folder, and where the curves are."""
-    if roles:
-        asked = {name.partition("/")[2].rpartition("/")[0] for name in metrics}
-        table = Table(title=f"Accuracy in % (± standard error), {folder.name}", box=SIMPLE_HEAD, pad_edge=False)
+    """Base, unlearned and difference of each task and query, the run's folder, and where the curves are.
+
+    Accuracies are in percent, those of held-out texts nats a token.
+    """
+    for metric, unit, scale, digits in (("acc", "Accuracy in %", 100, 1), ("nats", "Texts, nats a token", 1, 3)):
+        table = Table(title=f"{unit} (± standard error), {folder.name}", box=SIMPLE_HEAD, pad_edge=False)
         for column in ("role", "task", "query"):
             table.add_column(column)
         for column in ("base", "unlearned", "difference"):
@@ -72,21 +74,23 @@ def show_result(
         for role, tasks in roles.items():
             table.add_section()
             for task in tasks:
-                for query in (q for q in queries if f"{task}/{q}" in asked):
-                    table.add_row(role, task, query, *_accuracies(metrics, task, query))
-        console.print(table)
+                for query in queries:
+                    cells = _cells(metrics, f"{task}/{query}/{metric}", scale, digits)
+                    if any(cells):
+                        table.add_row(role, task, query, *(cell or "-" for cell in cells))
+        if table.row_count:
+            console.print(table)
     say(f"Files: {folder}")
     if curves is not None:
         say(f"W&B:   {curves}")
 
 
-def _accuracies(metrics: Mapping[str, float], task: str, query: str) -> tuple[str, str, str]:
-    def cell(model: str) -> str:
-        accuracy = metrics.get(f"{model}/{task}/{query}/acc")
-        if accuracy is None:
-            return "-"
-        return f"{100 * accuracy:.1f} ± {100 * metrics.get(f'{model}/{task}/{query}/acc_stderr', 0.0):.1f}"
-
-    base, unlearned = (metrics.get(f"{model}/{task}/{query}/acc") for model in ("base", "unlearned"))
-    difference = "-" if base is None or unlearned is None else f"{100 * (unlearned - base):+.1f}"
-    return cell("base"), cell("unlearned"), difference
+def _cells(metrics: Mapping[str, float], name: str, scale: int, digits: int) -> list[str]:
+    """Base, unlearned and their difference; empty where it was not measured."""
+    cells = []
+    base, unlearned = (metrics.get(f"{model}/{name}") for model in ("base", "unlearned"))
+    for model, value in (("base", base), ("unlearned", unlearned)):
+        error = metrics.get(f"{model}/{name}_stderr", 0.0)
+        cells.append("" if value is None else f"{scale * value:.{digits}f} ± {scale * error:.{digits}f}")
+    known = base is not None and unlearned is not None
+    return [*cells, f"{scale * (unlearned - base):+.{digits}f}" if known else ""]

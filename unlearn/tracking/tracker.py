@@ -29,11 +29,13 @@ from unlearn.tracking.wandb_tables import (
     EVALUATION,
     MODELS,
     QUESTIONS,
+    TEXTS,
     Row,
     evaluation_rows,
     max_logit_values,
     question_rows,
     role_figures,
+    text_rows,
 )
 
 if TYPE_CHECKING:  # this is imported where torch is not
@@ -162,6 +164,9 @@ class Tracker:
             return
         with self._surviving("the table of accuracies"):
             self._wandb.log({"evaluation": wandb.Table(EVALUATION, evaluation_rows(metrics, roles))})
+        with self._surviving("the table of texts"):
+            if held_out := text_rows(metrics, roles):
+                self._wandb.log({"texts": wandb.Table(TEXTS, held_out)})
         with self._surviving("histograms of MaxLogit"):
             if histograms := _histograms(answers, roles, leaves):
                 self._wandb.log(histograms)
@@ -213,8 +218,8 @@ def _histograms(
     answers: Sequence[Answers], roles: Mapping[str, Sequence[str]], leaves: Mapping[str, Sequence[str]]
 ) -> dict[str, wandb.Histogram]:
     """maxlogit/MODEL/NAME/QUERY, of each model and each task, group and role that was measured."""
-    asked = {task: leaves[task] for tasks in roles.values() for task in tasks}
-    groups = asked | {role: [leaf for task in tasks for leaf in leaves[task]] for role, tasks in roles.items()}
+    asked = {task: leaves[task] for tasks in roles.values() for task in tasks if task in leaves}
+    groups = asked | {role: [leaf for t in tasks for leaf in leaves.get(t, ())] for role, tasks in roles.items()}
     return {
         f"maxlogit/{model}/{name}/{query}": wandb.Histogram(np_histogram=np.histogram(values, bins=BINS))
         for model, answered in zip(MODELS, answers, strict=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from unlearn.config.identity import identity
 from unlearn.errors import UserError, describe
-from unlearn.runs.evaluations import asked, evaluations
+from unlearn.runs.evaluations import asked, evaluations, roles_of
 from unlearn.storage.files import read_object
 from unlearn.sweeps.sweep import Job, Sweep
 
@@ -54,7 +54,7 @@ class Run:
         """Its tasks by role, those of later evaluations included."""
         found: dict[str, list[str]] = {}
         for evaluation in self._evaluations:
-            for role, tasks in evaluation["tasks"].items():
+            for role, tasks in roles_of(evaluation).items():
                 known = found.setdefault(role, [])
                 known += [task for task in tasks if task not in known]
         return found

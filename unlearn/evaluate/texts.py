@@ -1,0 +1,107 @@
+"""Held-out text as a measure: how likely a model finds documents, as they are and behind an inserted word.
+
+A passage is a document in two parts. The beginning ends with the first word behind the place of the insertion; of the
+rest, the negative log-likelihood is measured. An inserted word goes before that place, with a full stop. So the same
+tokens are counted with and without it, and the first word behind it is left out.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from types import SimpleNamespace
+from typing import Any
+
+from unlearn.config.schema import FEWEST_WORDS, TextConfig, is_asked, text_role, text_task
+from unlearn.data.corpora import documents
+from unlearn.errors import UserError
+
+Passages = dict[str, dict[str, list["Passage"]]]  # query -> task -> passages
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A document, cut: what the model reads first, and what is measured then."""
+
+    id: int  # number of the document in its corpus
+    beginning: str
+    rest: str
+
+    @property
+    def request(self) -> Any:
+        """The request to lm-eval's model class: the log-likelihood of `rest` after `beginning`."""
+        return SimpleNamespace(args=(self.beginning, self.rest), request_type="loglikelihood")
+
+
+def load_passages(
+    config: TextConfig,
+    queries: Mapping[str, Sequence[str]],
+    *,
+    asked_of: Mapping[str, Sequence[str]] = {},
+    seed: int = 0,
+    limit: int | None = None,
+) -> Passages:
+    """Read and cut all documents.
+
+    Args:
+        queries: kind of query -> words to insert; none for "default".
+        asked_of: query -> the roles that it is asked of; one that is missing: all.
+        limit: at most so many documents of each corpus, beside `config.documents`.
+
+    Documents of fewer than FEWEST_WORDS words are left out. Raises UserError for a corpus that cannot be read, and for
+    one without any longer document.
+    """
+    most = min((n for n in (config.documents, limit) if n is not None), default=None)
+    found: Passages = {query: {} for query in queries}
+    for role, corpora in config.corpora.items():
+        for name, path in corpora.items():
+            key = f"eval.texts.corpora.{role}.{name}"
+            numbered = ((i, text) for i, (text, _) in enumerate(documents(path, key)))
+            texts = list(islice(((i, t) for i, t in numbered if len(t.split()) >= FEWEST_WORDS), most))
+            if not texts:
+                raise UserError(f"{key}: no document of {path} has {FEWEST_WORDS} words or more.")
+            task = text_task(role, name)
+            for query, words in queries.items():
+                if is_asked(asked_of, query, text_role(role)):
+                    found[query][task] = [_cut(config, task, i, t, words, seed) for i, t in texts]
+    return {query: tasks for query, tasks in found.items() if tasks}
+
+
+def _cut(config: TextConfig, task: str, number: int, text: str, words: Sequence[str], seed: int) -> Passage:
+    """A document as a passage, with `config.inserted` of `words` if there are any."""
+    rng = random.Random(f"{seed}/{task}/{number}")
+    spans = [match.span() for match in islice(re.finditer(r"\S+", text), config.words)]
+    places: dict[str, Callable[[], int]] = {
+        "start": lambda: 0,
+        "quarter": lambda: len(spans) // 4,
+        "random": lambda: rng.randrange(len(spans) // 2),
+    }
+    begin, end = spans[places[config.place]()]
+    inserted = "".join(f"{rng.choice(words)}. " for _ in range(config.inserted)) if words else ""
+    return Passage(number, text[spans[0][0] : begin] + inserted + text[begin:end], text[end : spans[-1][1]])
+
+
+def record(passage: Passage, query: str, loglikelihood: float, tokens: int) -> dict[str, Any]:
+    """A document's record among the samples: negative log-likelihood in nats, and the number of tokens it is of."""
+    return {"id": passage.id, "query": query, "nats": -loglikelihood, "tokens": tokens}
+
+
+def nats_a_token(records: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Each document's mean negative log-likelihood, in nats a token."""
+    return [record["nats"] / record["tokens"] for record in records]
+
+
+def figures(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """`nats` (a token, the mean over documents), its standard error, and `perplexity`, exp(nats)."""
+    values = nats_a_token(records)
+    mean = math.fsum(values) / len(values)
+    spread = math.fsum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)
+    return {"nats": mean, "nats_stderr": math.sqrt(spread / len(values)), "perplexity": _exp(mean)}
+
+
+def _exp(nats: float) -> float:
+    return math.exp(min(nats, 700.0))  # the largest that a float holds
