@@ -1,0 +1,161 @@
+"""Held-out texts: where a document is cut, what is measured of it, and its way through a run to W&B and `compare`."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from tests.conftest import ROOT
+from unlearn.analysis.compare import compare_runs
+from unlearn.config.schema import TextConfig
+from unlearn.errors import UserError
+from unlearn.evaluate.statistics import PairedMeans, paired_means
+from unlearn.evaluate.texts import load_passages
+from unlearn.experiment import run
+from unlearn.models.loading import Source, load_tokenizer, load_whole
+from unlearn.tracking.wandb_tables import question_rows, role_figures, text_rows
+
+WORDS = [f"w{n}" for n in range(20)]
+TOY = str(ROOT / "unlearn/toy/model")
+HELD_OUT = ROOT / "unlearn/real/data/wikipedia-heldout.jsonl"
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    file = tmp_path / "wiki.txt"
+    file.write_text("\n".join([" ".join(WORDS), "too short", " ".join(reversed(WORDS))]))
+    return str(file)
+
+
+def passages(corpus, words=("virus",), **settings):
+    config = TextConfig({"retain": {"wiki": corpus}}, **settings)
+    found = load_passages(config, {"default": [], "perturbed": list(words)}, seed=3)
+    return (found[query]["retain_text_wiki"] for query in ("default", "perturbed"))
+
+
+def test_a_word_is_inserted_behind_a_quarter_and_the_first_word_behind_it_is_left_out(corpus):
+    default, perturbed = passages(corpus)
+    assert [p.id for p in default] == [0, 2]
+    assert default[0].beginning == "w0 w1 w2 w3 w4 w5"
+    assert perturbed[0].beginning == "w0 w1 w2 w3 w4 virus. w5"
+    assert default[0].rest == perturbed[0].rest == " " + " ".join(WORDS[6:])
+
+
+def test_several_words_at_the_start(corpus):
+    default, perturbed = passages(corpus, words=("a", "b"), place="start", inserted=2)
+    assert default[0].beginning == "w0"
+    first, second, last = perturbed[0].beginning.split()
+    assert {first, second} <= {"a.", "b."} and last == "w0"
+
+
+def test_a_random_place_is_in_the_first_half_and_the_same_for_every_query(corpus):
+    default, perturbed = passages(corpus, place="random")
+    for before, after in zip(default, perturbed, strict=True):
+        assert before.rest == after.rest
+        assert len(before.beginning.split()) <= 10
+    assert default[0].beginning.split()[-1] != default[1].beginning.split()[-1]
+
+
+def test_only_so_many_words_and_documents_are_read(corpus):
+    config = TextConfig({"retain": {"wiki": corpus}}, words=12, documents=1)
+    [passage] = load_passages(config, {"default": []})["default"]["retain_text_wiki"]
+    assert (passage.beginning + passage.rest).split() == WORDS[:12]
+
+
+def test_which_roles_are_asked(corpus):
+    config = TextConfig({"retain": {"wiki": corpus}, "forget": {"bio": corpus}})
+    found = load_passages(config, {"default": [], "perturbed": ["x"]}, asked_of={"perturbed": ["retain_text"]})
+    assert found["default"].keys() == {"retain_text_wiki", "forget_text_bio"}
+    assert found["perturbed"].keys() == {"retain_text_wiki"}
+
+
+def test_what_is_wrong_with_a_corpus_is_said(tmp_path, corpus):
+    short = tmp_path / "short.txt"
+    short.write_text("one two three\n")
+    for path, words in ((str(short), "8 words or more"), ("/nope.txt", "no such file")):
+        with pytest.raises(UserError, match=f"eval.texts.corpora.retain.wiki.*{words}"):
+            load_passages(TextConfig({"retain": {"wiki": path}}), {"default": []})
+
+
+def test_means_are_compared_document_by_document():
+    result = paired_means([1.0, 2.0, 3.0, 4.0], [1.5, 2.4, 3.6, 4.5])
+    assert result.documents == 4
+    assert math.isclose(result.difference, 0.5)
+    half = 3.182446 * 0.0816497 / 2  # t(0.975, 3) s / sqrt(4)
+    assert math.isclose(result.high - result.difference, half, rel_tol=1e-5)
+    assert result.p < 0.01
+    assert paired_means([1.0, 2.0], [1.0, 2.0]) == PairedMeans(2, 0.0, 0.0, 0.0, 1.0)
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory, conf):
+    root = tmp_path_factory.mktemp("texts")
+    job = (
+        "train.steps=3", "train.log_every=1", "method.c=400", "eval.limit=4", "eval.queries=[default,perturbed]",
+        f"+eval.texts.corpora.retain.wiki={HELD_OUT}", "eval.texts.documents=5", "tracker=none", f"output_root={root}",
+    )  # fmt: skip
+    return [run(conf(*job, f"rna.nu={nu}")) for nu in (0, 0.5)]
+
+
+def test_the_measure_is_the_mean_negative_log_likelihood_of_the_rest(two_runs):
+    metrics = json.loads((two_runs[0] / "metrics.json").read_text())
+    model, tokenizer = load_whole(Source(TOY)), load_tokenizer(Source(TOY))
+    config = TextConfig({"retain": {"wiki": str(HELD_OUT)}}, documents=4)
+    expected = []
+    for passage in load_passages(config, {"default": []})["default"]["retain_text_wiki"]:
+        first = tokenizer(passage.beginning, add_special_tokens=True)["input_ids"]
+        ids_T = torch.tensor(tokenizer(passage.beginning + passage.rest)["input_ids"])
+        with torch.no_grad():
+            logprobs_TV = model(ids_T[None]).logits[0].log_softmax(-1)
+        nats_T = -logprobs_TV[:-1].gather(1, ids_T[1:, None]).squeeze(1)
+        expected.append(nats_T[len(first) - 1 :].mean().item())
+    assert math.isclose(metrics["base/retain_text_wiki/default/nats"], sum(expected) / 4, rel_tol=1e-5)
+    assert math.isclose(metrics["base/retain_text_wiki/default/perplexity"], math.exp(sum(expected) / 4), rel_tol=1e-4)
+
+
+def test_a_run_has_differences_from_the_base_model_and_from_the_default_query(two_runs):
+    metrics = json.loads((two_runs[0] / "metrics.json").read_text())
+    name = "unlearned/retain_text_wiki"
+    cost = metrics[f"{name}/perturbed/nats"] - metrics[f"{name}/default/nats"]
+    assert math.isclose(metrics[f"{name}/perturbed/default_difference"], cost, rel_tol=1e-6, abs_tol=1e-9)
+    change = metrics[f"{name}/default/nats"] - metrics["base/retain_text_wiki/default/nats"]
+    assert change != 0
+    assert math.isclose(metrics[f"{name}/default/base_difference"], change, rel_tol=1e-6)
+
+
+def test_runs_are_compared_and_questions_stay_apart(two_runs):
+    results, refused = compare_runs(*two_runs)
+    assert not refused
+    assert isinstance(results["retain_text_wiki", "default"], PairedMeans)
+    assert results["retain_text", "perturbed"].documents == 4  # eval.limit
+    assert not isinstance(results["retain", "default"], PairedMeans)
+
+
+def test_other_texts_are_not_compared(two_runs, conf, tmp_path):
+    job = ("train.steps=3", "eval.limit=4", "eval.queries=[default]", "tracker=none", f"output_root={tmp_path}")
+    other = run(conf(*job, f"+eval.texts.corpora.retain.wiki={HELD_OUT}", "eval.texts.words=30"))
+    results, refused = compare_runs(two_runs[0], other)
+    assert ("retain_text_wiki", "default") not in results
+    assert "texts" in refused["default"]
+
+
+def test_wandb_gets_a_table_of_texts_and_no_questions_of_them(two_runs):
+    metrics = json.loads((two_runs[0] / "metrics.json").read_text())
+    roles = {"retain": ["toy_retain"], "retain_text": ["retain_text_wiki"]}
+    rows = text_rows(metrics, roles)
+    assert [row[:4] for row in rows] == [
+        ["retain_text", "retain_text_wiki", query, model]
+        for query in ("default", "perturbed")
+        for model in ("base", "unlearned")
+    ]
+    figures = role_figures(metrics, roles)
+    assert figures["retain_text/default/nats"] == metrics["unlearned/retain_text_wiki/default/nats"]
+    assert figures["robustness/text_cost"] == metrics["unlearned/retain_text_wiki/perturbed/default_difference"]
+
+    class Sampled:
+        def __init__(self, label):
+            records = [{"id": 0, "query": "default", "nats": 3.0, "tokens": 2}]
+            self.samples = {f"{label}/retain_text_wiki/default": records}
+
+    assert list(question_rows(Sampled("base"), Sampled("unlearned"))) == []
