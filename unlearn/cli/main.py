@@ -205,6 +205,30 @@ def prefetch(overrides: Overrides = None) -> None:
 
 
 @app.command()
+def scale(
+    model: Annotated[str, typer.Argument(metavar="CHECKPOINT|model=NAME")],
+    overrides: Overrides = None,
+    layer: Annotated[
+        int | None, typer.Option(help="l.", show_default="as deep as 7 of 32 layers, the paper's")
+    ] = None,
+    documents: Annotated[int, typer.Option(min=1, help="Retained documents of each topic.")] = 32,
+) -> None:
+    """Measure a model's scale, and print coefficients to begin with.
+
+    Norms of states and spreads of their coordinates at each layer, on the retain corpora (data=real by default), and
+    from them values of c, beta, nu and lr for a file in conf/model.
+    """
+    from unlearn.analysis.scale import show_scale
+    from unlearn.config.compose import composed
+    from unlearn.config.settle import settle
+
+    given = [model if "=" in model else f"model.path={model}", *(overrides or [])]
+    if not any(override.startswith("data=") for override in given):
+        given.append("data=real")
+    show_scale(settle(composed([*given, "eval=none", "tracker=none"])), layer, documents)
+
+
+@app.command()
 def dashboard(
     project: Annotated[str | None, typer.Option(help="Of W&B.", show_default="that of conf/tracker/wandb.yaml")] = None,
     entity: Annotated[str | None, typer.Option(help="Of W&B.", show_default="your own")] = None,

@@ -1,0 +1,162 @@
+"""A model's scale: what its states and its trained matrices look like at each layer, and coefficients made from that.
+
+`unlearn scale MODEL` prints a file for conf/model. Its values are a place to begin a search, not its result. H norm of
+a state, D hidden size, T tokens.
+
+- c and beta: the paper's, in units of the states' norm at layer l (Zephyr-7B has 3.2 at its layer 7).
+- nu: the paper's, in units of a coordinate's spread over tokens (0.05 there).
+- lr: AdamW moves an entry of a matrix by about lr a step, so a coordinate of h moves by at most lr ||a||_1 a step,
+  a being the input of the trained matrix. lr is such that the coordinates can reach their target several times.
+- alpha: both losses are squared distances, so it does not depend on a model's scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+import yaml
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from torch import Tensor, nn
+
+from unlearn.config.schema import SPAN, Config
+from unlearn.data.corpora import documents
+from unlearn.models.architectures import decoder_layers, parameter_names
+from unlearn.models.loading import Source, load_tokenizer, load_whole
+from unlearn.models.replay import owners
+from unlearn.screen import console, say
+
+# The paper's setting (section 6.2), Zephyr-7B at layer 7 of 32.
+PAPER_LAYER, PAPER_NORM, PAPER_SPREAD = 7 / 32, 3.2, 0.05
+PAPER_C = {"rmu": 6.5, "rsv": 10.0}
+PAPER_BETA = 3.0
+PAPER_NU = {"rmu": 0.03, "adaptive_rmu": 0.08, "rsv": 0.09}
+REACH = 3.0  # how often a coordinate could reach its target in a run, if all steps went its way
+ALPHA = {"constant": 1200.0, "linear": 300.0}
+
+
+@dataclass(frozen=True)
+class LayerScale:
+    """Of a layer, over the tokens of the retain corpora."""
+
+    layer: int
+    norm: float  # mean norm of the layer's output
+    median: float  # median norm: far below the mean where a few tokens have huge states
+    spread: float  # median over coordinates of the standard deviation over tokens
+    input_norm: float  # mean L1 norm of the input of the trained matrix (of fused experts: of their module)
+
+
+@torch.no_grad()
+def measure(model: nn.Module, ids: Sequence[Tensor], parameters: list[str] | None) -> list[LayerScale]:
+    """The scale of every layer.
+
+    Args:
+        ids: token ids of each document, int64 [1, T].
+        parameters: names of the trained matrices inside a layer; None: the MLP's down projection.
+    """
+    layers = decoder_layers(model)  # type: ignore[arg-type]
+    outputs: list[list[Tensor]] = [[] for _ in layers]
+    inputs: list[list[Tensor]] = [[] for _ in layers]
+    hooks = []
+    for number, layer in enumerate(layers):
+
+        def keep_output(_module: nn.Module, _args: object, output: object, number: int = number) -> None:
+            hidden_BTD = output[0] if isinstance(output, tuple) else output
+            assert isinstance(hidden_BTD, Tensor)
+            outputs[number].append(hidden_BTD.flatten(0, -2).float().cpu())
+
+        def keep_input(_module: nn.Module, args: tuple[Tensor, ...], number: int = number) -> None:
+            inputs[number].append(args[0].flatten(0, -2).float().abs().sum(dim=-1).cpu())
+
+        hooks.append(layer.register_forward_hook(keep_output))
+        for module in owners(layer, parameter_names(layer, parameters)):
+            hooks.append(module.register_forward_pre_hook(keep_input))
+    try:
+        for ids_1T in ids:
+            model(input_ids=ids_1T, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [_scale(number, torch.cat(h), torch.cat(a)) for number, (h, a) in enumerate(zip(outputs, inputs, strict=True))]
+
+
+def _scale(layer: int, hidden_TD: Tensor, input_T: Tensor) -> LayerScale:
+    norms_T, spreads_D = hidden_TD.norm(dim=-1), hidden_TD.std(dim=0)
+    figures = (norms_T.mean(), norms_T.median(), spreads_D.median(), input_T.mean())
+    return LayerScale(layer, *(figure.item() for figure in figures))
+
+
+def coefficients(scales: Sequence[LayerScale], layer: int, dim: int, config: Config) -> dict[str, object]:
+    """Values for conf/model at a layer, from the paper's; see the head of this module.
+
+    `config.train` gives the number of steps and the schedule, of which a lower lr goes with more steps.
+    """
+    here = scales[layer]
+    larger, noisier = here.norm / PAPER_NORM, here.spread / PAPER_SPREAD
+    farthest = max(PAPER_BETA * here.norm, *(c * larger for c in PAPER_C.values())) / sqrt(dim)
+    inputs = sum(scale.input_norm for scale in scales[layer - SPAN + 1 : layer + 1])
+    decay = 0.5 if config.train.schedule == "linear" else 1.0
+    nu = {method: _rounded(value * noisier) for method, value in PAPER_NU.items()}
+    return {
+        "layer": layer,
+        "alpha": ALPHA[config.train.schedule],
+        "lr": _rounded(REACH * farthest / (inputs * config.train.steps * decay)),
+        "methods": {
+            "rmu": {"c": _rounded(PAPER_C["rmu"] * larger), "nu": nu["rmu"]},
+            "adaptive_rmu": {"beta": PAPER_BETA, "nu": nu["adaptive_rmu"]},
+            "rsv": {"c": _rounded(PAPER_C["rsv"] * larger), "nu": nu["rsv"]},
+        },
+        "grids": {"nu": ",".join(f"{_rounded(noisier * n):g}" for n in (0.01, 0.02, 0.04, 0.08, 0.16, 0.32))},
+    }
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.2g}")
+
+
+def show_scale(config: Config, layer: int | None, count: int) -> None:
+    """Measure a configuration's model on its retain corpora; print a table, and a file for conf/model."""
+    source = Source.of(config.model)
+    model, tokenizer = load_whole(source), load_tokenizer(source)
+    texts = [text for key, topic in config.data.topics.items() for text in _first(topic.retain, key, count)]
+    length = min(topic.max_length for topic in config.data.topics.values())
+    encoded = (tokenizer(text, truncation=True, max_length=length, return_tensors="pt") for text in texts)
+    scales = measure(model, [e["input_ids"].to(source.torch_device) for e in encoded], config.model.parameters)
+    chosen = max(SPAN - 1, round(PAPER_LAYER * len(scales))) if layer is None else layer
+    title = f"{config.model.name}: {len(texts)} retained documents of at most {length} tokens"
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("layer", "norm", "median norm", "spread", "L1 norm of the matrix's input"):
+        table.add_column(column, justify="right")
+    for scale in scales:
+        row = (scale.norm, scale.median, scale.spread, scale.input_norm)
+        table.add_row(str(scale.layer), *(f"{value:.3g}" for value in row), style="bold" if scale.layer == chosen else "")
+    console.print(table)
+    t = config.train
+    found = coefficients(scales, chosen, model.config.get_text_config().hidden_size, config)
+    say(f"# Starting values at layer {chosen} for {t.steps} steps at a {t.schedule} rate (`unlearn scale`), not tuned.")
+    say(yaml.safe_dump(_place(config, len(scales)) | found, sort_keys=False, default_flow_style=None).rstrip())
+
+
+def _place(config: Config, layers: int) -> dict[str, object]:
+    """The part of a file of conf/model that says what the model is and how it is loaded."""
+    m = config.model
+    path = m.path.rstrip("/")
+    known = {"name": m.name if m.num_layers == layers else path.rpartition("/")[2], "path": path}
+    known |= {"revision": m.revision, "gguf_file": m.gguf_file, "trust_remote_code": m.trust_remote_code}
+    return {
+        **known,
+        "attn_implementation": "${preset.attn_implementation}",
+        "compile": m.compile,
+        "num_layers": layers,
+        "dtype": "${preset.dtype}",
+        "device": "auto",
+        "parameters": m.parameters,
+    }
+
+
+def _first(path: str, topic: str, count: int) -> list[str]:
+    found = documents(path, f"data.topics.{topic}.retain")
+    return [text for (text, _), _ in zip(found, range(count), strict=False)]
