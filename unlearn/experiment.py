@@ -20,7 +20,6 @@ from unlearn.config.schema import Config, unshared
 from unlearn.data.batches import batches
 from unlearn.data.corpora import Topic
 from unlearn.errors import UserError, describe
-from unlearn.evaluate.evaluator import Evaluator, Result, Unlearned
 from unlearn.methods import rna
 from unlearn.methods.misdirection import Misdirection
 from unlearn.methods.randomness import generator
@@ -29,6 +28,7 @@ from unlearn.models.loading import load_up_to
 from unlearn.models.memory import reuse_memory
 from unlearn.runs.active import ActiveRun, open_run
 from unlearn.runs.inputs import Inputs, load_inputs, make_evaluator
+from unlearn.runs.results import measure_course, results_of
 from unlearn.screen import say
 from unlearn.tracking.terminal import show_result, training_progress
 from unlearn.training.loop import Record, train
@@ -86,7 +86,7 @@ def run_together(configs: list[Config], hydra_folders: Sequence[Path | None] = (
             for active in runs:
                 if active.error is not None:  # its traceback would keep the model in memory
                     traceback.clear_frames(active.error.__traceback__)
-            _evaluate(runs, shared, make_evaluator(shared, inputs))
+            _evaluate(runs, shared, inputs)
     errors |= {active.folder.path: active.error for active in runs}
     return [Outcome(run_folder(config), errors[run_folder(config)]) for config in configs]
 
@@ -162,6 +162,8 @@ def _train_variants(pairs: list[tuple[ActiveRun, Variant]], shared: Config, inpu
             on_record=on_record,
             checkpoint_every=shared.train.checkpoint_every,
             on_checkpoint=lambda variant: handle(variant, lambda active: active.save(variant)),
+            keep_every=shared.eval.every,
+            on_keep=lambda variant: handle(variant, lambda active: active.save_weights(variant, cut.frozen)),
         )
 
 
@@ -188,10 +190,14 @@ def _make_variant(config: Config, cut: CutModel, topics: list[Topic], noise: rna
     )
 
 
-def _evaluate(runs: list[ActiveRun], shared: Config, evaluator: Evaluator) -> None:
+def _evaluate(runs: list[ActiveRun], shared: Config, inputs: Inputs) -> None:
     """The runs' models together, and the base model once for all; metrics, samples, and the tables on the screen."""
+    evaluator = make_evaluator(shared, inputs)
     runs = [active for active in runs if active.error is None]
-    results = _results(runs, evaluator) if evaluator.suite and runs else {}
+    if inputs.questions.course is not None and runs:
+        measure_course(runs, shared, evaluator.asking(inputs.questions.course))
+        runs = [active for active in runs if active.error is None]
+    results = results_of(runs, evaluator) if evaluator.suite and runs else {}
     for active in runs:
         if active.error is None:
             with active.catching_errors():
@@ -201,22 +207,3 @@ def _evaluate(runs: list[ActiveRun], shared: Config, evaluator: Evaluator) -> No
                 active.finish(metrics, result, evaluator.suite.leaves)
                 where = active.folder.path, active.tracker.address
                 show_result(metrics, shared.eval.roles, shared.eval.queries, *where)
-
-
-def _results(runs: list[ActiveRun], evaluator: Evaluator) -> dict[Path, Result]:
-    """The results by the runs' folders, but for runs that fail."""
-    folders = [active.folder for active in runs]
-    models = [
-        Unlearned(active.folder.file("delta.safetensors"), active.folder.file("partial"), active.report)
-        for active in runs
-    ]
-    try:
-        results = evaluator.evaluate(models)
-        return {folder.path: result for folder, result in zip(folders, results, strict=True)}
-    except Exception as error:
-        if len(runs) == 1:
-            runs[0].fail(error)
-            return {}
-        # The error may be that of one run. Nothing is lost: the journals have all that was computed.
-        say(f"Evaluating the runs together failed ({describe(error)}): one after another.")
-    return {path: result for active in runs for path, result in _results([active], evaluator).items()}

@@ -57,7 +57,7 @@ def measure(model: nn.Module, ids: Sequence[Tensor], parameters: list[str] | Non
         ids: token ids of each document, int64 [1, T].
         parameters: names of the trained matrices inside a layer; None: the MLP's down projection.
     """
-    layers = decoder_layers(model)  # type: ignore[arg-type]
+    layers = decoder_layers(model)
     outputs: list[list[Tensor]] = [[] for _ in layers]
     inputs: list[list[Tensor]] = [[] for _ in layers]
     hooks = []
@@ -80,7 +80,9 @@ def measure(model: nn.Module, ids: Sequence[Tensor], parameters: list[str] | Non
     finally:
         for hook in hooks:
             hook.remove()
-    return [_scale(number, torch.cat(h), torch.cat(a)) for number, (h, a) in enumerate(zip(outputs, inputs, strict=True))]
+    return [
+        _scale(number, torch.cat(h), torch.cat(a)) for number, (h, a) in enumerate(zip(outputs, inputs, strict=True))
+    ]
 
 
 def _scale(layer: int, hidden_TD: Tensor, input_T: Tensor) -> LayerScale:
@@ -132,7 +134,9 @@ def show_scale(config: Config, layer: int | None, count: int) -> None:
         table.add_column(column, justify="right")
     for scale in scales:
         row = (scale.norm, scale.median, scale.spread, scale.input_norm)
-        table.add_row(str(scale.layer), *(f"{value:.3g}" for value in row), style="bold" if scale.layer == chosen else "")
+        table.add_row(
+            str(scale.layer), *(f"{value:.3g}" for value in row), style="bold" if scale.layer == chosen else ""
+        )
     console.print(table)
     t = config.train
     found = coefficients(scales, chosen, model.config.get_text_config().hidden_size, config)
@@ -144,7 +148,7 @@ def _place(config: Config, layers: int) -> dict[str, object]:
     """The part of a file of conf/model that says what the model is and how it is loaded."""
     m = config.model
     path = m.path.rstrip("/")
-    known = {"name": m.name if m.num_layers == layers else path.rpartition("/")[2], "path": path}
+    known: dict[str, object] = {"name": m.name if m.num_layers == layers else path.rpartition("/")[2], "path": path}
     known |= {"revision": m.revision, "gguf_file": m.gguf_file, "trust_remote_code": m.trust_remote_code}
     return {
         **known,

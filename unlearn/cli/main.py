@@ -208,9 +208,7 @@ def prefetch(overrides: Overrides = None) -> None:
 def scale(
     model: Annotated[str, typer.Argument(metavar="CHECKPOINT|model=NAME")],
     overrides: Overrides = None,
-    layer: Annotated[
-        int | None, typer.Option(help="l.", show_default="as deep as 7 of 32 layers, the paper's")
-    ] = None,
+    layer: Annotated[int | None, typer.Option(help="l.", show_default="as deep as 7 of 32 layers, the paper's")] = None,
     documents: Annotated[int, typer.Option(min=1, help="Retained documents of each topic.")] = 32,
 ) -> None:
     """Measure a model's scale, and print coefficients to begin with.

@@ -61,6 +61,9 @@ def _ranges(c: Config) -> Iterator[str]:
         "train.checkpoint_every": c.train.checkpoint_every,
         "eval.limit": c.eval.limit,
         "eval.subset": c.eval.subset,
+        "eval.every": c.eval.every,
+        "eval.every_documents": c.eval.every_documents,
+        "eval.every_questions": c.eval.every_questions,
         "eval.texts.documents": c.eval.texts.documents,
         "eval.ngrams.documents": c.eval.ngrams.documents,
     }.items():
@@ -175,6 +178,15 @@ def _subset(c: Config) -> Iterator[str]:
         yield "eval.limit and eval.subset are both set: give one of them, the other null."
 
 
+def _course(c: Config) -> Iterator[str]:
+    measured = c.eval.texts.corpora or (c.eval.every_questions and c.eval.tasks)
+    if c.eval.every is not None and not measured:
+        yield (
+            f"eval.every={c.eval.every}: there is nothing to measure. Give held-out texts (eval=real, "
+            "eval.texts.corpora) or eval.every_questions, the number of questions of each role."
+        )
+
+
 def _max_logit(c: Config) -> Iterator[str]:
     plan = c.eval.maxlogit
     for role in plan.roles if plan.tokens else ():
@@ -185,4 +197,15 @@ def _max_logit(c: Config) -> Iterator[str]:
                 yield f"eval.maxlogit: {query} queries are not asked of role {role} (eval.asked_of.{query})."
 
 
-CHECKS = (_ranges, _choices, _span_fits, _own_targets, _method_keys, _topics, _forget_tokens, _subset, _max_logit)
+CHECKS = (
+    _ranges,
+    _choices,
+    _span_fits,
+    _own_targets,
+    _method_keys,
+    _topics,
+    _forget_tokens,
+    _subset,
+    _course,
+    _max_logit,
+)

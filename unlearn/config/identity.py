@@ -42,6 +42,9 @@ def identity(config: Config) -> dict[str, Any]:
     else:
         for corpora in evaluation["texts"]["corpora"].values():
             corpora.update((name, path if path.startswith("hub:") else "") for name, path in corpora.items())
+    if evaluation["every"] is None:
+        for key in ("every", "every_documents", "every_questions"):
+            evaluation.pop(key)
     for key in ("include_path", "local_dir", "tokens_per_batch"):
         evaluation.pop(key)
     for key in ("log_every", "checkpoint_every", "force"):

@@ -179,7 +179,11 @@ class EvalConfig:
     subset: int | None = MISSING
     maxlogit: MaxLogitConfig = MISSING
     ngrams: NgramConfig = MISSING
-    texts: TextConfig = field(default_factory=TextConfig)  # runs from before this key have none
+    # Runs from before these keys have none of them.
+    texts: TextConfig = field(default_factory=TextConfig)
+    every: int | None = None
+    every_documents: int = 16
+    every_questions: int | None = None
 
     @property
     def roles(self) -> dict[str, list[str]]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -82,12 +84,19 @@ class Evaluator:
         tokens_per_batch: int,
         maxlogit: MaxLogitPlan,
         cache: Path,
-        text_roles: dict[str, list[str]] = {},
+        text_roles: Mapping[str, list[str]] = MappingProxyType({}),
     ) -> None:
         self.suite, self._text_roles = suite, text_roles
         self._source, self._tokenizer, self._model_hash = source, tokenizer, model_hash
         self._tokens_per_batch, self._maxlogit, self._cache = tokens_per_batch, maxlogit, cache
         self._base: Answers | None = None
+
+    def asking(self, suite: Suite) -> Evaluator:
+        """An evaluator with other questions, and without MaxLogit, that shares the model in memory."""
+        _ = self._model  # loaded before the copy
+        other = copy.copy(self)
+        other.suite, other._maxlogit, other._base = suite, MaxLogitPlan(), None
+        return other
 
     def evaluate_base(self) -> Result:
         """Ask the base model."""
@@ -116,7 +125,7 @@ class Evaluator:
     def _roles(self) -> dict[str, list[str]]:
         leaves = self.suite.leaves
         found = {role: [leaf for name in asked for leaf in leaves[name]] for role, asked in self.suite.roles.items()}
-        return found | self._text_roles
+        return {**found, **self._text_roles}
 
     def _ask_unlearned(self, models: Sequence[Unlearned]) -> list[Answers]:
         group = ModelGroup(self._model, (self._weights(model.delta) for model in models))

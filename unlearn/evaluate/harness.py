@@ -143,8 +143,8 @@ def _against_default(answers: Answers, suite: Suite, label: str) -> dict[str, fl
         if query == "default" or "default" not in suite.tasks:
             continue
         for name, leaves in suite.asked("default", query).items():
-            pair = (answers.correct(leaves, label, q) for q in ("default", query))
-            found[f"{name}/{query}"] = paired(*pair)
+            default, other = (answers.correct(leaves, label, q) for q in ("default", query))
+            found[f"{name}/{query}"] = paired(default, other)
     for query, tasks in suite.passages.items():
         for task in tasks if query != "default" else ():
             if task in suite.passages.get("default", ()):

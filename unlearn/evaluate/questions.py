@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 from transformers import AutoModel, PreTrainedTokenizerBase
 
 from unlearn.config.identity import RESULTS_VERSION
-from unlearn.config.schema import NGRAM_QUERIES, Config
+from unlearn.config.schema import NGRAM_QUERIES, Config, EvalConfig
 from unlearn.data.corpora import corpus_sha256, documents
 from unlearn.evaluate.cache import cache_place
 from unlearn.evaluate.ngrams import embedded, in_context, rank_ngrams
@@ -36,6 +36,7 @@ class Questions:
 
     words: dict[str, list[str]]
     suite: Suite
+    course: Suite | None = None  # what is asked every `eval.every` steps
 
     @property
     def word_hashes(self) -> dict[str, str]:
@@ -52,7 +53,7 @@ class Questions:
 def load_questions(config: Config, source: Source, tokenizer: PreTrainedTokenizerBase) -> Questions:
     """Load, perturb and build all questions. Raises UserError for unknown tasks and bad files."""
     words = query_words(config, source, tokenizer)
-    return Questions(words, _suite(config, words))
+    return Questions(words, _suite(config.eval, words), _course(config.eval, words))
 
 
 def query_words(config: Config, source: Source, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[str]]:
@@ -125,8 +126,17 @@ def _ngram_lists(config: Config, source: Source, tokenizer: PreTrainedTokenizerB
     return lists
 
 
-def _suite(config: Config, words: dict[str, list[str]]) -> Suite:
-    e = config.eval
+def _course(e: EvalConfig, words: dict[str, list[str]]) -> Suite | None:
+    """The first texts and a few of the questions, if `eval.every` wants them."""
+    if e.every is None:
+        return None
+    most = min(n for n in (e.texts.documents, e.every_documents) if n is not None)
+    tasks = e.tasks if e.every_questions else {}
+    fewer = replace(e, tasks=tasks, subset=e.every_questions, texts=replace(e.texts, documents=most))
+    return _suite(replace(fewer, limit=None) if e.every_questions else fewer, words)
+
+
+def _suite(e: EvalConfig, words: dict[str, list[str]]) -> Suite:
     passages = load_passages(e.texts, words, asked_of=e.asked_of, seed=e.seed, limit=e.limit)
     return load_suite(
         e.tasks,

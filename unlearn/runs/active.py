@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from unlearn.models.delta import save_delta
 from unlearn.runs.folder import RunFolder
 from unlearn.runs.takeover import find_training, take_over
 from unlearn.screen import say
+from unlearn.storage.files import write_atomically
 from unlearn.storage.lock import Busy, FolderLock, Lost, Phase
 from unlearn.tracking.tracker import Tracker, start_wandb
 from unlearn.training.checkpoint import load_checkpoint, save_checkpoint
@@ -91,11 +93,21 @@ class ActiveRun:
             raise UserError(variant.error)
         self.lock.check()
         self.tracker.sync()
+        self.save_weights(variant, frozen)
+        self.folder.finish_training(self._training_metrics())
+
+    def save_weights(self, variant: Variant, frozen: Mapping[str, Any]) -> None:
+        """Save the changed matrices as they are now: the delta after the last step, else for `eval.every`."""
         model = self.config.model
         metadata = {"model": model.name, "layer": str(model.layer), "run": run_name(self.config)}
-        file = self.folder.file("delta.safetensors")
+        file = self.folder.weights_after(variant.progress.steps, self.config.train.steps)
+        file.parent.mkdir(exist_ok=True)
         save_delta(file, variant.weights, frozen, variant.objective.state(), metadata)
-        self.folder.finish_training(self._training_metrics())
+
+    def keep_course(self, lines: list[dict[str, float]]) -> None:
+        """Write course.jsonl: a line for each step at which the run was measured."""
+        self.lock.check()
+        write_atomically(self.folder.file("course.jsonl"), "".join(json.dumps(line) + "\n" for line in lines))
 
     def _training_metrics(self) -> dict[str, float]:
         """Final figures of the training. Only the last three may differ between equal runs."""
@@ -123,6 +135,9 @@ class ActiveRun:
 
     def _publish(self, metrics: dict[str, float], result: Result | None, leaves: Mapping[str, Sequence[str]]) -> None:
         settings, roles = self.config.tracker, self.config.eval.roles
+        if self.folder.file("course.jsonl").is_file():
+            lines = self.folder.file("course.jsonl").read_text(encoding="utf-8").splitlines()
+            self.tracker.log_course([json.loads(line) for line in lines])
         self.tracker.log_metrics(metrics, roles)
         if result is not None:
             self.tracker.log_evaluation(metrics, roles, leaves, result.answers, questions=settings.questions)
@@ -167,7 +182,8 @@ def open_run(config: Config, inputs: dict[str, Any], hydra_folder: Path | None) 
         folder.start(asdict(config), identity(config), inputs, anew=anew)
         if hydra_folder is not None:
             folder.keep_hydra_files(hydra_folder)
-        if folder.trained is None and not config.train.force:
+        # Another run's training has no weights of earlier steps, which eval.every needs.
+        if folder.trained is None and not config.train.force and config.eval.every is None:
             _take_training_over(config, folder, inputs)
         with Tracker(folder.path, _wandb_run(config, folder)) as tracker:
             yield ActiveRun(config, folder, lock, tracker)

@@ -5,11 +5,13 @@ train.jsonl              a line per logged step
 metrics.json             {model}/{task}/{query}/{metric} and train/*
 samples/                 per question: log-likelihoods, choice, correct
 delta.safetensors        the changed matrices
+course.jsonl             measures every `eval.every` steps, if it is set
 theory*.json             the results of `unlearn theory`, if it was run
 .hydra/                  Hydra's own record of the configuration
 
 and until it is complete:
 
+steps/                   the changed matrices every `eval.every` steps
 checkpoint.safetensors   the state of the training (`unlearn.training.checkpoint`)
 partial/                 journals of the evaluation (`unlearn.evaluate.journal`)
 alive.json               the process that works on it (`unlearn.storage.lock`)
@@ -89,7 +91,7 @@ class RunFolder:
         before = self.record if continued else {}
         if not continued:
             # run.json first, since it says that the other files are there.
-            for name in ("run.json", "train.jsonl", "metrics.json", "delta.safetensors"):
+            for name in ("run.json", "train.jsonl", "metrics.json", "course.jsonl", "delta.safetensors"):
                 self.file(name).unlink(missing_ok=True)
             for file in self.path.glob("theory*.json"):
                 file.unlink()
@@ -119,6 +121,10 @@ class RunFolder:
     def trained(self) -> dict[str, float] | None:
         """The training's final metrics if the delta is there, else None."""
         return self.record.get("trained") if self.file("delta.safetensors").is_file() else None
+
+    def weights_after(self, steps: int, last: int) -> Path:
+        """The file of the changed matrices after so many steps, of `last` in all; see `eval.every`."""
+        return self.file("delta.safetensors" if steps == last else f"steps/{steps:06d}.safetensors")
 
     def finish_training(self, metrics: dict[str, float]) -> None:
         """Record that the delta is written, and remove the checkpoint."""
@@ -154,7 +160,7 @@ class RunFolder:
     @property
     def untidy(self) -> bool:
         """Whether there are files that a finished run does not leave."""
-        left = ("checkpoint.safetensors", "partial", LOCK, PROGRESS)
+        left = ("checkpoint.safetensors", "partial", "steps", LOCK, PROGRESS)
         return any(self.file(name).exists() for name in left) or any(self.path.glob(".*.tmp"))
 
     def tidy(self) -> None:
@@ -165,7 +171,8 @@ class RunFolder:
     def _remove_unfinished(self) -> None:
         self.file("checkpoint.safetensors").unlink(missing_ok=True)
         self.file(PROGRESS).unlink(missing_ok=True)
-        shutil.rmtree(self.file("partial"), ignore_errors=True)
+        for name in ("partial", "steps"):
+            shutil.rmtree(self.file(name), ignore_errors=True)
 
     def fail(self, error: str) -> None:
         """Set the status to failed, with the error. Files stay, and the next attempt resumes."""

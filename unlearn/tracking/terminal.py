@@ -92,5 +92,5 @@ def _cells(metrics: Mapping[str, float], name: str, scale: int, digits: int) -> 
     for model, value in (("base", base), ("unlearned", unlearned)):
         error = metrics.get(f"{model}/{name}_stderr", 0.0)
         cells.append("" if value is None else f"{scale * value:.{digits}f} ± {scale * error:.{digits}f}")
-    known = base is not None and unlearned is not None
-    return [*cells, f"{scale * (unlearned - base):+.{digits}f}" if known else ""]
+    known = None if base is None or unlearned is None else unlearned - base
+    return [*cells, "" if known is None else f"{scale * known:+.{digits}f}"]

@@ -126,6 +126,15 @@ class Tracker:
         """Write all lines to disk. A checkpoint needs the log up to its step."""
         os.fsync(self._lines.fileno())
 
+    def log_course(self, lines: Sequence[Mapping[str, float]]) -> None:
+        """W&B's curves course/* over `course/step`: measures of the model during its training."""
+        if self._wandb is not None:
+            with self._surviving("the course of the training"):
+                self._wandb.define_metric("course/step", hidden=True)
+                self._wandb.define_metric("course/*", step_metric="course/step")
+                for line in lines:
+                    self._wandb.log({f"course/{name}": value for name, value in line.items()})
+
     def log_metrics(self, metrics: Mapping[str, float], roles: Mapping[str, Sequence[str]]) -> None:
         """Log evaluation metrics and means over roles as a row of the W&B run, and write its summary.
 

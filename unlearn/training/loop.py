@@ -94,6 +94,8 @@ def train(
     on_record: Callable[[Variant, Record], None],
     checkpoint_every: int | None = None,
     on_checkpoint: Callable[[Variant], None] = lambda _: None,
+    keep_every: int | None = None,
+    on_keep: Callable[[Variant], None] = lambda _: None,
     check_late: bool | None = None,
 ) -> None:
     """Update every variant on every batch, except on those that it has been trained on before.
@@ -103,6 +105,7 @@ def train(
         mask_padding: give the model an attention mask; needless where padding is on the right.
         on_record: called with every `log_every`-th step's record, the first and the last included.
         on_checkpoint: called with each variant after every `checkpoint_every`-th step, except the last one.
+        keep_every, on_keep: the same for weights that are kept to be evaluated later.
         check_late: look at a step's loss only when the next step begins, so that the host never waits for the device
             in a step that is not logged. By default on a GPU.
 
@@ -143,9 +146,10 @@ def train(
         running = [v for v in running if v.error is None]
         for variant in (v for v in running if v.progress.steps == batch.step + 1):
             variant.progress = replace(variant.progress, seconds=variant.progress.seconds + clock.since_step)
-            due = checkpoint_every and variant.progress.steps % checkpoint_every == 0 and not last
-            if due and _finish_check(variant, checks):
-                on_checkpoint(variant)
+            for every, act in ((checkpoint_every, on_checkpoint), (keep_every, on_keep)):
+                due = every and variant.progress.steps % every == 0 and not last
+                if due and _finish_check(variant, checks):
+                    act(variant)
         clock.step()
         if logged:
             clock.lap()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import altair as alt
 import pandas as pd
 
-from unlearn.analysis.report import charts, curves, logs
+from unlearn.analysis.report import charts, curves, logs, texts
 from unlearn.analysis.report.charts import Look
 from unlearn.analysis.report.curves import INTERVALS, ROLES
 from unlearn.analysis.report.figure import Figure
@@ -29,6 +29,7 @@ def figures(m: Material) -> Iterator[Figure]:
     yield figure_4(m)
     yield from curves.further(m)
     yield pareto(m)
+    yield texts.figure(m)
     yield logs.training(m)
 
 

@@ -1,0 +1,122 @@
+"""Held-out texts: what forgetting, retention and robustness are in nats a token, and each against the others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import altair as alt
+import pandas as pd
+from scipy import stats
+
+from unlearn.analysis.report import charts
+from unlearn.analysis.report.charts import Look
+from unlearn.analysis.report.figure import Figure
+from unlearn.analysis.report.frames import DIGITS, SETTING
+from unlearn.analysis.report.material import Material
+from unlearn.config.schema import text_role
+from unlearn.evaluate.roles import role_means
+from unlearn.evaluate.statistics import CONFIDENCE
+
+FORGOTTEN, RETAINED = text_role("forget"), text_role("retain")
+AXES = {
+    "forgotten": "forgotten texts: nats a token more than the base model's",
+    "cost": "cost of a forget-token in retained texts, nats a token",
+    "retained": "retained texts: nats a token more than the base model's",
+}
+NOISE = {True: "with RNA", False: "without"}
+ORDER = {"without": 0, "with RNA": 1}
+
+
+def measures(metrics: Mapping[str, float], roles: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """What a run's texts say, in nats a token, where it was measured.
+
+    forgotten, retained: more than the base model's; cost, control: of an inserted forget-token or control word in
+    retained texts; base_cost: that of a forget-token in the base model.
+    """
+    change = role_means(metrics, roles, "unlearned", "base_difference")
+    cost, base = (role_means(metrics, roles, model, "default_difference") for model in ("unlearned", "base"))
+    found = {
+        "forgotten": change.get((FORGOTTEN, "default")),
+        "retained": change.get((RETAINED, "default")),
+        "cost": cost.get((RETAINED, "perturbed")),
+        "control": cost.get((RETAINED, "control")),
+        "base_cost": base.get((RETAINED, "perturbed")),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def text_frame(m: Material) -> pd.DataFrame:
+    """A row for each setting: `measures`, means over seeds, with NAME_low and NAME_high where there are several."""
+    rows = []
+    for number, run in enumerate(m.runs):
+        if run.done and (found := measures(run.metrics, run.roles)):
+            about = m.about.set_index("number").loc[number]
+            rows.append({**about[[*SETTING, "seed"]].to_dict(), **found})
+    if not rows:
+        return pd.DataFrame()
+    data = pd.DataFrame(rows).drop_duplicates(["setting", "seed"])
+    names = [name for name in (*AXES, "control", "base_cost") if name in data]
+    settings = [
+        {**dict(zip(SETTING, key, strict=True)), "seeds": len(group), **_summary(group, names)}
+        for key, group in data.groupby(SETTING, sort=False, dropna=False)
+    ]
+    return pd.DataFrame(settings).round(DIGITS)
+
+
+def _summary(group: pd.DataFrame, names: Sequence[str]) -> dict[str, float]:
+    """Mean of each measure over seeds, and its 95 % interval (Student's t); no interval for a single seed."""
+    found: dict[str, float] = {}
+    for name in names:
+        mean, count = group[name].mean(), len(group)
+        half = math.nan
+        if count > 1:
+            half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * group[name].std() / math.sqrt(count))
+        found |= {name: mean, f"{name}_low": mean - half, f"{name}_high": mean + half}
+    return found
+
+
+def figure(m: Material) -> Figure:
+    """Robustness and retention against forgetting, on held-out texts, with and without RNA."""
+    title = "Held-out texts · Robustness at equal forgetting"
+    data = text_frame(m)
+    if data.empty or not {"forgotten", "cost"} <= set(data):
+        why = "no run has held-out texts to forget and perturbed ones to retain (eval=real, eval.texts)."
+        return Figure("texts", title, f"Nothing to show: {why}", pd.DataFrame())
+    data = data.assign(rna=data["nu"].gt(0).map(NOISE)).sort_values(
+        ["method", "rna", "forgotten"], key=lambda column: column.map(ORDER) if column.name == "rna" else column
+    )
+    methods = list(dict.fromkeys(data["method"]))
+    shown = [name for name in ("cost", "retained") if name in data]
+
+    def chart(look: Look) -> alt.ConcatChart:
+        return charts.side_by_side(*(_panel(data, look, name, methods) for name in shown), columns=2)
+
+    caption = (
+        "A point for each setting: to the right it has forgotten more. Left, what one inserted forget-token costs in "
+        "retained texts (grey: the base model); right, what unlearning costs there without one. Points of a method are "
+        "joined in the order of forgetting, without RNA and with it, so that both can be compared at equal forgetting. "
+        "Means with 95 % intervals over seeds, where there are several."
+    )
+    return Figure("texts", title, caption, data.drop(columns="setting"), chart)
+
+
+def _panel(data: pd.DataFrame, look: Look, name: str, methods: Sequence[str]) -> alt.LayerChart:
+    x = alt.X("forgotten:Q", title=AXES["forgotten"], scale=alt.Scale(nice=True, zero=True))
+    y = alt.Y(f"{name}:Q", title=AXES[name], scale=alt.Scale(nice=True, zero=True))
+    colour = alt.Color("method:N", title=None, scale=charts.colours(methods, charts.METHOD_COLOURS))
+    dash = alt.StrokeDash("rna:N", title=None, scale=alt.Scale(domain=list(ORDER), range=[[1, 0], [5, 3]]))
+    shape = alt.Shape("rna:N", title=None, scale=alt.Scale(domain=list(ORDER), range=["circle", "diamond"]))
+    plane = alt.Chart(data.drop(columns="setting"))
+    ends = {"y": alt.Y(f"{name}_low:Q", title=y["title"]), "y2": f"{name}_high:Q"}
+    layers = [
+        plane.mark_rule(opacity=0.4).encode(x=x, color=colour, **ends),
+        plane.mark_line(opacity=0.5).encode(x=x, y=y, color=colour, strokeDash=dash),
+        plane.mark_point(filled=True, size=5 * look.size, opacity=0.9).encode(
+            x=x, y=y, color=colour, shape=shape, tooltip=charts.tooltip(data.drop(columns="setting"))
+        ),
+    ]
+    if name == "cost" and "base_cost" in data:
+        base = alt.Chart(pd.DataFrame({"base": [data["base_cost"].mean()]}))
+        layers.insert(0, base.mark_rule(color=charts.BASE).encode(y=alt.Y("base:Q", title=y["title"])))
+    return alt.layer(*layers).properties(width=int(1.5 * look.width), height=int(1.3 * look.height))

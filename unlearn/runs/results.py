@@ -1,0 +1,60 @@
+"""Evaluating runs together: after their training, and as they were during it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from unlearn.config.schema import Config
+from unlearn.errors import describe
+from unlearn.evaluate.evaluator import Evaluator, Result, Unlearned
+from unlearn.runs.active import ActiveRun
+from unlearn.screen import say
+from unlearn.tracking.wandb_tables import role_figures
+
+
+def results_of(runs: list[ActiveRun], evaluator: Evaluator, steps: int | None = None) -> dict[Path, Result]:
+    """The results by the runs' folders, but for runs that fail; after so many steps, by default after the last."""
+    folders = [active.folder for active in runs]
+    models = []
+    for active in runs:
+        last = active.config.train.steps
+        partial = active.folder.file("partial" if steps is None else f"partial/step-{steps:06d}")
+        models.append(Unlearned(active.folder.weights_after(steps or last, last), partial, active.report))
+    try:
+        results = evaluator.evaluate(models)
+        return {folder.path: result for folder, result in zip(folders, results, strict=True)}
+    except Exception as error:
+        if len(runs) == 1:
+            runs[0].fail(error)
+            return {}
+        # The error may be that of one run. Nothing is lost: the journals have all that was computed.
+        say(f"Evaluating the runs together failed ({describe(error)}): one after another.")
+    return {path: result for active in runs for path, result in results_of([active], evaluator, steps).items()}
+
+
+def measure_course(runs: list[ActiveRun], shared: Config, evaluator: Evaluator) -> None:
+    """The runs' models as they were every `eval.every` steps, step by step, into course.jsonl.
+
+    A run whose course was measured by an earlier attempt is left out.
+    """
+    last, roles = shared.train.steps, shared.eval.roles
+    assert shared.eval.every is not None
+    runs = [active for active in runs if not active.folder.file("course.jsonl").is_file()]
+    courses: dict[Path, list[dict[str, float]]] = {active.folder.path: [] for active in runs}
+    for steps in [*range(shared.eval.every, last, shared.eval.every), last]:
+        there = [a for a in runs if a.error is None and a.folder.weights_after(steps, last).is_file()]
+        for path, result in (results_of(there, evaluator, steps) if there else {}).items():
+            if not courses[path]:
+                courses[path].append({"step": 0, **_figures(result.metrics, roles, "base/")})
+            courses[path].append({"step": steps, **_figures(result.metrics, roles, "unlearned/")})
+    for active in runs:
+        if active.error is None:
+            with active.catching_errors():
+                active.keep_course(courses[active.folder.path])
+
+
+def _figures(metrics: Mapping[str, float], roles: Mapping[str, Sequence[str]], model: str) -> dict[str, float]:
+    """`role_figures` of one of the two models, under the names of the unlearned one."""
+    own = {name.replace(model, "unlearned/", 1): v for name, v in metrics.items() if name.startswith(model)}
+    return role_figures(own, roles)
