@@ -27,7 +27,7 @@ from unlearn.data.corpora import documents
 from unlearn.models.architectures import decoder_layers, parameter_names
 from unlearn.models.loading import Source, load_tokenizer, load_whole
 from unlearn.models.replay import owners
-from unlearn.screen import console, say
+from unlearn.screen import console
 
 # The paper's setting (section 6.2), Zephyr-7B at layer 7 of 32.
 PAPER_LAYER, PAPER_NORM, PAPER_SPREAD = 7 / 32, 3.2, 0.05
@@ -120,7 +120,7 @@ def _rounded(value: float) -> float:
 
 
 def show_scale(config: Config, layer: int | None, count: int) -> None:
-    """Measure a configuration's model on its retain corpora; print a table, and a file for conf/model."""
+    """Measure a configuration's model on its retain corpora: a table, and on standard output a file for conf/model."""
     source = Source.of(config.model)
     model, tokenizer = load_whole(source), load_tokenizer(source)
     texts = [text for key, topic in config.data.topics.items() for text in _first(topic.retain, key, count)]
@@ -140,8 +140,8 @@ def show_scale(config: Config, layer: int | None, count: int) -> None:
     console.print(table)
     t = config.train
     found = coefficients(scales, chosen, model.config.get_text_config().hidden_size, config)
-    say(f"# Starting values at layer {chosen} for {t.steps} steps at a {t.schedule} rate (`unlearn scale`), not tuned.")
-    say(yaml.safe_dump(_place(config, len(scales)) | found, sort_keys=False, default_flow_style=None).rstrip())
+    print(f"# Starting values at layer {chosen} for {t.steps} steps at a {t.schedule} rate (unlearn scale), not tuned.")
+    print(yaml.safe_dump(_place(config, len(scales)) | found, sort_keys=False, default_flow_style=None).rstrip())
 
 
 def _place(config: Config, layers: int) -> dict[str, object]:
