@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from unlearn.analysis.claims.evidence import FEWEST, Subject, Term
 from unlearn.analysis.report.contrasts import Contrast
@@ -29,7 +30,7 @@ class Claim:
     says: str
     place: str
     measured: str
-    effect: Callable[[Subject], Contrast]
+    effect: Callable[[Any], Contrast]  # of a Subject; of held-out texts, see texts.py
     above: float = -math.inf
     below: float = math.inf
     unit: str = "points"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from unlearn.analysis.claims import texts
 from unlearn.analysis.claims.claims import (
     CLAIMS,
     NOT_MEASURED,
@@ -50,13 +51,11 @@ def document(evidence: Evidence, title: str, preface: str = "") -> str:
     subjects = evidence.subjects
     if not subjects:
         raise UserError("no method has finished runs without RNA and with it, alike in all else: nothing to judge.")
+    on_questions = [_verdicts, _over_methods, _accuracies, _drops, _every_nu]
     tables = [
         _runs(evidence, subjects),
-        _verdicts(subjects),
-        _over_methods(subjects),
-        _accuracies(subjects),
-        _drops(subjects),
-        _every_nu(subjects),
+        *([make(subjects) for make in on_questions] if len(evidence.material.means) else []),
+        *_on_texts(evidence),
         *_theory(subjects),
     ]
     warnings = "".join(f"\n**Note:** {warning}\n" for warning in evidence.material.warnings)
@@ -102,6 +101,21 @@ def _verdicts(subjects: Sequence[Subject]) -> Table:
     return Table("claims", "The claims", note, pd.DataFrame(rows))
 
 
+def _on_texts(evidence: Evidence) -> list[Table]:
+    """None if no run has held-out texts."""
+    methods = texts.by_method(evidence.material)
+    rows = []
+    for claim in texts.CLAIMS if methods else ():
+        cells = {method: _cell(claim, claim.effect(of)) for method, of in methods.items()}
+        rows.append({"claim": f"{claim.says} ({claim.place})", "effect": f"{claim.measured}, {claim.unit}", **cells})
+    note = (
+        "Each claim's effect, with its 95 % interval over seeds. Forgotten texts tell how much was forgotten. At equal "
+        "forgetting: each run with RNA is compared with what runs without RNA of the same seed have at the same amount "
+        "of forgetting, by interpolation between neighbours; the mean over a seed's runs is its value."
+    )
+    return [Table("texts", "On held-out texts", note, pd.DataFrame(rows))] if rows else []
+
+
 def _over_methods(subjects: Sequence[Subject]) -> Table:
     claim = OVER_METHODS
     verdict = _cell(claim, claim.effect(subjects[0]), "models")
@@ -115,7 +129,7 @@ def _over_methods(subjects: Sequence[Subject]) -> Table:
 def _cell(claim: Claim, effect: Contrast, of: str = "seeds") -> str:
     verdict = claim.verdict(effect)
     if verdict == NOT_MEASURED:
-        return f"{verdict}: {effect.why_not}"
+        return f"{verdict}: {effect.why_not or 'a single seed'}"
     digits = 1 if claim.unit.startswith("points") else 2
     interval = f"{effect.seeds_low:+.{digits}f} .. {effect.seeds_high:+.{digits}f}"
     return f"**{verdict}** {effect.difference:+.{digits}f} ({interval}; {effect.seeds} {of})"

@@ -24,6 +24,7 @@ AXES = {
     "cost": "cost of a forget-token in retained texts, nats a token",
     "retained": "retained texts: nats a token more than the base model's",
 }
+WIDEST = 2.0  # nats a token between two runs, across which a measure is interpolated
 NOISE = {True: "with RNA", False: "without"}
 ORDER = {"without": 0, "with RNA": 1}
 
@@ -46,22 +47,47 @@ def measures(metrics: Mapping[str, float], roles: Mapping[str, Sequence[str]]) -
     return {name: value for name, value in found.items() if value is not None}
 
 
-def text_frame(m: Material) -> pd.DataFrame:
+def run_rows(m: Material) -> pd.DataFrame:
+    """A row for each run of this world with held-out texts, each seed of a setting once: SETTING, seed, `measures`."""
+    about = m.about.set_index("number")
+    rows = [
+        {**about.loc[number, [*SETTING, "seed"]].to_dict(), **found}
+        for number, run in enumerate(m.runs)
+        if run.done and about.loc[number, "world"] == m.world and (found := measures(run.metrics, run.roles))
+    ]
+    return pd.DataFrame(rows).drop_duplicates(["setting", "seed"]) if rows else pd.DataFrame()
+
+
+def text_frame(rows: pd.DataFrame) -> pd.DataFrame:
     """A row for each setting: `measures`, means over seeds, with NAME_low and NAME_high where there are several."""
-    rows = []
-    for number, run in enumerate(m.runs):
-        if run.done and (found := measures(run.metrics, run.roles)):
-            about = m.about.set_index("number").loc[number]
-            rows.append({**about[[*SETTING, "seed"]].to_dict(), **found})
-    if not rows:
-        return pd.DataFrame()
-    data = pd.DataFrame(rows).drop_duplicates(["setting", "seed"])
-    names = [name for name in (*AXES, "control", "base_cost") if name in data]
+    names = [name for name in (*AXES, "control", "base_cost") if name in rows]
     settings = [
         {**dict(zip(SETTING, key, strict=True)), "seeds": len(group), **_summary(group, names)}
-        for key, group in data.groupby(SETTING, sort=False, dropna=False)
+        for key, group in rows.groupby(SETTING, sort=False, dropna=False)
     ]
     return pd.DataFrame(settings).round(DIGITS)
+
+
+def at_equal_forgetting(rows: pd.DataFrame, measure: str) -> dict[int, float]:
+    """For each seed of a method's runs: a measure with RNA less that without, at equal forgetting.
+
+    Without RNA, the measure at other amounts of forgetting is interpolated between neighbouring runs that are at most
+    WIDEST nats a token apart. Runs with RNA that have forgotten less or more than all such are left out; the others are
+    averaged. Seeds without any are left out.
+    """
+    found = {}
+    for seed, group in rows.groupby("seed"):
+        plain = group[group["nu"] == 0].sort_values("forgotten")
+        x, y = plain["forgotten"].to_numpy(), plain[measure].to_numpy()
+        differences = []
+        for forgotten, value in group.loc[group["nu"] > 0, ["forgotten", measure]].itertuples(index=False):
+            above = int(x.searchsorted(forgotten))
+            if 0 < above < len(x) and x[above] - x[above - 1] <= WIDEST:
+                share = (forgotten - x[above - 1]) / (x[above] - x[above - 1])
+                differences.append(value - (1 - share) * y[above - 1] - share * y[above])
+        if differences:
+            found[int(seed)] = math.fsum(differences) / len(differences)
+    return found
 
 
 def _summary(group: pd.DataFrame, names: Sequence[str]) -> dict[str, float]:
@@ -79,10 +105,11 @@ def _summary(group: pd.DataFrame, names: Sequence[str]) -> dict[str, float]:
 def figure(m: Material) -> Figure:
     """Robustness and retention against forgetting, on held-out texts, with and without RNA."""
     title = "Held-out texts · Robustness at equal forgetting"
-    data = text_frame(m)
-    if data.empty or not {"forgotten", "cost"} <= set(data):
+    rows = run_rows(m)
+    if rows.empty or not {"forgotten", "cost"} <= set(rows):
         why = "no run has held-out texts to forget and perturbed ones to retain (eval=real, eval.texts)."
         return Figure("texts", title, f"Nothing to show: {why}", pd.DataFrame())
+    data = text_frame(rows)
     data = data.assign(rna=data["nu"].gt(0).map(NOISE)).sort_values(
         ["method", "rna", "forgotten"], key=lambda column: column.map(ORDER) if column.name == "rna" else column
     )

@@ -1,0 +1,104 @@
+"""Claims that are judged on held-out texts, by the rule of claims.py: about the negative log-likelihood of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+
+from unlearn.analysis.claims.claims import Claim
+from unlearn.analysis.report.contrasts import Contrast, mean_over_seeds
+from unlearn.analysis.report.material import Material
+from unlearn.analysis.report.texts import WIDEST, at_equal_forgetting, run_rows
+
+UNIT = "nats a token"
+SAME = 0.05  # nats a token: what counts as "stays the same"
+Effect = Callable[[pd.DataFrame], Contrast]  # of a method's rows (`run_rows`)
+
+
+def _without_rna(a: str, b: str | None = None) -> Effect:
+    """A measure, or the difference of two, of the setting without RNA that has most runs."""
+
+    def effect(rows: pd.DataFrame) -> Contrast:
+        names = [a] if b is None else [a, b]
+        plain = rows[rows["nu"] == 0].dropna(subset=[name for name in names if name in rows])
+        if plain.empty or not set(names) <= set(plain):
+            return Contrast(why_not="no run without RNA has such texts")
+        most = plain[plain["setting"] == plain.groupby("setting", sort=False).size().idxmax()]
+        return mean_over_seeds(list(most[a] if b is None else most[a] - most[b]))
+
+    return effect
+
+
+def _equal_forgetting(measure: str) -> Effect:
+    """What RNA changes of a measure at equal forgetting."""
+
+    def effect(rows: pd.DataFrame) -> Contrast:
+        if not {"forgotten", measure} <= set(rows):
+            return Contrast(why_not="no run has such texts")
+        found = at_equal_forgetting(rows.dropna(subset=["forgotten", measure]), measure)
+        if not found:
+            return Contrast(
+                why_not=f"no run with RNA has forgotten as much as two without RNA at most {WIDEST:g} {UNIT} apart"
+            )
+        return mean_over_seeds(list(found.values()))
+
+    return effect
+
+
+CLAIMS = (
+    Claim(
+        "Unlearning reaches texts that were not trained on.",
+        "section 3",
+        "forgotten texts: without RNA less base",
+        _without_rna("forgotten"),
+        above=0,
+        unit=UNIT,
+    ),
+    Claim(
+        "Retained texts stay as they were.",
+        "section 3",
+        f"retained texts: without RNA less base, below {SAME:g}",
+        _without_rna("retained"),
+        below=SAME,
+        unit=UNIT,
+    ),
+    Claim(
+        "A forget-token in a harmless text makes RM models stumble.",
+        "section 6.4",
+        "retained texts: cost of a forget-token without RNA, beyond the base model's",
+        _without_rna("cost", "base_cost"),
+        above=0,
+        unit=UNIT,
+    ),
+    Claim(
+        "It is the forget-token that does it: other words do less harm.",
+        "a control of this project's",
+        "retained texts: cost of a forget-token less that of a control word, without RNA",
+        _without_rna("cost", "control"),
+        above=0,
+        unit=UNIT,
+    ),
+    Claim(
+        "RNA makes RM models stumble less at equal forgetting.",
+        "not asked in the paper",
+        "retained texts: cost of a forget-token, with RNA less without",
+        _equal_forgetting("cost"),
+        below=0,
+        unit=UNIT,
+    ),
+    Claim(
+        "RNA costs no retained text at equal forgetting.",
+        "not asked in the paper",
+        f"retained texts: with RNA less without, below {SAME:g}",
+        _equal_forgetting("retained"),
+        below=SAME,
+        unit=UNIT,
+    ),
+)
+
+
+def by_method(m: Material) -> dict[str, pd.DataFrame]:
+    """method -> its rows, where runs have held-out texts."""
+    rows = run_rows(m)
+    return {} if rows.empty else {str(method): of for method, of in rows.groupby("method", sort=False)}
