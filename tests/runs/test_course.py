@@ -41,9 +41,7 @@ def test_the_course_ends_in_the_result_and_changes_none_of_it(short):
 
 def test_points_of_a_pack_have_the_courses_that_they_have_alone(short, tmp_path):
     alone = [run(short(*JOB, *EVERY, f"rna.nu={nu}")) for nu in (0, 1)]
-    together = run_together(
-        [short(*JOB, *EVERY, f"rna.nu={nu}", f"output_root={tmp_path / 'pack'}") for nu in (0, 1)]
-    )
+    together = run_together([short(*JOB, *EVERY, f"rna.nu={nu}", f"output_root={tmp_path / 'pack'}") for nu in (0, 1)])
     for single, outcome in zip(alone, together, strict=True):
         assert (single / "course.jsonl").read_bytes() == (outcome.folder / "course.jsonl").read_bytes()
 

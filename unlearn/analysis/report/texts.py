@@ -25,6 +25,7 @@ AXES = {
     "retained": "retained texts: nats a token more than the base model's",
 }
 WIDEST = 2.0  # nats a token between two runs, across which a measure is interpolated
+MOST_COURSES = 24  # runs whose course is drawn
 NOISE = {True: "with RNA", False: "without"}
 ORDER = {"without": 0, "with RNA": 1}
 
@@ -126,6 +127,57 @@ def figure(m: Material) -> Figure:
         "Means with 95 % intervals over seeds, where there are several."
     )
     return Figure("texts", title, caption, data.drop(columns="setting"), chart)
+
+
+COURSE = {
+    f"{FORGOTTEN}/default/nats": "forgotten texts, nats a token",
+    f"{RETAINED}/default/nats": "retained texts, nats a token",
+    "robustness/text_cost": "cost of a forget-token, nats a token",
+    "forget/default/acc": "forgotten questions, accuracy",
+    "retain/perturbed/acc": "retained questions, perturbed, accuracy",
+}  # names in course.jsonl, of which those are drawn that were measured
+
+
+def course(m: Material) -> Figure:
+    """Forgetting, retention and robustness during training, a curve for each run with `eval.every`."""
+    title = "The course of training"
+    parts = []
+    for number, run in enumerate(m.runs):
+        file = run.folder / "course.jsonl"
+        if run.done and file.is_file():
+            with m.reading(run):
+                about = m.about.set_index("number").loc[number, [*SETTING, "seed", "run"]].to_dict()
+                parts.append(pd.read_json(file, lines=True).assign(**about))
+    if not parts:
+        return Figure("course", title, "Nothing to show: no run has eval.every.", pd.DataFrame())
+    data = pd.concat(parts, ignore_index=True)
+    data = data.assign(rna=data["nu"].gt(0).map(NOISE)).drop(columns="setting")
+    methods = list(dict.fromkeys(data["method"]))
+    drawn = data[data["run"].isin(list(dict.fromkeys(data["run"]))[:MOST_COURSES])]
+
+    def chart(look: Look) -> alt.ConcatChart:
+        colour = alt.Color("method:N", title=None, scale=charts.colours(methods, charts.METHOD_COLOURS))
+        dash = alt.StrokeDash("rna:N", title=None, scale=alt.Scale(domain=list(ORDER), range=[[1, 0], [5, 3]]))
+        panels = []
+        for name, label in COURSE.items():
+            if name in drawn:
+                # Altair reads a slash or a dot in a name as a path.
+                part = drawn[["step", "method", "coefficient", "nu", "seed", "run", "rna"]].assign(value=drawn[name])
+                y = alt.Y("value:Q", title=label, scale=alt.Scale(zero=False))
+                encoded = alt.Chart(part.dropna(subset="value")).encode(
+                    x=alt.X("step:Q", title="step"), y=y, color=colour, strokeDash=dash, detail="run:N"
+                )
+                layers = [encoded.mark_line(opacity=0.7), encoded.mark_point(size=2 * look.size, filled=True)]
+                layers[1] = layers[1].encode(tooltip=charts.tooltip(part))
+                panels.append(alt.layer(*layers).properties(width=look.width, height=look.height))
+        return charts.side_by_side(*panels)
+
+    more = data["run"].nunique() - drawn["run"].nunique()
+    told = f" {MOST_COURSES} of {more + MOST_COURSES} runs are drawn; the data has all." if more else ""
+    caption = (
+        f"A curve for each run, measured every eval.every steps on fewer texts and questions than its result.{told}"
+    )
+    return Figure("course", title, caption, data, chart)
 
 
 def _panel(data: pd.DataFrame, look: Look, name: str, methods: Sequence[str]) -> alt.LayerChart:

@@ -1,0 +1,132 @@
+"""Held-out texts in the report and among the claims, on made-up runs whose measures are known."""
+
+import json
+import math
+
+import pandas as pd
+import pytest
+
+from tests.analysis.made_up import made_up_run
+from unlearn.analysis.claims import texts as claims
+from unlearn.analysis.claims.document import document
+from unlearn.analysis.claims.evidence import Evidence
+from unlearn.analysis.report.charts import SCREEN
+from unlearn.analysis.report.collect import collect
+from unlearn.analysis.report.material import gather
+from unlearn.analysis.report.texts import at_equal_forgetting, course, figure, run_rows, text_frame
+
+CORPORA = {"retain": {"wiki": ""}, "forget": {"bio": "", "cyber": ""}}
+TEXTS = {"corpora": CORPORA, "documents": None, "words": 80, "place": "quarter", "inserted": 1}
+
+
+def text_run(root, c, nu, seed, *, forgotten, cost, retained=0.01, control=0.1, base=0.15):
+    """A run that was asked held-out texts and nothing else."""
+    changes = {
+        "identity.eval.tasks": {},
+        "identity.eval.queries": ["default", "perturbed", "control"],
+        "identity.eval.texts": TEXTS,
+        "inputs.texts": {"retain_text_wiki": "t" * 64},
+    }
+    folder = made_up_run(root / f"{c}-{nu}-{seed}", argument={"c": c}, nu=nu, seed=seed, changes=changes, samples=False)
+    wiki, metrics = "retain_text_wiki", {}
+    metrics[f"base/{wiki}/perturbed/default_difference"] = base
+    metrics[f"unlearned/{wiki}/perturbed/default_difference"] = cost
+    metrics[f"unlearned/{wiki}/control/default_difference"] = control
+    metrics[f"unlearned/{wiki}/default/base_difference"] = retained
+    for task, more in (("bio", 0.5), ("cyber", -0.5)):
+        metrics[f"unlearned/forget_text_{task}/default/base_difference"] = forgotten + more
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+    """Without RNA the cost is a quarter of what was forgotten; with it, 0.3 less; more in odd seeds by 0.02."""
+    root = tmp_path_factory.mktemp("texts")
+    for seed in range(3):
+        more = 0.02 * (seed % 2)
+        for c, forgotten in ((1, 2.0), (2, 3.0), (3, 4.0)):
+            text_run(root, c, 0, seed, forgotten=forgotten, cost=forgotten / 4 + more)
+        for nu, forgotten in ((0.1, 3.5), (0.2, 2.5), (0.4, 0.5)):  # the last one: less than any without RNA
+            text_run(root, 3, nu, seed, forgotten=forgotten, cost=forgotten / 4 - 0.3 + 2 * more)
+    return gather(collect([root]))
+
+
+def test_the_measures_of_a_run_are_means_over_its_texts(material):
+    rows = run_rows(material)
+    assert len(rows) == 18
+    first = rows[(rows["coefficient"] == "c=2") & (rows["seed"] == 0)].iloc[0]
+    assert (first["forgotten"], first["cost"], first["control"]) == (3.0, 0.75, 0.1)
+    of_setting = text_frame(rows)
+    row = of_setting[(of_setting["coefficient"] == "c=2")].iloc[0]
+    assert row["seeds"] == 3
+    assert math.isclose(row["cost"], 0.75 + 0.02 / 3, abs_tol=1e-4)
+    assert row["cost_low"] < row["cost"] < row["cost_high"]
+
+
+def test_rna_is_compared_at_equal_forgetting(material):
+    found = at_equal_forgetting(run_rows(material), "cost")
+    assert found.keys() == {0, 1, 2}
+    assert math.isclose(found[0], -0.3)
+    assert math.isclose(found[1], -0.28)
+
+
+def test_no_comparison_across_a_wide_gap_or_beyond_the_ends():
+    def rows(*plain, rna):
+        values = [(0, f, f) for f in plain] + [(1, rna, 0.0)]
+        return pd.DataFrame(values, columns=["nu", "forgotten", "cost"]).assign(seed=0)
+
+    assert at_equal_forgetting(rows(1.0, 2.0, rna=1.5), "cost") == {0: -1.5}
+    assert at_equal_forgetting(rows(1.0, 4.0, rna=1.5), "cost") == {}
+    assert at_equal_forgetting(rows(1.0, 2.0, rna=2.5), "cost") == {}
+    assert at_equal_forgetting(rows(1.0, 2.0, rna=0.5), "cost") == {}
+
+
+def test_claims_are_judged_on_texts(material):
+    page = document(Evidence(material), "Claims")
+    table = page[page.index("### On held-out texts") :].splitlines()
+    verdicts = {
+        line.split("|")[1].split(" (")[0].strip(): line.split("|")[3].strip() for line in table if "nats" in line
+    }
+    assert verdicts["RNA makes RM models stumble less at equal forgetting."].startswith("**seen** -0.29")
+    assert verdicts["Retained texts stay as they were."].startswith("**seen** +0.01")
+    assert verdicts["A forget-token in a harmless text makes RM models stumble."].startswith("**seen**")
+    assert "### The claims" not in page  # no questions were asked
+
+
+def test_a_claim_is_contrary_where_it_is_the_other_way(tmp_path):
+    for seed in range(2):
+        for c, forgotten in ((1, 2.0), (2, 3.0)):
+            text_run(tmp_path, c, 0, seed, forgotten=forgotten, cost=0.1 + seed / 100, base=0.5, retained=0.3)
+        text_run(tmp_path, 2, 0.1, seed, forgotten=2.5, cost=0.9, retained=0.3)
+    [(_, rows)] = claims.by_method(gather(collect([tmp_path]))).items()
+    verdicts = [claim.verdict(claim.effect(rows)) for claim in claims.CLAIMS]
+    assert verdicts[1] == verdicts[2] == verdicts[4] == "contrary"
+
+
+def test_the_figure_has_a_point_for_each_setting(material):
+    drawn = figure(material)
+    assert len(drawn.data) == 6
+    assert set(drawn.data["rna"]) == {"without", "with RNA"}
+
+
+def test_runs_without_texts_have_no_such_figure(tmp_path):
+    made_up_run(tmp_path / "run")
+    assert "Nothing to show" in figure(gather(collect([tmp_path]))).caption
+
+
+def test_the_course_of_training_is_a_figure(tmp_path):
+    text_run(tmp_path, 2, 0.1, 0, forgotten=2.5, cost=0.9)
+    lines = [{"step": step, "forget_text/default/nats": 3.0 + step, "robustness/text_cost": 0.1} for step in (0, 5)]
+    (tmp_path / "2-0.1-0/course.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    drawn = course(gather(collect([tmp_path])))
+    assert list(drawn.data["step"]) == [0, 5]
+    assert drawn.chart is not None
+    assert "forgotten texts" in json.dumps(drawn.chart(SCREEN).to_dict())
+
+
+def test_a_torn_course_is_told_and_ends_nothing(tmp_path):
+    text_run(tmp_path, 2, 0.1, 0, forgotten=2.5, cost=0.9)
+    (tmp_path / "2-0.1-0/course.jsonl").write_text('{"step": 0}\n{"st')
+    material = gather(collect([tmp_path]))
+    assert "Nothing to show" in course(material).caption
+    assert any("2-0.1-0" in run for run in material.problems)
