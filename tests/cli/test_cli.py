@@ -147,7 +147,19 @@ def test_the_sentence_names_key_and_nearest_name(override, told):
     assert told in explain(error.value)
 
 
-COMMANDS = ("evaluate", "compare", "report", "claims", "theory", "status", "export", "prefetch", "dashboard", "toy")
+COMMANDS = (
+    "evaluate",
+    "compare",
+    "report",
+    "claims",
+    "theory",
+    "status",
+    "export",
+    "prefetch",
+    "scale",
+    "dashboard",
+    "toy",
+)
 
 # Runs `unlearn COMMAND --help` for every command, and says which heavy packages were imported.
 HELP = f"""

@@ -17,8 +17,7 @@ from rich.table import Table
 
 from unlearn.errors import UserError
 from unlearn.evaluate.roles import ROLES
-from unlearn.evaluate.statistics import Paired, PairedMeans, paired, paired_means
-from unlearn.evaluate.texts import nats_a_token
+from unlearn.evaluate.statistics import Paired, PairedMeans, nats_a_token, paired, paired_means
 from unlearn.runs.evaluations import asked
 from unlearn.screen import console, say
 from unlearn.storage.files import read_object

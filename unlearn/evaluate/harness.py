@@ -15,7 +15,7 @@ from unlearn.evaluate import texts
 from unlearn.evaluate.journal import Journals
 from unlearn.evaluate.maxlogit import max_logits
 from unlearn.evaluate.scorer import Scorer
-from unlearn.evaluate.statistics import Paired, PairedMeans, paired, paired_means
+from unlearn.evaluate.statistics import Paired, PairedMeans, nats_a_token, paired, paired_means
 from unlearn.evaluate.suite import Suite
 from unlearn.models.group import ModelGroup
 from unlearn.screen import say
@@ -50,7 +50,7 @@ class Answers:
 
     def nats_a_token(self, task: str, label: str, query: str) -> list[float]:
         """Each held-out text's mean negative log-likelihood, in nats a token."""
-        return texts.nats_a_token(self.samples[f"{label}/{task}/{query}"])
+        return nats_a_token(self.samples[f"{label}/{task}/{query}"])
 
     def correct(self, leaves: list[str], label: str, query: str) -> list[bool]:
         """Whether each question of these tasks was answered correctly, task after task."""

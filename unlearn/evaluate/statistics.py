@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -48,6 +49,11 @@ def paired(a: Sequence[bool], b: Sequence[bool], seed: int = 0) -> Paired:
         low, high = (float(q) for q in np.quantile((draws[:, 2] - draws[:, 0]) / len(a), [tail, 1 - tail]))
     p = float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a or only_b else 1.0
     return Paired(len(a), float(differences.mean()), low, high, only_a, only_b, p)
+
+
+def nats_a_token(records: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The mean negative log-likelihood of each held-out text, in nats a token, from its record among the samples."""
+    return [record["nats"] / record["tokens"] for record in records]
 
 
 @dataclass(frozen=True)

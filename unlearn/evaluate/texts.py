@@ -19,6 +19,7 @@ from typing import Any
 from unlearn.config.schema import FEWEST_WORDS, TextConfig, is_asked, text_role, text_task
 from unlearn.data.corpora import documents
 from unlearn.errors import UserError
+from unlearn.evaluate.statistics import nats_a_token
 
 Passages = dict[str, dict[str, list["Passage"]]]  # query -> task -> passages
 
@@ -88,11 +89,6 @@ def _cut(config: TextConfig, task: str, number: int, text: str, words: Sequence[
 def record(passage: Passage, query: str, loglikelihood: float, tokens: int) -> dict[str, Any]:
     """A document's record among the samples: negative log-likelihood in nats, and the number of tokens it is of."""
     return {"id": passage.id, "query": query, "nats": -loglikelihood, "tokens": tokens}
-
-
-def nats_a_token(records: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Each document's mean negative log-likelihood, in nats a token."""
-    return [record["nats"] / record["tokens"] for record in records]
 
 
 def figures(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
