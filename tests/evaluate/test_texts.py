@@ -62,6 +62,8 @@ def test_only_so_many_words_and_documents_are_read(corpus):
     config = TextConfig({"retain": {"wiki": corpus}}, words=12, documents=1)
     [passage] = load_passages(config, {"default": []})["default"]["retain_text_wiki"]
     assert (passage.beginning + passage.rest).split() == WORDS[:12]
+    config = TextConfig({"retain": {"wiki": corpus}}, skip=1)
+    assert [passage.id for passage in load_passages(config, {"default": []})["default"]["retain_text_wiki"]] == [2]
 
 
 def test_which_roles_are_asked(corpus):

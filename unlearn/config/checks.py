@@ -50,6 +50,7 @@ def _ranges(c: Config) -> Iterator[str]:
     yield from number("eval.tokens_per_batch", c.eval.tokens_per_batch, *at_least_1)
     yield from number("eval.replaced", c.eval.replaced, *at_least_1)
     yield from number("eval.texts.inserted", c.eval.texts.inserted, *at_least_1)
+    yield from number("eval.texts.skip", c.eval.texts.skip, "an integer >= 0", lambda x: x >= 0)
     enough = (f"an integer >= {FEWEST_WORDS}", lambda x: x >= FEWEST_WORDS)
     yield from number("eval.texts.words", c.eval.texts.words, *enough)
     yield from number("eval.maxlogit.tokens", c.eval.maxlogit.tokens, "an integer >= 0", lambda x: x >= 0)

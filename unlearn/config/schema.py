@@ -153,6 +153,7 @@ class TextConfig:
     """Held-out texts, and how words are inserted into them (`unlearn.evaluate.texts`)."""
 
     corpora: dict[str, dict[str, str]] = field(default_factory=dict)  # role -> name -> corpus, as in data.topics
+    skip: int = 0
     documents: int | None = None
     words: int = 80
     place: str = "quarter"

@@ -51,7 +51,7 @@ def load_passages(
     Args:
         queries: kind of query -> words to insert; none for "default".
         asked_of: query -> the roles that it is asked of; one that is missing: all.
-        limit: at most so many documents of each corpus, beside `config.documents`.
+        limit: at most so many documents of each corpus, beside `config.documents`, after `config.skip`.
 
     Documents of fewer than FEWEST_WORDS words are left out. Raises UserError for a corpus that cannot be read, and for
     one without any longer document.
@@ -62,9 +62,13 @@ def load_passages(
         for name, path in corpora.items():
             key = f"eval.texts.corpora.{role}.{name}"
             numbered = ((i, text) for i, (text, _) in enumerate(documents(path, key)))
-            texts = list(islice(((i, t) for i, t in numbered if len(t.split()) >= FEWEST_WORDS), most))
+            long_enough = ((i, text) for i, text in numbered if len(text.split()) >= FEWEST_WORDS)
+            texts = list(islice(long_enough, config.skip, None if most is None else config.skip + most))
             if not texts:
-                raise UserError(f"{key}: no document of {path} has {FEWEST_WORDS} words or more.")
+                raise UserError(
+                    f"{key}: {path} has no document of {FEWEST_WORDS} words or more after the first {config.skip} "
+                    f"(eval.texts.skip)."
+                )
             task = text_task(role, name)
             for query, words in queries.items():
                 if is_asked(asked_of, query, text_role(role)):
