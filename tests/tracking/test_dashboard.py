@@ -24,13 +24,20 @@ from unlearn.cli.main import main
 from unlearn.experiment import run
 from unlearn.tracking import dashboard
 
+HELD_OUT = ROOT / "unlearn/real/data/wikipedia-heldout.jsonl"
+TEXTS = (
+    f"+eval.texts.corpora.retain.wiki={HELD_OUT}", f"+eval.texts.corpora.forget.wiki={HELD_OUT}",
+    "eval.texts.documents=2", "eval.every=1",
+)  # fmt: skip
 SECTIONS = {
     "Robustness": [wr.ScatterPlot] * 4,
     "Forgetting against robustness": [wr.ScatterPlot],
+    "Held-out texts": [wr.ScatterPlot] * 2,
+    "Course of training": [wr.LinePlot] * 3,
     "MaxLogit": [wr.ScatterPlot, wr.MediaBrowser],
     "All at once": [wr.ParallelCoordinatesPlot],
     "Training": [wr.LinePlot] * 10,
-    "Tables": [wr.WeavePanelSummaryTable] * 2,
+    "Tables": [wr.WeavePanelSummaryTable] * 3,
 }
 
 
@@ -100,7 +107,7 @@ def names_of(panel):
 
 
 def test_it_shows_what_a_run_logs(conf, tmp_path):
-    config = conf("method=adaptive_rmu", "train.steps=2", *ASKED, f"output_root={tmp_path}")
+    config = conf("method=adaptive_rmu", "train.steps=2", *ASKED, *TEXTS, f"output_root={tmp_path}")
     found = records(run(config))
     logged = {name for row in rows(found) for name in row}
     keys = {f"{group}.{key}" for group in ("rna", "method") for key in asdict(config)[group]} | {"seed", "method.c"}

@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 
 NAME = "Unlearning"
 ROBUST, FORGET = "retain/perturbed/acc", "forget/default/acc"
+TEXT_COST, FORGOTTEN_TEXT = "robustness/text_cost", "forget_text/default/nats"
+COURSE = (FORGOTTEN_TEXT, "retain_text/default/nats", TEXT_COST)
 MAXLOGIT = "retain/perturbed/maxlogit_mean"
 VARIED = ("method.name", "method.c", "method.beta", "rna.nu", "seed")  # keys of the configuration
+TABLES = ("evaluation", "texts", "questions")
 CURVES = (
     "forget_loss", "retain_loss", "loss", "forget_cosine", "forget_norm", "retain_norm", "retain_drift",
     "gradient_norm", "tokens_per_second", "memory_mb",
@@ -46,13 +49,15 @@ def workspace(project: str, entity: str) -> Workspace:
         sections=[
             ws.Section("Robustness", [*against_parameters, _scatter("config:rna.nu", "robustness/drop")], is_open=True),
             ws.Section("Forgetting against robustness", [_scatter(FORGET, ROBUST)], is_open=True),
+            ws.Section("Held-out texts", [_scatter("config:rna.nu", TEXT_COST), _scatter(FORGOTTEN_TEXT, TEXT_COST)]),
+            ws.Section("Course of training", [_curve(f"course/{name}", "course/step") for name in COURSE]),
             ws.Section(
                 "MaxLogit",
                 [_scatter("config:rna.nu", MAXLOGIT), wr.MediaBrowser(title="MaxLogit", media_keys=histograms)],
             ),
             ws.Section("All at once", [_parallel([*VARIED], ["retain/default/acc", ROBUST, FORGET])]),
             ws.Section("Training", [_curve(f"train/{name}") for name in CURVES]),
-            ws.Section("Tables", [wr.WeavePanelSummaryTable(table_name=name) for name in ("evaluation", "questions")]),
+            ws.Section("Tables", [wr.WeavePanelSummaryTable(table_name=name) for name in TABLES]),
         ],
         settings=ws.WorkspaceSettings(max_runs=100),
         runset_settings=ws.RunsetSettings(
@@ -81,13 +86,13 @@ def _parallel(settings: list[str], figures: list[str]) -> ParallelCoordinatesPlo
     return wr.ParallelCoordinatesPlot(title="Settings and accuracies", columns=columns)
 
 
-def _curve(name: str) -> LinePlot:
+def _curve(name: str, x: str = "train/step") -> LinePlot:
     """Mean and range of each method's runs."""
     import wandb_workspaces.reports.v2 as wr
 
     return wr.LinePlot(
         title=name,
-        x="train/step",
+        x=x,
         y=[name],
         groupby=wr.Config("method.name"),
         groupby_aggfunc="mean",
