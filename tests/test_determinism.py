@@ -65,3 +65,13 @@ def test_one_thread_and_two(once, short, tmp_path):
         torch.set_num_threads(before)
     for name in found[0]:
         torch.testing.assert_close(found[0][name], found[1][name], rtol=0, atol=1e-6)
+
+
+def test_idle_threads_sleep_unless_the_user_says_otherwise():
+    code = "import os, unlearn; print(os.environ['OMP_WAIT_POLICY'])"
+    for given, expected in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        env = {"PATH": "/usr/bin:/bin", **given}
+        ran = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True
+        )
+        assert ran.stdout.strip() == expected

@@ -4,3 +4,9 @@
 tracking, evaluate, training, methods and models, data, config, storage. A room imports only from rooms below it;
 `lint-imports` checks that (pyproject.toml). Beside them stands toy, the embedded model and its world.
 """
+
+import os
+
+# Before torch is imported: idle OpenMP threads sleep. By default they spin, and two processes of two threads on two cores
+# slow each other down to a third (docs/log/speed.md). A process that is alone loses some hundredths by it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

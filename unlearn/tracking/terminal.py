@@ -90,7 +90,8 @@ def _cells(metrics: Mapping[str, float], name: str, scale: int, digits: int) -> 
     cells = []
     base, unlearned = (metrics.get(f"{model}/{name}") for model in ("base", "unlearned"))
     for model, value in (("base", base), ("unlearned", unlearned)):
-        error = metrics.get(f"{model}/{name}_stderr", 0.0)
-        cells.append("" if value is None else f"{scale * value:.{digits}f} ± {scale * error:.{digits}f}")
+        error = metrics.get(f"{model}/{name}_stderr")
+        told = "" if error is None else f" ± {scale * error:.{digits}f}"  # lm-eval has none for some groups
+        cells.append("" if value is None else f"{scale * value:.{digits}f}{told}")
     known = None if base is None or unlearned is None else unlearned - base
     return [*cells, "" if known is None else f"{scale * known:+.{digits}f}"]
