@@ -70,7 +70,7 @@ def test_the_command(short, capsys):
     ("arguments", "told"),
     [
         (["evaluate", "RUN", "eval=toyy"], "eval=toyy: no such option. Did you mean 'toy'?"),
-        (["evaluate", "RUN", "eval=none"], "eval.tasks is empty"),
+        (["evaluate", "RUN", "eval=none"], "eval.tasks and eval.texts are empty"),
         (["evaluate", "/nowhere", "eval=toy"], "cannot read a tokenizer"),
         (["compare", "RUN", "/nowhere"], "no run is here"),
         (["prefetch", "rna.nu=-1"], "rna.nu=-1 is not allowed"),

@@ -22,8 +22,6 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import mwparserfromhell  # type: ignore[import-not-found]
-
 DATA = Path(__file__).with_name("data")
 ARTICLES = "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 WEAKNESSES = "cwe2/database_v49/cwec_v4.14.xml"
@@ -42,6 +40,8 @@ SIZES = {"wikipedia": (1200, 240), "security": (1000, 160)}  # documents for tra
 
 def wikipedia(archive: Path) -> Iterator[tuple[str, str]]:
     """(article, paragraph) of the encyclopedia, without markup, tables, lists and references."""
+    import mwparserfromhell  # type: ignore[import-not-found]
+
     with tarfile.open(archive) as files:
         [member] = [m for m in files.getmembers() if m.name.endswith(ARTICLES)]
         stream = files.extractfile(member)
