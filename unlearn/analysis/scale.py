@@ -34,7 +34,8 @@ PAPER_LAYER, PAPER_NORM, PAPER_SPREAD = 7 / 32, 3.2, 0.05
 PAPER_C = {"rmu": 6.5, "rsv": 10.0}
 PAPER_BETA = 3.0
 PAPER_NU = {"rmu": 0.03, "adaptive_rmu": 0.08, "rsv": 0.09}
-REACH = 10.0  # how often a coordinate could reach its target in a run, if all steps went its way (docs/log/real_model.md)
+# How often a coordinate could reach its target in a run, if all steps went its way (docs/log/real_model.md).
+REACH = 10.0
 ALPHA = {"constant": 1200.0, "linear": 300.0}
 
 
