@@ -551,10 +551,25 @@ def test_published_numbers_agree_with_each_other():
 
 def test_every_figure_is_drawn_and_has_its_data(material):
     made = {figure.name: figure for figure in figures(material)}
-    assert set(made) == {"figure_1", "figure_2", "figure_3", "figure_4", "pareto", "texts", "course", "training"}
+    assert set(made) == {
+        "figure_1",
+        "figure_2",
+        "figure_3",
+        "figure_4",
+        "pareto",
+        "texts",
+        "texts_ngrams",
+        "course",
+        "training",
+    }
     assert made["figure_2"].chart is None  # no coefficient varies
     assert "sweep=figure_2" in made["figure_2"].caption
-    for name in set(made) - {"figure_2", "texts", "course"}:  # these runs have no texts and no eval.every
+    for name in set(made) - {
+        "figure_2",
+        "texts",
+        "texts_ngrams",
+        "course",
+    }:  # these runs have no texts and no eval.every
         assert made[name].chart is not None, made[name].caption
         assert len(made[name].data) > 0
     three = made["figure_3"].data

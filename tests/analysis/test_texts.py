@@ -13,7 +13,7 @@ from unlearn.analysis.claims.evidence import Evidence
 from unlearn.analysis.report.charts import SCREEN
 from unlearn.analysis.report.collect import collect
 from unlearn.analysis.report.material import gather
-from unlearn.analysis.report.texts import at_equal_forgetting, course, figure, run_rows, text_frame
+from unlearn.analysis.report.texts import at_equal_forgetting, course, figure, run_rows, text_frame, which_ngrams
 
 CORPORA = {"retain": {"wiki": ""}, "forget": {"bio": "", "cyber": ""}}
 TEXTS = {"corpora": CORPORA, "documents": None, "words": 80, "place": "quarter", "inserted": 1}
@@ -130,3 +130,25 @@ def test_a_torn_course_is_told_and_ends_nothing(tmp_path):
     material = gather(collect([tmp_path]))
     assert "Nothing to show" in course(material).caption
     assert any("2-0.1-0" in run for run in material.problems)
+
+
+def test_ngrams_in_texts_are_a_figure_and_two_claims(tmp_path):
+    kinds = {"similarity-least": 0.1, "similarity-mean": 0.2, "similarity-most": 0.3}
+    kinds |= {f"ngram-{n}": 0.2 * math.log2(n) for n in (2, 4, 8, 16)}
+    for seed in range(2):
+        text_run(tmp_path, 2, 0, seed, forgotten=3.0, cost=0.9)
+        text_run(tmp_path, 2, 0.1, seed, forgotten=2.5, cost=0.5)
+        file = tmp_path / f"2-0-{seed}/metrics.json"
+        costs = {f"retain_text_wiki/{kind}/default_difference": 0.05 for kind in kinds}
+        own = {f"unlearned/retain_text_wiki/{k}/default_difference": 0.05 + v + seed / 100 for k, v in kinds.items()}
+        both = {f"base/{name}": value for name, value in costs.items()} | own
+        file.write_text(json.dumps(json.loads(file.read_text()) | both))
+    material = gather(collect([tmp_path]))
+    drawn = which_ngrams(material)
+    assert len(drawn.data) == 7
+    assert drawn.data.set_index(["kind", "gram"]).loc[("length", "4"), "cost"] == pytest.approx(0.405)
+    assert "gram" in json.dumps(drawn.chart(SCREEN).to_dict())
+    [(_, rows)] = claims.by_method(material).items()
+    similar, longer = (claim.effect(rows) for claim in claims.CLAIMS[-2:])
+    assert similar.difference == pytest.approx(0.2)
+    assert longer.difference == pytest.approx(0.2)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+import numpy as np
 import pandas as pd
 
-from unlearn.analysis.claims.claims import Claim
+from unlearn.analysis.claims.claims import GRAMS, Claim
 from unlearn.analysis.report.contrasts import Contrast, mean_over_seeds
 from unlearn.analysis.report.material import Material
 from unlearn.analysis.report.texts import WIDEST, at_equal_forgetting, run_rows
@@ -20,14 +22,33 @@ def _without_rna(a: str, b: str | None = None) -> Effect:
     """A measure, or the difference of two, of the setting without RNA that has most runs."""
 
     def effect(rows: pd.DataFrame) -> Contrast:
-        names = [a] if b is None else [a, b]
-        plain = rows[rows["nu"] == 0].dropna(subset=[name for name in names if name in rows])
-        if plain.empty or not set(names) <= set(plain):
+        plain = _plain(rows, [a] if b is None else [a, b])
+        if plain.empty:
             return Contrast(why_not="no run without RNA has such texts")
-        most = plain[plain["setting"] == plain.groupby("setting", sort=False).size().idxmax()]
-        return mean_over_seeds(list(most[a] if b is None else most[a] - most[b]))
+        return mean_over_seeds(list(plain[a] if b is None else plain[a] - plain[b]))
 
     return effect
+
+
+def _slope_over_length(rows: pd.DataFrame) -> Contrast:
+    """The least-squares slope of an n-gram's cost over log2 n, without RNA."""
+    queries = {f"ngram-{n}": math.log2(n) for n in GRAMS}
+    plain = _plain(rows, list(queries))
+    if plain.empty:
+        return Contrast(why_not="no run without RNA has texts with n-grams")
+    slopes = [
+        np.polyfit(list(queries.values()), list(row), 1)[0] for row in plain[list(queries)].itertuples(index=False)
+    ]
+    return mean_over_seeds([float(slope) for slope in slopes])
+
+
+def _plain(rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """The runs of the setting without RNA that has most, among those that have these measures; maybe none."""
+    if not set(names) <= set(rows):
+        return rows.iloc[:0]
+    plain = rows[rows["nu"] == 0].dropna(subset=names)
+    sizes = plain.groupby("setting", sort=False).size()
+    return plain[plain["setting"] == sizes.idxmax()] if len(sizes) else plain
 
 
 def _equal_forgetting(measure: str) -> Effect:
@@ -94,6 +115,22 @@ CLAIMS = (
         _equal_forgetting("retained"),
         below=SAME,
         unit=UNIT,
+    ),
+    Claim(
+        "N-grams more similar to their documents do more harm.",
+        "section 6.7, Figure 4",
+        "retained texts: cost of similarity-most less that of similarity-least, without RNA less base",
+        _without_rna("similarity-most", "similarity-least"),
+        above=0,
+        unit=UNIT,
+    ),
+    Claim(
+        "Longer n-grams do more harm.",
+        "section 6.7, Figure 4",
+        "retained texts: slope over n of 2, 4, 8 and 16, without RNA less base",
+        _slope_over_length,
+        above=0,
+        unit=f"{UNIT} for each doubling",
     ),
 )
 

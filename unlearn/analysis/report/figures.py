@@ -30,6 +30,7 @@ def figures(m: Material) -> Iterator[Figure]:
     yield from curves.further(m)
     yield pareto(m)
     yield texts.figure(m)
+    yield texts.which_ngrams(m)
     yield texts.course(m)
     yield logs.training(m)
 

@@ -14,7 +14,7 @@ from unlearn.analysis.report.charts import Look
 from unlearn.analysis.report.figure import Figure
 from unlearn.analysis.report.frames import DIGITS, SETTING
 from unlearn.analysis.report.material import Material
-from unlearn.config.schema import text_role
+from unlearn.config.schema import NGRAM_QUERIES, text_role
 from unlearn.evaluate.roles import role_means
 from unlearn.evaluate.statistics import CONFIDENCE
 
@@ -34,7 +34,8 @@ def measures(metrics: Mapping[str, float], roles: Mapping[str, Sequence[str]]) -
     """What a run's texts say, in nats a token, where it was measured.
 
     forgotten, retained: more than the base model's; cost, control: of an inserted forget-token or control word in
-    retained texts; base_cost: that of a forget-token in the base model.
+    retained texts; base_cost: that of a forget-token in the base model; QUERY: the cost of an n-gram, beyond the base
+    model's.
     """
     change = role_means(metrics, roles, "unlearned", "base_difference")
     cost, base = (role_means(metrics, roles, model, "default_difference") for model in ("unlearned", "base"))
@@ -45,7 +46,10 @@ def measures(metrics: Mapping[str, float], roles: Mapping[str, Sequence[str]]) -
         "control": cost.get((RETAINED, "control")),
         "base_cost": base.get((RETAINED, "perturbed")),
     }
-    return {name: value for name, value in found.items() if value is not None}
+    grams = {
+        query: cost[RETAINED, query] - base[RETAINED, query] for query in NGRAM_QUERIES if (RETAINED, query) in cost
+    }
+    return {name: value for name, value in found.items() if value is not None} | grams
 
 
 def run_rows(m: Material) -> pd.DataFrame:
@@ -61,7 +65,7 @@ def run_rows(m: Material) -> pd.DataFrame:
 
 def text_frame(rows: pd.DataFrame) -> pd.DataFrame:
     """A row for each setting: `measures`, means over seeds, with NAME_low and NAME_high where there are several."""
-    names = [name for name in (*AXES, "control", "base_cost") if name in rows]
+    names = [name for name in (*AXES, "control", "base_cost", *NGRAM_QUERIES) if name in rows]
     settings = [
         {**dict(zip(SETTING, key, strict=True)), "seeds": len(group), **_summary(group, names)}
         for key, group in rows.groupby(SETTING, sort=False, dropna=False)
@@ -127,6 +131,47 @@ def figure(m: Material) -> Figure:
         "Means with 95 % intervals over seeds, where there are several."
     )
     return Figure("texts", title, caption, data.drop(columns="setting"), chart)
+
+
+def which_ngrams(m: Material) -> Figure:
+    """What n-grams of the forget corpora cost in retained texts, by similarity to their document and by length."""
+    title = "Held-out texts · Which n-grams are harmful?"
+    rows = run_rows(m)
+    asked = [query for query in NGRAM_QUERIES if query in rows]
+    if not asked:
+        why = "no run has held-out texts with n-grams (eval.texts and eval.queries)."
+        return Figure("texts_ngrams", title, f"Nothing to show: {why}", pd.DataFrame())
+    wide = text_frame(rows).dropna(subset=asked, how="all")
+    data = pd.concat([_of_query(wide, query) for query in asked], ignore_index=True)
+    methods = list(dict.fromkeys(data["method"]))
+
+    def chart(look: Look) -> alt.ConcatChart:
+        colour = alt.Color("method:N", title=None, scale=charts.colours(methods, charts.METHOD_COLOURS))
+        dash = alt.StrokeDash("rna:N", title=None, scale=alt.Scale(domain=list(ORDER), range=[[1, 0], [5, 3]]))
+        panels = []
+        for kind, x in (("similarity", ["least", "mean", "most"]), ("length", ["2", "4", "8", "16"])):
+            part = data[data["kind"] == kind]
+            across = alt.X("gram:O", title=kind, sort=x, axis=alt.Axis(labelAngle=0))
+            y = alt.Y("cost:Q", title="cost beyond the base model's, nats a token")
+            named = alt.Chart(part).encode(x=across, y=y, color=colour, strokeDash=dash, detail="curve:N")
+            layers = [named.mark_line(opacity=0.7), named.mark_point(filled=True).encode(tooltip=charts.tooltip(part))]
+            panels.append(alt.layer(*layers).properties(width=look.width, height=look.height))
+        return charts.side_by_side(*panels, columns=2)
+
+    caption = (
+        "An n-gram of the forget corpora is inserted into retained texts. A curve for each setting, means over seeds."
+    )
+    return Figure("texts_ngrams", title, caption, data, chart)
+
+
+def _of_query(wide: pd.DataFrame, query: str) -> pd.DataFrame:
+    """The rows of one kind of n-gram."""
+    kind, _, gram = query.partition("-")
+    rows = wide[["method", "coefficient", "nu", "other", "seeds"]].assign(cost=wide[query])
+    curve = rows["coefficient"] + " " + rows["nu"].map("{:g}".format) + " " + rows["other"]
+    return rows.assign(
+        kind="length" if kind == "ngram" else kind, gram=gram, curve=curve, rna=rows["nu"].gt(0).map(NOISE)
+    )
 
 
 COURSE = {
