@@ -30,6 +30,13 @@ NOISE = {True: "with RNA", False: "without"}
 ORDER = {"without": 0, "with RNA": 1}
 
 
+_DASH = alt.StrokeDash("rna:N", title=None, scale=alt.Scale(domain=list(ORDER), range=[[1, 0], [5, 3]]))
+
+
+def _colour(methods: Sequence[str]) -> alt.Color:
+    return alt.Color("method:N", title=None, scale=charts.colours(methods, charts.METHOD_COLOURS))
+
+
 def measures(metrics: Mapping[str, float], roles: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """What a run's texts say, in nats a token, where it was measured.
 
@@ -146,14 +153,12 @@ def which_ngrams(m: Material) -> Figure:
     methods = list(dict.fromkeys(data["method"]))
 
     def chart(look: Look) -> alt.ConcatChart:
-        colour = alt.Color("method:N", title=None, scale=charts.colours(methods, charts.METHOD_COLOURS))
-        dash = alt.StrokeDash("rna:N", title=None, scale=alt.Scale(domain=list(ORDER), range=[[1, 0], [5, 3]]))
         panels = []
         for kind, x in (("similarity", ["least", "mean", "most"]), ("length", ["2", "4", "8", "16"])):
             part = data[data["kind"] == kind]
             across = alt.X("gram:O", title=kind, sort=x, axis=alt.Axis(labelAngle=0))
             y = alt.Y("cost:Q", title="cost beyond the base model's, nats a token")
-            named = alt.Chart(part).encode(x=across, y=y, color=colour, strokeDash=dash, detail="curve:N")
+            named = alt.Chart(part).encode(x=across, y=y, color=_colour(methods), strokeDash=_DASH, detail="curve:N")
             layers = [named.mark_line(opacity=0.7), named.mark_point(filled=True).encode(tooltip=charts.tooltip(part))]
             panels.append(alt.layer(*layers).properties(width=look.width, height=look.height))
         return charts.side_by_side(*panels, columns=2)
@@ -201,8 +206,6 @@ def course(m: Material) -> Figure:
     drawn = data[data["run"].isin(list(dict.fromkeys(data["run"]))[:MOST_COURSES])]
 
     def chart(look: Look) -> alt.ConcatChart:
-        colour = alt.Color("method:N", title=None, scale=charts.colours(methods, charts.METHOD_COLOURS))
-        dash = alt.StrokeDash("rna:N", title=None, scale=alt.Scale(domain=list(ORDER), range=[[1, 0], [5, 3]]))
         panels = []
         for name, label in COURSE.items():
             if name in drawn:
@@ -210,7 +213,7 @@ def course(m: Material) -> Figure:
                 part = drawn[["step", "method", "coefficient", "nu", "seed", "run", "rna"]].assign(value=drawn[name])
                 y = alt.Y("value:Q", title=label, scale=alt.Scale(zero=False))
                 encoded = alt.Chart(part.dropna(subset="value")).encode(
-                    x=alt.X("step:Q", title="step"), y=y, color=colour, strokeDash=dash, detail="run:N"
+                    x=alt.X("step:Q", title="step"), y=y, color=_colour(methods), strokeDash=_DASH, detail="run:N"
                 )
                 layers = [encoded.mark_line(opacity=0.7), encoded.mark_point(size=2 * look.size, filled=True)]
                 layers[1] = layers[1].encode(tooltip=charts.tooltip(part))
@@ -228,16 +231,14 @@ def course(m: Material) -> Figure:
 def _panel(data: pd.DataFrame, look: Look, name: str, methods: Sequence[str]) -> alt.LayerChart:
     x = alt.X("forgotten:Q", title=AXES["forgotten"], scale=alt.Scale(nice=True, zero=True))
     y = alt.Y(f"{name}:Q", title=AXES[name], scale=alt.Scale(nice=True, zero=True))
-    colour = alt.Color("method:N", title=None, scale=charts.colours(methods, charts.METHOD_COLOURS))
-    dash = alt.StrokeDash("rna:N", title=None, scale=alt.Scale(domain=list(ORDER), range=[[1, 0], [5, 3]]))
     shape = alt.Shape("rna:N", title=None, scale=alt.Scale(domain=list(ORDER), range=["circle", "diamond"]))
     plane = alt.Chart(data.drop(columns="setting"))
     ends = {"y": alt.Y(f"{name}_low:Q", title=y["title"]), "y2": f"{name}_high:Q"}
     layers = [
-        plane.mark_rule(opacity=0.4).encode(x=x, color=colour, **ends),
-        plane.mark_line(opacity=0.5).encode(x=x, y=y, color=colour, strokeDash=dash),
+        plane.mark_rule(opacity=0.4).encode(x=x, color=_colour(methods), **ends),
+        plane.mark_line(opacity=0.5).encode(x=x, y=y, color=_colour(methods), strokeDash=_DASH),
         plane.mark_point(filled=True, size=5 * look.size, opacity=0.9).encode(
-            x=x, y=y, color=colour, shape=shape, tooltip=charts.tooltip(data.drop(columns="setting"))
+            x=x, y=y, color=_colour(methods), shape=shape, tooltip=charts.tooltip(data.drop(columns="setting"))
         ),
     ]
     if name == "cost" and "base_cost" in data:
