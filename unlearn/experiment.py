@@ -163,7 +163,7 @@ def _train_variants(pairs: list[tuple[ActiveRun, Variant]], shared: Config, inpu
             checkpoint_every=shared.train.checkpoint_every,
             on_checkpoint=lambda variant: handle(variant, lambda active: active.save(variant)),
             keep_every=shared.eval.every,
-            on_keep=lambda variant: handle(variant, lambda active: active.save_weights(variant, cut.frozen)),
+            on_keep=lambda variant: handle(variant, lambda active: active.keep_weights(variant, cut.frozen)),
         )
 
 

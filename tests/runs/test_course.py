@@ -10,7 +10,7 @@ from tests.conftest import ROOT, read_jsonl
 from unlearn.errors import UserError
 from unlearn.experiment import run, run_together
 from unlearn.models.delta import load_delta
-from unlearn.runs import results
+from unlearn.runs import active, results
 from unlearn.tracking.wandb_log import records, rows
 
 HELD_OUT = ROOT / "unlearn/real/data/wikipedia-heldout.jsonl"
@@ -89,3 +89,17 @@ def test_wandb_has_the_course_over_its_own_steps(short):
     logged = [row for row in rows(records(log)) if "course/step" in row]
     assert [row["course/step"] for row in logged] == [0, 2, 4, 5]
     assert all("course/retain_text/perturbed/nats" in row for row in logged)
+
+
+def test_a_full_disk_costs_a_point_of_the_course_and_no_run(short, monkeypatch, capsys):
+    save = active.save_delta
+
+    def full(file, *others):
+        if file.name == "000002.safetensors":
+            raise OSError("No space left on device")
+        save(file, *others)
+
+    monkeypatch.setattr(active, "save_delta", full)
+    folder = run(short(*JOB, *EVERY))
+    assert [line["step"] for line in read_jsonl(folder / "course.jsonl")] == [0, 4, 5]
+    assert "the weights after step 1 are not kept: No space left on device" in capsys.readouterr().err

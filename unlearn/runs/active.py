@@ -93,11 +93,19 @@ class ActiveRun:
             raise UserError(variant.error)
         self.lock.check()
         self.tracker.sync()
-        self.save_weights(variant, frozen)
+        self._save_weights(variant, frozen)
         self.folder.finish_training(self._training_metrics())
 
-    def save_weights(self, variant: Variant, frozen: Mapping[str, Any]) -> None:
-        """Save the changed matrices as they are now: the delta after the last step, else for `eval.every`."""
+    def keep_weights(self, variant: Variant, frozen: Mapping[str, Any]) -> None:
+        """Save the changed matrices for `eval.every`. If the disk is full, this step will not be measured."""
+        self.lock.check()
+        try:
+            self._save_weights(variant, frozen)
+        except OSError as error:
+            say(f"{self.folder.path}: the weights after step {variant.progress.steps - 1} are not kept: {error}")
+
+    def _save_weights(self, variant: Variant, frozen: Mapping[str, Any]) -> None:
+        """Save the changed matrices as they are now: as the delta, if that was the last step."""
         model = self.config.model
         metadata = {"model": model.name, "layer": str(model.layer), "run": run_name(self.config)}
         file = self.folder.weights_after(variant.progress.steps, self.config.train.steps)
