@@ -72,7 +72,7 @@ real: $(INSTALLED) smollm2 ## the paper on a real language model and real texts,
 	$(BIN)/unlearn report $(REAL) -o $(REAL)/report.html --figures $(REAL)/figures
 
 real-adaptive_rmu real-rmu real-rsv: real-%: $(INSTALLED) smollm2
-	$(REAL_JOBS) method=$* rna.nu=0,1,1.5,2,3,4
+	$(REAL_JOBS) method=$* rna.nu=0,1,2,2.5,3,4
 
 # Without RNA, as much or as little forgotten as with it: what robustness at equal forgetting is compared with.
 real-forgetting: $(INSTALLED) smollm2
