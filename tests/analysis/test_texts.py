@@ -89,6 +89,8 @@ def test_claims_are_judged_on_texts(material):
     }
     assert verdicts["RNA makes RM models stumble less at equal forgetting."].startswith("**seen** -0.29")
     assert verdicts["Retained texts stay as they were."].startswith("**seen** +0.01")
+    # Of the model without RNA that those with RNA differ from in nu alone, c = 3, not of all without RNA.
+    assert verdicts["Unlearning reaches texts that were not trained on."].startswith("**seen** +4.00")
     assert verdicts["A forget-token in a harmless text makes RM models stumble."].startswith("**seen**")
     assert "### The claims" not in page  # no questions were asked
 
@@ -98,7 +100,7 @@ def test_a_claim_is_contrary_where_it_is_the_other_way(tmp_path):
         for c, forgotten in ((1, 2.0), (2, 3.0)):
             text_run(tmp_path, c, 0, seed, forgotten=forgotten, cost=0.1 + seed / 100, base=0.5, retained=0.3)
         text_run(tmp_path, 2, 0.1, seed, forgotten=2.5, cost=0.9, retained=0.3)
-    [(_, rows)] = claims.by_method(gather(collect([tmp_path]))).items()
+    [(_, rows)] = claims.by_method(Evidence(gather(collect([tmp_path])))).items()
     verdicts = [claim.verdict(claim.effect(rows)) for claim in claims.CLAIMS]
     assert verdicts[1] == verdicts[2] == verdicts[4] == "contrary"
 
@@ -148,7 +150,7 @@ def test_ngrams_in_texts_are_a_figure_and_two_claims(tmp_path):
     assert len(drawn.data) == 7
     assert drawn.data.set_index(["kind", "gram"]).loc[("length", "4"), "cost"] == pytest.approx(0.405)
     assert "gram" in json.dumps(drawn.chart(SCREEN).to_dict())
-    [(_, rows)] = claims.by_method(material).items()
+    [(_, rows)] = claims.by_method(Evidence(material)).items()
     similar, longer = (claim.effect(rows) for claim in claims.CLAIMS[-2:])
     assert similar.difference == pytest.approx(0.2)
     assert longer.difference == pytest.approx(0.2)

@@ -103,7 +103,7 @@ def _verdicts(subjects: Sequence[Subject]) -> Table:
 
 def _on_texts(evidence: Evidence) -> list[Table]:
     """None if no run has held-out texts."""
-    methods = texts.by_method(evidence.material)
+    methods = texts.by_method(evidence)
     rows = []
     for claim in texts.CLAIMS if methods else ():
         cells = {method: _cell(claim, claim.effect(of)) for method, of in methods.items()}

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from unlearn.analysis.claims.claims import GRAMS, Claim
+from unlearn.analysis.claims.evidence import Evidence
 from unlearn.analysis.report.contrasts import Contrast, mean_over_seeds
-from unlearn.analysis.report.material import Material
 from unlearn.analysis.report.texts import WIDEST, at_equal_forgetting, run_rows
 
 UNIT = "nats a token"
@@ -19,7 +19,7 @@ Effect = Callable[[pd.DataFrame], Contrast]  # of a method's rows (`run_rows`)
 
 
 def _without_rna(a: str, b: str | None = None) -> Effect:
-    """A measure, or the difference of two, of the setting without RNA that has most runs."""
+    """A measure, or the difference of two, of the model without RNA."""
 
     def effect(rows: pd.DataFrame) -> Contrast:
         plain = _plain(rows, [a] if b is None else [a, b])
@@ -43,12 +43,8 @@ def _slope_over_length(rows: pd.DataFrame) -> Contrast:
 
 
 def _plain(rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
-    """The runs of the setting without RNA that has most, among those that have these measures; maybe none."""
-    if not set(names) <= set(rows):
-        return rows.iloc[:0]
-    plain = rows[rows["nu"] == 0].dropna(subset=names)
-    sizes = plain.groupby("setting", sort=False).size()
-    return plain[plain["setting"] == sizes.idxmax()] if len(sizes) else plain
+    """The runs without RNA that are judged, those that have these measures; maybe none."""
+    return rows[rows["judged"]].dropna(subset=names) if set(names) <= set(rows) else rows.iloc[:0]
 
 
 def _equal_forgetting(measure: str) -> Effect:
@@ -135,7 +131,11 @@ CLAIMS = (
 )
 
 
-def by_method(m: Material) -> dict[str, pd.DataFrame]:
-    """method -> its rows, where runs have held-out texts."""
-    rows = run_rows(m)
-    return {} if rows.empty else {str(method): of for method, of in rows.groupby("method", sort=False)}
+def by_method(evidence: Evidence) -> dict[str, pd.DataFrame]:
+    """method -> its rows, where runs have held-out texts; `judged`: whether of the model without RNA that is judged."""
+    rows, found = run_rows(evidence.material), {}
+    for subject in evidence.subjects:
+        of = rows[rows["method"] == subject.method] if len(rows) else rows
+        if len(of):
+            found[subject.method] = of.assign(judged=of["setting"] == subject.plain)
+    return found
