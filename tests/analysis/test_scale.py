@@ -70,3 +70,9 @@ def test_a_checkpoint_of_another_scale(capsys, tmp_path, factor):
     here = printed_file(capsys, str(tmp_path), "data=toy")
     assert math.isclose(here["methods"]["rmu"]["c"] / there["methods"]["rmu"]["c"], factor, rel_tol=0.1)
     assert math.isclose(here["methods"]["rsv"]["nu"] / there["methods"]["rsv"]["nu"], factor, rel_tol=0.1)
+
+
+def test_a_layer_that_there_is_not_is_an_error_before_any_weight(capsys):
+    for layer in ("1", "8"):
+        with pytest.raises(SystemExit, match=rf"Error: --layer {layer} is not allowed: it must be in 2\.\.7"):
+            main(["scale", "model=toy", "data=toy", "--layer", layer])

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import sqrt
 
 import torch
@@ -24,8 +25,9 @@ from torch import Tensor, nn
 
 from unlearn.config.schema import SPAN, Config
 from unlearn.data.corpora import documents
+from unlearn.errors import UserError
 from unlearn.models.architectures import decoder_layers, parameter_names
-from unlearn.models.loading import Source, load_tokenizer, load_whole
+from unlearn.models.loading import Source, load_config, load_tokenizer, load_whole
 from unlearn.models.replay import owners
 from unlearn.screen import console
 
@@ -59,37 +61,52 @@ def measure(model: nn.Module, ids: Sequence[Tensor], parameters: list[str] | Non
         parameters: names of the trained matrices inside a layer; None: the MLP's down projection.
     """
     layers = decoder_layers(model)
-    outputs: list[list[Tensor]] = [[] for _ in layers]
-    inputs: list[list[Tensor]] = [[] for _ in layers]
+    sums = [_Sums() for _ in layers]
     hooks = []
-    for number, layer in enumerate(layers):
-
-        def keep_output(_module: nn.Module, _args: object, output: object, number: int = number) -> None:
-            hidden_BTD = output[0] if isinstance(output, tuple) else output
-            assert isinstance(hidden_BTD, Tensor)
-            outputs[number].append(hidden_BTD.flatten(0, -2).float().cpu())
-
-        def keep_input(_module: nn.Module, args: tuple[Tensor, ...], number: int = number) -> None:
-            inputs[number].append(args[0].flatten(0, -2).float().abs().sum(dim=-1).cpu())
-
-        hooks.append(layer.register_forward_hook(keep_output))
+    for layer, of_layer in zip(layers, sums, strict=True):
+        hooks.append(layer.register_forward_hook(of_layer.add_output))
         for module in owners(layer, parameter_names(layer, parameters)):
-            hooks.append(module.register_forward_pre_hook(keep_input))
+            hooks.append(module.register_forward_pre_hook(of_layer.add_input))
     try:
         for ids_1T in ids:
             model(input_ids=ids_1T, use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
-    return [
-        _scale(number, torch.cat(h), torch.cat(a)) for number, (h, a) in enumerate(zip(outputs, inputs, strict=True))
-    ]
+    return [of_layer.scale(number) for number, of_layer in enumerate(sums)]
 
 
-def _scale(layer: int, hidden_TD: Tensor, input_T: Tensor) -> LayerScale:
-    norms_T, spreads_D = hidden_TD.norm(dim=-1), hidden_TD.std(dim=0)
-    figures = (norms_T.mean(), norms_T.median(), spreads_D.median(), input_T.mean())
-    return LayerScale(layer, *(figure.item() for figure in figures))
+class _Sums:
+    """A layer's sums over tokens, as forward hooks: the states themselves would not fit into memory."""
+
+    def __init__(self) -> None:
+        self._norms: list[Tensor] = []  # [T] of each document
+        self._inputs: list[Tensor] = []
+        self._sum_D: Tensor | float = 0.0
+        self._squares_D: Tensor | float = 0.0
+
+    def add_output(self, _module: nn.Module, _args: object, output: object) -> None:
+        """The states that the layer returns."""
+        hidden = output[0] if isinstance(output, tuple) else output
+        assert isinstance(hidden, Tensor)
+        hidden_TD = hidden.flatten(0, -2).double()
+        self._norms.append(hidden_TD.norm(dim=-1).cpu())
+        self._sum_D += hidden_TD.sum(dim=0).cpu()
+        self._squares_D += hidden_TD.square().sum(dim=0).cpu()
+
+    def add_input(self, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        """The input of the trained matrix."""
+        self._inputs.append(args[0].flatten(0, -2).double().abs().sum(dim=-1).cpu())
+
+    def scale(self, layer: int) -> LayerScale:
+        """What the sums say."""
+        norms_T, inputs_T = torch.cat(self._norms), torch.cat(self._inputs)
+        assert isinstance(self._sum_D, Tensor)
+        assert isinstance(self._squares_D, Tensor)
+        count = len(norms_T)
+        spreads_D = ((self._squares_D - self._sum_D.square() / count) / max(1, count - 1)).clamp(min=0).sqrt()
+        figures = (norms_T.mean(), norms_T.median(), spreads_D.median(), inputs_T.mean())
+        return LayerScale(layer, *(figure.item() for figure in figures))
 
 
 def coefficients(scales: Sequence[LayerScale], layer: int, dim: int, config: Config) -> dict[str, object]:
@@ -121,14 +138,24 @@ def _rounded(value: float) -> float:
 
 
 def show_scale(config: Config, layer: int | None, count: int) -> None:
-    """Measure a configuration's model on its retain corpora: a table, and on standard output a file for conf/model."""
+    """Measure a configuration's model on its retain corpora: a table, and on standard output a file for conf/model.
+
+    Raises UserError for a layer that the model cannot be trained at.
+    """
     source = Source.of(config.model)
+    layers = load_config(source).get_text_config().num_hidden_layers
+    chosen = max(SPAN - 1, round(PAPER_LAYER * layers)) if layer is None else layer
+    if not SPAN - 1 <= chosen < layers:
+        raise UserError(f"--layer {chosen} is not allowed: it must be in {SPAN - 1}..{layers - 1}.")
     model, tokenizer = load_whole(source), load_tokenizer(source)
-    texts = [text for key, topic in config.data.topics.items() for text in _first(topic.retain, key, count)]
+    texts = [
+        text
+        for name, topic in config.data.topics.items()
+        for text, _ in islice(documents(topic.retain, f"data.topics.{name}.retain"), count)
+    ]
     length = min(topic.max_length for topic in config.data.topics.values())
     encoded = (tokenizer(text, truncation=True, max_length=length, return_tensors="pt") for text in texts)
     scales = measure(model, [e["input_ids"].to(source.torch_device) for e in encoded], config.model.parameters)
-    chosen = max(SPAN - 1, round(PAPER_LAYER * len(scales))) if layer is None else layer
     title = f"{config.model.name}: {len(texts)} retained documents of at most {length} tokens"
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
     for column in ("layer", "norm", "median norm", "spread", "L1 norm of the matrix's input"):
@@ -160,8 +187,3 @@ def _place(config: Config, layers: int) -> dict[str, object]:
         "device": "auto",
         "parameters": m.parameters,
     }
-
-
-def _first(path: str, topic: str, count: int) -> list[str]:
-    found = documents(path, f"data.topics.{topic}.retain")
-    return [text for (text, _), _ in zip(found, range(count), strict=False)]

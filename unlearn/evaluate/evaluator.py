@@ -6,12 +6,11 @@ import copy
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from types import MappingProxyType
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -71,7 +70,6 @@ class Evaluator:
     Args:
         model_hash: of `source`, see `checkpoint_fingerprint`; part of the key of cached answers.
         cache: the folder in which all runs share the base model's answers.
-        text_roles: role -> names of held-out texts in the suite.
     """
 
     def __init__(
@@ -84,9 +82,8 @@ class Evaluator:
         tokens_per_batch: int,
         maxlogit: MaxLogitPlan,
         cache: Path,
-        text_roles: Mapping[str, list[str]] = MappingProxyType({}),
     ) -> None:
-        self.suite, self._text_roles = suite, text_roles
+        self.suite = suite
         self._source, self._tokenizer, self._model_hash = source, tokenizer, model_hash
         self._tokens_per_batch, self._maxlogit, self._cache = tokens_per_batch, maxlogit, cache
         self._base: Answers | None = None
@@ -101,7 +98,7 @@ class Evaluator:
     def evaluate_base(self) -> Result:
         """Ask the base model."""
         base = self._base_answers([])
-        return Result(base.metrics, [base], self._roles())
+        return Result(base.metrics, [base], self.suite.members)
 
     def evaluate(self, models: Sequence[Unlearned]) -> list[Result]:
         """Ask unlearned models together, ask the base model, and compare each with it.
@@ -110,7 +107,7 @@ class Evaluator:
         """
         # Before the base model, whose answers another process may be computing at the same time.
         parts, _ = in_batches(self._ask_unlearned, models, len(models))  # smaller groups, if memory runs out
-        base, roles = self._base_answers(models), self._roles()
+        base, roles = self._base_answers(models), self.suite.members
         return [
             Result(base.metrics | own.metrics | against_base(base, own, self.suite), [base, own], roles)
             for part in parts
@@ -121,11 +118,6 @@ class Evaluator:
         weights, metadata = load_delta(delta)
         check_delta(self._model, weights, metadata)
         return weights
-
-    def _roles(self) -> dict[str, list[str]]:
-        leaves = self.suite.leaves
-        found = {role: [leaf for name in asked for leaf in leaves[name]] for role, asked in self.suite.roles.items()}
-        return {**found, **self._text_roles}
 
     def _ask_unlearned(self, models: Sequence[Unlearned]) -> list[Answers]:
         group = ModelGroup(self._model, (self._weights(model.delta) for model in models))

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import AutoModel, PreTrainedTokenizerBase
 
 from unlearn.config.identity import RESULTS_VERSION
-from unlearn.config.schema import NGRAM_QUERIES, Config, EvalConfig
+from unlearn.config.schema import NGRAM_QUERIES, Config, EvalConfig, text_tasks
 from unlearn.data.corpora import corpus_sha256, documents
 from unlearn.evaluate.cache import cache_place
 from unlearn.evaluate.ngrams import embedded, in_context, rank_ngrams
@@ -132,8 +132,7 @@ def _course(e: EvalConfig, words: dict[str, list[str]]) -> Suite | None:
         return None
     most = min(n for n in (e.texts.documents, e.every_documents) if n is not None)
     tasks = e.tasks if e.every_questions else {}
-    fewer = replace(e, tasks=tasks, subset=e.every_questions, texts=replace(e.texts, documents=most))
-    return _suite(replace(fewer, limit=None) if e.every_questions else fewer, words)
+    return _suite(replace(e, tasks=tasks, subset=e.every_questions, texts=replace(e.texts, documents=most)), words)
 
 
 def _suite(e: EvalConfig, words: dict[str, list[str]]) -> Suite:
@@ -151,4 +150,5 @@ def _suite(e: EvalConfig, words: dict[str, list[str]]) -> Suite:
         replaced=e.replaced,
         position=e.position,
         passages=passages,
+        text_roles=text_tasks(e.texts.corpora),
     )

@@ -41,9 +41,16 @@ class Suite:
     leaves: dict[str, list[str]]  # every task and group -> the tasks that it consists of
     samples: dict[str, list[int]] | None  # task -> numbers of the documents that are asked; None: all
     passages: Passages = field(default_factory=dict)
+    text_roles: dict[str, list[str]] = field(default_factory=dict)  # role -> names in `passages`
 
     def __bool__(self) -> bool:
         return bool(self.tasks or self.passages)
+
+    @property
+    def members(self) -> dict[str, list[str]]:
+        """The tasks, and the held-out texts, that each role consists of."""
+        found = {role: [leaf for name in asked for leaf in self.leaves[name]] for role, asked in self.roles.items()}
+        return found | self.text_roles
 
     @property
     def queries(self) -> list[str]:
@@ -91,8 +98,9 @@ def load_suite(
     replaced: int = 1,
     position: str = "random",
     passages: Passages | None = None,
+    text_roles: Mapping[str, list[str]] = {},
 ) -> Suite:
-    """Load and build all questions; `passages` are put beside them.
+    """Load and build all questions; `passages`, and the roles that they are of, are put beside them.
 
     Args:
         roles: role -> names of lm-eval tasks or groups.
@@ -108,7 +116,7 @@ def load_suite(
     """
     names = list(dict.fromkeys(name for group in roles.values() for name in group))
     if not names:
-        return Suite({}, {}, {}, None, passages or {})
+        return Suite({}, {}, {}, None, passages or {}, dict(text_roles))
     manager = _tasks_in(include_path, beside_lm_evals=False)
     if not set(names) <= set(manager.all_tasks):
         manager = _tasks_in(include_path, beside_lm_evals=True)
@@ -137,7 +145,8 @@ def load_suite(
         for name, task in tasks.items():
             _build(task, None if samples is None else samples[name])
         suite[query] = {"tasks": tasks, **_groups_of(loaded, leaves, tasks)}
-    return Suite(suite, {role: list(asked) for role, asked in roles.items()}, leaves, samples, passages or {})
+    asked = {role: list(named) for role, named in roles.items()}
+    return Suite(suite, asked, leaves, samples, passages or {}, dict(text_roles))
 
 
 @lru_cache  # scanning lm-eval's thousands of task files takes seconds

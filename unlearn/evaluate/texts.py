@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from statistics import fmean, stdev
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +22,7 @@ from unlearn.data.corpora import documents
 from unlearn.errors import UserError
 from unlearn.evaluate.statistics import nats_a_token
 
+LARGEST = 700.0  # nats whose exponential a float holds
 Passages = dict[str, dict[str, list["Passage"]]]  # query -> task -> passages
 
 
@@ -98,10 +100,6 @@ def record(passage: Passage, query: str, loglikelihood: float, tokens: int) -> d
 def figures(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """`nats` (a token, the mean over documents), its standard error, and `perplexity`, exp(nats)."""
     values = nats_a_token(records)
-    mean = math.fsum(values) / len(values)
-    spread = math.fsum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)
-    return {"nats": mean, "nats_stderr": math.sqrt(spread / len(values)), "perplexity": _exp(mean)}
-
-
-def _exp(nats: float) -> float:
-    return math.exp(min(nats, 700.0))  # the largest that a float holds
+    mean = fmean(values)
+    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return {"nats": mean, "nats_stderr": error, "perplexity": math.exp(min(mean, LARGEST))}

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from unlearn.config.schema import Config, text_tasks
+from unlearn.config.schema import Config
 from unlearn.data.batches import documents_needed
 from unlearn.data.corpora import Topic, load_topic
 from unlearn.errors import UserError
@@ -79,7 +79,6 @@ def make_evaluator(config: Config, inputs: Inputs) -> Evaluator:
         tokens_per_batch=config.eval.tokens_per_batch,
         maxlogit=MaxLogitPlan(list(plan.roles), list(plan.queries), plan.tokens),
         cache=Path(config.output_root) / CACHE,
-        text_roles=text_tasks(config.eval.texts.corpora),
     )
 
 

@@ -122,7 +122,7 @@ def _over(s: Subject, points: Mapping[float, str], what: str) -> Contrast:
     known = {x: setting for x, setting in points.items() if len(s.shared(setting)) >= FEWEST}
     if len(known) < 2:
         return Contrast(why_not=f"fewer than two values of {what} in enough seeds")
-    weights = _slope(list(known))
+    weights = slope(list(known))
     return s.evidence.combine(
         [Term(w, setting, "retain", "perturbed") for w, setting in zip(weights, known.values(), strict=True)]
     )
@@ -130,12 +130,12 @@ def _over(s: Subject, points: Mapping[float, str], what: str) -> Contrast:
 
 def by_length(s: Subject) -> Contrast:
     """The least-squares slope of robustness, less the base model's, over log2 of the n-gram's length."""
-    weights = _slope([math.log2(n) for n in GRAMS])
+    weights = slope([math.log2(n) for n in GRAMS])
     parts = [_beside_base(w, s.plain, f"ngram-{n}") for w, n in zip(weights, GRAMS, strict=True)]
     return s.evidence.combine([term for part in parts for term in part])
 
 
-def _slope(xs: Sequence[float]) -> list[float]:
+def slope(xs: Sequence[float]) -> list[float]:
     """The weights that make values at `xs` their least-squares slope."""
     middle = sum(xs) / len(xs)
     spread = sum((x - middle) ** 2 for x in xs)

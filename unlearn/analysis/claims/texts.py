@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import numpy as np
 import pandas as pd
 
-from unlearn.analysis.claims.claims import GRAMS, Claim
+from unlearn.analysis.claims.claims import GRAMS, Claim, slope
 from unlearn.analysis.claims.evidence import Evidence
 from unlearn.analysis.report.contrasts import Contrast, mean_over_seeds
 from unlearn.analysis.report.texts import WIDEST, at_equal_forgetting, run_rows
@@ -32,14 +31,11 @@ def _without_rna(a: str, b: str | None = None) -> Effect:
 
 def _slope_over_length(rows: pd.DataFrame) -> Contrast:
     """The least-squares slope of an n-gram's cost over log2 n, without RNA."""
-    queries = {f"ngram-{n}": math.log2(n) for n in GRAMS}
-    plain = _plain(rows, list(queries))
+    queries = [f"ngram-{n}" for n in GRAMS]
+    plain = _plain(rows, queries)
     if plain.empty:
         return Contrast(why_not="no run without RNA has texts with n-grams")
-    slopes = [
-        np.polyfit(list(queries.values()), list(row), 1)[0] for row in plain[list(queries)].itertuples(index=False)
-    ]
-    return mean_over_seeds([float(slope) for slope in slopes])
+    return mean_over_seeds(list(plain[queries] @ slope([math.log2(n) for n in GRAMS])))
 
 
 def _plain(rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:

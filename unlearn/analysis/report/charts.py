@@ -14,6 +14,9 @@ BASE, OTHERS = "#8c8c8c", ["#CC79A7", "#56B4E9", "#E69F00", "#7F5AA2", "#A6761D"
 METHOD_COLOURS = {"Base": BASE, "RMU": "#0072B2", "Adaptive RMU": "#D55E00", "RSV": "#009E73"}
 ROLE_COLOURS = {"retain": "#0072B2", "near": "#009E73", "forget": "#D55E00"}
 QUERY_DASHES = {"perturbed": [1, 0], "default": [5, 3], "control": [1, 2]}
+NOISE = {True: "with RNA", False: "without"}
+NOISE_DASHES = alt.Scale(domain=["without", "with RNA"], range=[[1, 0], [5, 3]])
+NOISE_SHAPES = alt.Scale(domain=["without", "with RNA"], range=["circle", "diamond"])
 PHASE_COLOURS = {"I": "#009E73", "II": "#D55E00", "III": "#56B4E9"}
 
 
@@ -61,6 +64,16 @@ def colours(names: Sequence[str], known: dict[str, str]) -> alt.Scale:
     """A colour for each name: those that are known, and others in turn."""
     spare = iter(OTHERS * (1 + len(names) // len(OTHERS)))
     return alt.Scale(domain=list(names), range=[known.get(name) or next(spare) for name in names])
+
+
+def method_colour(methods: Sequence[str]) -> alt.Color:
+    """The colours of methods."""
+    return alt.Color("method:N", title=None, scale=colours(methods, METHOD_COLOURS))
+
+
+def noise_dash() -> alt.StrokeDash:
+    """A stroke for models with RNA and one for those without."""
+    return alt.StrokeDash("rna:N", title=None, scale=NOISE_DASHES)
 
 
 def dashes(queries: Sequence[str]) -> alt.Scale:

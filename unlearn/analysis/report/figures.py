@@ -16,8 +16,6 @@ from unlearn.analysis.report.material import Material
 
 SIMILARITY = {"similarity-least": "least", "similarity-mean": "mean", "similarity-most": "most"}
 NGRAMS = {f"ngram-{n}": n for n in (2, 4, 8, 16)}
-NOISE = {True: "with RNA", False: "without"}
-NOISE_DASHES = alt.Scale(domain=["without", "with RNA"], range=[[1, 0], [5, 3]])
 RULES = 200  # points of a plane up to which their intervals are drawn
 
 
@@ -46,7 +44,7 @@ def _standing(m: Material) -> pd.DataFrame:
     if rows.empty:
         return pd.DataFrame(columns=columns)
     own = rows[rows["setting"].isin(m.standing)]
-    own = own.assign(group=own["method"], rna=own["nu"].gt(0).map(NOISE))
+    own = own.assign(group=own["method"], rna=own["nu"].gt(0).map(charts.NOISE))
     base = m.base.assign(group="Base", rna="without", missing="")
     return pd.concat([base, own])[columns]
 
@@ -103,7 +101,7 @@ def figure_4(m: Material) -> Figure:
                 y=alt.Y("mean:Q", title="accuracy on retained in %", scale=charts.percent(part)),
                 colour="group",
                 scale=charts.colours(names, charts.METHOD_COLOURS),
-                dash=alt.StrokeDash("rna:N", title=None, scale=NOISE_DASHES),
+                dash=charts.noise_dash(),
                 title=name,
             )
             for column, x, name in (("similarity", similarity, "similarity"), ("n", length, "length"))
@@ -124,7 +122,7 @@ def pareto(m: Material) -> Figure:
         return _missing("pareto", title, "no finished run has both, retain tasks under perturbation and forget tasks.")
     base = _pairs(m.base.assign(method="Base", nu=0.0)).assign(front=False)
     data = pd.concat([base, _front(both)], ignore_index=True).drop(columns="setting")
-    data["rna"] = data["nu"].gt(0).map(NOISE)
+    data["rna"] = data["nu"].gt(0).map(charts.NOISE)
     names = list(dict.fromkeys(["Base", *both["method"]]))
 
     def chart(look: Look) -> alt.LayerChart:
@@ -132,8 +130,7 @@ def pareto(m: Material) -> Figure:
         across, up = (charts.span(data[name], 3) for name in ("forgotten", "retained"))
         x = alt.X("forgotten:Q", title="accuracy on forgotten in % (default)", scale=across)
         y = alt.Y("retained:Q", title="accuracy on retained in % (perturbed)", scale=up)
-        colour = alt.Color("method:N", title=None, scale=charts.colours(names, charts.METHOD_COLOURS))
-        shapes = alt.Scale(domain=["without", "with RNA"], range=["circle", "diamond"])
+        colour = charts.method_colour(names)
         plane = alt.Chart(data)
         rule = plane.mark_rule(opacity=0.25, clip=True)
         rules = [
@@ -147,7 +144,7 @@ def pareto(m: Material) -> Figure:
             x=x,
             y=y,
             color=colour,
-            shape=alt.Shape("rna:N", title=None, scale=shapes),
+            shape=alt.Shape("rna:N", title=None, scale=charts.NOISE_SHAPES),
             opacity=alt.condition(pick, alt.value(0.9), alt.value(0.08)),
             tooltip=charts.tooltip(data),
         )

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 import altair as alt
+import numpy as np
 import pandas as pd
-from scipy import stats
 
 from unlearn.analysis.report import charts
 from unlearn.analysis.report.charts import Look
+from unlearn.analysis.report.contrasts import mean_over_seeds
 from unlearn.analysis.report.figure import Figure
 from unlearn.analysis.report.frames import DIGITS, SETTING
 from unlearn.analysis.report.material import Material
 from unlearn.config.schema import NGRAM_QUERIES, text_role
 from unlearn.evaluate.roles import role_means
-from unlearn.evaluate.statistics import CONFIDENCE
 
 FORGOTTEN, RETAINED = text_role("forget"), text_role("retain")
 AXES = {
@@ -26,15 +26,6 @@ AXES = {
 }
 WIDEST = 2.0  # nats a token between two runs, across which a measure is interpolated
 MOST_COURSES = 24  # runs whose course is drawn
-NOISE = {True: "with RNA", False: "without"}
-ORDER = {"without": 0, "with RNA": 1}
-
-
-_DASH = alt.StrokeDash("rna:N", title=None, scale=alt.Scale(domain=list(ORDER), range=[[1, 0], [5, 3]]))
-
-
-def _colour(methods: Sequence[str]) -> alt.Color:
-    return alt.Color("method:N", title=None, scale=charts.colours(methods, charts.METHOD_COLOURS))
 
 
 def measures(metrics: Mapping[str, float], roles: Mapping[str, Sequence[str]]) -> dict[str, float]:
@@ -95,10 +86,9 @@ def at_equal_forgetting(rows: pd.DataFrame, measure: str) -> dict[int, float]:
         for forgotten, value in group.loc[group["nu"] > 0, ["forgotten", measure]].itertuples(index=False):
             above = int(x.searchsorted(forgotten))
             if 0 < above < len(x) and x[above] - x[above - 1] <= WIDEST:
-                share = (forgotten - x[above - 1]) / (x[above] - x[above - 1])
-                differences.append(value - (1 - share) * y[above - 1] - share * y[above])
+                differences.append(value - float(np.interp(forgotten, x, y)))
         if differences:
-            found[int(seed)] = math.fsum(differences) / len(differences)
+            found[int(seed)] = fmean(differences)
     return found
 
 
@@ -106,11 +96,8 @@ def _summary(group: pd.DataFrame, names: Sequence[str]) -> dict[str, float]:
     """Mean of each measure over seeds, and its 95 % interval (Student's t); no interval for a single seed."""
     found: dict[str, float] = {}
     for name in names:
-        mean, count = group[name].mean(), len(group)
-        half = math.nan
-        if count > 1:
-            half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * group[name].std() / math.sqrt(count))
-        found |= {name: mean, f"{name}_low": mean - half, f"{name}_high": mean + half}
+        over = mean_over_seeds(list(group[name]))
+        found |= {name: over.difference, f"{name}_low": over.seeds_low, f"{name}_high": over.seeds_high}
     return found
 
 
@@ -121,10 +108,8 @@ def figure(m: Material) -> Figure:
     if rows.empty or not {"forgotten", "cost"} <= set(rows):
         why = "no run has held-out texts to forget and perturbed ones to retain (eval=real, eval.texts)."
         return Figure("texts", title, f"Nothing to show: {why}", pd.DataFrame())
-    data = text_frame(rows)
-    data = data.assign(rna=data["nu"].gt(0).map(NOISE)).sort_values(
-        ["method", "rna", "forgotten"], key=lambda column: column.map(ORDER) if column.name == "rna" else column
-    )
+    data = text_frame(rows).drop(columns="setting").sort_values(["method", "nu", "forgotten"])
+    data = data.assign(rna=data["nu"].gt(0).map(charts.NOISE))
     methods = list(dict.fromkeys(data["method"]))
     shown = [name for name in ("cost", "retained") if name in data]
 
@@ -137,7 +122,7 @@ def figure(m: Material) -> Figure:
         "joined in the order of forgetting, without RNA and with it, so that both can be compared at equal forgetting. "
         "Means with 95 % intervals over seeds, where there are several."
     )
-    return Figure("texts", title, caption, data.drop(columns="setting"), chart)
+    return Figure("texts", title, caption, data, chart)
 
 
 def which_ngrams(m: Material) -> Figure:
@@ -158,7 +143,9 @@ def which_ngrams(m: Material) -> Figure:
             part = data[data["kind"] == kind]
             across = alt.X("gram:O", title=kind, sort=x, axis=alt.Axis(labelAngle=0))
             y = alt.Y("cost:Q", title="cost beyond the base model's, nats a token")
-            named = alt.Chart(part).encode(x=across, y=y, color=_colour(methods), strokeDash=_DASH, detail="curve:N")
+            named = alt.Chart(part).encode(
+                x=across, y=y, color=charts.method_colour(methods), strokeDash=charts.noise_dash(), detail="curve:N"
+            )
             layers = [named.mark_line(opacity=0.7), named.mark_point(filled=True).encode(tooltip=charts.tooltip(part))]
             panels.append(alt.layer(*layers).properties(width=look.width, height=look.height))
         return charts.side_by_side(*panels, columns=2)
@@ -175,7 +162,7 @@ def _of_query(wide: pd.DataFrame, query: str) -> pd.DataFrame:
     rows = wide[["method", "coefficient", "nu", "other", "seeds"]].assign(cost=wide[query])
     curve = rows["coefficient"] + " " + rows["nu"].map("{:g}".format) + " " + rows["other"]
     return rows.assign(
-        kind="length" if kind == "ngram" else kind, gram=gram, curve=curve, rna=rows["nu"].gt(0).map(NOISE)
+        kind="length" if kind == "ngram" else kind, gram=gram, curve=curve, rna=rows["nu"].gt(0).map(charts.NOISE)
     )
 
 
@@ -201,7 +188,7 @@ def course(m: Material) -> Figure:
     if not parts:
         return Figure("course", title, "Nothing to show: no run has eval.every.", pd.DataFrame())
     data = pd.concat(parts, ignore_index=True)
-    data = data.assign(rna=data["nu"].gt(0).map(NOISE)).drop(columns="setting")
+    data = data.assign(rna=data["nu"].gt(0).map(charts.NOISE)).drop(columns="setting")
     methods = list(dict.fromkeys(data["method"]))
     drawn = data[data["run"].isin(list(dict.fromkeys(data["run"]))[:MOST_COURSES])]
 
@@ -213,7 +200,11 @@ def course(m: Material) -> Figure:
                 part = drawn[["step", "method", "coefficient", "nu", "seed", "run", "rna"]].assign(value=drawn[name])
                 y = alt.Y("value:Q", title=label, scale=alt.Scale(zero=False))
                 encoded = alt.Chart(part.dropna(subset="value")).encode(
-                    x=alt.X("step:Q", title="step"), y=y, color=_colour(methods), strokeDash=_DASH, detail="run:N"
+                    x=alt.X("step:Q", title="step"),
+                    y=y,
+                    color=charts.method_colour(methods),
+                    strokeDash=charts.noise_dash(),
+                    detail="run:N",
                 )
                 layers = [encoded.mark_line(opacity=0.7), encoded.mark_point(size=2 * look.size, filled=True)]
                 layers[1] = layers[1].encode(tooltip=charts.tooltip(part))
@@ -231,14 +222,16 @@ def course(m: Material) -> Figure:
 def _panel(data: pd.DataFrame, look: Look, name: str, methods: Sequence[str]) -> alt.LayerChart:
     x = alt.X("forgotten:Q", title=AXES["forgotten"], scale=alt.Scale(nice=True, zero=True))
     y = alt.Y(f"{name}:Q", title=AXES[name], scale=alt.Scale(nice=True, zero=True))
-    shape = alt.Shape("rna:N", title=None, scale=alt.Scale(domain=list(ORDER), range=["circle", "diamond"]))
-    plane = alt.Chart(data.drop(columns="setting"))
+    shape = alt.Shape("rna:N", title=None, scale=charts.NOISE_SHAPES)
+    plane = alt.Chart(data)
     ends = {"y": alt.Y(f"{name}_low:Q", title=y["title"]), "y2": f"{name}_high:Q"}
     layers = [
-        plane.mark_rule(opacity=0.4).encode(x=x, color=_colour(methods), **ends),
-        plane.mark_line(opacity=0.5).encode(x=x, y=y, color=_colour(methods), strokeDash=_DASH),
+        plane.mark_rule(opacity=0.4).encode(x=x, color=charts.method_colour(methods), **ends),
+        plane.mark_line(opacity=0.5).encode(
+            x=x, y=y, color=charts.method_colour(methods), strokeDash=charts.noise_dash()
+        ),
         plane.mark_point(filled=True, size=5 * look.size, opacity=0.9).encode(
-            x=x, y=y, color=_colour(methods), shape=shape, tooltip=charts.tooltip(data.drop(columns="setting"))
+            x=x, y=y, color=charts.method_colour(methods), shape=shape, tooltip=charts.tooltip(data)
         ),
     ]
     if name == "cost" and "base_cost" in data:
