@@ -131,6 +131,10 @@ def test_a_slurm_job_does_not_get_hydras_variable(tmp_path):
         ("method.norm=sample", "method.norm: a key of method=adaptive_rmu only."),
         ("method.beta=3", "method.beta: a key of method=adaptive_rmu only."),
         ("eval.asked_of.control=[retain]", "eval.asked_of.control: not there yet; +eval.asked_of.control=... adds it."),
+        (
+            "eval.texts.corpora.retain.wiki=x.txt",
+            "eval.texts.corpora.retain.wiki: not there yet; +eval.texts.corpora.retain.wiki=... adds it.",
+        ),
         ("eval.tasks.retian=[mmlu]", "+eval.tasks.retian=... adds it. Did you mean 'eval.tasks.retain'?"),
         ("metod=rmu", "metod: unknown key. Did you mean 'method'?"),
         ("eval=nome", "eval=nome: no such option. Did you mean 'none'?"),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from hydra.errors import OverrideParseException
@@ -68,10 +68,16 @@ def _key_hint(key: str) -> str:
 
 
 def _takes_any_name(key: str) -> bool:
-    """Whether the schema has a dictionary around the key, as around eval.asked_of.QUERY; a method checks its own."""
+    """Whether the schema has a dictionary around the key, as around eval.texts.corpora.ROLE.NAME.
+
+    A method checks its own keys.
+    """
     around: Any = Config
     for name in key.split(".")[:-1]:
-        around = get_type_hints(around).get(name) if is_dataclass(around) else None
+        if get_origin(around) is dict:
+            around = get_args(around)[1]
+        else:
+            around = get_type_hints(around).get(name) if is_dataclass(around) else None
     return get_origin(around) is dict and not key.startswith("method.")
 
 
