@@ -64,7 +64,7 @@ reproduce-theorems: reproduce-seeds # of the models with the default nu; `reprod
 # (docs/log/real_model.md). Other seeds and the texts after those judge them.
 REAL := outputs/real
 REAL_JOBS := OMP_NUM_THREADS=1 $(BIN)/python launch.py -m hydra/launcher=packed tracker=none output_root=$(REAL) \
-	experiment=smollm2_real train.steps=240 eval.texts.skip=20 eval.texts.documents=20 eval.texts.words=70 seed=10,11,12
+	experiment=smollm2_real train.steps=225 eval.texts.skip=20 eval.texts.documents=20 eval.texts.words=70 seed=10,11,12
 
 real: $(INSTALLED) smollm2 ## the paper on a real language model and real texts, docs/real.md (about an hour)
 	$(MAKE) -j 2 $(REAL_PARTS)
@@ -76,7 +76,7 @@ real-adaptive_rmu real-rmu real-rsv: real-%: $(INSTALLED) smollm2
 
 # Without RNA, as much or as little forgotten as with it: what robustness at equal forgetting is compared with.
 real-forgetting: $(INSTALLED) smollm2
-	$(REAL_JOBS) method=adaptive_rmu,rmu rna.nu=0 loss.alpha=450,800
+	$(REAL_JOBS) method=adaptive_rmu,rmu rna.nu=0 loss.alpha=600,850
 	$(REAL_JOBS) method=rsv rna.nu=0 loss.alpha=800
 
 # Test processes use one thread each (tests/conftest.py), so that one for each core does not slow the others down.
