@@ -9,22 +9,19 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-
-from hydra.utils import instantiate
 
 from unlearn.config.identity import run_folder
 from unlearn.config.schema import Config, unshared
 from unlearn.data.batches import batches
 from unlearn.data.corpora import Topic
 from unlearn.errors import UserError, describe
-from unlearn.methods import rna
-from unlearn.methods.misdirection import Misdirection
-from unlearn.methods.randomness import generator
+from unlearn.methods.make import make_method
+from unlearn.methods.objective import Method, Setup
+from unlearn.methods.rna import RNA, Ahead
 from unlearn.models.cutting import CutModel
-from unlearn.models.loading import load_up_to
+from unlearn.models.loading import load_up_to, load_whole
 from unlearn.models.memory import reuse_memory
 from unlearn.runs.active import ActiveRun, open_run
 from unlearn.runs.inputs import Inputs, load_inputs, make_evaluator
@@ -108,13 +105,16 @@ def _train(runs: list[ActiveRun], shared: Config, inputs: Inputs) -> None:
     if not runs:
         return
     layer, parameters = shared.model.layer, shared.model.parameters
-    cut = CutModel(load_up_to(inputs.source, layer), layer, parameters=parameters)
+    methods = [make_method(active.config.method) for active in runs]
+    whole = any(method.needs_logits for method in methods)
+    model = load_whole(inputs.source) if whole else load_up_to(inputs.source, layer)
+    cut = CutModel(model, layer, parameters=parameters)
     say(f"Trained parameters: {', '.join(cut.frozen)}")
-    noise = rna.Ahead(cut.dim, cut.device)
+    noise = Ahead(cut.dim, cut.device)
     pairs: list[tuple[ActiveRun, Variant]] = []
-    for active in runs:
+    for active, method in zip(runs, methods, strict=True):
         with active.catching_errors():
-            variant = _make_variant(active.config, cut, inputs.topics, noise)
+            variant = _make_variant(active.config, method, cut, inputs.topics, noise)
             active.restore(variant)
             pairs.append((active, variant))
     if pairs:
@@ -137,6 +137,8 @@ def _train_variants(pairs: list[tuple[ActiveRun, Variant]], shared: Config, inpu
         pad_id=inputs.pad_id,
         side="left" if padded_left else "right",
         start=min(variant.progress.steps for _, variant in pairs),
+        preferred=inputs.preferred.rows if inputs.preferred else None,
+        first_preferred=shared.loss.mask == "none",
     )
     run_of = {id(variant): active for active, variant in pairs}
 
@@ -167,16 +169,17 @@ def _train_variants(pairs: list[tuple[ActiveRun, Variant]], shared: Config, inpu
         )
 
 
-def _make_variant(config: Config, cut: CutModel, topics: list[Topic], noise: rna.Ahead) -> Variant:
-    method = instantiate({key: value for key, value in config.method.items() if key != "name"})
-    controls = {
-        topic.name: method.control_vector(cut.dim, generator(config.seed, "control", topic.name)).to(cut.device)
-        for topic in topics
-    }
-    nu, scale = config.rna.nu, config.rna.scale
-    augment = partial(rna.augment, nu=nu, scale=scale, seed=config.seed, ahead=noise)
-    draw_ahead = partial(noise.draw, nu=nu, seed=config.seed)
-    objective = Misdirection(method, controls, config.loss.alpha, config.loss.mask, augment, draw_ahead)
+def _make_variant(config: Config, method: Method, cut: CutModel, topics: list[Topic], noise: Ahead) -> Variant:
+    setup = Setup(
+        topics=[topic.name for topic in topics],
+        dim=cut.dim,
+        device=cut.device,
+        seed=config.seed,
+        alpha=config.loss.alpha,
+        mask=config.loss.mask,
+        rna=RNA(config.rna.nu, config.rna.scale, config.seed, noise),
+    )
+    objective = method.objective(setup)
     t = config.train
     return make_variant(
         objective,

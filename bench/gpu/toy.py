@@ -43,9 +43,8 @@ def toy_cut(device: str, dtype: str) -> CutModel:
 def toy_variant(cut: CutModel) -> Variant:
     """RMU with RNA, not yet trained."""
     controls = {t: RMU(C).control_vector(cut.dim, generator(0, "control", t)).to(cut.device) for t in ("bio", "cyber")}
-    augment = partial(rna.augment, nu=NU, scale="std", seed=0)
     settings = shapes.OPTIMIZER | {"lr": LR, "precision": "master", "optimizer": "adamw"}
-    return make_variant(Misdirection(RMU(C), controls, ALPHA, "padding_and_bos", augment), cut.frozen, **settings)
+    return make_variant(Misdirection(RMU(C), controls, ALPHA, "padding_and_bos", rna.RNA(NU, "std", 0)), cut.frozen, **settings)
 
 
 def toy_train(

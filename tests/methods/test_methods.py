@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from unlearn.methods.adaptive_rmu import AdaptiveRMU
-from unlearn.methods.method import ForgetBatch
+from unlearn.methods.misdirection import ForgetBatch
 from unlearn.methods.randomness import generator
 from unlearn.methods.rmu import RMU
 from unlearn.methods.rsv import RSV

@@ -22,7 +22,7 @@ from unlearn.evaluate.maxlogit import max_logits
 from unlearn.evaluate.scorer import Scorer
 from unlearn.methods.misdirection import Misdirection
 from unlearn.methods.rmu import RMU
-from unlearn.methods.rna import augment
+from unlearn.methods.rna import RNA
 from unlearn.models.architectures import decoder_layers
 from unlearn.models.cutting import CutModel
 from unlearn.models.delta import save_delta
@@ -171,7 +171,7 @@ def one_step(cut: CutModel):
         {"bio": RMU(5.0).control_vector(DIM, torch.Generator().manual_seed(0))},
         10.0,
         "padding",
-        partial(augment, nu=0.1, scale="std", seed=0),
+        RNA(0.1, "std", 0),
     )
     variant = make_variant(
         objective,

@@ -10,6 +10,7 @@ from unlearn.data.batches import batches
 from unlearn.data.corpora import Topic
 from unlearn.methods.misdirection import Misdirection
 from unlearn.methods.rmu import RMU
+from unlearn.methods.rna import RNA
 from unlearn.methods.rsv import RSV
 from unlearn.models.cutting import CutModel
 from unlearn.training.cost import Shape, training_memory
@@ -29,7 +30,7 @@ def counted_step(method, variants):
     config = MistralConfig(**(SIZE | {"num_hidden_layers": LAYER + 1}))
     cut = CutModel(AutoModel.from_config(config, attn_implementation="sdpa").eval().requires_grad_(False), LAYER)
     objective = Misdirection(
-        method, {"bio": method.control_vector(64, torch.Generator().manual_seed(0))}, 1.0, "padding", lambda t, *_: t
+        method, {"bio": method.control_vector(64, torch.Generator().manual_seed(0))}, 1.0, "padding", RNA(0.0, "std", 0)
     )
     points = [make_variant(objective, cut.frozen, **SETTINGS) for _ in range(variants)]
     documents = [[(7 * i + j) % 500 for j in range(LENGTH)] for i in range(BATCH)]

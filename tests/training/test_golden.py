@@ -38,6 +38,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("folder", [folder], ids=[folder.name])
 
 
+class PublishedNoise:
+    """In place of RNA: one generator a step, as the script that wrote the trajectories has it."""
+
+    def __init__(self, nu):
+        self.nu = nu
+
+    def __call__(self, target_BTD, _counted_BT, _topic, step):
+        noise_BTD = torch.randn(target_BTD.shape, generator=torch.Generator().manual_seed(1000 + step))
+        return target_BTD + noise_BTD.to(target_BTD.device) * self.nu
+
+    def prepare(self, *_):
+        pass
+
+
 @dataclass
 class Replay:
     golden: dict[str, Any]
@@ -54,11 +68,7 @@ def replay(folder: Path, name: str, device: str = "cpu") -> Replay:
     cut = CutModel(load_up_to(source, golden["layer"]), golden["layer"])
     controls = {topic: stored[f"control.{topic}"].to(cut.device) for topic in ("bio", "cyber")}
 
-    def augment(target_BTD, _counted_BT, _topic, step):
-        noise_BTD = torch.randn(target_BTD.shape, generator=torch.Generator().manual_seed(1000 + step))
-        return target_BTD + noise_BTD.to(target_BTD.device) * expected["nu"]
-
-    objective = Misdirection(method(expected), controls, golden["alpha"], "none", augment)
+    objective = Misdirection(method(expected), controls, golden["alpha"], "none", PublishedNoise(expected["nu"]))
     settings = golden["optimizer"] | {"precision": "model", "optimizer": "adamw_published"}
     variant = make_variant(objective, cut.frozen, **settings)
     records: list[Record] = []

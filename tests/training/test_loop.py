@@ -13,7 +13,7 @@ from unlearn.data.corpora import Topic
 from unlearn.methods.misdirection import Misdirection
 from unlearn.methods.objective import Losses
 from unlearn.methods.rmu import RMU
-from unlearn.methods.rna import Ahead, augment
+from unlearn.methods.rna import RNA, Ahead, augment
 from unlearn.models.cutting import CutModel
 from unlearn.training.loop import train
 from unlearn.training.optimizer import schedule
@@ -29,7 +29,7 @@ SETTINGS |= {"precision": "master", "optimizer": "adamw"}
 
 def objective(nu=0.0, c=2.0, alpha=3.0):
     controls = {t.name: RMU(c).control_vector(16, torch.Generator().manual_seed(i)) for i, t in enumerate(TOPICS)}
-    return Misdirection(RMU(c), controls, alpha, "padding", partial(augment, nu=nu, scale="std", seed=0))
+    return Misdirection(RMU(c), controls, alpha, "padding", RNA(nu, "std", 0))
 
 
 def run(cut, variants, steps=4, log_every=1, **how):
@@ -177,11 +177,13 @@ def test_only_coming_steps_are_prepared(tiny_llama):
     """A variant that was resumed ahead of the others would draw noise that nobody takes."""
     cut = CutModel(tiny_llama, 3)
     prepared = [[], []]
+
+    class Noted(RNA):
+        def prepare(self, mask_BT, topic, step):
+            prepared[self.seed].append(step)
+
     variants = [
-        make_variant(
-            replace(objective(), draw_ahead=lambda *key, steps=steps: steps.append(key[2])), cut.frozen, **SETTINGS
-        )
-        for steps in prepared
+        make_variant(replace(objective(), rna=Noted(0.0, "std", seed)), cut.frozen, **SETTINGS) for seed in (0, 1)
     ]
     variants[1].progress = replace(variants[1].progress, steps=3)
     run(cut, variants, steps=6)
@@ -192,18 +194,9 @@ def test_late_checks_and_noise_drawn_ahead_change_nothing(tiny_llama):
     cut = CutModel(tiny_llama, 3)
     ahead = Ahead(cut.dim, cut.device, always=True)
 
-    def with_noise_ahead(seed):
-        o = objective(nu=0.3)
-        return replace(
-            o,
-            augment=partial(augment, nu=0.3, scale="std", seed=seed, ahead=ahead),
-            draw_ahead=partial(ahead.draw, nu=0.3, seed=seed),
-        )
-
-    plain = [replace(objective(), augment=partial(augment, nu=0.3, scale="std", seed=s)) for s in (0, 0, 1)]
     plain, late = (
-        [make_variant(o, cut.frozen, **SETTINGS) for o in objectives]
-        for objectives in (plain, [with_noise_ahead(s) for s in (0, 0, 1)])
+        [make_variant(replace(objective(), rna=RNA(0.3, "std", seed, noise)), cut.frozen, **SETTINGS) for seed in (0, 0, 1)]
+        for noise in (None, ahead)
     )
     lines = [
         [[(r.step, r.loss, r.gradient_norm) for r in records] for records in run(cut, variants, steps=6, **how)]

@@ -10,7 +10,7 @@ from unlearn.data.batches import batches
 from unlearn.data.corpora import load_topic
 from unlearn.methods.misdirection import Misdirection
 from unlearn.methods.rmu import RMU
-from unlearn.methods.rna import augment
+from unlearn.methods.rna import RNA
 from unlearn.models.cutting import CutModel
 from unlearn.models.loading import Source, load_tokenizer, load_up_to
 from unlearn.training.loop import train
@@ -35,7 +35,7 @@ def trained(precision: str, steps: int):
     )
     controls = {"bio": RMU(3.0).control_vector(cut.dim, torch.Generator().manual_seed(0))}
     variant = make_variant(
-        Misdirection(RMU(3.0), controls, 10.0, "padding", partial(augment, nu=0.03, scale="std", seed=0)),
+        Misdirection(RMU(3.0), controls, 10.0, "padding", RNA(0.03, "std", 0)),
         cut.frozen,
         lr=1e-6,  # about half a unit in the last place of these matrices in bfloat16
         betas=(0.9, 0.999),

@@ -14,7 +14,7 @@ from unlearn.data.corpora import Topic
 from unlearn.methods.adaptive_rmu import AdaptiveRMU
 from unlearn.methods.misdirection import Misdirection
 from unlearn.methods.rmu import RMU
-from unlearn.methods.rna import augment
+from unlearn.methods.rna import RNA
 from unlearn.methods.rsv import RSV
 from unlearn.models.cutting import CutModel
 from unlearn.training.loop import train
@@ -48,7 +48,7 @@ def cases(draw):
 def ours(model, topics, controls, steps, s):
     cut = CutModel(model, s.layer)
     method = {"rmu": RMU, "rsv": RSV, "adaptive_rmu": partial(AdaptiveRMU, norm=s.norm)}[s.method](s.coefficient)
-    noise = partial(augment, nu=s.nu, scale="std", seed=s.seed)
+    noise = RNA(s.nu, "std", s.seed)
     variant = make_variant(
         Misdirection(method, controls, s.alpha, s.mask, noise),
         cut.frozen,

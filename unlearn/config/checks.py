@@ -17,11 +17,12 @@ from unlearn.config.schema import (
     DTYPES,
     FEWEST_WORDS,
     MASKS,
-    NORMS,
+    METHOD_CHOICES,
     OPTIMIZERS,
     PLACES,
     POSITIONS,
     QUERIES,
+    RECOMPUTE,
     SCHEDULES,
     SPAN,
     Config,
@@ -40,7 +41,6 @@ def _ranges(c: Config) -> Iterator[str]:
     above_0 = ("a finite number > 0", lambda x: x > 0)
     at_least_1 = ("an integer >= 1", lambda x: x >= 1)
     yield from number("rna.nu", c.rna.nu, *at_least_0)
-    yield from number("loss.alpha", c.loss.alpha, *at_least_0)
     yield from number("train.lr", c.train.lr, *above_0)
     yield from number("train.eps", c.train.eps, *at_least_0)
     yield from number("train.weight_decay", c.train.weight_decay, *at_least_0)
@@ -72,12 +72,32 @@ def _ranges(c: Config) -> Iterator[str]:
             yield from number(key, value, *at_least_1)
     if len(c.train.betas) != 2 or not all(0 <= b < 1 for b in c.train.betas):
         yield f"train.betas={c.train.betas} is not allowed: it must be two numbers in [0, 1)."
-    for key in ("c", "beta"):
+    for key, allowed in {"c": above_0, "beta": above_0, "gamma": at_least_0}.items():
         if key in c.method:
-            if not isinstance(c.method[key], (int, float)) or isinstance(c.method[key], bool):
+            if not is_number(c.method[key]):
                 yield f"method.{key}={c.method[key]!r} is not allowed: it must be a number."
             else:
-                yield from number(f"method.{key}", c.method[key], *above_0)
+                yield from number(f"method.{key}", c.method[key], *allowed)
+
+
+def _alpha(c: Config) -> Iterator[str]:
+    by_topic = c.loss.alpha if isinstance(c.loss.alpha, dict) else {}
+    if by_topic:
+        for topic in (topic for topic in c.data.use or c.data.topics if topic not in by_topic):
+            yield f"loss.alpha has no value for topic {topic!r}: give one number, or one for each topic."
+    for key, value in {f"loss.alpha.{topic}": value for topic, value in by_topic.items()}.items() or (
+        [("loss.alpha", c.loss.alpha)]
+    ):
+        if not is_number(value) or not (math.isfinite(value) and value >= 0):
+            yield f"{key}={value} is not allowed: it must be a finite number >= 0."
+
+
+def _noise_without_reference(c: Config) -> Iterator[str]:
+    if c.method.get("retain") == "nll" and c.rna.nu > 0:
+        yield (
+            f"rna.nu={c.rna.nu:g} with method.retain=nll: that retain loss has no reference that noise could be added "
+            "to. Set rna=none, or method.retain=kl or mse."
+        )
 
 
 def _choices(c: Config) -> Iterator[str]:
@@ -91,7 +111,8 @@ def _choices(c: Config) -> Iterator[str]:
         ("model.dtype", c.model.dtype, DTYPES),
         ("tracker.name", c.tracker.name, ("wandb", "none")),
         ("tracker.mode", c.tracker.mode, ("auto", "online", "offline")),
-        *([("method.norm", c.method["norm"], NORMS)] if "norm" in c.method else ()),
+        ("train.recompute", c.train.recompute, RECOMPUTE),
+        *((f"method.{key}", c.method[key], names) for key, names in METHOD_CHOICES.items() if key in c.method),
         ("eval.position", c.eval.position, POSITIONS),
         *(("eval.queries", query, QUERIES) for query in c.eval.queries),
         *(("eval.asked_of", query, QUERIES) for query in c.eval.asked_of),
@@ -198,8 +219,15 @@ def _max_logit(c: Config) -> Iterator[str]:
                 yield f"eval.maxlogit: {query} queries are not asked of role {role} (eval.asked_of.{query})."
 
 
+def is_number(value: object) -> bool:
+    """An int or a float, and no truth value."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 CHECKS = (
     _ranges,
+    _alpha,
+    _noise_without_reference,
     _choices,
     _span_fits,
     _own_targets,

@@ -29,6 +29,7 @@ def identity(config: Config) -> dict[str, Any]:
         model.pop("compile")
     for key in ("methods", "grids", "masks", "schedules", "alpha", "lr"):  # other keys take their values from these
         model.pop(key)
+    plain["method"].pop("preferred", None)
     for topic in data["topics"].values():
         for key in ("forget", "retain"):
             if not topic[key].startswith("hub:"):
@@ -47,7 +48,7 @@ def identity(config: Config) -> dict[str, Any]:
             evaluation.pop(key)
     for key in ("include_path", "local_dir", "tokens_per_batch"):
         evaluation.pop(key)
-    for key in ("log_every", "checkpoint_every", "force"):
+    for key in ("log_every", "checkpoint_every", "recompute", "force"):
         plain["train"].pop(key)
     if plain["train"]["schedule"] == "constant":  # runs from before this key keep their names
         plain["train"].pop("schedule")

@@ -16,6 +16,7 @@ SHARED = (
     "data",
     "eval",
     "loss.mask",
+    "method.preferred",
     "train.steps",
     "train.batch_size",
     "train.log_every",
@@ -34,6 +35,16 @@ PLACES = ("start", "quarter", "random")
 OPTIMIZERS = ("adamw", "adamw_published")
 SCHEDULES = ("constant", "linear")
 NORMS = ("sample", "first_batch")
+RETAIN_LOSSES = ("kl", "mse", "nll")
+RECOMPUTE = ("auto", "always", "never")
+# Arguments of methods whose values are names.
+METHOD_CHOICES = {
+    "norm": NORMS,
+    "retain": RETAIN_LOSSES,
+    "likelihood": ("sample", "batch"),
+    "reference_ratio": ("reference", "updated"),
+    "rounding": ("float32", "model"),
+}
 
 
 @dataclass
@@ -49,6 +60,10 @@ class PresetConfig:
     dtype: str = MISSING
     attn_implementation: str | None = MISSING
     cyber_retain_max_length: dict[str, int] = MISSING
+    likelihood: str = MISSING
+    reference_mask: bool = MISSING
+    reference_ratio: str = MISSING
+    rounding: str = MISSING
 
 
 @dataclass
@@ -107,8 +122,14 @@ class DataConfig:
 class LossConfig:
     """Weights and positions of the losses (Eq. 1)."""
 
-    alpha: float = MISSING
+    alpha: Any = MISSING  # a number, or one for each topic
     mask: str = MISSING
+
+    def __post_init__(self) -> None:
+        """Whole numbers become floats, as they are for keys of type float."""
+        if isinstance(self.alpha, dict):
+            self.alpha = {topic: _as_float(value) for topic, value in self.alpha.items()}
+        self.alpha = _as_float(self.alpha)
 
 
 @dataclass
@@ -126,6 +147,7 @@ class TrainConfig:
     precision: str = MISSING
     log_every: int = MISSING
     checkpoint_every: int | None = MISSING
+    recompute: str = "auto"  # activation checkpointing
     force: bool = MISSING
 
 
@@ -227,7 +249,17 @@ class Config:
 
 def unshared(a: Config, b: Config) -> Iterator[str]:
     """The keys of `SHARED` in which two configurations differ. If there are any, they cannot share a process."""
-    return (key for key in SHARED if attrgetter(key)(a) != attrgetter(key)(b))
+    return (key for key in SHARED if _value(a, key) != _value(b, key))
+
+
+def _value(config: Config, key: str) -> Any:
+    """The value of a dotted key; None for a method's argument that it does not have."""
+    group, _, name = key.partition(".")
+    return config.method.get(name) if group == "method" else attrgetter(key)(config)
+
+
+def _as_float(value: Any) -> Any:
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def is_asked(asked_of: Mapping[str, Sequence[str]], query: str, role: str) -> bool:

@@ -6,12 +6,15 @@ B batch, T tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from unlearn.data.corpora import Topic
+
+Part = Literal["forget", "retain", "preferred"]
 
 
 @dataclass(frozen=True)
@@ -39,14 +42,39 @@ class Batch:
     topic: str
     forget: Padded
     retain: Padded
+    preferred: Padded | None = None  # texts that a method prefers to the forget texts
+
+    @property
+    def parts(self) -> dict[Part, Padded]:
+        """Its parts by name."""
+        parts: dict[Part, Padded] = {"forget": self.forget, "retain": self.retain}
+        return parts if self.preferred is None else parts | {"preferred": self.preferred}
+
+    @property
+    def tokens(self) -> int:
+        """The number of real tokens of all parts."""
+        return sum(int(part.mask_BT.sum()) for part in self.parts.values())
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        return replace(self, **{name: part.to(device) for name, part in self.parts.items()})
 
 
 def batches(
-    topics: Sequence[Topic], *, steps: int, batch_size: int, pad_id: int, side: str, start: int = 0
+    topics: Sequence[Topic],
+    *,
+    steps: int,
+    batch_size: int,
+    pad_id: int,
+    side: str,
+    start: int = 0,
+    preferred: list[list[int]] | None = None,
+    first_preferred: bool = False,
 ) -> Iterator[Batch]:
     """Algorithm 1's data from step `start` on: step t takes topic t mod n, and of that topic the batch number t // n.
 
-    Each topic reads its own retain documents. Past the end of a corpus the documents start over.
+    Each topic reads its own retain documents; step t takes batch number t of the `preferred` texts, or with
+    `first_preferred` always their first batch. Past the end of a corpus the documents start over.
     `side` ("right" or "left") is where padding goes.
     """
     for step in range(start, steps):
@@ -56,6 +84,7 @@ def batches(
             topic.name,
             pad(_take(topic.forget, number, batch_size), pad_id, side),
             pad(_take(topic.retain, number, batch_size), pad_id, side),
+            pad(_take(preferred, 0 if first_preferred else step, batch_size), pad_id, side) if preferred else None,
         )
 
 

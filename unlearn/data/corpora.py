@@ -163,6 +163,22 @@ def load_topic(
     return Topic(name, parts["forget"], parts["retain"], hashes)
 
 
+@dataclass(frozen=True)
+class Texts:
+    """Tokenised texts of one corpus, and its SHA-256."""
+
+    rows: list[list[int]]
+    sha256: str
+
+
+def load_texts(
+    path: str, key: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int, documents: int
+) -> Texts:
+    """Read and tokenise at most `documents` texts. Raises what `documents` raises."""
+    corpus = read_corpus(path, key)
+    return Texts(_tokenise(corpus, tokenizer, max_length, documents, key), corpus.sha256)
+
+
 def _tokenise(
     corpus: Corpus, tokenizer: PreTrainedTokenizerBase, max_length: int, documents: int, key: str
 ) -> list[list[int]]:

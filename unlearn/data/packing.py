@@ -32,6 +32,18 @@ class Packed:
         return pad_sequence([h_RLD[r, start : start + n] for r, start, n in self.places], batch_first=True)
 
 
+    def repack(self, h_BTD: Tensor) -> Tensor:
+        """The inverse of `unpack`; zeros on the rest of a line: [R, L, D]."""
+        lines: list[list[Tensor]] = [[] for _ in self.ids_RL]
+        # First fit puts the rows of a line behind each other; those with a smaller start come first.
+        for row in sorted(range(len(self.places)), key=lambda i: self.places[i][1]):
+            line, _, n = self.places[row]
+            lines[line].append(h_BTD[row, :n])
+        h_RLD = pad_sequence([torch.cat(line) for line in lines], batch_first=True)
+        rest = self.ids_RL.shape[1] - h_RLD.shape[1]
+        return torch.nn.functional.pad(h_RLD, (0, 0, 0, rest)) if rest else h_RLD
+
+
 def pack(part: Padded) -> Packed | None:
     """A batch, padded on the right, on as few lines as its rows fit into, each as long as the longest row.
 

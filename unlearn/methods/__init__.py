@@ -1,11 +1,16 @@
 """Unlearning methods, one file each, RNA, the losses, and the protocol of an objective that training minimises.
 
-A method on representations is a class like `RMU`; one on logits implements `objective.Objective`. Not here: models,
-optimizers, configuration objects, run folders, W&B. `conf/method/*.yaml` names the classes that are imported below.
+Two families: `misdirection.py` (RMU, Adaptive RMU, RSV: on representations) and `likelihood.py` (NPO, SimNPO, DPO,
+gradient difference: on logits). Not here: models, optimizers, configuration objects, run folders, W&B.
+`conf/method/*.yaml` names the classes that are imported below.
 """
 
 from unlearn.methods.adaptive_rmu import AdaptiveRMU
+from unlearn.methods.dpo import DPO
+from unlearn.methods.grad_diff import GradDiff
+from unlearn.methods.npo import NPO
 from unlearn.methods.rmu import RMU
 from unlearn.methods.rsv import RSV
+from unlearn.methods.simnpo import SimNPO
 
-__all__ = ["RMU", "RSV", "AdaptiveRMU"]
+__all__ = ["DPO", "NPO", "RMU", "RSV", "AdaptiveRMU", "GradDiff", "SimNPO"]

@@ -11,12 +11,12 @@ from torch import Generator, Tensor
 
 from unlearn.methods.directions import uniform_direction
 from unlearn.methods.losses import mean_norms
-from unlearn.methods.method import ForgetBatch
+from unlearn.methods.misdirection import ForgetBatch, MisdirectionMethod
 
 COEFFICIENT = "coefficient."
 
 
-class AdaptiveRMU:
+class AdaptiveRMU(MisdirectionMethod):
     """y^f = beta ||h(x^f)|| u (section 3.1); `norm` defines ||h(x^f)||.
 
     "sample": the frozen model's norm, mean over the sample's own counted tokens (the paper).

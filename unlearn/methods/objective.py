@@ -1,27 +1,45 @@
-"""The protocol of an objective, which one update minimises: a forget loss plus alpha times a retain loss.
+"""The protocols of a method and of its objective, which one update minimises: a forget loss plus alpha times a retain loss.
 
 The training loop knows only `Objective`. An objective gets what it needs from the views of the two models.
-B batch, T tokens, D hidden size.
+B batch, T tokens, D hidden size, N positions, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
-from unlearn.data.batches import Batch
+from unlearn.data.batches import Batch, Part
+from unlearn.methods.rna import RNA
 
-Part = Literal["forget", "retain"]
+Result = TypeVar("Result")
 
 
 class View(Protocol):
-    """The states of a model, frozen or updated, on one batch."""
+    """A model, frozen or updated, on one batch. `final` and `logits` need the whole model (`Method.needs_logits`)."""
 
     def hidden(self, part: Part) -> Tensor:
-        """h at layer l for the forget or the retain part: [B, T, D]."""
+        """h at layer l for a part of the batch: [B, T, D]."""
+        ...
+
+    def final(self, part: Part, hidden_BTD: Tensor | None = None) -> Tensor:
+        """What the head takes, [B, T, D]: of `hidden(part)`, or of other states at layer l in its place."""
+        ...
+
+    def logits(self, states_ND: Tensor) -> Tensor:
+        """The head's logits of such states: [N, V]."""
+        ...
+
+    def once(self, key: Hashable, compute: Callable[[], Result]) -> Result:
+        """The result of `compute`, which runs once a batch for each key: the frozen model's view serves all variants."""
+        ...
+
+    def without_mask(self) -> View:
+        """The same model without attention mask, so that it sees padding."""
         ...
 
 
@@ -61,3 +79,38 @@ class Objective(Protocol):
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Restore the values of `state`."""
         ...
+
+
+Alpha = float | Mapping[str, float]  # one number, or one for each topic
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What an objective is made of beside its method.
+
+    `dim` is the hidden size, `alpha` the weight of the retain loss, `mask` says which positions the losses count (see
+    `losses.counted_positions`), `rna` is the noise on what the retain loss compares with.
+    """
+
+    topics: Sequence[str]
+    dim: int
+    device: torch.device
+    seed: int
+    alpha: Alpha
+    mask: str
+    rna: RNA
+
+
+class Method(Protocol):
+    """What `_target_` in conf/method names: a class whose arguments are numbers and names."""
+
+    needs_logits: bool  # whether the whole model is loaded for it
+
+    def objective(self, setup: Setup) -> Objective:
+        """What training minimises."""
+        ...
+
+
+def alpha_of(alpha: Alpha, topic: str) -> float:
+    """The weight of a topic's retain loss."""
+    return alpha[topic] if isinstance(alpha, Mapping) else alpha

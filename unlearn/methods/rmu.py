@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import Generator, Tensor
 
 from unlearn.methods.directions import uniform_direction
-from unlearn.methods.method import ForgetBatch
+from unlearn.methods.misdirection import ForgetBatch, MisdirectionMethod
 
 
-class RMU:
+class RMU(MisdirectionMethod):
     """y^f = c u (Eq. 2)."""
 
     def __init__(self, c: float) -> None:
@@ -23,10 +21,3 @@ class RMU:
     def target(self, batch: ForgetBatch) -> Tensor:
         """c u at every position: float32 [B, T, D]."""
         return batch.at_every_position(self.c * batch.control_D)
-
-    def state(self) -> dict[str, Tensor]:
-        """Nothing is measured."""
-        return {}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing was measured."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
@@ -21,6 +22,32 @@ Key = tuple[int, str, int]  # seed, topic, step
 def standard_deviation(nu: float, scale: str) -> float:
     """What `nu` means: the noise's standard deviation ("std", the published code) or variance ("variance", Eq. 8)."""
     return {"std": nu, "variance": math.sqrt(nu)}[scale]
+
+
+@dataclass(frozen=True)
+class RNA:
+    """The noise of one variant. Two with equal fields add equal noise.
+
+    Args:
+        nu, scale: see `standard_deviation`.
+        seed: a part of the key of the noise.
+        ahead: draws the noise ahead, for all variants of a training.
+    """
+
+    nu: float
+    scale: str
+    seed: int
+    ahead: Ahead | None = field(default=None, compare=False)
+
+    def __call__(self, target_BTD: Tensor, mask_BT: Tensor, topic: str, step: int) -> Tensor:
+        """The target with noise: see `augment`."""
+        fixed = {"nu": self.nu, "scale": self.scale, "seed": self.seed}
+        return augment(target_BTD, mask_BT, topic, step, **fixed, ahead=self.ahead)  # type: ignore[arg-type]
+
+    def prepare(self, mask_BT: Tensor, topic: str, step: int) -> None:
+        """Begin to draw the noise of a coming step: see `Ahead.draw`."""
+        if self.ahead is not None:
+            self.ahead.draw(mask_BT, topic, step, nu=self.nu, seed=self.seed)
 
 
 def augment(

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import Generator, Tensor
 
 from unlearn.methods.directions import gaussian_direction
 from unlearn.methods.losses import at_least_float32
-from unlearn.methods.method import ForgetBatch
+from unlearn.methods.misdirection import ForgetBatch, MisdirectionMethod
 
 
-class RSV:
+class RSV(MisdirectionMethod):
     """y^f = h_frozen(x^f) + c epsilon (section 3.1)."""
 
     def __init__(self, c: float) -> None:
@@ -24,10 +22,3 @@ class RSV:
     def target(self, batch: ForgetBatch) -> Tensor:
         """The frozen representation, shifted by c epsilon: float32 [B, T, D]."""
         return at_least_float32(batch.frozen()) + self.c * batch.control_D
-
-    def state(self) -> dict[str, Tensor]:
-        """Nothing is measured."""
-        return {}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing was measured."""

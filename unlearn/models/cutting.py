@@ -1,8 +1,9 @@
-"""One model in memory, cut in three: prefix (layers 0 .. l-3), span (l-2 .. l), and, for evaluation only, the rest.
+"""One model in memory, cut in three: prefix (layers 0 .. l-3), span (l-2 .. l) and suffix (what follows).
 
 The frozen and the updated model differ in a few matrices of the span. So the prefix runs once for both, the
 frozen model is the span with its original matrices, and an updated model is the span with other ones. Layer l-2
-up to its trained matrix is the same for all models, too, and also runs once.
+up to its trained matrix is the same for all models, too, and also runs once. The suffix is there only if the whole
+model was loaded, for methods that need logits.
 
 To cut a model of any architecture, the calls into the span's layers are recorded while the prefix runs (hidden
 states, mask, position embeddings, ...) and replayed. B batch, T tokens, D hidden size; R lines of L tokens where
@@ -14,12 +15,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from unlearn.errors import UserError
 from unlearn.models.architectures import SPAN, decoder_layers, parameter_names
@@ -84,7 +87,9 @@ class CutModel:
         self, model: transformers.PreTrainedModel, layer: int, span: int = SPAN, parameters: list[str] | None = None
     ) -> None:
         self.model, self.layer = model, layer
+        self._decoder = model.base_model  # without the head
         self._stack = decoder_layers(model)
+        self._later = list(self._stack)[layer + 1 :]
         self._span = range(layer - span + 1, layer + 1)
         stack_name = next(name for name, module in model.named_modules() if module is self._stack)
         head_less = not hasattr(model, "lm_head") and model.get_output_embeddings() is None
@@ -95,6 +100,8 @@ class CutModel:
         }
         self._output_is_tuple = self._check()
         self.packs = self._check_packing()
+        if model.get_output_embeddings() is not None:
+            self._check_suffix()
 
     @property
     def dim(self) -> int:
@@ -105,6 +112,11 @@ class CutModel:
     def device(self) -> torch.device:
         """The device of the model, where inputs must be."""
         return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the model's states."""
+        return self.model.dtype
 
     @property
     def frozen(self) -> dict[str, Tensor]:
@@ -126,11 +138,11 @@ class CutModel:
         """
         originals = {number: self._stack[number] for number in self._span}
         recorders = {n: _Recorder(layer, self._output_is_tuple) for n, layer in originals.items()}
-        positions = {} if positions_BT is None else {"position_ids": positions_BT}
         try:
             for number, recorder in recorders.items():
                 self._stack[number] = recorder
-            self.model(input_ids=ids_BT, attention_mask=attention_mask_BT, use_cache=False, **positions)
+            with forward_replaced(dict.fromkeys(self._later, self._pass_on)):
+                self._decode(ids_BT, attention_mask_BT, positions_BT)
         finally:
             for number, original in originals.items():
                 self._stack[number] = original
@@ -154,6 +166,61 @@ class CutModel:
             h_BTD = output[0] if self._output_is_tuple else output
         return h_BTD
 
+    def suffix(
+        self,
+        h_BTD: Tensor,
+        ids_BT: Tensor,
+        attention_mask_BT: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+        *,
+        recompute: bool = False,
+    ) -> Tensor:
+        """What the head takes, [B, T, D], of h at layer l: the later layers and the last norm. Needs the whole model.
+
+        The other arguments are those of `prefix`. With `recompute`, a later layer keeps only its input for the backward
+        pass and runs again then (activation checkpointing); the gradients are the same.
+        """
+
+        def given(*_args: Any, **_kwargs: Any) -> Any:
+            return (h_BTD,) if self._output_is_tuple else h_BTD
+
+        earlier = dict.fromkeys(list(self._stack)[: self.layer], self._pass_on) | {self._stack[self.layer]: given}
+        later = {layer: partial(checkpoint, layer.forward, use_reentrant=False) for layer in self._later}
+        with forward_replaced(earlier | (later if recompute else {})):
+            return self._decode(ids_BT, attention_mask_BT, positions_BT)
+
+    def logits(self, states_ND: Tensor) -> Tensor:
+        """The head's logits of states that `suffix` returned, and whatever the model does to them: [N, V]."""
+
+        def given(*_args: Any, **_kwargs: Any) -> Any:
+            return self._output(last_hidden_state=states_ND[None])
+
+        unused = torch.zeros(1, len(states_ND), dtype=torch.long, device=self.device)
+        with forward_replaced({self._decoder: given}):
+            return self.model(input_ids=unused, use_cache=False).logits[0]
+
+    def _pass_on(self, *args: Any, **kwargs: Any) -> Any:
+        """In place of a layer's forward: its input."""
+        hidden_BTD = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        return (hidden_BTD,) if self._output_is_tuple else hidden_BTD
+
+    def _decode(self, ids_BT: Tensor, attention_mask_BT: Tensor | None, positions_BT: Tensor | None) -> Tensor:
+        positions = {} if positions_BT is None else {"position_ids": positions_BT}
+        output = self._decoder(input_ids=ids_BT, attention_mask=attention_mask_BT, use_cache=False, **positions)
+        self._output = type(output)
+        return output.last_hidden_state
+
+    @torch.no_grad()
+    def _check_suffix(self) -> None:
+        """Raise UserError if span, suffix and head give other logits than the whole model."""
+        ids_BT = torch.arange(2, 10, device=self.device).view(2, 4)
+        whole_BTV = self.model(input_ids=ids_BT, use_cache=False).logits
+        h_BTD = self.span(self.prefix(ids_BT), self.frozen)
+        cut_NV = self.logits(self.suffix(h_BTD, ids_BT).flatten(0, 1))
+        tolerance = 1e-5 if cut_NV.element_size() >= 4 else 2e-2  # the head runs on another shape
+        if (cut_NV - whole_BTV.flatten(0, 1)).norm() > tolerance * whole_BTV.norm():
+            raise UserError(f"{type(self.model).__name__} cannot be cut at layer {self.layer}: other logits follow.")
+
     @torch.no_grad()
     def _check(self) -> bool:
         """Check on a few tokens that cut and whole model agree; return whether the model's layers return tuples."""
@@ -161,7 +228,7 @@ class CutModel:
         hook = self._stack[self.layer].register_forward_hook(lambda _module, _args, output: seen.append(output))
         ids_BT = torch.arange(2, 10, device=self.device).view(2, 4)
         try:
-            self.model(input_ids=ids_BT, use_cache=False)
+            self._decode(ids_BT, None, None)
         finally:
             hook.remove()
         self._output_is_tuple = isinstance(seen[0], tuple)

@@ -10,11 +10,12 @@ from transformers import PreTrainedTokenizerBase
 
 from unlearn.config.schema import Config
 from unlearn.data.batches import documents_needed
-from unlearn.data.corpora import Topic, load_topic
+from unlearn.data.corpora import Texts, Topic, load_texts, load_topic
 from unlearn.errors import UserError
 from unlearn.evaluate.evaluator import Evaluator
 from unlearn.evaluate.harness import MaxLogitPlan
 from unlearn.evaluate.questions import CACHE, Questions, load_questions
+from unlearn.methods.make import needs_logits
 from unlearn.models.fingerprint import checkpoint_fingerprint
 from unlearn.models.loading import Source, check_weights, load_config, load_tokenizer
 
@@ -28,13 +29,15 @@ class Inputs:
     tokenizer: PreTrainedTokenizerBase
     questions: Questions
     topics: list[Topic] = field(default_factory=list)
+    preferred: Texts | None = None  # what the method prefers to the forget texts, if it has such texts
 
     @property
     def hashes(self) -> dict[str, Any]:
         """What run.json keeps of the inputs: the same configuration over other inputs is another run."""
         return {
             "model": self.model_hash,
-            "data": {topic.name: topic.sha256 for topic in self.topics},
+            "data": {topic.name: topic.sha256 for topic in self.topics}
+            | ({"preferred": self.preferred.sha256} if self.preferred else {}),
             "query_words": self.questions.word_hashes,
             **({"texts": hashes} if (hashes := self.questions.text_hashes) else {}),
         }
@@ -52,9 +55,11 @@ def load_inputs(config: Config) -> Inputs:
     tokenizer = load_tokenizer(source)
     _check_layers(config, load_config(source).get_text_config().num_hidden_layers)
     topics = _load_topics(config, tokenizer)
-    check_weights(source, None if config.eval.roles else config.model.layer)
+    preferred = _load_preferred(config, tokenizer)
+    whole = config.eval.roles or needs_logits(config.method)
+    check_weights(source, None if whole else config.model.layer)
     questions = load_questions(config, source, tokenizer)
-    return Inputs(source, checkpoint_fingerprint(source), tokenizer, questions, topics)
+    return Inputs(source, checkpoint_fingerprint(source), tokenizer, questions, topics, preferred)
 
 
 def load_evaluation_inputs(config: Config) -> Inputs:
@@ -88,6 +93,16 @@ def _check_layers(config: Config, layers: int) -> None:
             f"model.num_layers={config.model.num_layers}, but the model at {config.model.path} has {layers} layers: "
             f"set model.num_layers={layers} and choose model.layer and the coefficients for that model."
         )
+
+
+def _load_preferred(config: Config, tokenizer: PreTrainedTokenizerBase) -> Texts | None:
+    """The texts of `method.preferred`, cut like forget texts."""
+    path = config.method.get("preferred")
+    if path is None:
+        return None
+    longest = max(topic.max_length for topic in config.data.topics.values())
+    documents = config.train.steps * config.train.batch_size
+    return load_texts(path, "method.preferred", tokenizer, max_length=longest, documents=documents)
 
 
 def _load_topics(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[Topic]:

@@ -10,15 +10,16 @@ from __future__ import annotations
 import math
 import resource
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from unlearn.data.batches import Batch, Padded
+from unlearn.data.batches import Batch, Part
 from unlearn.data.packing import Packed, pack
-from unlearn.methods.objective import Losses, Part
+from unlearn.methods.objective import Losses
 from unlearn.models.cutting import Call, CutModel
 from unlearn.training.variant import Progress, Variant
 
@@ -48,40 +49,82 @@ class Record:
 class _Shared:
     """The work on one batch that the frozen and all updated models share: packing, and the prefix."""
 
-    def __init__(self, cut: CutModel, batch: Batch, mask_padding: bool) -> None:
-        self._cut = cut
+    def __init__(self, cut: CutModel, batch: Batch, *, masked: bool, packs: bool, recompute: bool) -> None:
+        self.cut, self._batch, self._masked, self._packs, self._recompute = cut, batch, masked, packs, recompute
         self._packed: dict[Part, Packed | None] = {}
+        self._inputs: dict[Part, Inputs] = {}
         self._calls: dict[Part, list[Call]] = {}
-        parts: dict[Part, Padded] = {"forget": batch.forget, "retain": batch.retain}
-        for name, part in parts.items():
-            packed = pack(part) if cut.packs and not mask_padding else None
-            self._packed[name] = packed
+
+    def calls(self, part: Part) -> list[Call]:
+        """The recorded calls into the span."""
+        if part not in self._calls:
+            padded = self._batch.parts[part]
+            packed = pack(padded) if self._packs else None
+            self._packed[part] = packed
             if packed is None:
-                here = part.to(cut.device)
-                self._calls[name] = cut.prefix(here.ids_BT, here.mask_BT.long() if mask_padding else None)
+                here = padded.to(self.cut.device)
+                self._inputs[part] = here.ids_BT, here.mask_BT.long() if self._masked else None, None
             else:
-                there = packed.to(cut.device)
-                self._calls[name] = cut.prefix(there.ids_RL, positions_BT=there.positions_RL)
+                there = packed.to(self.cut.device)
+                self._inputs[part] = there.ids_RL, None, there.positions_RL
+            self._calls[part] = self.cut.prefix(*self._inputs[part])
+        return self._calls[part]
 
     def hidden(self, part: Part, weights: dict[str, Tensor]) -> Tensor:
         """h at layer l with these weights: [B, T, D]."""
-        h = self._cut.span(self._calls[part], weights)
+        h = self.cut.span(self.calls(part), weights)
         packed = self._packed[part]
         return h if packed is None else packed.unpack(h)
 
+    def final(self, part: Part, h_BTD: Tensor) -> Tensor:
+        """What the head takes, of these states at layer l: [B, T, D]."""
+        self.calls(part)
+        packed = self._packed[part]
+        h = h_BTD.to(self.cut.dtype)
+        h = self.cut.suffix(
+            h if packed is None else packed.repack(h), *self._inputs[part], recompute=self._recompute and h.requires_grad
+        )
+        return h if packed is None else packed.unpack(h)
+
+    def unmasked(self) -> _Shared:
+        """The same batch without attention mask."""
+        return _Shared(self.cut, self._batch, masked=False, packs=self._packs, recompute=self._recompute)
+
+
+Inputs = tuple[Tensor, Tensor | None, Tensor | None]  # ids, attention mask, positions: arguments of `CutModel.prefix`
+
 
 class _View:
-    """The states of a model with these weights on one batch. Each part is computed at most once."""
+    """A model with these weights on one batch. Each part is computed at most once."""
 
     def __init__(self, shared: _Shared, weights: dict[str, Tensor]) -> None:
         self._shared, self._weights = shared, weights
         self._hidden: dict[Part, Tensor] = {}
+        self._once: dict[Hashable, Any] = {}
 
     def hidden(self, part: Part) -> Tensor:
         """h at layer l: [B, T, D]."""
         if part not in self._hidden:
             self._hidden[part] = self._shared.hidden(part, self._weights)
         return self._hidden[part]
+
+    def final(self, part: Part, hidden_BTD: Tensor | None = None) -> Tensor:
+        """What the head takes: [B, T, D]."""
+        return self._shared.final(part, self.hidden(part) if hidden_BTD is None else hidden_BTD)
+
+    def logits(self, states_ND: Tensor) -> Tensor:
+        """The head's logits: [N, V]."""
+        return self._shared.cut.logits(states_ND)
+
+    def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
+        """The result of `compute`, which runs once for each key."""
+        if key not in self._once:
+            self._once[key] = compute()
+        return self._once[key]
+
+    def without_mask(self) -> _View:
+        """The same model without attention mask."""
+        return self.once("without mask", lambda: _View(self._shared.unmasked(), self._weights))
 
 
 def train(
@@ -97,6 +140,7 @@ def train(
     keep_every: int | None = None,
     on_keep: Callable[[Variant], None] = lambda _: None,
     check_late: bool | None = None,
+    recompute: bool = False,
 ) -> None:
     """Update every variant on every batch, except on those that it has been trained on before.
 
@@ -106,6 +150,8 @@ def train(
         on_record: called with every `log_every`-th step's record, the first and the last included.
         on_checkpoint: called with each variant after every `checkpoint_every`-th step, except the last one.
         keep_every, on_keep: the same for weights that are kept to be evaluated later.
+        recompute: keep only the inputs of layers above l for the backward pass (activation checkpointing), for methods
+            that need logits.
         check_late: look at a step's loss only when the next step begins, so that the host never waits for the device
             in a step that is not logged. By default on a GPU.
 
@@ -117,10 +163,11 @@ def train(
     late = cut.device.type == "cuda" if check_late is None else check_late
     checks: dict[int, _LossCheck] = {}  # id of a variant -> its last step, not yet checked
     for batch, last, following in _look_ahead(batches):
-        tokens = int(batch.forget.mask_BT.sum() + batch.retain.mask_BT.sum())
+        tokens = batch.tokens
         clock.count(tokens)
-        shared = _Shared(cut, batch, mask_padding)
-        batch = replace(batch, forget=batch.forget.to(cut.device), retain=batch.retain.to(cut.device))
+        packs = cut.packs and not mask_padding
+        shared = _Shared(cut, batch, masked=mask_padding, packs=packs, recompute=recompute)
+        batch = batch.to(cut.device)
         frozen = _View(shared, cut.frozen)
         logged = last or batch.step % log_every == 0
         records: list[tuple[Variant, Record]] = []

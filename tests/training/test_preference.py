@@ -1,0 +1,115 @@
+"""Methods on likelihoods equal an independent plain reference in float64, over random shapes, settings, padding, topics."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from tests.training import preference_reference as reference
+from unlearn.data.batches import batches
+from unlearn.data.corpora import Topic
+from unlearn.methods import DPO, NPO, GradDiff, SimNPO, likelihood
+from unlearn.methods.objective import Setup
+from unlearn.methods.rna import RNA
+from unlearn.models.cutting import CutModel
+from unlearn.training.loop import train
+from unlearn.training.variant import make_variant
+
+
+@st.composite
+def cases(draw):
+    """A model's shape, topics with rows of unequal lengths (a lone BOS included), preferred rows, and a run's settings."""
+    row = st.lists(st.integers(1, 30), min_size=1, max_size=7)
+    rows = st.lists(row, min_size=1, max_size=5)
+    topics = [(f"topic{i}", draw(rows), draw(rows)) for i in range(draw(st.integers(1, 2)))]
+    layers = draw(st.integers(3, 5))
+    mask = draw(st.sampled_from(["none", "padding", "padding_and_bos"]))
+    setting = reference.Setting(
+        method=draw(st.sampled_from(["npo", "simnpo", "dpo", "grad_diff"])),
+        retain=draw(st.sampled_from(["kl", "mse", "nll"])),
+        beta=draw(st.sampled_from([0.05, 0.1, 1.0])),
+        gamma=draw(st.sampled_from([0.0, 0.5])),
+        mask=mask,
+        likelihood=draw(st.sampled_from(["sample", "batch"])),
+        # Without a mask in the reference, only the published code's positions (all of them) are defined.
+        reference_mask=draw(st.booleans()) if mask == "none" else True,
+        reference_ratio=draw(st.sampled_from(["reference", "updated"])),
+        alpha={name: draw(st.sampled_from([0.0, 1.0, 10.0])) for name, _, _ in topics},
+        nu=draw(st.sampled_from([0.0, 0.05, 1.0])),
+        lr=draw(st.sampled_from([1e-3, 1e-2])),
+        layer=draw(st.integers(2, layers - 1)),
+        batch_size=draw(st.integers(1, 3)),
+        optimizer=draw(st.sampled_from(["adamw", "adamw_published"])),
+    )
+    heads = draw(st.integers(1, 2))
+    shape = {"n_layer": layers, "n_head": heads, "n_embd": heads * draw(st.sampled_from([4, 6]))}
+    return topics, draw(rows), setting, shape
+
+
+def small_gpt2(**shape):
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=31,
+        n_positions=16,
+        bos_token_id=1,
+        eos_token_id=1,
+        initializer_range=0.3,
+        attn_implementation="eager",
+        **shape,
+    )
+    return GPT2LMHeadModel(config).double().eval().requires_grad_(False)
+
+
+def method(s):
+    published = {"likelihood": s.likelihood, "reference_mask": s.reference_mask}
+    if s.method == "npo":
+        return NPO(s.beta, s.retain, **published)
+    if s.method == "simnpo":
+        return SimNPO(s.beta, s.gamma, s.retain, **published)
+    if s.method == "dpo":
+        return DPO(s.beta, s.retain, s.reference_ratio, **published)
+    return GradDiff(s.retain, **published)
+
+
+def make(model, topics, s):
+    """The cut model and a variant."""
+    cut = CutModel(model, s.layer)
+    setup = Setup([t[0] for t in topics], cut.dim, cut.device, s.seed, s.alpha, s.mask, RNA(s.nu, "std", s.seed))
+    optimizer = {"lr": s.lr, "betas": s.betas, "eps": s.eps, "weight_decay": 0.0, "optimizer": s.optimizer}
+    return cut, make_variant(method(s).objective(setup), cut.frozen, precision="master", **optimizer)
+
+
+def ours(model, topics, preferred, steps, s, **how):
+    cut, variant = make(model, topics, s)
+    left = s.mask == "none"
+    stream = batches(
+        [Topic(name, forget, retain, {}) for name, forget, retain in topics],
+        steps=steps,
+        batch_size=s.batch_size,
+        pad_id=0,
+        side="left" if left else "right",
+        preferred=preferred,
+    )
+    records = []
+    train(
+        cut, [variant], stream, mask_padding=left, log_every=1, on_record=lambda _, record: records.append(record), **how
+    )
+    return variant.weights, [(r.forget_loss, r.retain_loss) for r in records]
+
+
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(cases())
+def test_losses_and_matrices_equal_the_plain_reference(case):
+    topics, preferred, setting, shape = case
+    model = small_gpt2(**shape)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    steps = 2 * len(topics)
+    updated, expected = reference.unlearn(model, topics, preferred, steps, setting)
+    weights, losses = ours(model, topics, preferred, steps, setting)
+    for pair, expected_pair in zip(losses, expected, strict=True):
+        assert pair == pytest.approx(expected_pair, rel=1e-10, abs=1e-10)
+    assert set(weights) == {f"transformer.h.{i}.mlp.c_proj.weight" for i in range(setting.layer - 2, setting.layer + 1)}
+    for name, w in weights.items():
+        torch.testing.assert_close(w.detach(), updated.get_parameter(name).detach(), rtol=0, atol=1e-10)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
