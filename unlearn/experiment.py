@@ -25,9 +25,11 @@ from unlearn.models.loading import load_up_to, load_whole
 from unlearn.models.memory import reuse_memory
 from unlearn.runs.active import ActiveRun, open_run
 from unlearn.runs.inputs import Inputs, load_inputs, make_evaluator
+from unlearn.runs.memory import must_recompute
 from unlearn.runs.results import measure_course, results_of
 from unlearn.screen import say
 from unlearn.tracking.terminal import show_result, training_progress
+from unlearn.training.cost import Shape
 from unlearn.training.loop import Record, train
 from unlearn.training.optimizer import schedule
 from unlearn.training.variant import Variant, make_variant
@@ -149,6 +151,9 @@ def _train_variants(pairs: list[tuple[ActiveRun, Variant]], shared: Config, inpu
             work(active)
         variant.error = None if active.error is None else describe(active.error)
 
+    shape = Shape.of(cut.model.config, cut.layer, shared.model.parameters)
+    configs = [active.config for active, _ in pairs]
+    recompute = must_recompute(configs, shape, weight_bytes=cut.dtype.itemsize, device=cut.device)
     with training_progress(shared.train.steps) as show:
 
         def on_record(variant: Variant, record: Record) -> None:
@@ -166,6 +171,7 @@ def _train_variants(pairs: list[tuple[ActiveRun, Variant]], shared: Config, inpu
             on_checkpoint=lambda variant: handle(variant, lambda active: active.save(variant)),
             keep_every=shared.eval.every,
             on_keep=lambda variant: handle(variant, lambda active: active.keep_weights(variant, cut.frozen)),
+            recompute=recompute,
         )
 
 

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,9 @@ def toy_variant(cut: CutModel) -> Variant:
     """RMU with RNA, not yet trained."""
     controls = {t: RMU(C).control_vector(cut.dim, generator(0, "control", t)).to(cut.device) for t in ("bio", "cyber")}
     settings = shapes.OPTIMIZER | {"lr": LR, "precision": "master", "optimizer": "adamw"}
-    return make_variant(Misdirection(RMU(C), controls, ALPHA, "padding_and_bos", rna.RNA(NU, "std", 0)), cut.frozen, **settings)
+    return make_variant(
+        Misdirection(RMU(C), controls, ALPHA, "padding_and_bos", rna.RNA(NU, "std", 0)), cut.frozen, **settings
+    )
 
 
 def toy_train(

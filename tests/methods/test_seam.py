@@ -1,68 +1,54 @@
-"""A method on logits instead of representations joins without a change to the training loop: NPO, with RNA's idea."""
+"""A method of each family in a few lines, as CONTRIBUTING.md shows them, joins without a change to anything else."""
 
-from dataclasses import dataclass
-
+import pytest
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
 
-from tests.training.test_loop import SETTINGS, TOPICS
-from unlearn.data.batches import Batch, Padded, batches
-from unlearn.methods.objective import Losses, View
-from unlearn.methods.rna import augment
+from unlearn.data.batches import batches
+from unlearn.data.corpora import Topic
+from unlearn.methods.directions import gaussian_direction
+from unlearn.methods.likelihood import LikelihoodMethod
+from unlearn.methods.misdirection import MisdirectionMethod
+from unlearn.methods.objective import Setup
+from unlearn.methods.rna import RNA
 from unlearn.models.cutting import CutModel
 from unlearn.training.loop import train
 from unlearn.training.variant import make_variant
 
-
-@dataclass(frozen=True)
-class NPO:
-    """Negative preference optimisation (Zhang et al., 2024): 2 / beta log(1 + (p_updated / p_reference)^beta).
-
-    The reference's log-likelihood is that of the frozen model with noise on its last hidden state; the retain loss is
-    the usual negative log-likelihood.
-    """
-
-    model: PreTrainedModel  # its head turns the last layer's output into logits
-    beta: float
-    alpha: float
-    nu: float
-
-    def loglikelihood_B(self, h_BTD: Tensor, part: Padded) -> Tensor:
-        logits_BTV = self.model.lm_head(self.model.model.norm(h_BTD)).log_softmax(-1)
-        next_BT = part.ids_BT[:, 1:, None]
-        return (logits_BTV[:, :-1].gather(-1, next_BT).squeeze(-1) * part.mask_BT[:, 1:]).sum(1)
-
-    def __call__(self, batch: Batch, frozen: View, updated: View) -> Losses:
-        with torch.no_grad():
-            noisy_BTD = augment(
-                frozen.hidden("forget"), batch.forget.mask_BT, batch.topic, batch.step, nu=self.nu, scale="std", seed=0
-            )
-            reference_B = self.loglikelihood_B(noisy_BTD, batch.forget)
-        ratio_B = self.loglikelihood_B(updated.hidden("forget"), batch.forget) - reference_B
-        forget = -2 / self.beta * torch.nn.functional.logsigmoid(-self.beta * ratio_B).mean()
-        retain = -self.loglikelihood_B(updated.hidden("retain"), batch.retain).mean()
-        return Losses(forget, retain, self.alpha, lambda: {"ratio": ratio_B.detach().mean()})
-
-    def prepare(self, batch: Batch) -> None:
-        pass
-
-    def state(self) -> dict[str, Tensor]:
-        return {}
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        pass
+TOPIC = Topic("bio", [[1, 3, 4, 5, 6], [1, 7, 8]] * 4, [[1, 9, 10], [1, 11, 12, 13]] * 4, {})
 
 
-def test_npo_with_a_noised_reference_trains_in_the_same_loop(tiny_llama):
+class Opposite(MisdirectionMethod):
+    """On representations: forget representations are pushed to -c times the frozen ones."""
+
+    def __init__(self, c):
+        self.c = c
+
+    def control_vector(self, dim, generator):
+        return gaussian_direction(dim, generator)
+
+    def target(self, batch):
+        return -self.c * batch.frozen()
+
+
+class Unlikelihood(LikelihoodMethod):
+    """On likelihoods: -log(1 - p^(1/n)) of a sample of n tokens."""
+
+    def forget(self, likelihoods):
+        return -likelihoods.updated("forget").mean_B.exp().neg().log1p().mean()
+
+
+@pytest.mark.parametrize(("method", "needs_logits"), [(Opposite(0.5), False), (Unlikelihood("kl"), True)])
+def test_a_method_of_a_few_lines_trains_with_rna(tiny_llama, method, needs_logits):
     before = {name: p.clone() for name, p in tiny_llama.named_parameters()}
-    cut = CutModel(tiny_llama, layer=5)  # the last one: what follows is norm and head
-    variant = make_variant(NPO(tiny_llama, beta=0.1, alpha=1.0, nu=0.05), cut.frozen, **SETTINGS)
+    cut = CutModel(tiny_llama, layer=3)
+    setup = Setup(["bio"], cut.dim, cut.device, 0, 1.0, "padding", RNA(0.05, "std", 0))
+    optimizer = {"lr": 1e-2, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "optimizer": "adamw"}
+    variant = make_variant(method.objective(setup), cut.frozen, precision="master", **optimizer)
     records = []
-    stream = batches(TOPICS, steps=12, batch_size=2, pad_id=0, side="right")
+    stream = batches([TOPIC], steps=6, batch_size=2, pad_id=0, side="right")
     train(cut, [variant], stream, mask_padding=False, log_every=1, on_record=lambda _, r: records.append(r))
-    bio = [r for r in records if r.topic == "bio"]
-    assert bio[-1].forget_loss < bio[0].forget_loss
-    assert bio[-1].facts["ratio"] < bio[0].facts["ratio"] - 1  # forget texts have become less likely
+    assert method.needs_logits is needs_logits
+    assert records[-1].forget_loss < records[0].forget_loss
+    assert records[0].retain_loss > 0  # noise
     assert all(torch.equal(p, before[name]) for name, p in tiny_llama.named_parameters())
     assert all(not torch.equal(w, before[name]) for name, w in variant.weights.items())

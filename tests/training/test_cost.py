@@ -1,5 +1,7 @@
 """Costs counted from a configuration against what torch counts and keeps."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -8,7 +10,9 @@ from transformers import AutoModel, AutoModelForCausalLM, MistralConfig, Mixtral
 from tests.training.test_loop import SETTINGS
 from unlearn.data.batches import batches
 from unlearn.data.corpora import Topic
+from unlearn.methods import NPO, SimNPO
 from unlearn.methods.misdirection import Misdirection
+from unlearn.methods.objective import Setup
 from unlearn.methods.rmu import RMU
 from unlearn.methods.rna import RNA
 from unlearn.methods.rsv import RSV
@@ -32,11 +36,14 @@ def counted_step(method, variants):
     objective = Misdirection(
         method, {"bio": method.control_vector(64, torch.Generator().manual_seed(0))}, 1.0, "padding", RNA(0.0, "std", 0)
     )
-    points = [make_variant(objective, cut.frozen, **SETTINGS) for _ in range(variants)]
+    return counted(cut, [make_variant(objective, cut.frozen, **SETTINGS) for _ in range(variants)])
+
+
+def counted(cut, points, **how):
     documents = [[(7 * i + j) % 500 for j in range(LENGTH)] for i in range(BATCH)]
     stream = batches([Topic("bio", documents, documents, {})], steps=1, batch_size=BATCH, pad_id=0, side="right")
     with FlopCounterMode(display=False) as counter:
-        train(cut, points, stream, mask_padding=False, log_every=1, on_record=lambda *_: None)
+        train(cut, points, stream, mask_padding=False, log_every=1, on_record=lambda *_: None, **how)
     by_operation = counter.get_flop_counts()["Global"]
     return sum(flops for operation, flops in by_operation.items() if "attention" not in str(operation))
 
@@ -50,6 +57,27 @@ def test_a_step_costs_what_was_counted(method, frozen_forget, variants):
     parts = [(tokens, -1) for tokens, _ in PARTS.values()]  # a length of -1: no attention
     expected = shape.training_step(dict(zip(PARTS, parts, strict=True)), variants, frozen_forget=frozen_forget)
     assert counted_step(method, variants) == expected
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("nus", [(0.1,), (0.1, 0.2, 0.2)])
+@pytest.mark.parametrize(("method", "reference"), [(NPO(0.1, "kl"), ["forget"]), (SimNPO(0.1, 0.0, "mse"), [])])
+def test_a_step_on_likelihoods_costs_what_was_counted(method, reference, nus, recompute):
+    config = MistralConfig(**SIZE)
+    cut = CutModel(
+        AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval().requires_grad_(False), LAYER
+    )
+    setups = [Setup(["bio"], cut.dim, cut.device, 0, 1.0, "padding", RNA(nu, "std", 0)) for nu in nus]
+    points = [make_variant(method.objective(setup), cut.frozen, **SETTINGS) for setup in setups]
+    shape = replace(Shape.of(config, LAYER), attention=0)  # torch counts it whole, we count it causal
+    expected = shape.likelihood_step(
+        PARTS,
+        len(nus),
+        reference=reference,
+        noises=len(set(nus)),
+        recompute=recompute,
+    )
+    assert counted(cut, points, recompute=recompute) == expected
 
 
 def test_parameters_are_those_of_the_model():

@@ -21,6 +21,7 @@ from unlearn.data.corpora import Topic, load_topic
 from unlearn.methods.adaptive_rmu import AdaptiveRMU
 from unlearn.methods.misdirection import Misdirection
 from unlearn.methods.rmu import RMU
+from unlearn.methods.rna import RNA
 from unlearn.methods.rsv import RSV
 from unlearn.models.cutting import CutModel
 from unlearn.models.loading import Source, load_tokenizer, load_up_to
@@ -38,18 +39,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("folder", [folder], ids=[folder.name])
 
 
-class PublishedNoise:
-    """In place of RNA: one generator a step, as the script that wrote the trajectories has it."""
-
-    def __init__(self, nu):
-        self.nu = nu
+class PublishedNoise(RNA):
+    """One generator a step, as the script that wrote the trajectories has it."""
 
     def __call__(self, target_BTD, _counted_BT, _topic, step):
         noise_BTD = torch.randn(target_BTD.shape, generator=torch.Generator().manual_seed(1000 + step))
         return target_BTD + noise_BTD.to(target_BTD.device) * self.nu
-
-    def prepare(self, *_):
-        pass
 
 
 @dataclass
@@ -68,7 +63,8 @@ def replay(folder: Path, name: str, device: str = "cpu") -> Replay:
     cut = CutModel(load_up_to(source, golden["layer"]), golden["layer"])
     controls = {topic: stored[f"control.{topic}"].to(cut.device) for topic in ("bio", "cyber")}
 
-    objective = Misdirection(method(expected), controls, golden["alpha"], "none", PublishedNoise(expected["nu"]))
+    noise = PublishedNoise(expected["nu"], "std", 0)
+    objective = Misdirection(method(expected), controls, golden["alpha"], "none", noise)
     settings = golden["optimizer"] | {"precision": "model", "optimizer": "adamw_published"}
     variant = make_variant(objective, cut.frozen, **settings)
     records: list[Record] = []

@@ -3,7 +3,6 @@
 import copy
 import math
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -195,7 +194,10 @@ def test_late_checks_and_noise_drawn_ahead_change_nothing(tiny_llama):
     ahead = Ahead(cut.dim, cut.device, always=True)
 
     plain, late = (
-        [make_variant(replace(objective(), rna=RNA(0.3, "std", seed, noise)), cut.frozen, **SETTINGS) for seed in (0, 0, 1)]
+        [
+            make_variant(replace(objective(), rna=RNA(0.3, "std", seed, noise)), cut.frozen, **SETTINGS)
+            for seed in (0, 0, 1)
+        ]
         for noise in (None, ahead)
     )
     lines = [

@@ -1,7 +1,5 @@
 """What the float32 master copy changes on a bfloat16 model: updates that round away without it, and the loss."""
 
-from functools import partial
-
 import pytest
 import torch
 

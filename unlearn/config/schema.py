@@ -21,6 +21,7 @@ SHARED = (
     "train.batch_size",
     "train.log_every",
     "train.checkpoint_every",
+    "train.recompute",
 )
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MASKS = ("padding", "padding_and_bos", "none")

@@ -57,7 +57,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        return replace(self, **{name: part.to(device) for name, part in self.parts.items()})
+        preferred = None if self.preferred is None else self.preferred.to(device)
+        return replace(self, forget=self.forget.to(device), retain=self.retain.to(device), preferred=preferred)
 
 
 def batches(

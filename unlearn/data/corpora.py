@@ -171,9 +171,7 @@ class Texts:
     sha256: str
 
 
-def load_texts(
-    path: str, key: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int, documents: int
-) -> Texts:
+def load_texts(path: str, key: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int, documents: int) -> Texts:
     """Read and tokenise at most `documents` texts. Raises what `documents` raises."""
     corpus = read_corpus(path, key)
     return Texts(_tokenise(corpus, tokenizer, max_length, documents, key), corpus.sha256)

@@ -31,7 +31,6 @@ class Packed:
         """The rows of the batch again, padded on the right with zeros: [B, T, D]."""
         return pad_sequence([h_RLD[r, start : start + n] for r, start, n in self.places], batch_first=True)
 
-
     def repack(self, h_BTD: Tensor) -> Tensor:
         """The inverse of `unpack`; zeros on the rest of a line: [R, L, D]."""
         lines: list[list[Tensor]] = [[] for _ in self.ids_RL]

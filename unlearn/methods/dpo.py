@@ -15,9 +15,7 @@ class DPO(LikelihoodMethod):
     `reference_ratio` "updated" takes the updated model's p(x^p) for the reference's (the published code): x^p cancels.
     """
 
-    def __init__(
-        self, beta: float, retain: str, reference_ratio: str = "reference", **published: bool | str
-    ) -> None:
+    def __init__(self, beta: float, retain: str, reference_ratio: str = "reference", **published: bool | str) -> None:
         super().__init__(retain, **published)  # type: ignore[arg-type]
         assert reference_ratio in ("reference", "updated"), reference_ratio
         self.beta, self.reference_ratio = beta, reference_ratio

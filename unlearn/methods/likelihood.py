@@ -86,6 +86,7 @@ class LikelihoodObjective:
     def __call__(self, batch: Batch, frozen: View, updated: View) -> Losses:
         """Forget and retain loss; for the log, the forget texts' loss and the drift of retain states."""
         reference = frozen if self.method.reference_mask else frozen.without_mask()
+
         def of_updated(part: Part) -> LogLikelihoods:
             return updated.once(part, lambda: self._likelihoods(updated, part, batch))
 
@@ -98,7 +99,10 @@ class LikelihoodObjective:
             with torch.no_grad():
                 drift_BTD = updated.hidden("retain") - frozen.hidden("retain")
                 counted_BT = counted_positions(batch.retain.mask_BT, self.mask)
-                return {"forget_nll": -of_updated("forget").mean_B.mean(), "retain_drift": mean_norm(drift_BTD, counted_BT)}
+                return {
+                    "forget_nll": -of_updated("forget").mean_B.mean(),
+                    "retain_drift": mean_norm(drift_BTD, counted_BT),
+                }
 
         return Losses(
             self.method.forget(Pair(of_updated, of_reference)),
@@ -212,6 +216,6 @@ class _PerPosition(torch.autograd.Function):
         return torch.cat(found)
 
     @staticmethod
-    def backward(ctx: Any, gradient_N: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient_N: Tensor) -> tuple[Tensor, None]:
         [of_values_ND] = ctx.saved_tensors
         return of_values_ND * gradient_N[:, None].to(of_values_ND.dtype), None

@@ -54,7 +54,7 @@ class MisdirectionMethod(ABC):
         """Values measured during training, to be saved: {name: tensor}."""
         return {}
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
+    def restore(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027 - nothing to restore by default
         """Restore the values of `state`; other names are ignored."""
 
     def objective(self, setup: Setup) -> Misdirection:

@@ -1,4 +1,4 @@
-"""The protocols of a method and of its objective, which one update minimises: a forget loss plus alpha times a retain loss.
+"""The protocols of a method and of its objective: a forget loss plus alpha times a retain loss, minimised by training.
 
 The training loop knows only `Objective`. An objective gets what it needs from the views of the two models.
 B batch, T tokens, D hidden size, N positions, V vocabulary.
@@ -35,7 +35,7 @@ class View(Protocol):
         ...
 
     def once(self, key: Hashable, compute: Callable[[], Result]) -> Result:
-        """The result of `compute`, which runs once a batch for each key: the frozen model's view serves all variants."""
+        """The result of `compute`, which runs once a batch for each key; the frozen view serves all variants."""
         ...
 
     def without_mask(self) -> View:

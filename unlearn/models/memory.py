@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import psutil
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
@@ -33,6 +34,13 @@ def reuse_memory() -> None:
         return
     mallopt(M_MMAP_THRESHOLD, LARGE)
     mallopt(M_TRIM_THRESHOLD, LARGE)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free now: of the GPU, or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
 
 
 def in_batches(function: Callable[[Rows], Result], rows: Rows, size: int) -> tuple[list[Result], int]:

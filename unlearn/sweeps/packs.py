@@ -9,7 +9,6 @@ from unlearn.config.schema import Config, unshared
 from unlearn.errors import UserError
 
 log = logging.getLogger(__name__)
-RESERVE = 0.1  # share of the free memory that is kept free, since the estimate is rough
 
 
 def groups_that_share(configs: Mapping[int, Config]) -> list[list[int]]:
@@ -40,11 +39,9 @@ def packs(configs: Mapping[int, Config], pack_size: int | None) -> list[list[int
 
 def fitting(configs: Sequence[Config]) -> int:
     """How many of these runs, which agree in `SHARED`, the device's free memory holds together; at least 1."""
-    import psutil
-    import torch
-
     from unlearn.models.loading import Source, load_config
-    from unlearn.training.cost import Shape, training_memory
+    from unlearn.runs.memory import needed_memory, usable
+    from unlearn.training.cost import Shape
 
     first = configs[0]
     source = Source.of(first.model)
@@ -52,10 +49,6 @@ def fitting(configs: Sequence[Config]) -> int:
         shape = Shape.of(load_config(source), first.model.layer, first.model.parameters)
     except UserError:  # the run itself will report it
         return len(configs)
-    topics = [first.data.topics[name] for name in first.data.use or first.data.topics]
-    tokens = first.train.batch_size * max(t.max_length + (t.retain_max_length or t.max_length) for t in topics)
-    precision = "master" if any(c.train.precision == "master" for c in configs) else "model"
-    need = training_memory(shape, tokens, weight_bytes=source.torch_dtype.itemsize, precision=precision)
-    on_gpu = source.torch_device.type == "cuda"
-    free = torch.cuda.mem_get_info(source.torch_device)[0] if on_gpu else psutil.virtual_memory().available
-    return max(1, min(len(configs), need.variants(int((1 - RESERVE) * free))))
+    recompute = first.train.recompute != "never"
+    need = needed_memory(configs, shape, weight_bytes=source.torch_dtype.itemsize, recompute=recompute)
+    return max(1, min(len(configs), need.variants(usable(source.torch_device))))

@@ -7,12 +7,14 @@ of them in bytes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
+from unlearn.methods.likelihood import CHUNK
 from unlearn.models.architectures import SPAN, decoder_layers, parameter_names
 
 
@@ -28,6 +30,7 @@ class Shape:
     trained_active: int
     embeddings: int
     head: int
+    tied: bool  # whether the head is the embeddings
     hidden: int
     attention: int  # heads times their size
     intermediate: int  # width of what a token's MLP (or its experts together) computes
@@ -58,6 +61,7 @@ class Shape:
             trained_active=trained_active,
             embeddings=model.get_input_embeddings().weight.numel(),
             head=output.weight.numel(),
+            tied=bool(text.tie_word_embeddings),
             hidden=text.hidden_size,
             attention=heads * head_size,
             intermediate=trained_active // text.hidden_size,
@@ -91,6 +95,48 @@ class Shape:
         backward = (SPAN - 1) * (f + self._attention(tokens, length)) + SPAN * d
         return d + (SPAN - 1) * f + backward
 
+    def likelihood_step(
+        self,
+        parts: Parts,
+        variants: int,
+        *,
+        reference: Sequence[str],
+        noises: int = 1,
+        retain_reference: bool = True,
+        recompute: bool = False,
+    ) -> int:
+        """The fewest FLOPs of a step of a method on likelihoods that shares all that can be shared.
+
+        Args:
+            reference: the parts whose likelihood the method takes under the frozen model, noise apart.
+            noises: how many different noises (nu, seed) the variants have; the reference's suffix runs once for each.
+            retain_reference: whether the retain loss compares with the frozen model ("kl", "mse"). Its head runs once a
+                variant, so that its distributions need not be kept.
+            recompute: whether layers above l run again in the backward pass.
+        """
+        later, total = self.layers - self.layer - 1, 0
+        for name, (tokens, length) in parts.items():
+            compared = name == "retain" and retain_reference
+            asked = name in reference
+            predicted = tokens if compared else tokens - tokens // length  # nothing predicts a text's first token
+            f, head = self.forward(tokens, length), 2 * self.head * predicted
+            total += self._shared(tokens, length, frozen=compared or asked)
+            total += (noises if compared else 0) * later * f + (later * f + head if asked else 0)
+            own = self._variant(tokens, length)
+            own += later * (2 * f + self._attention(tokens, length)) + 2 * head + (head if compared else 0)
+            # What runs again ends before a layer's last matrix, whose result the backward pass does not need.
+            again = later * (f - 2 * self.trained_active * tokens) if recompute else 0
+            total += variants * (own + again)
+        return total
+
+    def published_likelihood_step(self, parts: Parts, *, reference: Sequence[str]) -> int:
+        """FLOPs of a step of the published code: two whole models, gradients of every parameter."""
+        flops = 0
+        for name, (tokens, length) in parts.items():
+            whole = self.layers * self.forward(tokens, length) + 2 * self.head * tokens
+            flops += whole * (3 + (name in reference)) + self.layers * self._attention(tokens, length)
+        return flops
+
     def published_step(self, parts: Parts, *, frozen_forget: bool) -> int:
         """FLOPs of a step of the published code.
 
@@ -123,6 +169,25 @@ class Memory:
     def variants(self, available: int) -> int:
         """How many fit into so many bytes; may be 0."""
         return max(0, (available - self.weights - self.working) // self.variant)
+
+
+def likelihood_memory(shape: Shape, tokens: int, *, weight_bytes: int, precision: str, recompute: bool) -> Memory:
+    """The same of a method on likelihoods, which needs the whole model.
+
+    `tokens` are those of all parts of a step. With `recompute`, layers above l keep their inputs only.
+    """
+    spanned = training_memory(shape, tokens, weight_bytes=weight_bytes, precision=precision)
+    later = shape.layers - shape.layer - 1
+    kept = 12 * shape.hidden + 4 * shape.attention + 4 * shape.intermediate  # as in `training_memory`
+    layers = (later * shape.hidden + kept) if recompute else later * kept
+    # Of the head: inputs and gradients of all positions; logits, log-probabilities and gradients of some.
+    head = tokens * 4 * shape.hidden * weight_bytes + 5 * 4 * CHUNK * shape.head // shape.hidden
+    stored = shape.embeddings + shape.layers * shape.layer_parameters + (0 if shape.tied else shape.head)
+    return Memory(
+        weights=weight_bytes * stored,
+        working=spanned.working + tokens * layers * weight_bytes + head,
+        variant=spanned.variant + tokens * shape.hidden * weight_bytes,  # and the reference's states for its noise
+    )
 
 
 def training_memory(shape: Shape, tokens: int, *, weight_bytes: int, precision: str) -> Memory:

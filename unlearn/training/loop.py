@@ -81,9 +81,8 @@ class _Shared:
         self.calls(part)
         packed = self._packed[part]
         h = h_BTD.to(self.cut.dtype)
-        h = self.cut.suffix(
-            h if packed is None else packed.repack(h), *self._inputs[part], recompute=self._recompute and h.requires_grad
-        )
+        recompute = self._recompute and h.requires_grad
+        h = self.cut.suffix(h if packed is None else packed.repack(h), *self._inputs[part], recompute=recompute)
         return h if packed is None else packed.unpack(h)
 
     def unmasked(self) -> _Shared:
