@@ -11,15 +11,15 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, MistralConfig, PreTrainedModel
 
 from unlearn.data.corpora import Topic
-from unlearn.methods import rna
-from unlearn.methods.misdirection import Misdirection
+from unlearn.methods import NPO, RMU, rna
+from unlearn.methods.objective import Method, Setup
 from unlearn.methods.randomness import generator
-from unlearn.methods.rmu import RMU
 from unlearn.models.architectures import SPAN, decoder_layers, parameter_names
 from unlearn.models.cutting import CutModel
 from unlearn.training.variant import Variant, make_variant
 
 LAYER, ALPHA, C, SEED = 7, 1200.0, 6.5, 0
+BETA, ALPHA_NPO = 0.1, 50.0
 # The noise scales of the paper's grid.
 NUS = (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1, 0.2, 0.3, 0.4, 0.5)
 OPTIMIZER: dict[str, Any] = {"lr": 5e-5, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
@@ -86,18 +86,17 @@ def control(dim: int, device: torch.device) -> torch.Tensor:
     return RMU(C).control_vector(dim, generator(SEED, "control", "bio")).to(device)
 
 
-def variants(cut: CutModel, nus: tuple[float, ...], precision: str = "master") -> list[Variant]:
-    """RMU with RNA, a variant for each nu."""
-    controls = {"bio": control(cut.dim, cut.device)}
+METHODS: dict[str, tuple[Method, float]] = {"rmu": (RMU(C), ALPHA), "npo": (NPO(BETA, "kl"), ALPHA_NPO)}
+
+
+def variants(cut: CutModel, nus: tuple[float, ...], precision: str = "master", method: str = "rmu") -> list[Variant]:
+    """A method with RNA, a variant for each nu."""
     noise = rna.Ahead(cut.dim, cut.device)
+    made, alpha = METHODS[method]
     return [
         make_variant(
-            Misdirection(
-                RMU(C),
-                controls,
-                ALPHA,
-                "padding",
-                rna.RNA(nu, "std", SEED, noise),
+            made.objective(
+                Setup(["bio"], cut.dim, cut.device, SEED, alpha, "padding", rna.RNA(nu, "std", SEED, noise))
             ),
             cut.frozen,
             **OPTIMIZER,

@@ -79,14 +79,33 @@ def largest_deviation(ours: dict[str, Any], baseline: dict[str, Any]) -> float:
     return max(abs(a - b) / abs(b) for x, y in pairs for a, b in zip(x, y, strict=True))
 
 
-def compare(checkpoint: Path, shape: Shape, topic: Topic, rounds: int, lengths: str) -> dict[str, float]:
+def counted(shape: Shape, method: str, parts: Parts, variants: int) -> int:
+    """The fewest FLOPs of a step, each variant with a nu of its own."""
+    if method == "npo":
+        return shape.likelihood_step(parts, variants, reference=["forget"], noises=variants)
+    return shape.training_step(parts, variants, frozen_forget=False)
+
+
+def counted_baseline(shape: Shape, method: str, parts: Parts) -> int:
+    """FLOPs of a step of the baseline."""
+    if method == "npo":
+        return shape.published_likelihood_step(parts, reference=["forget", "retain"])
+    return shape.published_step(parts, frozen_forget=False)
+
+
+def compare(
+    checkpoint: Path, shape: Shape, topic: Topic, rounds: int, lengths: str, method: str = "rmu"
+) -> dict[str, float]:
     """Baseline, one variant and many on the same inputs; speedups, their bounds, memory, roofline, agreement.
 
     Where all steps cost the same, one variant makes three a round, so that it is timed as well as the others.
     """
     steps = {"baseline": 1, "one": 3 if lengths == "equal" else 1, "many": 1}
     with ExitStack() as stack:
-        workers = {k: stack.enter_context(Worker(checkpoint, *a, "--lengths", lengths)) for k, a in KINDS.items()}
+        workers = {
+            k: stack.enter_context(Worker(checkpoint, *a, "--lengths", lengths, "--method", method))
+            for k, a in KINDS.items()
+        }
         for worker in workers.values():
             worker.step()  # a step to warm up, not timed
         measured = []
@@ -103,8 +122,8 @@ def compare(checkpoint: Path, shape: Shape, topic: Topic, rounds: int, lengths: 
         return median(value(r) for r in measured)
 
     real, padded = ([_parts(topic, step, padded=p) for step in range(1, rounds + 1)] for p in (False, True))
-    baseline = mean(shape.published_step(p, frozen_forget=False) for p in padded)
-    one, many = (mean(shape.training_step(p, n, frozen_forget=False) for p in real) for n in (1, VARIANTS))
+    baseline = mean(counted_baseline(shape, method, p) for p in padded)
+    one, many = (mean(counted(shape, method, p, n) for p in real) for n in (1, VARIANTS))
     return {
         "single_speedup": middle(lambda r: r["baseline"] / r["one"]),
         "single_bound": baseline / one,
@@ -170,6 +189,7 @@ def main() -> None:
     """Measure, print, write `bench/results.json`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--method", choices=tuple(shapes.METHODS), default="rmu", help="npo: equal lengths only")
     parser.add_argument("--quick", action="store_true", help="equal lengths only")
     args = parser.parse_args()
     console = Console(width=110)
@@ -178,9 +198,11 @@ def main() -> None:
         checkpoint, doubled = Path(scratch, "model"), Path(scratch, "doubled")
         shapes.write_checkpoint(shapes.small_mistral(), checkpoint)
         documents = (LENGTH, BATCH * 64, VOCABULARY)
-        results: dict[str, Any] = compare(checkpoint, shape, shapes.equal_lengths(*documents), args.rounds, "equal")
+        results: dict[str, Any] = compare(
+            checkpoint, shape, shapes.equal_lengths(*documents), args.rounds, "equal", args.method
+        )
         console.print(table(f"Equal lengths: batch {BATCH} x {LENGTH} tokens, l = {shapes.LAYER}", results))
-        if not args.quick:
+        if not args.quick and args.method == "rmu":
             wmdp = compare(checkpoint, shape, shapes.wmdp_lengths(*documents), args.rounds, "wmdp")
             console.print(table("Lengths like those of WMDP and Wikitext-2 (padded by the baseline)", wmdp))
             shapes.write_checkpoint(shapes.small_mistral(32 + 24), doubled)
@@ -191,7 +213,8 @@ def main() -> None:
             )
     console.print(f"GEMM peak {results['gemm_peak_flops'] / 1e9:.0f} GFLOP/s")
     console.print(f"Largest deviation of a loss from the baseline's: {results['largest_loss_deviation']:.1e}")
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    results_file = RESULTS if args.method == "rmu" else RESULTS.with_stem(f"results_{args.method}")
+    results_file.write_text(json.dumps(results, indent=2) + "\n")
     if results["largest_loss_deviation"] > 1e-4:
         sys.exit("The losses are not those of the baseline.")
 

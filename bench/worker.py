@@ -71,11 +71,12 @@ def on_demand(stream: Iterable[Batch], ahead: int) -> Iterator[Batch]:
         yield batch
 
 
-def train_ours(source: Source, stream: Iterable[Batch], count: int) -> list[tuple[float, float]]:
+def train_ours(source: Source, stream: Iterable[Batch], count: int, method: str = "rmu") -> list[tuple[float, float]]:
     """The project's own loop; returns the losses of the point with `NU`."""
-    cut = CutModel(load_up_to(source, shapes.LAYER), shapes.LAYER)
+    whole = shapes.METHODS[method][0].needs_logits
+    cut = CutModel(load_whole(source) if whole else load_up_to(source, shapes.LAYER), shapes.LAYER)
     nus = (NU,) if count == 1 else shapes.NUS[:count]
-    points = shapes.variants(cut, nus)
+    points = shapes.variants(cut, nus, method=method)
     compared = points[nus.index(NU)]
     losses = []
 
@@ -93,6 +94,7 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("kind", choices=("baseline", "ours"))
     parser.add_argument("--variants", type=int, default=1)
+    parser.add_argument("--method", choices=tuple(shapes.METHODS), default="rmu")
     parser.add_argument("--lengths", choices=("equal", "wmdp"), default="equal")
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--steps", type=int, default=64, help="at most")
@@ -104,10 +106,14 @@ def main() -> None:
     topic = lengths(args.length, BATCH * args.steps, VOCABULARY)
     stream = batches([topic], steps=args.steps, batch_size=BATCH, pad_id=0, side="right")
     if args.kind == "baseline":
-        losses = train_plainly(load_whole(source), load_whole(source), on_demand(stream, ahead=0), NU)
+        losses = train_plainly(
+            load_whole(source), load_whole(source), on_demand(stream, ahead=0), NU, method=args.method
+        )
     else:
         reuse_memory()
-        losses = train_ours(source, on_demand(stream, ahead=1), args.variants)  # our loop reads one batch ahead
+        losses = train_ours(
+            source, on_demand(stream, ahead=1), args.variants, args.method
+        )  # our loop reads one batch ahead
     say({"losses": losses, "peak_bytes": peak_bytes() - interpreter})
 
 
