@@ -4,7 +4,9 @@ import pytest
 
 from unlearn.config import schema
 from unlearn.config.identity import identity, run_folder, run_name
+from unlearn.config.schema import unshared
 from unlearn.errors import UserError, nearest
+from unlearn.methods import likelihood
 from unlearn.models import architectures
 
 BAD = {
@@ -34,6 +36,10 @@ BAD = {
     "train.schedule=linea": r"train\.schedule=linea is not allowed\. Did you mean 'linear'\?",
     "+eval.asked_of.perturbed=[retian]": r"eval\.asked_of\.perturbed=retian is not allowed\. Did you mean 'retain'\?",
     "+eval.asked_of.perturbd=[retain]": r"eval\.asked_of=perturbd is not allowed",
+    "loss.alpha=much": r"loss\.alpha=much is not allowed: it must be a finite number >= 0",
+    "loss.alpha={bio: 1}": r"loss\.alpha has no value for topic 'cyber': give one number, or one for each topic",
+    "loss.alpha={bio: 1, cyber: -1}": r"loss\.alpha\.cyber=-1\.0 is not allowed",
+    "train.recompute=yes": r"train\.recompute=yes is not allowed.*Allowed: auto, always, never",
     "eval.queries=[perturbd]": r"eval\.queries=perturbd is not allowed\. Did you mean 'perturbed'\?",
     "eval.forget_tokens=[]": r"eval\.forget_tokens is empty",
     "eval.limit=0": r"eval\.limit=0 is not allowed",
@@ -148,6 +154,37 @@ def test_unknown_switches_are_named(conf, override, message):
     with pytest.raises(UserError) as error:
         conf("method=adaptive_rmu", override)
     assert message in str(error.value)
+
+
+def test_arguments_of_methods_on_likelihoods_are_checked(conf):
+    with pytest.raises(UserError, match=r"method\.retain=k is not allowed\. Did you mean 'kl'\? Allowed: kl, mse, nll"):
+        conf("method=npo", "method.retain=k")
+    with pytest.raises(UserError, match=r"method\.gamma=-1 is not allowed: it must be a finite number >= 0"):
+        conf("method=simnpo", "method.gamma=-1")
+    with pytest.raises(UserError, match=r"rna\.nu=0\.1 with method\.retain=nll: that retain loss has no reference"):
+        conf("method=grad_diff", "method.retain=nll", "rna.nu=0.1")
+    conf("method=grad_diff", "method.retain=nll", "rna=none")
+
+
+def test_alpha_may_be_each_topics_own_and_depend_on_method_and_retain_loss(conf):
+    assert conf("loss.alpha={bio: 1, cyber: 2.5}").loss.alpha == {"bio": 1.0, "cyber": 2.5}
+    zephyr = ("experiment=zephyr_wmdp", "method=simnpo")
+    assert conf(*zephyr).loss.alpha == {"bio": 20.0, "cyber": 50.0}
+    mse = conf(*zephyr, "method.retain=mse")
+    assert (mse.loss.alpha, mse.train.steps, mse.train.lr) == ({"bio": 10.0, "cyber": 5.0}, 50, 2e-5)
+    assert (conf().loss.alpha, conf("loss.alpha=10").loss.alpha) == (10.0, 10.0)
+    assert run_name(conf("loss.alpha=10")) == run_name(conf("loss.alpha=10.0"))
+
+
+def test_preferred_texts_are_no_part_of_a_name_and_separate_processes(conf):
+    assert run_name(conf("method=dpo")) == run_name(conf("method=dpo", "method.preferred=other.txt"))
+    assert list(unshared(conf("method=dpo"), conf("method=npo"))) == ["method.preferred"]
+    assert not list(unshared(conf("method=npo"), conf("method=rmu")))
+
+
+def test_the_retain_losses_of_the_check_are_those_of_the_methods():
+    """`unlearn.config` must not import `unlearn.methods`, so the names stand twice."""
+    assert schema.RETAIN_LOSSES == likelihood.RETAIN
 
 
 def test_the_trained_layers_of_the_check_are_those_of_the_cut():

@@ -34,6 +34,7 @@ def test_every_token_is_there_once_at_its_position(rows):
     assert len(taken) == total
     unpacked = packed.unpack(packed.ids_RL[..., None].float())[..., 0]
     assert torch.equal(unpacked, (part.ids_BT * part.mask_BT).float())
+    assert torch.equal(packed.repack(unpacked[..., None])[..., 0], packed.ids_RL.float())
 
 
 def test_rows_of_one_length_are_left_alone():
@@ -71,8 +72,8 @@ def test_training_on_packed_rows_gives_the_losses_and_matrices_of_padded_ones(ti
 
 
 def test_a_model_that_lets_packed_rows_see_each_other_is_not_packed(tiny_llama, monkeypatch):
-    real = tiny_llama.forward
-    monkeypatch.setattr(tiny_llama, "forward", lambda *a, position_ids=None, **k: real(*a, **k))
+    real = tiny_llama.model.forward
+    monkeypatch.setattr(tiny_llama.model, "forward", lambda *a, position_ids=None, **k: real(*a, **k))
     assert not CutModel(tiny_llama, 3).packs
 
 

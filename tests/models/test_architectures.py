@@ -102,6 +102,18 @@ def test_prefix_and_span_equal_the_whole_model_to_the_bit(whole, cut, padding):
     assert torch.equal(ours_BTD, output.hidden_states[LAYER + 1])
 
 
+@pytest.mark.parametrize("padding", MASKS)
+def test_suffix_and_head_give_the_logits_of_the_whole_model(whole, padding):
+    """Its layers run once, in a shape of their own only for the head."""
+    mask_BT = None if MASKS[padding] is None else torch.tensor(MASKS[padding])
+    cut = CutModel(whole, LAYER)
+    with torch.no_grad():
+        expected_BTV = whole(IDS_BT, attention_mask=mask_BT).logits
+        states_BTD = cut.suffix(cut.span(cut.prefix(IDS_BT, mask_BT), cut.frozen), IDS_BT, mask_BT)
+        logits_BTV = cut.logits(states_BTD.flatten(0, 1)).view_as(expected_BTV)
+    torch.testing.assert_close(logits_BTV, expected_BTV, rtol=1e-5, atol=1e-5)
+
+
 def test_the_output_follows_the_state_at_the_predicted_position(source, cut):
     """From a cache as from the whole prompt; and its derivatives in both modes agree with a difference."""
     whole = plain_kernels(load_whole(source))

@@ -27,6 +27,7 @@ JOBS = [
     ("method=rmu", "train.schedule=linear"),
     ("method=rsv", "preset=paper", "model.dtype=float32"),
     ("method=adaptive_rmu", "preset=paper"),
+    ("method=dpo", "rna.nu=0.05", "train.recompute=always"),
 ]
 
 

@@ -11,7 +11,16 @@ import pandas as pd
 
 # Okabe and Ito's colours, told apart by colour-blind readers, on white and on black.
 BASE, OTHERS = "#8c8c8c", ["#CC79A7", "#56B4E9", "#E69F00", "#7F5AA2", "#A6761D"]
-METHOD_COLOURS = {"Base": BASE, "RMU": "#0072B2", "Adaptive RMU": "#D55E00", "RSV": "#009E73"}
+METHOD_COLOURS = {
+    "Base": BASE,
+    "RMU": "#0072B2",
+    "Adaptive RMU": "#D55E00",
+    "RSV": "#009E73",
+    "NPO": "#CC79A7",
+    "SimNPO": "#E69F00",
+    "DPO": "#56B4E9",
+    "GradDiff": "#8C564B",
+}
 ROLE_COLOURS = {"retain": "#0072B2", "near": "#009E73", "forget": "#D55E00"}
 QUERY_DASHES = {"perturbed": [1, 0], "default": [5, 3], "control": [1, 2]}
 NOISE = {True: "with RNA", False: "without"}

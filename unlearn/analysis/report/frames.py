@@ -18,7 +18,15 @@ from scipy import stats
 from unlearn.analysis.report.collect import Run
 from unlearn.evaluate.statistics import CONFIDENCE, NORMAL
 
-METHODS = {"rmu": "RMU", "adaptive_rmu": "Adaptive RMU", "rsv": "RSV"}
+METHODS = {
+    "rmu": "RMU",
+    "adaptive_rmu": "Adaptive RMU",
+    "rsv": "RSV",
+    "npo": "NPO",
+    "simnpo": "SimNPO",
+    "dpo": "DPO",
+    "grad_diff": "GradDiff",
+}
 DIGITS = 4  # of what is shown, behind the point
 SEPARATOR = "; "  # between the parts of `other`
 SETTING = ["setting", "method", "coefficient", "nu", "other"]
@@ -114,7 +122,8 @@ def _facts(run: Run) -> dict[str, str]:
     words = str(asked.pop("words", ""))[:6]
     return {
         "weights": str(run.record["inputs"].get("model"))[:8],
-        "corpora": _hash(run.record["inputs"].get("data")),
+        # Not the texts that a method prefers: they belong to the method.
+        "corpora": _hash({k: v for k, v in (run.record["inputs"].get("data") or {}).items() if k != "preferred"}),
         "questions": ",".join([*(f"{k}:{v}" for k, v in asked.items()), *([words] if words else [])]),
         "tasks": " ".join(f"{role}:{','.join(tasks)}" for role, tasks in run.roles.items()),
     }
