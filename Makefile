@@ -76,8 +76,8 @@ real-adaptive_rmu real-rmu real-rsv: real-%: $(INSTALLED) smollm2
 
 # Without RNA, as much or as little forgotten as with it: what robustness at equal forgetting is compared with.
 real-forgetting: $(INSTALLED) smollm2
-	$(REAL_JOBS) method=adaptive_rmu,rmu rna.nu=0 loss.alpha=600,850
-	$(REAL_JOBS) method=rsv rna.nu=0 loss.alpha=800
+	$(REAL_JOBS) method=adaptive_rmu,rmu rna.nu=0 loss.alpha=600,700,775,850
+	$(REAL_JOBS) method=rsv rna.nu=0 loss.alpha=500,650,800
 
 # Test processes use one thread each (tests/conftest.py), so that one for each core does not slow the others down.
 test: $(INSTALLED) ## run the quick tests, a few minutes: make test ARGS="-k rmu"

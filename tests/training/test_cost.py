@@ -17,7 +17,7 @@ from unlearn.methods.rmu import RMU
 from unlearn.methods.rna import RNA
 from unlearn.methods.rsv import RSV
 from unlearn.models.cutting import CutModel
-from unlearn.training.cost import Shape, training_memory
+from unlearn.training.cost import Shape, likelihood_memory, training_memory
 from unlearn.training.loop import train
 from unlearn.training.variant import make_variant
 
@@ -147,3 +147,32 @@ def test_what_a_backward_pass_keeps_is_within_what_was_estimated_and_more_than_h
     memory = training_memory(Shape.of(MistralConfig(**SIZE), LAYER), 8 * LENGTH, weight_bytes=4, precision="master")
     activations = memory.working - sum(w.numel() for w in weights.values()) * 4
     assert 0.5 * activations < sum(kept.values()) < activations
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_activations_above_l_are_no_more_than_estimated(recompute):
+    """What autograd keeps of the layers above l, weights left out."""
+    config = MistralConfig(**SIZE)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval().requires_grad_(False)
+    cut = CutModel(model, LAYER)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    tokens = 8 * LENGTH
+    h_BTD = torch.randn(8, LENGTH, 64, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        final_BTD = cut.suffix(h_BTD, torch.randint(0, 500, (8, LENGTH)), recompute=recompute)
+    assert final_BTD.requires_grad
+    shape = replace(Shape.of(config, LAYER), head=0)
+    whole, spanned = (
+        likelihood_memory(shape, tokens, weight_bytes=4, precision="master", recompute=recompute),
+        training_memory(shape, tokens, weight_bytes=4, precision="master"),
+    )
+    estimated = whole.working - spanned.working
+    assert (0.05 if recompute else 0.5) * estimated < sum(kept.values()) < estimated
