@@ -29,7 +29,6 @@ from unlearn.runs.memory import must_recompute
 from unlearn.runs.results import measure_course, results_of
 from unlearn.screen import say
 from unlearn.tracking.terminal import show_result, training_progress
-from unlearn.training.cost import Shape
 from unlearn.training.loop import Record, train
 from unlearn.training.optimizer import schedule
 from unlearn.training.variant import Variant, make_variant
@@ -99,7 +98,7 @@ def _shared(configs: list[Config]) -> Config:
 
 
 def _train(runs: list[ActiveRun], shared: Config, inputs: Inputs) -> None:
-    """Algorithm 1 for all runs at once, then their deltas; the model, up to layer l, is gone afterwards.
+    """Algorithm 1 for all runs at once, then their deltas; the model is gone afterwards.
 
     Runs that are trained already are left out. Those with a checkpoint resume.
     """
@@ -140,7 +139,7 @@ def _train_variants(pairs: list[tuple[ActiveRun, Variant]], shared: Config, inpu
         side="left" if padded_left else "right",
         start=min(variant.progress.steps for _, variant in pairs),
         preferred=inputs.preferred.rows if inputs.preferred else None,
-        first_preferred=shared.loss.mask == "none",
+        first_preferred=padded_left,  # as the published code does
     )
     run_of = {id(variant): active for active, variant in pairs}
 
@@ -151,9 +150,7 @@ def _train_variants(pairs: list[tuple[ActiveRun, Variant]], shared: Config, inpu
             work(active)
         variant.error = None if active.error is None else describe(active.error)
 
-    shape = Shape.of(cut.model.config, cut.layer, shared.model.parameters)
-    configs = [active.config for active, _ in pairs]
-    recompute = must_recompute(configs, shape, weight_bytes=cut.dtype.itemsize, device=cut.device)
+    recompute = must_recompute([active.config for active, _ in pairs], cut.model)
     with training_progress(shared.train.steps) as show:
 
         def on_record(variant: Variant, record: Record) -> None:

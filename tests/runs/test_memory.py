@@ -1,14 +1,11 @@
 """The memory that training needs, and whether activations are recomputed for it."""
 
 import pytest
-import torch
 
-from unlearn.models.loading import Source, load_config
+from unlearn.models.loading import Source, load_config, load_whole
 from unlearn.runs import memory
 from unlearn.runs.memory import must_recompute, needed_memory
 from unlearn.training.cost import Shape
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -29,9 +26,11 @@ def test_methods_on_likelihoods_need_the_whole_model_and_preferred_texts_their_t
 
 
 def test_activations_are_recomputed_only_where_they_would_not_fit(conf, shape, monkeypatch):
+    model = load_whole(Source.of(conf().model))
+
     def decided(free, *overrides):
         monkeypatch.setattr(memory, "free_memory", lambda _device: free)
-        return must_recompute([conf(*overrides)] * 2, shape, weight_bytes=4, device=CPU)
+        return must_recompute([conf(*overrides)] * 2, model)
 
     need = needed_memory([conf("method=npo")], shape, weight_bytes=4, recompute=False)
     enough = (need.working + 2 * need.variant) / 0.9 + 100

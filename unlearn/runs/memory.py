@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from transformers import PreTrainedModel
 
 from unlearn.config.schema import Config
 from unlearn.methods.make import needs_logits
@@ -29,13 +30,14 @@ def needed_memory(configs: Sequence[Config], shape: Shape, *, weight_bytes: int,
     return training_memory(shape, tokens, weight_bytes=weight_bytes, precision=precision)
 
 
-def must_recompute(configs: Sequence[Config], shape: Shape, *, weight_bytes: int, device: torch.device) -> bool:
-    """`train.recompute`; if it is auto, whether these runs would not fit otherwise. The model is loaded already."""
+def must_recompute(configs: Sequence[Config], model: PreTrainedModel) -> bool:
+    """`train.recompute`; if it is auto, whether these runs would not fit otherwise. Their whole model is loaded."""
     wish = configs[0].train.recompute
     if wish != "auto" or not any(needs_logits(c.method) for c in configs):
         return wish == "always"
-    need = needed_memory(configs, shape, weight_bytes=weight_bytes, recompute=False)
-    return need.total(len(configs)) - need.weights > usable(device)
+    shape = Shape.of(model.config, configs[0].model.layer, configs[0].model.parameters)
+    need = needed_memory(configs, shape, weight_bytes=model.dtype.itemsize, recompute=False)
+    return need.total(len(configs)) - need.weights > usable(model.device)
 
 
 def usable(device: torch.device) -> int:
