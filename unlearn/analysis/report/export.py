@@ -50,7 +50,8 @@ def as_text(table: Table, kind: str) -> str:
     escape = _latex if kind == "latex" else _markdown
     data = table.data.rename(columns=escape).map(lambda value: escape(value) if isinstance(value, str) else value)
     if kind == "md":
-        return f"### {table.title}\n\n{data.to_markdown(index=False, missingval='–')}\n\n{table.note}\n"
+        shown = data.astype(object).where(data.notna(), None)  # tabulate knows None as missing, not NaN
+        return f"### {table.title}\n\n{shown.to_markdown(index=False, missingval='–')}\n\n{table.note}\n"
     return f"% {table.title}\n% {table.note}\n{data.to_latex(index=False, na_rep='--', float_format='%.4g')}"
 
 
@@ -61,7 +62,7 @@ def _markdown(text: str) -> str:
 
 def _latex(text: str) -> str:
     """Escape text for LaTeX."""
-    signs = {"\\": r"\textbackslash{}", "±": r"$\pm$", "ν": r"$\nu$", "β": r"$\beta$", "–": "--"}
+    signs = {"\\": r"\textbackslash{}", "±": r"$\pm$", "ν": r"$\nu$", "β": r"$\beta$", "γ": r"$\gamma$", "–": "--"}
     signs |= {"·": r"$\cdot$", "↑": r"$\uparrow$"}
     signs |= {sign: f"\\{sign}" for sign in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     return "".join(signs.get(letter, letter) for letter in text)

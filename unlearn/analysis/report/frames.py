@@ -122,11 +122,15 @@ def _facts(run: Run) -> dict[str, str]:
     words = str(asked.pop("words", ""))[:6]
     return {
         "weights": str(run.record["inputs"].get("model"))[:8],
-        # Not the texts that a method prefers: they belong to the method.
-        "corpora": _hash({k: v for k, v in (run.record["inputs"].get("data") or {}).items() if k != "preferred"}),
+        "corpora": _hash(topics_of(run.record["inputs"].get("data"))),
         "questions": ",".join([*(f"{k}:{v}" for k, v in asked.items()), *([words] if words else [])]),
         "tasks": " ".join(f"{role}:{','.join(tasks)}" for role, tasks in run.roles.items()),
     }
+
+
+def topics_of(data: Any) -> Any:
+    """The hashes of the topics' corpora, without those of the texts that a method prefers: they belong to the method."""
+    return {name: hashes for name, hashes in data.items() if name != "preferred"} if isinstance(data, dict) else data
 
 
 def _hash(value: Any) -> str:

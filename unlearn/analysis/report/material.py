@@ -20,6 +20,7 @@ from unlearn.analysis.report.frames import (
     over_seeds,
     repeated_seeds,
     run_frame,
+    topics_of,
 )
 from unlearn.errors import describe
 
@@ -95,7 +96,7 @@ class Material:
         codes = [run.record.get("code") or {} for run in done]
         seen = {
             "models": {f"{r.identity['model']['name']} ({str(r.record['inputs'].get('model'))[:8]})" for r in done},
-            "sets of training texts": {_brief(r.record["inputs"].get("data")) for r in done},
+            "sets of training texts": {_brief(topics_of(r.record["inputs"].get("data"))) for r in done},
             "question sets": {_brief({k: v for k, v in r.question_set.items() if v is not None}) for r in done},
             "sets of tasks": {_brief(r.roles) for r in done},
             "code versions": {str(code.get("commit") or "unknown")[:10] for code in codes},

@@ -16,7 +16,7 @@ NONE = "–"
 SHOWN = ("default", "perturbed")
 TABLES = ("overview", "table_1", "contrasts", "settings", "accuracies", "unusable", "published")
 LONGEST = 300  # letters of an error that are shown; the run's folder has all
-GREEK = {"beta": "β", "nu": "ν"}
+GREEK = {"beta": "β", "gamma": "γ", "nu": "ν"}
 
 
 @dataclass(frozen=True)
