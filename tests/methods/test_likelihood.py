@@ -141,3 +141,18 @@ def test_alpha_is_the_topics_own():
     part = Padded(torch.tensor([[0, 1, 1]] * 2), torch.ones(2, 3, dtype=torch.bool))
     model = Model(torch.tensor([0.5, 0.5]).log())
     assert GradDiff("nll").objective(setup("padding"))(Batch(0, "bio", part, part), model, model).alpha == 2.0
+
+
+@pytest.mark.parametrize(("rounding", "dtype"), [("float32", torch.float32), ("model", torch.bfloat16)])
+def test_distributions_are_compared_in_float32_or_as_published_in_the_models_dtype(rounding, dtype):
+    part = Padded(torch.tensor([[0, 1, 1]] * 2), torch.ones(2, 3, dtype=torch.bool))
+    logits = torch.randn(2, 7, generator=torch.Generator().manual_seed(0)).bfloat16()
+    reference, updated = Model(logits[0]), Model(logits[1])
+    losses = GradDiff("kl", rounding=rounding).objective(setup("padding"))(
+        Batch(0, "bio", part, part), reference, updated
+    )
+    q_V, p_V = (row.to(dtype).log_softmax(-1) for row in logits)
+    assert losses.retain.dtype == dtype
+    assert losses.retain.item() == pytest.approx(
+        (q_V.exp() * (q_V - p_V)).sum().item(), rel=1e-6 if dtype is torch.float32 else 2e-2
+    )
