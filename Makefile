@@ -113,7 +113,7 @@ format: $(INSTALLED) ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED) ## time and memory of training against a plain baseline (about ten minutes): bench/results.json
+bench: $(INSTALLED) ## time and memory of training against a plain baseline (about ten minutes; ARGS="--method npo")
 	$(BIN)/python -m bench.train $(ARGS)
 
 bench-eval: $(INSTALLED) smollm2 ## our evaluation against lm-eval's own: make bench-eval ARGS="--local-dir DIR" (a folder with MMLU)
