@@ -172,8 +172,8 @@ def test_without_noise_there_is_no_rna(name, monkeypatch):
 
 
 def test_variants_together_are_as_alone_to_the_bit(tiny_llama):
-    """All methods, two nu and one method on representations in one training; rows are packed."""
-    settings_ = [setting(method=name, nu=nu) for name in METHODS for nu in (0.0, 0.1)]
+    """All methods, two nu and two kinds of likelihood in one training; rows are packed."""
+    settings_ = [setting(method=name, nu=nu) for name in METHODS for nu in (0.0, 0.1)] + [setting(likelihood="batch")]
     rows = [("bio", [[1, 3, 4, 5, 6, 7], [1, 7, 8], [1, 9], [1, 10, 11]] * 2, [[1, 30, 31, 32, 33, 34], [1, 35]] * 4)]
     stream = {"steps": 4, "batch_size": 4, "pad_id": 0, "side": "right", "preferred": PREFERRED}
 
