@@ -87,3 +87,20 @@ def test_rna_takes_a_good_part_of_the_drop_away(scale, accuracies):
         mean(drop(accuracies, m, rna) for m in scale.methods) - drop(accuracies, "base") for rna in (False, True)
     )
     assert beyond < 0.7 * without
+
+
+@pytest.mark.slow
+def test_methods_on_likelihoods_forget_and_keep_other_knowledge(conf, tmp_path):
+    """Their defaults for the embedded model; DPO's other texts need a process of their own."""
+    asked = ("eval=toy", "eval.subset=150", "eval.queries=[default]", "tracker=none", f"output_root={tmp_path}")
+    for methods in (("npo", "simnpo", "grad_diff"), ("dpo",)):
+        configs = [conf(f"method={method}", *asked) for method in methods]
+        for config, outcome in zip(configs, run_together(configs), strict=True):
+            assert outcome.error is None
+            metrics = json.loads((outcome.folder / "metrics.json").read_text())
+            found = {
+                role: 100 * mean(metrics[f"unlearned/{task}/default/acc"] for task in tasks)
+                for role, tasks in config.eval.tasks.items()
+            }
+            assert found["forget"] < 50, config.method["name"]
+            assert found["retain"] > 85, config.method["name"]
