@@ -129,7 +129,7 @@ def _facts(run: Run) -> dict[str, str]:
 
 
 def topics_of(data: Any) -> Any:
-    """The hashes of the topics' corpora, without those of the texts that a method prefers: they belong to the method."""
+    """The hashes of the topics' corpora, without those of the texts that a method prefers: they are the method's."""
     return {name: hashes for name, hashes in data.items() if name != "preferred"} if isinstance(data, dict) else data
 
 
