@@ -141,7 +141,7 @@ class LikelihoodObjective:
     def _likelihoods(self, view: View, part: Part, batch: Batch) -> LogLikelihoods:
         padded = batch.parts[part]
         counted_BT = counted_positions(padded.mask_BT, "none" if self.mask == "none" else "padding_and_bos")
-        pass
+        counted_BT[:, 0] = False  # nothing predicts it
         targets_N = padded.ids_BT[counted_BT]
         before_BT = counted_BT.roll(-1, dims=1)  # the position that predicts a token is the one before
 
