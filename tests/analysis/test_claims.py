@@ -224,6 +224,8 @@ def test_a_method_without_an_argument_has_no_such_curve(tmp_path):
             made_up_run(tmp_path / f"{nu}-{seed}", nu=nu, seed=seed, argument={"norm": "sample"})
     [s] = Evidence(gather(collect([tmp_path]))).subjects
     assert by_coefficient(s).why_not
+    row = next(line for line in document(s.evidence, "Mine").splitlines() if line.startswith("| RMU"))
+    assert row.rstrip(" |").endswith("–")  # the runs' last column: no coefficient
 
 
 def test_a_failed_seed_of_one_coefficient_leaves_the_slope(tmp_path):

@@ -86,7 +86,7 @@ def _runs(evidence: Evidence, subjects: Sequence[Subject]) -> Table:
                 "nu": nus,
                 "seeds that all nu have": ", ".join(map(str, sorted(s.seeds))),
                 "best nu": best or "–",
-                "coefficient": f"{s.coefficient} = {values}",
+                "coefficient": f"{s.coefficient} = {values}" if s.coefficient else "–",
             }
         )
     return Table("runs", "The runs", note, pd.DataFrame(rows))
