@@ -128,7 +128,7 @@ def test_a_slurm_job_does_not_get_hydras_variable(tmp_path):
     ("override", "told"),
     [
         ("method.alpha=3", "method.alpha: unknown key. Did you mean 'model.alpha'?"),
-        ("method.norm=sample", "method.norm: a key of method=adaptive_rmu, method=dpo, method=npo, method=simnpo only."),
+        ("method.norm=sample", "method.norm: a key of method=adaptive_rmu only."),
         ("method.beta=3", "method.beta: a key of method=adaptive_rmu, method=dpo, method=npo, method=simnpo only."),
         ("eval.asked_of.control=[retain]", "eval.asked_of.control: not there yet; +eval.asked_of.control=... adds it."),
         (
