@@ -1,4 +1,4 @@
-"""Unlearning of language models by representation misdirection, made robust with Random Noise Augmentation.
+"""Unlearning of language models by representation misdirection or on likelihoods, with Random Noise Augmentation.
 
 `experiment.py` is the whole run on one page. The rooms, from top to bottom: cli, analysis, sweeps, (experiment), runs,
 tracking, evaluate, training, methods and models, data, config, storage. A room imports only from rooms below it;
