@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import logsigmoid, pad
 
-from tests.training.reference import adamw
+from tests.training.reference import adamw, padded_left
 from unlearn.methods.randomness import generator
 
 
@@ -43,10 +43,7 @@ def batches(s, rows):
     """What is run at once: (ids, attention mask) of each row by itself, or of all of them, padded on the left."""
     if s.mask != "none":
         return [(torch.tensor([row]), torch.ones(1, len(row), dtype=torch.long)) for row in rows]
-    longest = max(map(len, rows))
-    ids_BT = torch.tensor([[0] * (longest - len(row)) + row for row in rows])
-    mask_BT = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-    return [(ids_BT, mask_BT)]
+    return [padded_left(rows)]
 
 
 def log_softmax(model, ids_BT, mask_BT):

@@ -43,13 +43,17 @@ def hidden(model, layer, ids_BT, attention_mask_BT=None):
     return seen[0][0] if isinstance(seen[0], tuple) else seen[0]
 
 
+def padded_left(rows):
+    """Ids and attention mask of a batch, [B, T]."""
+    longest = max(map(len, rows))
+    ids_BT = torch.tensor([[0] * (longest - len(row)) + row for row in rows])
+    return ids_BT, torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+
+
 def states(model, s, rows):
     """For each sample the representations at its counted positions: a list of [T_i, D]."""
-    if s.mask == "none":  # every position of the batch, padded on the left
-        longest = max(map(len, rows))
-        ids_BT = torch.tensor([[0] * (longest - len(row)) + row for row in rows])
-        mask_BT = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-        return list(hidden(model, s.layer, ids_BT, mask_BT))
+    if s.mask == "none":  # every position of the batch
+        return list(hidden(model, s.layer, *padded_left(rows)))
     first = 1 if s.mask == "padding_and_bos" else 0
     return [hidden(model, s.layer, torch.tensor([row]))[0, first:] for row in rows]
 

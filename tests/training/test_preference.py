@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests.training import preference_reference as reference
+from tests.training.test_reference import small_gpt2, trained
 from unlearn.data.batches import batches
 from unlearn.data.corpora import Topic
 from unlearn.methods import DPO, NPO, GradDiff, SimNPO
@@ -47,20 +47,6 @@ def cases(draw):
     return topics, draw(rows), setting, shape
 
 
-def small_gpt2(**shape):
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=31,
-        n_positions=16,
-        bos_token_id=1,
-        eos_token_id=1,
-        initializer_range=0.3,
-        attn_implementation="eager",
-        **shape,
-    )
-    return GPT2LMHeadModel(config).double().eval().requires_grad_(False)
-
-
 def method(s):
     published = {"likelihood": s.likelihood, "reference_mask": s.reference_mask}
     if s.method == "npo":
@@ -72,36 +58,21 @@ def method(s):
     return GradDiff(s.retain, **published)
 
 
+def setup(cut, topics, s):
+    names = [name for name, _, _ in topics]
+    return Setup(names, cut.dim, cut.device, s.seed, s.alpha, s.mask, RNA(s.nu, "std", s.seed))
+
+
 def make(model, topics, s):
     """The cut model and a variant."""
     cut = CutModel(model, s.layer)
-    setup = Setup([t[0] for t in topics], cut.dim, cut.device, s.seed, s.alpha, s.mask, RNA(s.nu, "std", s.seed))
     optimizer = {"lr": s.lr, "betas": s.betas, "eps": s.eps, "weight_decay": 0.0, "optimizer": s.optimizer}
-    return cut, make_variant(method(s).objective(setup), cut.frozen, precision="master", **optimizer)
+    return cut, make_variant(method(s).objective(setup(cut, topics, s)), cut.frozen, precision="master", **optimizer)
 
 
 def ours(model, topics, preferred, steps, s, **how):
-    cut, variant = make(model, topics, s)
-    left = s.mask == "none"
-    stream = batches(
-        [Topic(name, forget, retain, {}) for name, forget, retain in topics],
-        steps=steps,
-        batch_size=s.batch_size,
-        pad_id=0,
-        side="left" if left else "right",
-        preferred=preferred,
-    )
-    records = []
-    train(
-        cut,
-        [variant],
-        stream,
-        mask_padding=left,
-        log_every=1,
-        on_record=lambda _, record: records.append(record),
-        **how,
-    )
-    return variant.weights, [(r.forget_loss, r.retain_loss) for r in records]
+    cut = CutModel(model, s.layer)
+    return trained(cut, method(s).objective(setup(cut, topics, s)), topics, steps, s, preferred, **how)
 
 
 @settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

@@ -48,17 +48,13 @@ def cases(draw):
 def ours(model, topics, controls, steps, s):
     cut = CutModel(model, s.layer)
     method = {"rmu": RMU, "rsv": RSV, "adaptive_rmu": partial(AdaptiveRMU, norm=s.norm)}[s.method](s.coefficient)
-    noise = RNA(s.nu, "std", s.seed)
-    variant = make_variant(
-        Misdirection(method, controls, s.alpha, s.mask, noise),
-        cut.frozen,
-        lr=s.lr,
-        betas=s.betas,
-        eps=s.eps,
-        weight_decay=0.0,
-        precision="master",
-        optimizer=s.optimizer,
-    )
+    return trained(cut, Misdirection(method, controls, s.alpha, s.mask, RNA(s.nu, "std", s.seed)), topics, steps, s)
+
+
+def trained(cut, objective, topics, steps, s, preferred=None, **how):
+    """Our matrices after these steps, and each step's two losses."""
+    optimizer = {"lr": s.lr, "betas": s.betas, "eps": s.eps, "weight_decay": 0.0, "optimizer": s.optimizer}
+    variant = make_variant(objective, cut.frozen, precision="master", **optimizer)
     left = s.mask == "none"
     stream = batches(
         [Topic(name, forget, retain, {}) for name, forget, retain in topics],
@@ -66,16 +62,14 @@ def ours(model, topics, controls, steps, s):
         batch_size=s.batch_size,
         pad_id=0,
         side="left" if left else "right",
+        preferred=preferred,
     )
     records = []
-    train(cut, [variant], stream, mask_padding=left, log_every=1, on_record=lambda _, record: records.append(record))
+    train(cut, [variant], stream, mask_padding=left, log_every=1, on_record=lambda _, r: records.append(r), **how)
     return variant.weights, [(r.forget_loss, r.retain_loss) for r in records]
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-@given(cases())
-def test_losses_and_matrices_equal_the_plain_reference(case):
-    topics, setting, shape = case
+def small_gpt2(**shape):
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=31,
@@ -86,9 +80,16 @@ def test_losses_and_matrices_equal_the_plain_reference(case):
         attn_implementation="eager",
         **shape,
     )
-    model = GPT2LMHeadModel(config).double().eval().requires_grad_(False)
+    return GPT2LMHeadModel(config).double().eval().requires_grad_(False)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(cases())
+def test_losses_and_matrices_equal_the_plain_reference(case):
+    topics, setting, shape = case
+    model = small_gpt2(**shape)
     draws = torch.Generator().manual_seed(1)
-    controls = {name: RSV(1.0).control_vector(config.n_embd, draws).double() for name, _, _ in topics}
+    controls = {name: RSV(1.0).control_vector(model.config.n_embd, draws).double() for name, _, _ in topics}
     steps = 2 * len(topics)
     updated, expected = reference.unlearn(model, topics, controls, steps, setting)
     weights, losses = ours(model, topics, controls, steps, setting)

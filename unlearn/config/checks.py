@@ -28,6 +28,7 @@ from unlearn.config.schema import (
     Config,
     TopicConfig,
     is_asked,
+    is_number,
 )
 from unlearn.errors import nearest
 
@@ -81,13 +82,12 @@ def _ranges(c: Config) -> Iterator[str]:
 
 
 def _alpha(c: Config) -> Iterator[str]:
-    by_topic = c.loss.alpha if isinstance(c.loss.alpha, dict) else {}
-    if by_topic:
-        for topic in (topic for topic in c.data.use or c.data.topics if topic not in by_topic):
+    values = {"loss.alpha": c.loss.alpha}
+    if isinstance(c.loss.alpha, dict):
+        values = {f"loss.alpha.{topic}": value for topic, value in c.loss.alpha.items()}
+        for topic in (topic for topic in c.data.use or c.data.topics if topic not in c.loss.alpha):
             yield f"loss.alpha has no value for topic {topic!r}: give one number, or one for each topic."
-    for key, value in {f"loss.alpha.{topic}": value for topic, value in by_topic.items()}.items() or (
-        [("loss.alpha", c.loss.alpha)]
-    ):
+    for key, value in values.items():
         if not is_number(value) or not (math.isfinite(value) and value >= 0):
             yield f"{key}={value} is not allowed: it must be a finite number >= 0."
 
@@ -217,11 +217,6 @@ def _max_logit(c: Config) -> Iterator[str]:
         for query in plan.queries:
             if not is_asked(c.eval.asked_of, query, role):
                 yield f"eval.maxlogit: {query} queries are not asked of role {role} (eval.asked_of.{query})."
-
-
-def is_number(value: object) -> bool:
-    """An int or a float, and no truth value."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 CHECKS = (

@@ -259,8 +259,13 @@ def _value(config: Config, key: str) -> Any:
     return config.method.get(name) if group == "method" else attrgetter(key)(config)
 
 
+def is_number(value: object) -> bool:
+    """An int or a float, and no truth value."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _as_float(value: Any) -> Any:
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    return float(value) if is_number(value) else value
 
 
 def is_asked(asked_of: Mapping[str, Sequence[str]], query: str, role: str) -> bool:

@@ -36,10 +36,10 @@ class Inputs:
         """What run.json keeps of the inputs: the same configuration over other inputs is another run."""
         return {
             "model": self.model_hash,
-            "data": {topic.name: topic.sha256 for topic in self.topics}
-            | ({"preferred": self.preferred.sha256} if self.preferred else {}),
+            "data": {topic.name: topic.sha256 for topic in self.topics},
             "query_words": self.questions.word_hashes,
             **({"texts": hashes} if (hashes := self.questions.text_hashes) else {}),
+            **({"preferred": self.preferred.sha256} if self.preferred else {}),
         }
 
     @property

@@ -34,7 +34,7 @@ def _same_training(run: RunFolder, whole: dict[str, Any], inputs: dict[str, Any]
     if run.trained is None or other == whole or training_identity(other) != training_identity(whole):
         return False
     seen = run.record.get("inputs", {})
-    return all(seen.get(key) == inputs[key] for key in ("model", "data"))
+    return all(seen.get(key) == inputs.get(key) for key in ("model", "data", "preferred"))
 
 
 def take_over(folder: RunFolder, other: RunFolder) -> bool:

@@ -16,6 +16,7 @@ import pandas as pd
 from scipy import stats
 
 from unlearn.analysis.report.collect import Run
+from unlearn.config.schema import is_number
 from unlearn.evaluate.statistics import CONFIDENCE, NORMAL
 
 METHODS = {
@@ -49,11 +50,6 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[f"{prefix}{key}"] = json.dumps(value) if isinstance(value, list) else value
     return found
-
-
-def is_number(value: Any) -> bool:
-    """An int or a float, and no truth value."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def run_frame(runs: Sequence[Run]) -> pd.DataFrame:
@@ -122,15 +118,10 @@ def _facts(run: Run) -> dict[str, str]:
     words = str(asked.pop("words", ""))[:6]
     return {
         "weights": str(run.record["inputs"].get("model"))[:8],
-        "corpora": _hash(topics_of(run.record["inputs"].get("data"))),
+        "corpora": _hash(run.record["inputs"].get("data")),
         "questions": ",".join([*(f"{k}:{v}" for k, v in asked.items()), *([words] if words else [])]),
         "tasks": " ".join(f"{role}:{','.join(tasks)}" for role, tasks in run.roles.items()),
     }
-
-
-def topics_of(data: Any) -> Any:
-    """The hashes of the topics' corpora, without those of the texts that a method prefers: they are the method's."""
-    return {name: hashes for name, hashes in data.items() if name != "preferred"} if isinstance(data, dict) else data
 
 
 def _hash(value: Any) -> str:

@@ -15,13 +15,12 @@ from unlearn.analysis.report.frames import (
     METHODS,
     accuracy_frame,
     flat,
-    is_number,
     missing_seeds,
     over_seeds,
     repeated_seeds,
     run_frame,
-    topics_of,
 )
+from unlearn.config.schema import is_number
 from unlearn.errors import describe
 
 
@@ -96,7 +95,7 @@ class Material:
         codes = [run.record.get("code") or {} for run in done]
         seen = {
             "models": {f"{r.identity['model']['name']} ({str(r.record['inputs'].get('model'))[:8]})" for r in done},
-            "sets of training texts": {_brief(topics_of(r.record["inputs"].get("data"))) for r in done},
+            "sets of training texts": {_brief(r.record["inputs"].get("data")) for r in done},
             "question sets": {_brief({k: v for k, v in r.question_set.items() if v is not None}) for r in done},
             "sets of tasks": {_brief(r.roles) for r in done},
             "code versions": {str(code.get("commit") or "unknown")[:10] for code in codes},
