@@ -12,9 +12,9 @@ the rows of a batch are packed (see `unlearn.packing`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -29,27 +29,6 @@ from unlearn.models.architectures import SPAN, decoder_layers, parameter_names
 from unlearn.models.replay import Outputs, forward_replaced, owners, recorded, replayed
 
 
-class _Recorder(nn.Module):
-    """Replaces a decoder layer: records its call and returns the hidden states unchanged."""
-
-    def __init__(self, layer: nn.Module, output_is_tuple: bool) -> None:
-        super().__init__()
-        object.__setattr__(self, "_layer", layer)  # not registered as a submodule
-        self.output_is_tuple = output_is_tuple
-        self.call: Call | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:  # models read attributes of their layers, such as attention_type
-            return getattr(object.__getattribute__(self, "_layer"), name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        hidden_BTD = kwargs.pop("hidden_states") if "hidden_states" in kwargs else args[0]
-        self.call = Call(hidden_BTD, args[1:], kwargs)
-        return (hidden_BTD,) if self.output_is_tuple else hidden_BTD
-
-
 @dataclass(frozen=True)
 class Call:
     """The arguments of a decoder layer's call, and the outputs of its modules that run before the trained matrix."""
@@ -58,6 +37,11 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     known: Outputs = field(default_factory=dict)
+
+
+def _hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """The hidden states that a decoder layer is called with."""
+    return kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
 
 
 class _TrainedMatrixReached(Exception):
@@ -136,21 +120,23 @@ class CutModel:
         `attention_mask_BT` may be left out where padding is on the right: real tokens do not see it. With
         `positions_BT`, each row holds several sequences, their positions counted from 0.
         """
-        originals = {number: self._stack[number] for number in self._span}
-        recorders = {n: _Recorder(layer, self._output_is_tuple) for n, layer in originals.items()}
-        try:
-            for number, recorder in recorders.items():
-                self._stack[number] = recorder
-            with forward_replaced(dict.fromkeys(self._later, self._pass_on)):
-                self._decode(ids_BT, attention_mask_BT, positions_BT)
-        finally:
-            for number, original in originals.items():
-                self._stack[number] = original
-        first, *others = [recorder.call for recorder in recorders.values()]
-        assert first is not None
+        recorded_calls: dict[int, Call] = {}
+
+        def recording(number: int) -> Callable[..., Any]:
+            def run(*args: Any, **kwargs: Any) -> Any:
+                rest = {key: value for key, value in kwargs.items() if key != "hidden_states"}
+                recorded_calls[number] = Call(_hidden(args, kwargs), args[1:], rest)
+                return self._pass_on(*args, **kwargs)
+
+            return run
+
+        in_span = {self._stack[number]: recording(number) for number in self._span}
+        with forward_replaced(in_span | dict.fromkeys(self._later, self._pass_on)):
+            self._decode(ids_BT, attention_mask_BT, positions_BT)
+        first, *others = [recorded_calls[number] for number in self._span]
         number = self._span[0]
         known = _known_outputs(self._stack[number], list(self._names[number]), first)
-        return [Call(first.hidden_BTD, first.args, first.kwargs, known), *others]  # type: ignore[list-item]
+        return [replace(first, known=known), *others]
 
     def span(self, calls: list[Call], weights: Mapping[str, Tensor]) -> Tensor:
         """h at layer l, [B, T, D], with `weights` in place of the span's own matrices.
@@ -201,7 +187,7 @@ class CutModel:
 
     def _pass_on(self, *args: Any, **kwargs: Any) -> Any:
         """In place of a layer's forward: its input."""
-        hidden_BTD = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        hidden_BTD = _hidden(args, kwargs)
         return (hidden_BTD,) if self._output_is_tuple else hidden_BTD
 
     def _decode(self, ids_BT: Tensor, attention_mask_BT: Tensor | None, positions_BT: Tensor | None) -> Tensor:
