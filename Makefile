@@ -11,7 +11,7 @@ BROWSER_INSTALLED := $(VENV)/.browser
 NOISE_SCALES := reproduce-nu-rmu reproduce-nu-adaptive_rmu reproduce-nu-rsv
 REPRODUCED := reproduce-seeds reproduce-coefficients $(NOISE_SCALES) reproduce-theorems reproduce-layers
 
-REAL_PARTS := real-adaptive_rmu real-rmu real-rsv real-forgetting
+REAL_PARTS := real-forgetting real-coefficients real-adaptive_rmu real-rmu real-rsv real-forgetting-rsv
 
 .DEFAULT_GOAL := help
 .PHONY: help run reproduce $(REPRODUCED) real $(REAL_PARTS) test test-all test-slurm test-browser test-crash lint format bench bench-eval bench-gpu toy smollm2 clean
@@ -72,11 +72,17 @@ real: $(INSTALLED) smollm2 ## the paper on a real language model and real texts,
 	$(BIN)/unlearn report $(REAL) -o $(REAL)/report.html --figures $(REAL)/figures
 
 real-adaptive_rmu real-rmu real-rsv: real-%: $(INSTALLED) smollm2
-	$(REAL_JOBS) method=$* rna.nu=0,1,2,2.5,3,4
+	$(REAL_JOBS) method=$* rna.nu=1,2,2.5,3,4
+
+# Without RNA: the usual c or beta and half of it, and which n-grams are harmful.
+real-coefficients: $(INSTALLED) smollm2
+	$(REAL_JOBS) sweep=figure_2 eval=real_ngrams "model.grids={rmu_c:'400,200',rsv_c:'400,200',beta:'3,1.5'}"
 
 # Without RNA, as much or as little forgotten as with it: what robustness at equal forgetting is compared with.
 real-forgetting: $(INSTALLED) smollm2
 	$(REAL_JOBS) method=adaptive_rmu,rmu rna.nu=0 loss.alpha=600,700,775,850
+
+real-forgetting-rsv: $(INSTALLED) smollm2
 	$(REAL_JOBS) method=rsv rna.nu=0 loss.alpha=500,650,800
 
 # Test processes use one thread each (tests/conftest.py), so that one for each core does not slow the others down.

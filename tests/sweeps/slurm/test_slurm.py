@@ -158,15 +158,17 @@ def test_scontrol_requeue(lab, training, whole):
     survived(process, folder, whole)
 
 
-def test_the_time_limit(lab, launch, conf, tmp_path):
-    steps = ("train.steps=900", "train.checkpoint_every=50", "eval=none", "train.log_every=50", CYCLE)
+def test_the_time_limit(lab, launch, conf, tmp_path, whole):
+    seconds_a_step = json.loads((whole / "metrics.json").read_text())["train/seconds"] / STEPS
+    total = 50 * int(120 / seconds_a_step / 50)  # two minutes of training, at a limit of one minute
+    steps = (f"train.steps={total}", "train.checkpoint_every=50", "eval=none", "train.log_every=50", CYCLE)
     limit = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=25")
     code, output = ended(launch("seed=0", *steps, *limit))
     assert code == 0, output
     [folder] = folders(conf, tmp_path / "outputs", [()], *steps)
     attempts = json.loads((folder / "run.json").read_text())["attempts"]
     assert len(attempts) > 1
-    assert [line["step"] for line in read_jsonl(folder / "train.jsonl")] == [*range(0, 900, 50), 899]
+    assert [line["step"] for line in read_jsonl(folder / "train.jsonl")] == [*range(0, total, 50), total - 1]
 
 
 def test_sigkill_is_noticed_and_retry_goes_on(lab, training, whole):

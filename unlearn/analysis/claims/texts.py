@@ -38,6 +38,15 @@ def _slope_over_length(rows: pd.DataFrame) -> Contrast:
     return mean_over_seeds(list(plain[queries] @ slope([math.log2(n) for n in GRAMS])))
 
 
+def _slope_over_coefficient(rows: pd.DataFrame) -> Contrast:
+    """The least-squares slope of a forget-token's cost over log2 of c or beta, without RNA, all else equal."""
+    costs = rows.dropna(subset=["doublings"]) if "cost" in rows else rows.iloc[:0]
+    by_seed = costs.pivot_table(index="seed", columns="doublings", values="cost").dropna()
+    if by_seed.shape[1] < 2:
+        return Contrast(why_not="fewer than two values of it without RNA")
+    return mean_over_seeds(list(by_seed @ slope([float(x) for x in by_seed.columns])))
+
+
 def _plain(rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
     """The runs without RNA that are judged, those that have these measures; maybe none."""
     return rows[rows["judged"]].dropna(subset=names) if set(names) <= set(rows) else rows.iloc[:0]
@@ -109,6 +118,14 @@ CLAIMS = (
         unit=UNIT,
     ),
     Claim(
+        "The larger c or beta, the less robust.",
+        "section 6.5, Figure 2",
+        "retained texts: slope of a forget-token's cost, without RNA",
+        _slope_over_coefficient,
+        above=0,
+        unit=f"{UNIT} for each doubling",
+    ),
+    Claim(
         "N-grams more similar to their documents do more harm.",
         "section 6.7, Figure 4",
         "retained texts: cost of similarity-most less that of similarity-least, without RNA less base",
@@ -128,10 +145,15 @@ CLAIMS = (
 
 
 def by_method(evidence: Evidence) -> dict[str, pd.DataFrame]:
-    """method -> its rows, where runs have held-out texts; `judged`: whether of the model without RNA that is judged."""
+    """method -> its rows, where runs have held-out texts; `judged`: whether of the model without RNA that is judged.
+
+    `doublings`: log2 of c or beta of the models that differ from that one in nothing else; NaN for others.
+    """
     rows, found = run_rows(evidence.material), {}
     for subject in evidence.subjects:
         of = rows[rows["method"] == subject.method] if len(rows) else rows
         if len(of):
-            found[subject.method] = of.assign(judged=of["setting"] == subject.plain)
+            doublings = {setting: math.log2(value) for value, setting in subject.by_coefficient.items() if value > 0}
+            settings = of["setting"]
+            found[subject.method] = of.assign(judged=settings == subject.plain, doublings=settings.map(doublings))
     return found
