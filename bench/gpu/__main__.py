@@ -1,10 +1,10 @@
 """Measure everything on a GPU: `python -m bench.gpu -o results.json` (`make bench-gpu`).
 
 Sections, in the order of their importance: a correctness; b training, c evaluation and d memory at the shape of
-Zephyr-7B with random weights in bfloat16; p a profile of a training step; f what `model.compile=true` saves. d's
-figures come with b's, from the same runs. Figures are printed, and written to the file, as they are measured. A
-section or a case that fails is a line with its error, and the others go on. Exit status 1 if one failed or a check did
-not pass.
+Zephyr-7B with random weights in bfloat16; n training and memory of NPO, which needs the whole model; p a profile of a
+training step; f what `model.compile=true` saves. d's figures come with b's, from the same runs. Figures are printed,
+and written to the file, as they are measured. A section or a case that fails is a line with its error, and the others
+go on. Exit status 1 if one failed or a check did not pass.
 
 Without a GPU all of it runs in float32, and small: `--width 0.03125 --batch 1 --lengths 64 --questions 8`.
 """
@@ -20,12 +20,12 @@ from pathlib import Path
 import torch
 
 from bench import shapes
-from bench.gpu import profile, training
+from bench.gpu import likelihood, profile, training
 from bench.gpu.device import release
 from bench.gpu.results import Results
 from unlearn.models.memory import reuse_memory
 
-SECTIONS = ("a", "b", "c", "d", "p", "f")
+SECTIONS = ("a", "b", "c", "d", "n", "p", "f")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -73,6 +73,8 @@ def run_section(section: str, args: argparse.Namespace, results: Results, device
         training.measure(results, config, device, args.batch, args.lengths)
     elif section == "d":
         training.measure_memory(results, config, device, args.batch, args.lengths[0])
+    elif section == "n":
+        likelihood.measure(results, config, device, args.batch, args.lengths[0])
     elif section == "c":
         from bench.gpu import evaluation
 

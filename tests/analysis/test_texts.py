@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -93,6 +94,16 @@ def test_claims_are_judged_on_texts(material):
     assert verdicts["Unlearning reaches texts that were not trained on."].startswith("**seen** +4.00")
     assert verdicts["A forget-token in a harmless text makes RM models stumble."].startswith("**seen**")
     assert "### The claims" not in page  # no questions were asked
+
+
+def test_what_a_forget_token_costs_is_judged_against_c(material):
+    [(_, rows)] = claims.by_method(Evidence(material)).items()
+    claim = next(c for c in claims.CLAIMS if "larger c" in c.says)
+    slope = np.polyfit(np.log2([1, 2, 3]), [0.5, 0.75, 1.0], 1)[0]
+    assert claim.effect(rows).difference == pytest.approx(slope)
+    assert claim.verdict(claim.effect(rows)) == "seen"
+    one_value = rows[rows["doublings"] != 0].assign(doublings=1.0)
+    assert claim.effect(one_value).why_not == "fewer than two values of it in enough seeds"
 
 
 def test_a_claim_is_contrary_where_it_is_the_other_way(tmp_path):

@@ -34,7 +34,7 @@ def measured(file, *arguments):
 def test_every_section_leaves_figures_and_all_checks_pass(tmp_path):
     code, rows = measured(tmp_path / "gpu.json")
     assert code == 0
-    assert {row["section"] for row in rows} == {"a", "b", "c", "d", "p", "f"}
+    assert {row["section"] for row in rows} == {"a", "b", "c", "d", "n", "p", "f"}
     assert all(row["passed"] for row in rows if "passed" in row)
     assert sum(row["case"].startswith(("ours", "published")) and row.get("seconds", 0) > 0 for row in rows) >= 9
     assert [row["cut"] for row in rows if "cut" in row] == ["exact"] * 10
@@ -71,7 +71,7 @@ def test_a_section_that_cannot_begin_is_a_row_and_the_others_go_on(tmp_path, mon
 
 def test_no_section_begins_after_the_time_is_over(tmp_path):
     _, rows = measured(tmp_path / "gpu.json", "--seconds", "-1")
-    assert [(row["section"], row["case"]) for row in rows] == [(s, "skipped") for s in ("a", "b", "c", "p", "f")]
+    assert [(row["section"], row["case"]) for row in rows] == [(s, "skipped") for s in ("a", "b", "c", "n", "p", "f")]
 
 
 def test_memory_alone_runs_what_has_a_bound(tmp_path):
@@ -93,6 +93,20 @@ def test_memory_passes_below_the_bound_and_a_little_below_the_estimate(monkeypat
     shape = SimpleNamespace(hidden=4096)
     training._Bench(results, None, CPU, 4, 1.0, shape).memory("", 512, 1, "master", peak)
     assert rows[0]["passed"] is passed
+
+
+def test_methods_on_likelihoods_are_timed_beside_the_published_way(tmp_path):
+    code, rows = measured(tmp_path / "gpu.json", "--sections", "n")
+    timed = [row for row in rows if "seconds" in row]
+    assert code == 0
+    assert [row["case"].split(",")[0] for row in timed] == ["ours", "ours", "ours", "published"]
+    assert all(row["share_of_gemm"] > 0 and row["steps"] >= 4 for row in timed)
+    kept, recomputed, several, published = (row["tflop"] for row in timed)
+    assert kept < recomputed < several
+    assert kept < published
+    estimates = [row["estimated_gb"] for row in rows if "estimated_gb" in row]
+    assert len(estimates) == 3
+    assert estimates[1] < estimates[0]  # recomputing saves memory
 
 
 def test_sections_that_are_chosen_twice_run_once():

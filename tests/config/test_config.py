@@ -135,9 +135,15 @@ def test_the_paper_preset_switches_every_key_and_each_key_can_be_set_alone(conf)
 
 
 @pytest.mark.parametrize(
-    ("method", "preset", "length"), [("rsv", "paper", 768), ("rsv", "clean", 512), ("rmu", "paper", 512)]
+    ("method", "preset", "length"),
+    [
+        ("rsv", "paper", 768),
+        ("rsv", "clean", 512),
+        ("rmu", "paper", 512),
+        *((method, "paper", 768) for method in ("npo", "simnpo", "dpo")),
+    ],
 )
-def test_only_the_published_rsv_cuts_retain_documents_to_the_topics_length(conf, method, preset, length):
+def test_some_published_methods_cut_retain_documents_to_the_topics_length(conf, method, preset, length):
     config = conf("experiment=zephyr_wmdp", f"method={method}", f"preset={preset}")
     assert config.data.topics["cyber"].retain_max_length == length
     assert config.data.topics["bio"].retain_max_length == 512

@@ -7,7 +7,7 @@ model was loaded, for methods that need logits.
 
 To cut a model of any architecture, the calls into the span's layers are recorded while the prefix runs (hidden
 states, mask, position embeddings, ...) and replayed. B batch, T tokens, D hidden size; R lines of L tokens where
-the rows of a batch are packed (see `unlearn.packing`).
+the rows of a batch are packed (see `unlearn.data.packing`).
 """
 
 from __future__ import annotations

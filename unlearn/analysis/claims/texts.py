@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pandas as pd
 
 from unlearn.analysis.claims.claims import GRAMS, Claim, slope
-from unlearn.analysis.claims.evidence import Evidence
+from unlearn.analysis.claims.evidence import FEWEST, Evidence
 from unlearn.analysis.report.contrasts import Contrast, mean_over_seeds
 from unlearn.analysis.report.texts import WIDEST, at_equal_forgetting, run_rows
 
@@ -41,9 +41,10 @@ def _slope_over_length(rows: pd.DataFrame) -> Contrast:
 def _slope_over_coefficient(rows: pd.DataFrame) -> Contrast:
     """The least-squares slope of a forget-token's cost over log2 of c or beta, without RNA, all else equal."""
     costs = rows.dropna(subset=["doublings"]) if "cost" in rows else rows.iloc[:0]
-    by_seed = costs.pivot_table(index="seed", columns="doublings", values="cost").dropna()
+    by_seed = costs.pivot_table(index="seed", columns="doublings", values="cost")
+    by_seed = by_seed.dropna(axis="columns", thresh=FEWEST).dropna()
     if by_seed.shape[1] < 2:
-        return Contrast(why_not="fewer than two values of it without RNA")
+        return Contrast(why_not="fewer than two values of it in enough seeds")
     return mean_over_seeds(list(by_seed @ slope([float(x) for x in by_seed.columns])))
 
 
