@@ -106,6 +106,24 @@ def test_what_a_forget_token_costs_is_judged_against_c(material):
     assert claim.effect(one_value).why_not == "fewer than two values of it in enough seeds"
 
 
+def test_how_sure_models_are_after_a_text_is_a_panel_and_two_claims(tmp_path):
+    for seed in range(2):
+        text_run(tmp_path, 2, 0, seed, forgotten=3.0, cost=0.9)
+        text_run(tmp_path, 2, 0.1, seed, forgotten=2.5, cost=0.5)
+        file = tmp_path / f"2-0-{seed}/metrics.json"
+        values = {"base": (15.0, 4.0), "unlearned": (11.0 + seed, 5.0)}
+        names = ("maxlogit_mean", "maxlogit_std")
+        more = {f"{m}/retain_text_wiki/perturbed/{n}": v[i] for m, v in values.items() for i, n in enumerate(names)}
+        file.write_text(json.dumps(json.loads(file.read_text()) | more))
+    material = gather(collect([tmp_path]))
+    [(_, rows)] = claims.by_method(Evidence(material)).items()
+    surer, spread = (claim for claim in claims.CLAIMS if "MaxLogit" in claim.measured or "MaxLogit" in claim.says)
+    assert surer.effect(rows).difference == pytest.approx(-3.5)
+    assert spread.verdict(spread.effect(rows)) == "contrary"
+    drawn = json.dumps(figure(material).chart(SCREEN).to_dict())
+    assert "MaxLogit after retained texts" in drawn
+
+
 def test_a_claim_is_contrary_where_it_is_the_other_way(tmp_path):
     for seed in range(2):
         for c, forgotten in ((1, 2.0), (2, 3.0)):

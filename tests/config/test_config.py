@@ -59,6 +59,8 @@ def test_maxlogit_needs_a_role_with_tasks(conf):
     with pytest.raises(UserError, match=r"eval\.maxlogit: role retain has no tasks \(eval\.tasks\.retain\)"):
         conf("eval=toy_paper", "eval.tasks.retain=[]")
     conf("eval=toy_paper", "eval.tasks.retain=[]", "eval.maxlogit.tokens=0")
+    texts = conf("eval=real", "eval.maxlogit={roles: [retain_text], queries: [perturbed], tokens: 15}")
+    assert texts.eval.maxlogit.roles == ["retain_text"]
 
 
 def test_maxlogit_needs_queries_that_are_asked_of_its_role(conf):

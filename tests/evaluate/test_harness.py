@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
+from unlearn.config.schema import TextConfig, text_tasks
 from unlearn.errors import UserError
 from unlearn.evaluate.harness import Answers, MaxLogitPlan, against_base, evaluate
 from unlearn.evaluate.statistics import paired
 from unlearn.evaluate.suite import load_suite
+from unlearn.evaluate.texts import load_passages
 from unlearn.evaluate.tokens import read_forget_tokens
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_tokenizer, load_whole
@@ -176,6 +178,28 @@ def test_max_logits_are_those_of_greedy_decoding_one_query_at_a_time():
     assert answers.metrics["base/toy_retain/perturbed/maxlogit_p50"] == pytest.approx(
         torch.tensor(values).quantile(0.5).item(), abs=1e-3
     )
+
+
+def test_max_logits_of_held_out_texts_follow_the_whole_text(tmp_path):
+    model, tokenizer = load_whole(SOURCE), load_tokenizer(SOURCE)
+    (tmp_path / "texts.txt").write_text("the colour of the red stone is red and of the blue one\n" * 2)
+    corpora = {"retain": {"wiki": str(tmp_path / "texts.txt")}}
+    passages = load_passages(TextConfig(corpora), {"default": [], "perturbed": ["virus"]})
+    suite = load_suite({}, {}, passages=passages, text_roles=text_tasks(corpora))
+    plan = MaxLogitPlan(["retain_text"], ["perturbed"], 2)
+    [answers] = evaluate(ModelGroup(model), tokenizer, suite, label="base", tokens_per_batch=300, maxlogit=plan)
+    content = answers.files["base/retain_text_wiki/perturbed.maxlogit.parquet"]
+    first = next(iter(pq.read_table(io.BytesIO(content)).to_pylist()))
+    [passage, _] = passages["perturbed"]["retain_text_wiki"]
+    text = passage.beginning + passage.rest
+    assert "virus. " in text
+    assert text.endswith("blue one")
+    with torch.no_grad():
+        largest, token = model(tokenizer(text, return_tensors="pt").input_ids).logits[0, -1].max(dim=-1)
+    assert (first["question"], first["position"], first["token"]) == (0, 0, token.item())
+    assert first["maxlogit"] == pytest.approx(largest.item(), abs=1e-4)
+    assert "base/retain_text_wiki/perturbed/maxlogit_std" in answers.metrics
+    assert "base/retain_text_wiki/default/maxlogit_mean" not in answers.metrics
 
 
 def test_a_subset_is_drawn_from_all_tasks_of_a_role_in_proportion():

@@ -119,7 +119,7 @@ def _choices(c: Config) -> Iterator[str]:
         ("eval.texts.place", c.eval.texts.place, PLACES),
         *((f"eval.asked_of.{q}", role, c.eval.roles) for q, roles in c.eval.asked_of.items() for role in roles),
         *(("eval.maxlogit.queries", query, c.eval.queries) for query in c.eval.maxlogit.queries),
-        *(("eval.maxlogit.roles", role, c.eval.tasks) for role in c.eval.maxlogit.roles),
+        *(("eval.maxlogit.roles", role, c.eval.roles) for role in c.eval.maxlogit.roles),
     ):
         if value not in allowed:
             yield f"{key}={value} is not allowed.{nearest(str(value), allowed)} Allowed: {', '.join(allowed)}."
@@ -212,7 +212,7 @@ def _course(c: Config) -> Iterator[str]:
 def _max_logit(c: Config) -> Iterator[str]:
     plan = c.eval.maxlogit
     for role in plan.roles if plan.tokens else ():
-        if not c.eval.tasks.get(role):
+        if not c.eval.roles.get(role):
             yield f"eval.maxlogit: role {role} has no tasks (eval.tasks.{role}); eval.maxlogit.roles=[] measures none."
         for query in plan.queries:
             if not is_asked(c.eval.asked_of, query, role):

@@ -177,13 +177,11 @@ def _measure_max_logits(
     journals: Sequence[Journals] | None,
 ) -> None:
     """Add MaxLogit of every planned task and query to each model's answers. Tasks of one query share batches."""
-    names = [name for role in plan.roles for name in suite.roles.get(role, [])]
-    leaves = list(dict.fromkeys(leaf for name in names for leaf in suite.leaves[name]))
+    roles = {**suite.roles, **suite.text_roles}
+    parts_of = {name: suite.leaves.get(name, [name]) for role in plan.roles for name in roles.get(role, [])}
+    leaves = list(dict.fromkeys(leaf for parts in parts_of.values() for leaf in parts))
     for query in plan.queries if plan.tokens else ():
-        prompts: dict[tuple[str, int], str] = {}
-        for leaf in leaves:
-            for request in suite.tasks[query]["tasks"][leaf].instances:
-                prompts.setdefault((leaf, request.doc_id), request.args[0])
+        prompts = {(leaf, number): prompt for leaf in leaves for number, prompt in suite.prompts(query, leaf).items()}
         measured = max_logits(
             scorer.group,
             scorer.tokenizer,
@@ -193,7 +191,7 @@ def _measure_max_logits(
             label=f"{label}, {query}",
             journals=journals,
         )
-        places = {name: [i for i, (leaf, _) in enumerate(prompts) if leaf in suite.leaves[name]] for name in names}
+        places = {name: [i for i, (leaf, _) in enumerate(prompts) if leaf in parts] for name, parts in parts_of.items()}
         places |= {leaf: [i for i, (other, _) in enumerate(prompts) if other == leaf] for leaf in leaves}
         for answers, values in zip(found, measured, strict=True):
             for name, rows in places.items():

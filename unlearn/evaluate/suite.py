@@ -67,6 +67,15 @@ class Suite:
         for task in self.tasks[query]["tasks"].values():
             yield from task.instances
 
+    def prompts(self, query: str, name: str) -> dict[int, str]:
+        """What a task's questions, or a corpus's whole texts, are in a query: number of the document -> text."""
+        if name in self.passages.get(query, {}):
+            return {passage.id: passage.beginning + passage.rest for passage in self.passages[query][name]}
+        found: dict[int, str] = {}
+        for request in self.tasks[query]["tasks"][name].instances:
+            found.setdefault(request.doc_id, request.args[0])
+        return found
+
     def requests(self) -> list[Any]:
         """All requests of all queries, of questions and of texts."""
         asked = [request for query in self.tasks for request in self.instances(query)]

@@ -227,8 +227,8 @@ def _histograms(
     answers: Sequence[Answers], roles: Mapping[str, Sequence[str]], leaves: Mapping[str, Sequence[str]]
 ) -> dict[str, wandb.Histogram]:
     """maxlogit/MODEL/NAME/QUERY, of each model and each task, group and role that was measured."""
-    asked = {task: leaves[task] for tasks in roles.values() for task in tasks if task in leaves}
-    groups = asked | {role: [leaf for t in tasks for leaf in leaves.get(t, ())] for role, tasks in roles.items()}
+    parts = {task: leaves.get(task, [task]) for tasks in roles.values() for task in tasks}  # a corpus is one part
+    groups = parts | {role: [leaf for task in tasks for leaf in parts[task]] for role, tasks in roles.items()}
     return {
         f"maxlogit/{model}/{name}/{query}": wandb.Histogram(np_histogram=np.histogram(values, bins=BINS))
         for model, answered in zip(MODELS, answers, strict=True)

@@ -17,13 +17,13 @@ SAME = 0.05  # nats a token: what counts as "stays the same"
 Effect = Callable[[pd.DataFrame], Contrast]  # of a method's rows (`run_rows`)
 
 
-def _without_rna(a: str, b: str | None = None) -> Effect:
+def _without_rna(a: str, b: str | None = None, why_not: str = "no run without RNA has such texts") -> Effect:
     """A measure, or the difference of two, of the model without RNA."""
 
     def effect(rows: pd.DataFrame) -> Contrast:
         plain = _plain(rows, [a] if b is None else [a, b])
         if plain.empty:
-            return Contrast(why_not="no run without RNA has such texts")
+            return Contrast(why_not=why_not)
         return mean_over_seeds(list(plain[a] if b is None else plain[a] - plain[b]))
 
     return effect
@@ -125,6 +125,22 @@ CLAIMS = (
         _slope_over_coefficient,
         above=0,
         unit=f"{UNIT} for each doubling",
+    ),
+    Claim(
+        "RM models are less sure than the base model under perturbation.",
+        "section 6.3, Figure 1",
+        "after retained texts with a forget-token: mean MaxLogit without RNA less base",
+        _without_rna("maxlogit", why_not="no run without RNA has MaxLogit of texts (eval.maxlogit)"),
+        below=0,
+        unit="logits",
+    ),
+    Claim(
+        "Their MaxLogit is more concentrated than the base model's.",
+        "section 6.3, Figure 1",
+        "after retained texts with a forget-token: standard deviation of MaxLogit without RNA less base",
+        _without_rna("maxlogit_std", why_not="no run without RNA has MaxLogit of texts (eval.maxlogit)"),
+        below=0,
+        unit="logits",
     ),
     Claim(
         "N-grams more similar to their documents do more harm.",

@@ -23,6 +23,7 @@ AXES = {
     "forgotten": "forgotten texts: nats a token more than the base model's",
     "cost": "cost of a forget-token in retained texts, nats a token",
     "retained": "retained texts: nats a token more than the base model's",
+    "maxlogit": "MaxLogit after retained texts with a forget-token, more than the base model's",
 }
 WIDEST = 2.0  # nats a token between two runs, across which a measure is interpolated
 MOST_COURSES = 24  # runs whose course is drawn
@@ -33,7 +34,8 @@ def measures(metrics: Mapping[str, float], roles: Mapping[str, Sequence[str]]) -
 
     forgotten, retained: more than the base model's; cost, control: of an inserted forget-token or control word in
     retained texts; base_cost: that of a forget-token in the base model; QUERY: the cost of an n-gram, beyond the base
-    model's.
+    model's. maxlogit, maxlogit_std: mean and standard deviation of MaxLogit after retained texts with a forget-token,
+    more than the base model's.
     """
     change = role_means(metrics, roles, "unlearned", "base_difference")
     cost, base = (role_means(metrics, roles, model, "default_difference") for model in ("unlearned", "base"))
@@ -47,6 +49,11 @@ def measures(metrics: Mapping[str, float], roles: Mapping[str, Sequence[str]]) -
     grams = {
         query: cost[RETAINED, query] - base[RETAINED, query] for query in NGRAM_QUERIES if (RETAINED, query) in cost
     }
+    for name, metric in (("maxlogit", "maxlogit_mean"), ("maxlogit_std", "maxlogit_std")):
+        both = (role_means(metrics, roles, model, metric) for model in ("unlearned", "base"))
+        own, base_value = (values.get((RETAINED, "perturbed")) for values in both)
+        if own is not None and base_value is not None:
+            found[name] = own - base_value
     return {name: value for name, value in found.items() if value is not None} | grams
 
 
@@ -111,15 +118,18 @@ def figure(m: Material) -> Figure:
     data = text_frame(rows).drop(columns="setting").sort_values(["method", "nu", "forgotten"])
     data = data.assign(rna=data["nu"].gt(0).map(charts.NOISE))
     methods = list(dict.fromkeys(data["method"]))
-    shown = [name for name in ("cost", "retained") if name in data]
+    shown = [name for name in ("cost", "retained", "maxlogit") if name in data]
 
     def chart(look: Look) -> alt.ConcatChart:
-        return charts.side_by_side(*(_panel(data, look, name, methods) for name in shown), columns=2)
+        panels = (_panel(data.dropna(subset=[name]), look, name, methods) for name in shown)
+        return charts.side_by_side(*panels, columns=2)
 
     caption = (
         "A point for each setting: to the right it has forgotten more. Left, what one inserted forget-token costs in "
-        "retained texts (grey: the base model); right, what unlearning costs there without one. Points of a method are "
-        "joined in the order of forgetting, without RNA and with it, so that both can be compared at equal forgetting. "
+        "retained texts (grey: the base model); right, what unlearning costs there without one; then, where it was "
+        "measured, how sure the model is of what it writes after such a text (MaxLogit, Eq. 11). Points of a method "
+        "are joined in the order of forgetting, without RNA and with it, so that both can be compared at equal "
+        "forgetting. "
         "Means with 95 % intervals over seeds, where there are several."
     )
     return Figure("texts", title, caption, data, chart)
