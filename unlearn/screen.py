@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-if TYPE_CHECKING:  # this is imported where torch is not
-    pass
-
-
 WIDE = 200  # columns where there is no terminal
-
-
 console = Console(stderr=True, width=None if sys.stderr.isatty() else WIDE)
 
 

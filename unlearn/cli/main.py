@@ -53,6 +53,30 @@ def evaluate(
 
 
 @app.command()
+def attack(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN... [attack=NAME,...] [OVERRIDE...]")],
+) -> None:
+    """Attack finished runs: does what was forgotten come back?
+
+    Each attack of conf/attack (noise, projection, pruning, relearning, rounding; attack=all, the default) changes the
+    unlearned model in stages, and the base model for comparison. After each stage they are asked what the run was
+    asked, default and perturbed, or what eval=NAME says. attack.KEY=VALUE changes a single attack. Results go to
+    RUN/attacks; what is there is not asked again.
+    """
+    from unlearn.attacks.make import ALL, plan
+    from unlearn.attacks.run import attack as run
+
+    folders = [Path(argument) for argument in runs if "=" not in argument]
+    given = [argument for argument in runs if "=" in argument]
+    names = [name for argument in given if argument.startswith("attack=") for name in argument[7:].split(",")]
+    own = [argument for argument in given if argument.lstrip("+").startswith("attack.")]
+    rest = [argument for argument in given if argument not in own and not argument.startswith("attack=")]
+    if not folders:
+        raise typer.BadParameter("name the folder of a finished run.")
+    run(folders, plan(names or [ALL], own), rest)
+
+
+@app.command()
 def compare(
     a: Annotated[Path, typer.Argument(metavar="RUN_A")], b: Annotated[Path, typer.Argument(metavar="RUN_B")]
 ) -> None:

@@ -1,0 +1,186 @@
+"""Attacks bring back what is known to be hidden, and nothing to a model that never knew. Then all is as before."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tests.conftest import ROOT
+from unlearn.attacks.attack import Victim
+from unlearn.attacks.make import plan
+from unlearn.attacks.projection import Projection
+from unlearn.attacks.relearning import Relearning, next_token_loss
+from unlearn.attacks.run import _possible
+from unlearn.attacks.weights import Noise, Pruning, Rounding
+from unlearn.data.batches import pad
+from unlearn.errors import UserError
+from unlearn.evaluate.harness import evaluate
+from unlearn.evaluate.suite import load_suite
+from unlearn.models.architectures import decoder_layers
+from unlearn.models.group import ModelGroup
+from unlearn.models.loading import Source, load_tokenizer, load_whole
+
+TOY = ROOT / "unlearn/toy"
+SOURCE = Source(str(TOY / "model"))
+CORPORA = {"bio": {"forget": str(TOY / "data/forget-bio.jsonl"), "retain": str(TOY / "data/retain.jsonl")}}
+LAYER = 3
+
+
+def matrices(model):
+    return {name: p for name, p in decoder_layers(model).named_parameters() if p.dim() >= 2}
+
+
+def state(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(model, before):
+    return all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def asked():
+    return load_suite({"forget": ["toy_forget_bio"]}, {"default": []}, include_path=str(TOY / "tasks"), subset=60)
+
+
+def accuracy(model, suite):
+    [answers] = evaluate(ModelGroup(model), load_tokenizer(SOURCE), suite, label="x", tokens_per_batch=4096)
+    return answers.metrics["x/toy_forget_bio/default/acc"]
+
+
+def test_rounding_undoes_a_change_below_half_a_level_and_no_larger_one(tiny_llama):
+    victim = Victim(tiny_llama, None, LAYER)
+    with torch.no_grad():  # weights on a grid of 4 bits, the largest entry of each row on its end
+        for weight in matrices(tiny_llama).values():
+            weight.copy_(torch.randint(-6, 7, weight.shape) * 0.01)
+            weight[:, 0] = 0.07
+        plain = state(tiny_llama)
+        for weight in matrices(tiny_llama).values():
+            weight[:, 1:] += 0.004
+    hidden = state(tiny_llama)
+    seen = {}
+    for bits in Rounding([8, 4]).stages(victim):
+        seen[bits] = max(
+            (w - plain[f"model.layers.{name}"]).abs().max().item() for name, w in matrices(tiny_llama).items()
+        )
+    assert seen[4] < 1e-7
+    assert seen[8] > 0.003
+    assert same(tiny_llama, hidden)
+
+
+def test_pruning_takes_away_what_was_added_in_small_entries(tiny_llama):
+    with torch.no_grad():
+        for weight in matrices(tiny_llama).values():
+            weight[:, ::2] = 0
+            weight[:, 1::2] = weight[:, 1::2].sign() + weight[:, 1::2]
+        plain = state(tiny_llama)
+        for weight in matrices(tiny_llama).values():
+            weight[:, ::2] = 0.01
+    hidden = state(tiny_llama)
+    [_] = [None for _ in Pruning([0.5]).stages(Victim(tiny_llama, None, LAYER)) if same(tiny_llama, plain)]
+    assert same(tiny_llama, hidden)
+
+
+def test_noise_has_the_scale_of_each_row_and_comes_from_the_seed(tiny_llama):
+    before = state(tiny_llama)
+    name, weight = next(iter(matrices(tiny_llama).items()))
+    seen = []
+    for seed in (0, 0, 1):
+        for _ in Noise([0.1]).stages(Victim(tiny_llama, None, LAYER, seed=seed)):
+            seen.append(weight.detach() - before[f"model.layers.{name}"])
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[0], seen[2])
+    ratio = seen[0].std() / before[f"model.layers.{name}"].std(dim=1).mean()
+    assert ratio == pytest.approx(0.1, rel=0.2)
+    assert same(tiny_llama, before)
+
+
+def test_a_stage_that_is_left_restores_the_model(tiny_llama):
+    before = state(tiny_llama)
+    stages = Rounding([2, 3]).stages(Victim(tiny_llama, None, LAYER))
+    next(stages)
+    assert not same(tiny_llama, before)
+    stages.close()
+    assert same(tiny_llama, before)
+
+
+def test_projection_uncovers_what_a_known_direction_covers(asked):
+    model = load_whole(SOURCE)
+    direction_D = torch.rand(model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    known = accuracy(model, asked)
+
+    def cover(_module, _args, output):
+        h_BTD = output[0] if isinstance(output, tuple) else output
+        covered_BTD = h_BTD + 30 * direction_D
+        return (covered_BTD, *output[1:]) if isinstance(output, tuple) else covered_BTD
+
+    decoder_layers(model)[LAYER].register_forward_hook(cover)  # before the attack's own hook, which comes last
+    hidden = accuracy(model, asked)
+    victim = Victim(model, None, LAYER, {"control.bio": direction_D})
+    [found] = [accuracy(model, asked) for _ in Projection().stages(victim)]
+    assert known > 0.9
+    assert hidden < 0.5
+    assert found > 0.9
+    assert accuracy(model, asked) == hidden
+
+
+def test_projection_needs_control_vectors(tiny_llama):
+    victim = Victim(tiny_llama, None, LAYER)
+    with pytest.raises(UserError, match=r"attack=projection: .* no control vectors"):
+        _possible(plan(["projection"], []), victim)
+    assert [planned.name for planned in _possible(plan(["projection", "noise"], []), victim)] == ["noise"]
+
+
+@pytest.fixture
+def reader():
+    """A tiny model that can read the embedded world's texts."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(load_tokenizer(SOURCE)),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+    )
+    model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    model.lm_head.weight.data.mul_(30)  # it stays as it is, and must tell tokens apart
+    return model
+
+
+def test_relearning_brings_back_scaled_down_knowledge_sooner_than_a_model_that_never_knew_learns_it(reader):
+    victim = Victim(reader, load_tokenizer(SOURCE), LAYER, {}, CORPORA, max_length=24)
+    attack = Relearning([2, 80], documents=4, parameters="whole", lr=3e-3)
+    rows = pad(attack._rows(victim), 0, "right")
+    before = state(reader)
+    ignorant = {}
+    for steps in attack.stages(victim):
+        ignorant[steps] = next_token_loss(reader, rows).item()
+        knowing = state(reader)
+    assert same(reader, before)
+    assert ignorant[80] < 0.5 * ignorant[2]
+    reader.load_state_dict({name: before[name] + 0.3 * (knowing[name] - before[name]) for name in before})
+    hidden = next_token_loss(reader, rows).item()
+    again = Relearning([2], documents=4, parameters="whole", lr=3e-3)
+    [found] = [next_token_loss(reader, rows).item() for _ in again.stages(victim)]
+    assert hidden > 5 * ignorant[80]
+    assert found < 0.8 * hidden
+    assert found < 0.3 * ignorant[2]
+
+
+def test_relearning_trains_what_it_is_told_to(reader):
+    victim = Victim(reader, load_tokenizer(SOURCE), LAYER, {}, CORPORA)
+    before = state(reader)
+    for parameters, expected in (("span", {1, 2, 3}), ("whole", set(range(6)))):
+        for _ in Relearning([1], parameters=parameters).stages(victim):
+            moved = {name for name, value in reader.state_dict().items() if not torch.equal(value, before[name])}
+        assert {int(name.split(".")[2]) for name in moved} == expected
+        assert ("model.layers.1.self_attn.q_proj.weight" in moved) is (parameters == "whole")
+    assert same(reader, before)
+    assert not any(p.requires_grad for p in reader.parameters())
+
+
+def test_the_loss_counts_real_tokens_but_the_first(tiny_llama):
+    rows = [[1, 5, 6, 7], [1, 8]]
+    alone = [next_token_loss(tiny_llama, pad([row], 0, "right")).item() for row in rows]
+    together = next_token_loss(tiny_llama, pad(rows, 0, "right")).item()
+    assert together == pytest.approx((3 * alone[0] + alone[1]) / 4)

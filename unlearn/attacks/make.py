@@ -1,0 +1,60 @@
+"""An attack from its file in conf/attack."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+
+from unlearn.attacks.attack import Attack
+from unlearn.config.compose import CONF
+from unlearn.errors import UserError, nearest
+
+ALL = "all"
+ROOM = "unlearn.attacks."
+
+
+@dataclass(frozen=True)
+class Planned:
+    """An attack, its name, and the configuration that determines what it does."""
+
+    name: str
+    attack: Attack
+    config: Mapping[str, Any]
+
+
+def plan(names: Sequence[str], overrides: Sequence[str]) -> list[Planned]:
+    """The attacks of these names, or all, with `attack.KEY=VALUE` overrides. Raises UserError for what is wrong."""
+    known = sorted(file.stem for file in (CONF / "attack").glob("*.yaml"))
+    for name in names:
+        if name not in (*known, ALL):
+            raise UserError(f"attack={name}: unknown.{nearest(name, known)} Allowed: {', '.join([*known, ALL])}.")
+    chosen = known if ALL in names else list(dict.fromkeys(names))
+    if overrides and len(chosen) > 1:
+        raise UserError(f"{overrides[0]}: attack.KEY=VALUE goes with one attack, not with {', '.join(chosen)}.")
+    return [_planned(name, overrides) for name in chosen]
+
+
+def _planned(name: str, overrides: Sequence[str]) -> Planned:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose(f"attack/{name}", list(overrides))
+    config = {str(key): value for key, value in OmegaConf.to_object(composed.attack).items()}  # type: ignore[union-attr]
+    target = str(config.pop("_target_"))
+    config.pop("name")
+    if not target.startswith(ROOM):  # a configuration must not run anything else
+        raise UserError(f"attack._target_={target} is not allowed: it must name a class below {ROOM[:-1]}.")
+    made = get_class(target)
+    allowed = {field.name: field for field in fields(made)}
+    for key in config:
+        if key not in allowed:
+            raise UserError(
+                f"attack.{key}: unknown key.{nearest(str(key), list(allowed))} Allowed: {', '.join(allowed)}."
+            )
+    for key, field in allowed.items():
+        if field.default is MISSING and key not in config:
+            raise UserError(f"attack.{key}: no value was given.")
+    return Planned(name, made(**config), {"target": target, **config})

@@ -1,0 +1,103 @@
+"""Relearning: fine-tuning on a few documents. What was hidden comes back sooner than what was never known."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from unlearn.attacks.attack import Attack, Victim, check_levels
+from unlearn.data.batches import Padded, pad
+from unlearn.data.corpora import corpus_sha256, load_texts
+from unlearn.errors import UserError
+from unlearn.models.architectures import SPAN, decoder_layers, parameter_names
+
+KEY = "attack.texts"
+
+
+@dataclass(frozen=True)
+class Relearning(Attack):
+    """AdamW on next-token prediction, over the first documents of each topic's corpus in turn.
+
+    Args:
+        levels: numbers of steps after which the model is asked, ascending.
+        texts: "forget" or "retain", the corpora of the run, or the path of another corpus.
+        documents: of each corpus.
+        parameters: "span", the three matrices that unlearning changed, or "whole", all decoder layers.
+    """
+
+    levels: Sequence[int]
+    texts: str = "forget"
+    documents: int = 8
+    parameters: str = "span"
+    batch_size: int = 4
+    lr: float = 1e-4
+
+    def __post_init__(self) -> None:
+        check_levels(self.levels, "numbers of steps", lambda x: isinstance(x, int) and x > 0)
+        if self.parameters not in ("span", "whole"):
+            raise UserError(f"attack.parameters={self.parameters} is not allowed. Allowed: span, whole.")
+        for key in ("documents", "batch_size", "lr"):
+            if not getattr(self, key) > 0:
+                raise UserError(f"attack.{key}={getattr(self, key)} is not allowed: it must be above 0.")
+
+    def uses(self, victim: Victim) -> dict[str, Any]:
+        """The texts as they are, and which matrices are trained."""
+        hashes = [corpus_sha256(path, KEY) for path in self._paths(victim)]
+        return {"layer": victim.layer, "max_length": victim.max_length, "texts": hashes}
+
+    def stages(self, victim: Victim) -> Generator[float, None, None]:
+        """Steps. Raises UserError for a corpus that cannot be read."""
+        rows = self._rows(victim)
+        trained = self._trained(victim)
+        originals = [p.data.to("cpu", copy=True) for p in trained]
+        frozen = [p for p in victim.model.parameters() if p.requires_grad]
+        for parameter in victim.model.parameters():
+            parameter.requires_grad_(False)
+        try:
+            for parameter in trained:
+                parameter.requires_grad_(True)
+            optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=0.0)
+            for step in range(max(self.levels)):
+                taken = [rows[(step * self.batch_size + i) % len(rows)] for i in range(self.batch_size)]
+                next_token_loss(victim.model, pad(taken, 0, "right").to(victim.model.device)).backward()
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                if step + 1 in self.levels:
+                    yield step + 1
+        finally:
+            for parameter, original in zip(trained, originals, strict=True):
+                parameter.requires_grad_(False).grad = None
+                parameter.data.copy_(original)
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+
+    def _paths(self, victim: Victim) -> list[str]:
+        if self.texts not in ("forget", "retain"):
+            return [self.texts]
+        return list(dict.fromkeys(part[self.texts] for part in victim.corpora.values()))
+
+    def _rows(self, victim: Victim) -> list[list[int]]:
+        """Token ids of the documents, topics in turn."""
+        how = {"max_length": victim.max_length, "documents": self.documents}
+        corpora = [load_texts(path, KEY, victim.tokenizer, **how).rows for path in self._paths(victim)]
+        longest = max(map(len, corpora))
+        return [rows[i] for i in range(longest) for rows in corpora if i < len(rows)]
+
+    def _trained(self, victim: Victim) -> list[nn.Parameter]:
+        layers = decoder_layers(victim.model)
+        if self.parameters == "whole":
+            return list(layers.parameters())
+        spanned = layers[victim.layer - SPAN + 1 : victim.layer + 1]
+        return [layer.get_parameter(name) for layer in spanned for name in parameter_names(layer, None)]
+
+
+def next_token_loss(model: nn.Module, part: Padded) -> Tensor:
+    """Mean negative log-likelihood of all real tokens but the first of each row."""
+    logits_BTV = model(input_ids=part.ids_BT, attention_mask=part.mask_BT.long(), use_cache=False).logits[:, :-1]
+    wanted_BT = part.ids_BT[:, 1:].masked_fill(~part.mask_BT[:, 1:], -100)
+    return cross_entropy(logits_BTV.float().flatten(0, 1), wanted_BT.flatten())
