@@ -38,6 +38,8 @@ class Victim:
 class Attack(ABC):
     """Changes a model in stages. After the last one, and if it is stopped, the model is as it was before."""
 
+    levels: Sequence[float]  # what `stages` yields
+
     @abstractmethod
     def stages(self, victim: Victim) -> Generator[float, None, None]:
         """Yield each strength (bits, a fraction, a number of steps) while the model has it."""

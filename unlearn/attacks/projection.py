@@ -22,6 +22,8 @@ from unlearn.models.delta import sha256
 class Projection(Attack):
     """All topics' directions removed, at every token."""
 
+    levels = (1,)
+
     def uses(self, victim: Victim) -> dict[str, Any]:
         """The layer and the directions."""
         return {"layer": victim.layer, "controls": {topic: sha256(u_D) for topic, u_D in victim.controls.items()}}

@@ -6,6 +6,7 @@ there is not asked again.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
@@ -110,6 +111,8 @@ def _possible(attacks: Sequence[Planned], victim: Victim) -> list[Planned]:
 class Untouched(Attack):
     """No attack."""
 
+    levels = (0,)
+
     def stages(self, victim: Victim) -> Generator[float, None, None]:
         """One."""
         yield 0
@@ -152,11 +155,14 @@ def _place(folder: RunFolder, config: Config, inputs: Inputs, victim: Victim, pl
     }
     if label == "base":
         return cache_place(Path(config.output_root) / CACHE, "attacks", key).with_suffix(".json")
+    key["delta"] = hashlib.sha256(folder.file("delta.safetensors").read_bytes()).hexdigest()
     return folder.file("attacks") / f"{planned.name}-{json_sha256(key)[:10]}.json"
 
 
 def _ask(victim: Victim, planned: Planned, inputs: Inputs, config: Config, label: str, stages: Stages) -> None:
     """Ask the model at each stage that is not there yet."""
+    if all(f"{level:g}" in stages.found for level in planned.attack.levels):
+        return
     with closing(planned.attack.stages(victim)) as levels:
         for level in levels:
             if f"{level:g}" in stages.found:
