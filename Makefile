@@ -74,9 +74,10 @@ real: $(INSTALLED) smollm2 ## the paper on a real language model and real texts,
 real-adaptive_rmu real-rmu real-rsv: real-%: $(INSTALLED) smollm2
 	$(REAL_JOBS) method=$* rna.nu=1,2,2.5,3,4
 
-# Without RNA: the usual c or beta and half of it, how sure the models are, and which n-grams are harmful.
+# Without RNA: how sure the models are, and which n-grams are harmful; and half of the usual c or beta.
 real-coefficients: $(INSTALLED) smollm2
-	$(REAL_JOBS) sweep=figure_2 eval=real_paper "model.grids={rmu_c:'400,200',rsv_c:'400,200',beta:'3,1.5'}"
+	$(REAL_JOBS) method=adaptive_rmu,rmu,rsv rna.nu=0 eval=real_paper
+	$(REAL_JOBS) sweep=figure_2 "model.grids={rmu_c:'200',rsv_c:'200',beta:'1.5'}"
 
 # Without RNA, as much or as little forgotten as with it: what robustness at equal forgetting is compared with.
 real-forgetting: $(INSTALLED) smollm2
