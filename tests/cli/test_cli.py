@@ -153,6 +153,7 @@ def test_the_sentence_names_key_and_nearest_name(override, told):
 
 COMMANDS = (
     "evaluate",
+    "attack",
     "compare",
     "report",
     "claims",
