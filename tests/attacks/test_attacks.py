@@ -115,7 +115,7 @@ def test_projection_uncovers_what_a_known_direction_covers(asked):
 
     decoder_layers(model)[LAYER].register_forward_hook(cover)  # before the attack's own hook, which comes last
     hidden = accuracy(model, asked)
-    victim = Victim(model, None, LAYER, {"control.bio": direction_D})
+    victim = Victim(model, None, LAYER, controls={"control.bio": direction_D})
     [found] = [accuracy(model, asked) for _ in Projection().stages(victim)]
     assert known > 0.9
     assert hidden < 0.5
@@ -148,7 +148,7 @@ def reader():
 
 
 def test_relearning_brings_back_scaled_down_knowledge_sooner_than_a_model_that_never_knew_learns_it(reader):
-    victim = Victim(reader, load_tokenizer(SOURCE), LAYER, {}, CORPORA, max_length=24)
+    victim = Victim(reader, load_tokenizer(SOURCE), LAYER, corpora=CORPORA, max_length=24)
     attack = Relearning([2, 80], documents=4, parameters="whole", lr=3e-3)
     rows = pad(attack._rows(victim), 0, "right")
     before = state(reader)
@@ -168,7 +168,8 @@ def test_relearning_brings_back_scaled_down_knowledge_sooner_than_a_model_that_n
 
 
 def test_relearning_trains_what_it_is_told_to(reader):
-    victim = Victim(reader, load_tokenizer(SOURCE), LAYER, {}, CORPORA)
+    trained = [f"model.layers.{n}.mlp.down_proj.weight" for n in (1, 2, 3)]
+    victim = Victim(reader, load_tokenizer(SOURCE), LAYER, trained, corpora=CORPORA)
     before = state(reader)
     for parameters, expected in (("span", {1, 2, 3}), ("whole", set(range(6)))):
         for _ in Relearning([1], parameters=parameters).stages(victim):

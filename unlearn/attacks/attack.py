@@ -19,8 +19,9 @@ class Victim:
     """A model under attack, and what an attacker knows of its unlearning.
 
     Args:
-        model: the whole model, with the matrices of the run, or the base model.
+        model: the whole model, with the matrices of the run, or the base model. Nothing requires gradients.
         layer: l, whose states were pushed.
+        trained: full names of the matrices that unlearning changed.
         controls: topic -> control vector, float32 [D]; empty for methods that have none.
         corpora: topic -> the corpora that it was trained on, "forget" and "retain" -> path.
         max_length: tokens of a training text.
@@ -29,6 +30,7 @@ class Victim:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     layer: int
+    trained: Sequence[str] = ()
     controls: Mapping[str, Tensor] = field(default_factory=dict)
     corpora: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     max_length: int = 512

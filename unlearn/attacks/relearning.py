@@ -14,7 +14,7 @@ from unlearn.attacks.attack import Attack, Victim, check_levels
 from unlearn.data.batches import Padded, pad
 from unlearn.data.corpora import corpus_sha256, load_texts
 from unlearn.errors import UserError
-from unlearn.models.architectures import SPAN, decoder_layers, parameter_names
+from unlearn.models.architectures import decoder_layers
 
 KEY = "attack.texts"
 
@@ -27,7 +27,7 @@ class Relearning(Attack):
         levels: numbers of steps after which the model is asked, ascending.
         texts: "forget" or "retain", the corpora of the run, or the path of another corpus.
         documents: of each corpus.
-        parameters: "span", the three matrices that unlearning changed, or "whole", all decoder layers.
+        parameters: "span", the matrices that unlearning changed, or "whole", all decoder layers.
     """
 
     levels: Sequence[int]
@@ -48,16 +48,13 @@ class Relearning(Attack):
     def uses(self, victim: Victim) -> dict[str, Any]:
         """The texts as they are, and which matrices are trained."""
         hashes = [corpus_sha256(path, KEY) for path in self._paths(victim)]
-        return {"layer": victim.layer, "max_length": victim.max_length, "texts": hashes}
+        return {"trained": list(victim.trained), "max_length": victim.max_length, "texts": hashes}
 
     def stages(self, victim: Victim) -> Generator[float, None, None]:
         """Steps. Raises UserError for a corpus that cannot be read."""
         rows = self._rows(victim)
         trained = self._trained(victim)
         originals = [p.data.to("cpu", copy=True) for p in trained]
-        frozen = [p for p in victim.model.parameters() if p.requires_grad]
-        for parameter in victim.model.parameters():
-            parameter.requires_grad_(False)
         try:
             for parameter in trained:
                 parameter.requires_grad_(True)
@@ -73,8 +70,6 @@ class Relearning(Attack):
             for parameter, original in zip(trained, originals, strict=True):
                 parameter.requires_grad_(False).grad = None
                 parameter.data.copy_(original)
-            for parameter in frozen:
-                parameter.requires_grad_(True)
 
     def _paths(self, victim: Victim) -> list[str]:
         if self.texts not in ("forget", "retain"):
@@ -89,11 +84,9 @@ class Relearning(Attack):
         return [rows[i] for i in range(longest) for rows in corpora if i < len(rows)]
 
     def _trained(self, victim: Victim) -> list[nn.Parameter]:
-        layers = decoder_layers(victim.model)
         if self.parameters == "whole":
-            return list(layers.parameters())
-        spanned = layers[victim.layer - SPAN + 1 : victim.layer + 1]
-        return [layer.get_parameter(name) for layer in spanned for name in parameter_names(layer, None)]
+            return list(decoder_layers(victim.model).parameters())
+        return [victim.model.get_parameter(name) for name in victim.trained]
 
 
 def next_token_loss(model: nn.Module, part: Padded) -> Tensor:

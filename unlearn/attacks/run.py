@@ -84,7 +84,7 @@ def _attack(folder: RunFolder, attacks: Sequence[Planned], overrides: list[str])
     corpora = {name: {"forget": t.forget, "retain": t.retain} for name, t in config.data.topics.items()}
     longest = max(topic.max_length for topic in config.data.topics.values())
     controls = _controls(folder.file("delta.safetensors"))
-    victim = Victim(model, inputs.tokenizer, config.model.layer, controls, corpora, longest, config.seed)
+    victim = Victim(model, inputs.tokenizer, config.model.layer, list(weights), controls, corpora, longest, config.seed)
     found = {}
     for planned in [Planned(UNATTACKED, Untouched(), {}), *_possible(attacks, victim)]:
         for label, group in (("unlearned", ModelGroup(model, [weights])), ("base", ModelGroup(model))):
