@@ -18,7 +18,8 @@ BAD = {
     ("relearning", "attack.parameters=lora"): r"attack\.parameters=lora is not allowed\. Allowed: span, whole",
     ("relearning", "attack.documents=0"): r"attack\.documents=0",
     ("noise", "+attack.level=[1]"): r"attack\.level: unknown key\. Did you mean 'levels'\?",
-    ("noise", "attack._target_=os.system"): "must name a class below unlearn.attacks",
+    ("noise", "attack._target_=os.system"): r"must name an attack below unlearn\.attacks",
+    ("noise", "attack._target_=unlearn.attacks.make.Planned"): r"must name an attack below unlearn\.attacks",
 }
 
 

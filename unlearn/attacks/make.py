@@ -45,9 +45,9 @@ def _planned(name: str, overrides: Sequence[str]) -> Planned:
     config = {str(key): value for key, value in OmegaConf.to_object(composed.attack).items()}  # type: ignore[union-attr]
     target = str(config.pop("_target_"))
     config.pop("name")
-    if not target.startswith(ROOM):  # a configuration must not run anything else
-        raise UserError(f"attack._target_={target} is not allowed: it must name a class below {ROOM[:-1]}.")
-    made = get_class(target)
+    made: Any = get_class(target) if target.startswith(ROOM) else object  # a configuration must not run anything else
+    if not issubclass(made, Attack):
+        raise UserError(f"attack._target_={target} is not allowed: it must name an attack below {ROOM[:-1]}.")
     allowed = {field.name: field for field in fields(made)}
     for key in config:
         if key not in allowed:

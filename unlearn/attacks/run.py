@@ -98,7 +98,9 @@ def _attack(folder: RunFolder, attacks: Sequence[Planned], overrides: list[str])
 
 
 def _possible(attacks: Sequence[Planned], victim: Victim) -> list[Planned]:
-    """Those that can be made; the others are named. Raises UserError if none can."""
+    """Those that can be made; the others are named. Raises UserError if none can, or one's texts cannot be read."""
+    for planned in attacks:
+        planned.attack.uses(victim)
     why_not = {planned.name: planned.attack.why_not(victim) for planned in attacks}
     told = [f"attack={name}: {why}." for name, why in why_not.items() if why is not None]
     if len(told) == len(attacks):
