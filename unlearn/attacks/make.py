@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from unlearn.attacks.attack import Attack
-from unlearn.config.compose import CONF
+from unlearn.config.compose import CONF, composed
 from unlearn.errors import UserError, nearest
 
 ALL = "all"
@@ -40,9 +39,8 @@ def plan(names: Sequence[str], overrides: Sequence[str]) -> list[Planned]:
 
 
 def _planned(name: str, overrides: Sequence[str]) -> Planned:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = compose(f"attack/{name}", list(overrides))
-    config = {str(key): value for key, value in OmegaConf.to_object(composed.attack).items()}  # type: ignore[union-attr]
+    raw = composed(list(overrides), f"attack/{name}").attack
+    config = {str(key): value for key, value in OmegaConf.to_object(raw).items()}  # type: ignore[union-attr]
     target = str(config.pop("_target_"))
     config.pop("name")
     made: Any = get_class(target) if target.startswith(ROOM) else object  # a configuration must not run anything else

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from unlearn.attacks.attack import Attack, Victim, check_levels
 from unlearn.data.batches import Padded, pad
@@ -17,6 +16,7 @@ from unlearn.errors import UserError
 from unlearn.models.architectures import decoder_layers
 
 KEY = "attack.texts"
+IGNORED = -100  # a label that is not counted
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,6 @@ class Relearning(Attack):
 
 
 def next_token_loss(model: nn.Module, part: Padded) -> Tensor:
-    """Mean negative log-likelihood of all real tokens but the first of each row."""
-    logits_BTV = model(input_ids=part.ids_BT, attention_mask=part.mask_BT.long(), use_cache=False).logits[:, :-1]
-    wanted_BT = part.ids_BT[:, 1:].masked_fill(~part.mask_BT[:, 1:], -100)
-    return cross_entropy(logits_BTV.float().flatten(0, 1), wanted_BT.flatten())
+    """Mean negative log-likelihood of all real tokens but the first of each row, as the model itself computes it."""
+    labels_BT = part.ids_BT.masked_fill(~part.mask_BT, IGNORED)
+    return model(input_ids=part.ids_BT, attention_mask=part.mask_BT.long(), labels=labels_BT, use_cache=False).loss

@@ -14,27 +14,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
-from safetensors import safe_open
-from torch import Tensor
 
 from unlearn.attacks.attack import Attack, Victim
 from unlearn.attacks.make import Planned
-from unlearn.config.compose import composed
 from unlearn.config.identity import RESULTS_VERSION
 from unlearn.config.schema import Config
-from unlearn.config.settle import settle
 from unlearn.errors import UserError
 from unlearn.evaluate.cache import cache_place
 from unlearn.evaluate.harness import evaluate
 from unlearn.evaluate.questions import CACHE
 from unlearn.evaluate.roles import role_means
 from unlearn.methods.misdirection import CONTROL
-from unlearn.models.delta import check_delta, load_delta
+from unlearn.models.delta import check_delta, load_delta, load_state
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import load_whole
+from unlearn.runs.evaluation import run_config
 from unlearn.runs.folder import RunFolder
 from unlearn.runs.inputs import Inputs, load_evaluation_inputs
 from unlearn.screen import console, say
@@ -79,11 +75,13 @@ def _attack(folder: RunFolder, attacks: Sequence[Planned], overrides: list[str])
     config = _configuration(folder, overrides)
     inputs = load_evaluation_inputs(config)
     model = load_whole(inputs.source)
-    weights, metadata = load_delta(folder.file("delta.safetensors"))
+    delta = folder.file("delta.safetensors")
+    weights, metadata = load_delta(delta)
     check_delta(model, weights, metadata)
     corpora = {name: {"forget": t.forget, "retain": t.retain} for name, t in config.data.topics.items()}
     longest = max(topic.max_length for topic in config.data.topics.values())
-    controls = _controls(folder.file("delta.safetensors"))
+    state = load_state(delta)
+    controls = {name: u_D for name, u_D in state.items() if name.startswith(CONTROL)}
     victim = Victim(model, inputs.tokenizer, config.model.layer, list(weights), controls, corpora, longest, config.seed)
     found = {}
     for planned in [Planned(UNATTACKED, Untouched(), {}), *_possible(attacks, victim)]:
@@ -122,26 +120,12 @@ class Untouched(Attack):
 
 def _configuration(folder: RunFolder, overrides: list[str]) -> Config:
     """The run's configuration with its own evaluation, or another one, in the kinds of query that are asked here."""
-    for override in overrides:
-        if not override.lstrip("+~").startswith("eval"):
-            raise UserError(
-                f"{override}: beside attack=NAME and attack.KEY=VALUE only eval and its keys can be chosen."
-            )
-    raw, new = OmegaConf.create(folder.record["config"]), composed(overrides)
-    raw.tracker = new.tracker  # not used here; that of an older run may lack a key
-    if overrides:
-        raw.eval = new.eval
-    config = settle(raw)
+    config = run_config(folder, overrides, own=True)
     queries = [query for query in QUERIES if query in config.eval.queries]
     asked_of = {query: roles for query, roles in config.eval.asked_of.items() if query in queries}
     silent = replace(config.eval.maxlogit, tokens=0)
     config.eval = replace(config.eval, queries=queries, asked_of=asked_of, maxlogit=silent, every=None)
     return config
-
-
-def _controls(delta: Path) -> dict[str, Tensor]:
-    with safe_open(delta, framework="pt") as stored:
-        return {name: stored.get_tensor(name) for name in stored.keys() if name.startswith(CONTROL)}  # noqa: SIM118
 
 
 def _place(folder: RunFolder, config: Config, inputs: Inputs, victim: Victim, planned: Planned, label: str) -> Path:

@@ -38,9 +38,7 @@ class Rounding(Attack):
 
     def stages(self, victim: Victim) -> Generator[float, None, None]:
         """Bits."""
-        for bits in self.levels:
-            with changed(victim.model, partial(rounded, bits=bits)):
-                yield bits
+        return in_stages(victim.model, self.levels, rounded)
 
 
 @dataclass(frozen=True)
@@ -54,9 +52,7 @@ class Pruning(Attack):
 
     def stages(self, victim: Victim) -> Generator[float, None, None]:
         """Fractions."""
-        for fraction in self.levels:
-            with changed(victim.model, partial(pruned, fraction=fraction)):
-                yield fraction
+        return in_stages(victim.model, self.levels, pruned)
 
 
 @dataclass(frozen=True)
@@ -74,19 +70,17 @@ class Noise(Attack):
 
     def stages(self, victim: Victim) -> Generator[float, None, None]:
         """Scales."""
-        for scale in self.levels:
-            with changed(victim.model, partial(noised, scale=scale, seed=victim.seed)):
-                yield scale
+        return in_stages(victim.model, self.levels, partial(noised, seed=victim.seed))
 
 
-def rounded(w_OI: Tensor, _name: str, *, bits: int) -> Tensor:
+def rounded(bits: float, w_OI: Tensor, _name: str) -> Tensor:
     """Each entry as the nearest of the row's levels."""
-    most = 2 ** (bits - 1) - 1
+    most = 2 ** (int(bits) - 1) - 1
     step_O1 = w_OI.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(w_OI.dtype).tiny) / most
     return (w_OI / step_O1).round() * step_O1
 
 
-def pruned(w_OI: Tensor, _name: str, *, fraction: float) -> Tensor:
+def pruned(fraction: float, w_OI: Tensor, _name: str) -> Tensor:
     """Without the entries of smallest magnitude, so many of each row."""
     count = round(fraction * w_OI.shape[1])
     if count == 0:
@@ -95,10 +89,19 @@ def pruned(w_OI: Tensor, _name: str, *, fraction: float) -> Tensor:
     return w_OI.scatter(1, smallest, 0.0)
 
 
-def noised(w_OI: Tensor, name: str, *, scale: float, seed: int) -> Tensor:
+def noised(scale: float, w_OI: Tensor, name: str, *, seed: int) -> Tensor:
     """With noise that depends on the seed and the rows' name."""
     draw_OI = torch.randn(w_OI.shape, generator=generator(seed, "attack", name))
     return w_OI + scale * w_OI.std(dim=1, keepdim=True) * draw_OI.to(w_OI.device)
+
+
+def in_stages(
+    model: PreTrainedModel, levels: Sequence[float], change: Callable[[float, Tensor, str], Tensor]
+) -> Generator[float, None, None]:
+    """Each level, while the model's matrices are what `change` makes of them at it."""
+    for level in levels:
+        with changed(model, partial(change, level)):
+            yield level
 
 
 @contextmanager

@@ -68,7 +68,8 @@ def attack(
 
     folders = [Path(argument) for argument in runs if "=" not in argument]
     given = [argument for argument in runs if "=" in argument]
-    names = [name for argument in given if argument.startswith("attack=") for name in argument[7:].split(",")]
+    chosen = [argument.removeprefix("attack=") for argument in given if argument.startswith("attack=")]
+    names = [name for listed in chosen for name in listed.split(",")]
     own = [argument for argument in given if argument.lstrip("+").startswith("attack.")]
     rest = [argument for argument in given if argument not in own and not argument.startswith("attack=")]
     if not folders:

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 CONF = Path(__file__).parents[2] / "conf"
 
 
-def composed(overrides: list[str]) -> Any:
-    """The configuration that launch.py composes from these overrides, not yet checked. Raises Hydra's errors."""
+def composed(overrides: list[str], name: str = "config") -> Any:
+    """A file of conf/ with these overrides, by default launch.py's; not yet checked. Raises Hydra's errors."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides)
+        return compose(name, overrides)

@@ -56,6 +56,13 @@ def load_delta(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {name: stored.get_tensor(name) for name in names}, metadata
 
 
+def load_state(file: Path) -> dict[str, Tensor]:
+    """What a delta holds beside the matrices: control vectors, and what the method measured."""
+    weights, _ = load_delta(file)
+    with safe_open(file, framework="pt") as stored:
+        return {name: stored.get_tensor(name) for name in stored.keys() if name not in weights}  # noqa: SIM118
+
+
 def check_delta(model: nn.Module, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Raise UserError if the model lacks a parameter of the delta, or its matrices are not those that it replaces.
 

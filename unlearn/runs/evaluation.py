@@ -34,13 +34,18 @@ def evaluate(what: str, overrides: list[str]) -> Path:
     return evaluate_checkpoint([what if "=" in what else f"model.path={what}", *overrides])
 
 
-def run_config(folder: RunFolder, overrides: list[str]) -> Config:
-    """The configuration of a run with another evaluation. Raises UserError for overrides of anything else."""
+def run_config(folder: RunFolder, overrides: list[str], *, own: bool = False) -> Config:
+    """The configuration of a run with another evaluation; with `own` and no overrides, with its own.
+
+    Raises UserError for overrides of anything else.
+    """
     for override in overrides:
         if not override.lstrip("+~").startswith("eval"):
             raise UserError(f"{override}: of a finished run only eval and its keys can be chosen anew.")
     raw, new = OmegaConf.create(folder.record["config"]), composed(overrides)
-    raw.eval, raw.tracker = new.eval, new.tracker  # not used here; that of an older run may lack a key
+    raw.tracker = new.tracker  # not used here; that of an older run may lack a key
+    if overrides or not own:
+        raw.eval = new.eval
     return settle(raw)
 
 
