@@ -13,10 +13,14 @@ from unlearn.experiment import run
 
 BAD = {
     ("pruning", "attack.levels=[1.5]"): r"attack\.levels=\[1\.5\] is not allowed: .* above 0 and below 1",
+    ("pruning", "attack.levels=0.3"): r"attack\.levels=0\.3 is not allowed: it must be a list",
     ("rounding", "attack.levels=[]"): "integers from 2 to 16",
     ("rounding", "attack.levels=[4.5]"): "integers from 2 to 16",
     ("relearning", "attack.parameters=lora"): r"attack\.parameters=lora is not allowed\. Allowed: span, whole",
     ("relearning", "attack.documents=0"): r"attack\.documents=0",
+    ("relearning", "attack.documents=2.5"): r"attack\.documents=2\.5 is not allowed: it must be an integer above 0",
+    ("relearning", "attack.lr=fast"): r"attack\.lr=fast is not allowed: it must be a number above 0",
+    ("relearning", "attack.texts=3"): r"attack\.texts=3 is not allowed",
     ("noise", "+attack.level=[1]"): r"attack\.level: unknown key\. Did you mean 'levels'\?",
     ("noise", "attack._target_=os.system"): r"must name an attack below unlearn\.attacks",
     ("noise", "attack._target_=unlearn.attacks.make.Planned"): r"must name an attack below unlearn\.attacks",

@@ -57,6 +57,6 @@ class Attack(ABC):
 
 def check_levels(levels: Sequence[float], allowed: str, is_allowed: Callable[[float], bool]) -> None:
     """Raise UserError unless there are levels, and all of them are allowed."""
-    wrong = [x for x in levels if not (is_number(x) and is_allowed(x))]
-    if wrong or not levels:
-        raise UserError(f"attack.levels={list(levels)} is not allowed: it must be a list of {allowed}.")
+    right = isinstance(levels, list) and all(is_number(x) and is_allowed(x) for x in levels)
+    if not right or not levels:
+        raise UserError(f"attack.levels={levels} is not allowed: it must be a list of {allowed}.")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearn.attacks.attack import Attack, Victim, check_levels
+from unlearn.config.schema import is_number
 from unlearn.data.batches import Padded, pad
 from unlearn.data.corpora import corpus_sha256, load_texts
 from unlearn.errors import UserError
@@ -41,9 +42,13 @@ class Relearning(Attack):
         check_levels(self.levels, "numbers of steps", lambda x: isinstance(x, int) and x > 0)
         if self.parameters not in ("span", "whole"):
             raise UserError(f"attack.parameters={self.parameters} is not allowed. Allowed: span, whole.")
-        for key in ("documents", "batch_size", "lr"):
-            if not getattr(self, key) > 0:
-                raise UserError(f"attack.{key}={getattr(self, key)} is not allowed: it must be above 0.")
+        for key, kind in (("documents", int), ("batch_size", int), ("lr", float)):
+            value = getattr(self, key)
+            if not (is_number(value) and isinstance(value, (kind, int)) and value > 0):
+                what = "an integer" if kind is int else "a number"
+                raise UserError(f"attack.{key}={value} is not allowed: it must be {what} above 0.")
+        if not isinstance(self.texts, str):
+            raise UserError(f"attack.texts={self.texts} is not allowed: it must be forget, retain or a path.")
 
     def uses(self, victim: Victim) -> dict[str, Any]:
         """The texts as they are, and which matrices are trained."""
