@@ -86,6 +86,7 @@ def run_together(configs: list[Config], hydra_folders: Sequence[Path | None] = (
                     traceback.clear_frames(active.error.__traceback__)
             _evaluate(runs, shared, inputs)
     errors |= {active.folder.path: active.error for active in runs}
+    _attack(configs, errors)
     return [Outcome(run_folder(config), errors[run_folder(config)]) for config in configs]
 
 
@@ -194,6 +195,22 @@ def _make_variant(config: Config, method: Method, cut: CutModel, topics: list[To
         precision=t.precision,
         optimizer=t.optimizer,
     )
+
+
+def _attack(configs: list[Config], errors: dict[Path, Exception | None]) -> None:
+    """The attacks that these configurations ask for, on finished runs; what goes wrong is put into `errors`."""
+    attacked = {run_folder(config): config.attacks for config in configs if config.attacks}
+    if not attacked:
+        return
+    from unlearn.attacks.make import plan  # imports scikit-learn and peft, which takes seconds
+    from unlearn.attacks.run import attack
+
+    for path, names in attacked.items():
+        if errors[path] is None:
+            try:
+                attack([path], plan(names, []), [])
+            except Exception as error:
+                errors[path] = error
 
 
 def _evaluate(runs: list[ActiveRun], shared: Config, inputs: Inputs) -> None:

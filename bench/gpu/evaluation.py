@@ -159,9 +159,9 @@ def _max_logits(
     device: torch.device,
     tokens_per_batch: int,
 ) -> dict[str, Any]:
-    from unlearn.evaluate.maxlogit import _plan, continue_greedily
+    from unlearn.evaluate.maxlogit import by_length, continue_greedily
 
-    plan = _plan([len(prompt) for prompt in prompts], GREEDY, tokens_per_batch)
+    plan = by_length([len(prompt) for prompt in prompts], GREEDY, tokens_per_batch)
     continue_greedily(model, prompts[:4], 2)
     seconds = seconds_of(
         lambda: [continue_greedily(model, [prompts[i] for i in rows], GREEDY) for rows in plan], device

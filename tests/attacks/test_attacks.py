@@ -169,7 +169,7 @@ def test_relearning_brings_back_scaled_down_knowledge_sooner_than_a_model_that_n
 
 def test_relearning_trains_what_it_is_told_to(reader):
     trained = [f"model.layers.{n}.mlp.down_proj.weight" for n in (1, 2, 3)]
-    victim = Victim(reader, load_tokenizer(SOURCE), LAYER, trained, corpora=CORPORA)
+    victim = Victim(reader, load_tokenizer(SOURCE), LAYER, trained=trained, corpora=CORPORA)
     before = state(reader)
     for parameters, expected in (("span", {1, 2, 3}), ("whole", set(range(6)))):
         for _ in Relearning([1], parameters=parameters).stages(victim):

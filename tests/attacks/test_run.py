@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from unlearn.attacks import run as running
+from tests.conftest import ROOT
+from unlearn.attacks import attack as asking
 from unlearn.attacks.make import plan
 from unlearn.attacks.run import attack
 from unlearn.cli.main import main
@@ -16,7 +17,14 @@ BAD = {
     ("pruning", "attack.levels=0.3"): r"attack\.levels=0\.3 is not allowed: it must be a list",
     ("rounding", "attack.levels=[]"): "integers from 2 to 16",
     ("rounding", "attack.levels=[4.5]"): "integers from 2 to 16",
-    ("relearning", "attack.parameters=lora"): r"attack\.parameters=lora is not allowed\. Allowed: span, whole",
+    ("relearning", "attack.parameters=head"): r"attack\.parameters=head is not allowed\. Allowed: span, whole, lora",
+    ("relearning", "attack.rank=0"): r"attack\.rank=0",
+    ("lens", "attack.levels=[1.5]"): "layers, integers from 0",
+    ("fewshot", "attack.levels=[0]"): "numbers of examples",
+    ("shuffled", "attack.levels=[-1]"): "seeds",
+    ("continuation", "attack.prompt=Answer"): "must be a text with",
+    ("open", "attack.questions=0"): r"attack\.questions=0",
+    ("rephrased", "+attack.tasks.forget=wmdp_bio"): r"it must be role: \[task",
     ("relearning", "attack.documents=0"): r"attack\.documents=0",
     ("relearning", "attack.documents=2.5"): r"attack\.documents=2\.5 is not allowed: it must be an integer above 0",
     ("relearning", "attack.lr=fast"): r"attack\.lr=fast is not allowed: it must be a number above 0",
@@ -41,7 +49,9 @@ def test_refused_before_a_model_is_loaded(name_and_override):
 
 
 def test_all_attacks_of_the_folder_are_planned():
-    assert [p.name for p in plan(["all"], [])] == ["noise", "projection", "pruning", "relearning", "rounding"]
+    names = [file.stem for file in sorted((ROOT / "conf/attack").glob("*.yaml"))]
+    assert [p.name for p in plan(["all"], [])] == names
+    assert len(names) > 10
     with pytest.raises(UserError, match=r"attack=nois: unknown\. Did you mean 'noise'\?"):
         plan(["nois"], [])
     with pytest.raises(UserError, match="goes with one attack"):
@@ -50,7 +60,7 @@ def test_all_attacks_of_the_folder_are_planned():
 
 def test_results_are_kept_after_each_stage_and_not_asked_again(finished, monkeypatch, capsys):
     asked = []
-    real = running.evaluate
+    real = asking.evaluate
 
     def broken(*args, label, **kwargs):
         if len(asked) == 3:
@@ -59,12 +69,12 @@ def test_results_are_kept_after_each_stage_and_not_asked_again(finished, monkeyp
         return real(*args, label=label, **kwargs)
 
     planned = plan(["rounding"], ["attack.levels=[6,3]"])
-    monkeypatch.setattr(running, "evaluate", broken)
+    monkeypatch.setattr(asking, "evaluate", broken)
     with pytest.raises(KeyboardInterrupt):
         attack([finished], planned, [])
     [file] = (finished / "attacks").glob("rounding-*.json")
     assert list(json.loads(file.read_text())["stages"]) == ["6"]
-    monkeypatch.setattr(running, "evaluate", lambda *a, label, **k: asked.append(label) or real(*a, label=label, **k))
+    monkeypatch.setattr(asking, "evaluate", lambda *a, label, **k: asked.append(label) or real(*a, label=label, **k))
     attack([finished], planned, [])
     assert asked == ["unlearned", "base", "unlearned", "unlearned", "base", "base"]
     attack([finished], planned, [])
@@ -73,9 +83,14 @@ def test_results_are_kept_after_each_stage_and_not_asked_again(finished, monkeyp
     assert set(record["stages"]) == {"6", "3"}
     assert record["config"] == {"target": "unlearn.attacks.weights.Rounding", "levels": [6, 3]}
     assert record["stages"]["3"]["unlearned/toy_retain/perturbed/acc"] >= 0
-    rows = [line.split() for line in capsys.readouterr().err.splitlines() if line.split()[:2] == ["rounding", "3"]]
-    assert [row[2] for row in rows[-2:]] == ["unlearned", "base"]
-    assert all(len(row) == 9 for row in rows)  # three roles, default and perturbed
+    said = capsys.readouterr().err
+    assert "Evaluating the unlearned model, 3 bits: default, perturbed queries" in said
+    rows = [line.split() for line in said.splitlines() if line.split()[:3] == ["rounding", "3", "bits"]]
+    assert [row[3] for row in rows[-2:]] == ["unlearned", "base"]
+    assert all(row[4:6] == ["accuracy,", "%"] for row in rows)
+    assert all(len(row) == 12 for row in rows)  # three roles, default and perturbed
+    assert set(record["base"]) == {"6", "3"}
+    assert "base/toy_retain/default/acc" in record["base"]["3"]
     metrics = json.loads((finished / "metrics.json").read_text())
     [untouched] = (finished / "attacks").glob("none-*.json")
     found = json.loads(untouched.read_text())["stages"]["0"]
@@ -95,3 +110,39 @@ def test_a_command_without_a_run_is_refused(capsys):
         main(["attack", "attack=noise"])
     assert end.value.code == 2
     assert "folder of a finished run" in capsys.readouterr().err
+
+
+def test_a_run_makes_the_attacks_of_its_configuration_and_keeps_its_name(tmp_path, conf):
+    short = ("train.steps=2", "eval=toy", "eval.subset=12", "tracker=none", f"output_root={tmp_path}")
+    folder = run(conf(*short, "attacks=[shuffled]"))
+    assert folder == run(conf(*short))
+    [file] = (folder / "attacks").glob("shuffled-*.json")
+    assert json.loads(file.read_text())["levels"] == {"0": "order 0"}
+    run(conf(*short, "attacks=[shuffled,rounding]"))  # the finished run is attacked further
+    assert any((folder / "attacks").glob("rounding-*.json"))
+    assert list(json.loads(file.read_text())["stages"]) == ["0"]
+
+
+def test_a_failed_attack_leaves_the_run_finished(tmp_path, conf, monkeypatch):
+    short = ("train.steps=2", "eval=toy", "eval.subset=12", "tracker=none", f"output_root={tmp_path}")
+
+    def broken(*_args, **_kwargs):
+        raise UserError("made up")
+
+    monkeypatch.setattr("unlearn.attacks.run.attack", broken)
+    with pytest.raises(UserError, match="made up"):
+        run(conf(*short, "attacks=[shuffled]"))
+    [record] = tmp_path.glob("runs/*/run.json")
+    assert json.loads(record.read_text())["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    {
+        ("attacks=[lense]",): r"attacks=lense is not allowed\. Did you mean 'lens'\?",
+        ("attacks=[lens]", "eval=none"): "attacks need something to ask",
+    }.items(),
+)
+def test_attacks_are_checked_at_the_start(conf, overrides, said):
+    with pytest.raises(UserError, match=said):
+        conf(*overrides)

@@ -10,10 +10,9 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from unlearn.attacks.attack import Attack
-from unlearn.config.compose import CONF, composed
+from unlearn.config.compose import ALL, attack_names, composed
 from unlearn.errors import UserError, nearest
 
-ALL = "all"
 ROOM = "unlearn.attacks."
 
 
@@ -28,11 +27,11 @@ class Planned:
 
 def plan(names: Sequence[str], overrides: Sequence[str]) -> list[Planned]:
     """The attacks of these names, or all, with `attack.KEY=VALUE` overrides. Raises UserError for what is wrong."""
-    known = sorted(file.stem for file in (CONF / "attack").glob("*.yaml"))
+    known = attack_names()
     for name in names:
-        if name not in (*known, ALL):
-            raise UserError(f"attack={name}: unknown.{nearest(name, known)} Allowed: {', '.join([*known, ALL])}.")
-    chosen = known if ALL in names else list(dict.fromkeys(names))
+        if name not in known:
+            raise UserError(f"attack={name}: unknown.{nearest(name, known)} Allowed: {', '.join(known)}.")
+    chosen = [name for name in known if name != ALL] if ALL in names else list(dict.fromkeys(names))
     if overrides and len(chosen) > 1:
         raise UserError(f"{overrides[0]}: attack.KEY=VALUE goes with one attack, not with {', '.join(chosen)}.")
     return [_planned(name, overrides) for name in chosen]

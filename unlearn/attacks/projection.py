@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn.attacks.attack import Attack, Victim
+from unlearn.attacks.attack import Change, Victim
 from unlearn.models.architectures import decoder_layers
 from unlearn.models.delta import sha256
 
 
 @dataclass(frozen=True)
-class Projection(Attack):
+class Projection(Change):
     """All topics' directions removed, at every token."""
 
     levels = (1,)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from unlearn.attacks.attack import Attack, Victim, check_levels
-from unlearn.config.schema import is_number
+from unlearn.attacks.attack import Change, Victim, check_levels, check_positive
 from unlearn.data.batches import Padded, pad
 from unlearn.data.corpora import corpus_sha256, load_texts
 from unlearn.errors import UserError
@@ -18,51 +19,54 @@ from unlearn.models.architectures import decoder_layers
 
 KEY = "attack.texts"
 IGNORED = -100  # a label that is not counted
+UNKNOWN = 0.5  # share of unknown tokens from which on texts are not the tokenizer's
 
 
 @dataclass(frozen=True)
-class Relearning(Attack):
+class Relearning(Change):
     """AdamW on next-token prediction, over the first documents of each topic's corpus in turn.
 
     Args:
         levels: numbers of steps after which the model is asked, ascending.
         texts: "forget" or "retain", the corpora of the run, or the path of another corpus.
         documents: of each corpus.
-        parameters: "span", the matrices that unlearning changed, or "whole", all decoder layers.
+        parameters: "span", the matrices that unlearning changed, "whole", all decoder layers, or "lora", adapters of
+            `rank` on all linear layers but the head.
     """
 
     levels: Sequence[int]
     texts: str = "forget"
     documents: int = 8
     parameters: str = "span"
+    rank: int = 16
     batch_size: int = 4
     lr: float = 1e-4
+    level = "{:g} steps"
 
     def __post_init__(self) -> None:
         check_levels(self.levels, "numbers of steps", lambda x: isinstance(x, int) and x > 0)
-        if self.parameters not in ("span", "whole"):
-            raise UserError(f"attack.parameters={self.parameters} is not allowed. Allowed: span, whole.")
-        for key, kind in (("documents", int), ("batch_size", int), ("lr", float)):
-            value = getattr(self, key)
-            if not (is_number(value) and isinstance(value, (kind, int)) and value > 0):
-                what = "an integer" if kind is int else "a number"
-                raise UserError(f"attack.{key}={value} is not allowed: it must be {what} above 0.")
+        if self.parameters not in ("span", "whole", "lora"):
+            raise UserError(f"attack.parameters={self.parameters} is not allowed. Allowed: span, whole, lora.")
+        check_positive(self, documents=int, rank=int, batch_size=int, lr=float)
         if not isinstance(self.texts, str):
             raise UserError(f"attack.texts={self.texts} is not allowed: it must be forget, retain or a path.")
 
     def uses(self, victim: Victim) -> dict[str, Any]:
         """The texts as they are, and which matrices are trained."""
         hashes = [corpus_sha256(path, KEY) for path in self._paths(victim)]
-        return {"trained": list(victim.trained), "max_length": victim.max_length, "texts": hashes}
+        drawn = {"seed": victim.seed} if self.parameters == "lora" else {}
+        return {"trained": list(victim.trained), "max_length": victim.max_length, "texts": hashes, **drawn}
+
+    def why_not(self, victim: Victim) -> str | None:
+        """Texts that the tokenizer does not know teach nothing."""
+        tokens = [token for row in self._rows(victim) for token in row]
+        known = tokens.count(victim.tokenizer.unk_token_id) <= UNKNOWN * len(tokens)
+        return None if known else f"the model's tokenizer does not know the texts of {self.texts}"
 
     def stages(self, victim: Victim) -> Generator[float, None, None]:
         """Steps. Raises UserError for a corpus that cannot be read."""
         rows = self._rows(victim)
-        trained = self._trained(victim)
-        originals = [p.data.to("cpu", copy=True) for p in trained]
-        try:
-            for parameter in trained:
-                parameter.requires_grad_(True)
+        with self._trained(victim) as trained:
             optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=0.0)
             for step in range(max(self.levels)):
                 taken = [rows[(step * self.batch_size + i) % len(rows)] for i in range(self.batch_size)]
@@ -71,10 +75,6 @@ class Relearning(Attack):
                 optimizer.zero_grad(set_to_none=True)
                 if step + 1 in self.levels:
                     yield step + 1
-        finally:
-            for parameter, original in zip(trained, originals, strict=True):
-                parameter.requires_grad_(False).grad = None
-                parameter.data.copy_(original)
 
     def _paths(self, victim: Victim) -> list[str]:
         if self.texts not in ("forget", "retain"):
@@ -88,10 +88,41 @@ class Relearning(Attack):
         longest = max(map(len, corpora))
         return [rows[i] for i in range(longest) for rows in corpora if i < len(rows)]
 
-    def _trained(self, victim: Victim) -> list[nn.Parameter]:
-        if self.parameters == "whole":
-            return list(decoder_layers(victim.model).parameters())
-        return [victim.model.get_parameter(name) for name in victim.trained]
+    @contextmanager
+    def _trained(self, victim: Victim) -> Iterator[list[nn.Parameter]]:
+        """The parameters to train. Behind the block the model is as it was."""
+        if self.parameters == "lora":
+            with adapters(victim, self.rank) as trained:
+                yield trained
+            return
+        whole = self.parameters == "whole"
+        trained = (
+            list(decoder_layers(victim.model).parameters())
+            if whole
+            else [victim.model.get_parameter(name) for name in victim.trained]
+        )
+        originals = [p.data.to("cpu", copy=True) for p in trained]
+        try:
+            for parameter in trained:
+                parameter.requires_grad_(True)
+            yield trained
+        finally:
+            for parameter, original in zip(trained, originals, strict=True):
+                parameter.requires_grad_(False).grad = None
+                parameter.data.copy_(original)
+
+
+@contextmanager
+def adapters(victim: Victim, rank: int) -> Iterator[list[nn.Parameter]]:
+    """Inside the block, the model has LoRA adapters, drawn from the seed. Only they require gradients."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(victim.seed)
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        adapted = get_peft_model(victim.model, config)
+    try:
+        yield [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    finally:
+        adapted.unload()
 
 
 def next_token_loss(model: nn.Module, part: Padded) -> Tensor:

@@ -1,15 +1,15 @@
-"""Attacking a finished run: its model, and the base model for comparison, asked after each stage of each attack.
+"""Attacking a finished run: its model, and the base model for comparison, measured at each level of each attack.
 
-Results go to RUN/attacks/NAME-HASH.json after each stage, the base model's to the cache that all runs share. What is
-there is not asked again.
+Results go to RUN/attacks/NAME-HASH.json after each level, those of the base model to the cache that all runs share, and
+to the run's file in the end. What is there is not measured again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,12 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from unlearn.attacks.attack import Attack, Victim
+from unlearn.attacks.attack import Attack, Change, Metrics, Victim
 from unlearn.attacks.make import Planned
 from unlearn.config.identity import RESULTS_VERSION
 from unlearn.config.schema import Config
 from unlearn.errors import UserError
 from unlearn.evaluate.cache import cache_place
-from unlearn.evaluate.harness import evaluate
 from unlearn.evaluate.questions import CACHE
 from unlearn.evaluate.roles import role_means
 from unlearn.methods.misdirection import CONTROL
@@ -40,25 +39,36 @@ from unlearn.storage.lock import FolderLock
 
 QUERIES = ("default", "perturbed")  # that are asked under attack, of those of the run
 UNATTACKED = "none"
-Metrics = dict[str, float]
+MEASURES = {
+    "acc": ("accuracy, %", 100.0, 1),
+    "nats": ("nats a token", 1.0, 2),
+    "rouge": ("ROUGE-L recall, %", 100.0, 1),
+    "repeated": ("repeated, %", 100.0, 1),
+    "base_nats": ("nats, base model", 1.0, 2),
+}  # metric -> what the table calls it, its factor, digits
 
 
 @dataclass(frozen=True)
 class Stages:
-    """A model's metrics at each stage of an attack, in a file that is written after each."""
+    """A model's metrics at each level of an attack, in a file that is written after each."""
 
     file: Path
+    about: Mapping[str, Any]
     found: dict[str, Metrics]
 
     @classmethod
-    def read(cls, file: Path) -> Stages:
+    def read(cls, file: Path, about: Mapping[str, Any]) -> Stages:
         """What the file has; nothing if there is none."""
-        return cls(file, json.loads(file.read_text())["stages"] if file.is_file() else {})
+        return cls(file, about, json.loads(file.read_text())["stages"] if file.is_file() else {})
 
-    def add(self, level: float, metrics: Metrics, about: Mapping[str, Any]) -> None:
-        """Keep a stage."""
+    def add(self, level: float, metrics: Metrics) -> None:
+        """Keep a level."""
         self.found[f"{level:g}"] = metrics
-        write_json(self.file, {**about, "stages": self.found})
+        self.write()
+
+    def write(self, **more: Any) -> None:
+        """Write the file."""
+        write_json(self.file, {**self.about, "stages": self.found, **more})
 
 
 def attack(folders: Sequence[Path], attacks: Sequence[Planned], overrides: Sequence[str]) -> None:
@@ -74,25 +84,40 @@ def attack(folders: Sequence[Path], attacks: Sequence[Planned], overrides: Seque
 def _attack(folder: RunFolder, attacks: Sequence[Planned], overrides: list[str]) -> None:
     config = _configuration(folder, overrides)
     inputs = load_evaluation_inputs(config)
-    model = load_whole(inputs.source)
-    delta = folder.file("delta.safetensors")
-    weights, metadata = load_delta(delta)
-    check_delta(model, weights, metadata)
-    corpora = {name: {"forget": t.forget, "retain": t.retain} for name, t in config.data.topics.items()}
-    longest = max(topic.max_length for topic in config.data.topics.values())
-    state = load_state(delta)
-    controls = {name: u_D for name, u_D in state.items() if name.startswith(CONTROL)}
-    victim = Victim(model, inputs.tokenizer, config.model.layer, list(weights), controls, corpora, longest, config.seed)
-    found = {}
+    victim, group = _victim(folder, config, inputs)
+    found = []
     for planned in [Planned(UNATTACKED, Untouched(), {}), *_possible(attacks, victim)]:
-        for label, group in (("unlearned", ModelGroup(model, [weights])), ("base", ModelGroup(model))):
-            say(f"Attack {planned.name}, {label} model")
-            stages = Stages.read(_place(folder, config, inputs, victim, planned, label))
-            with group.use(0):
-                _ask(victim, planned, inputs, config, label, stages)
-            found[planned.name, label] = stages.found
+        own, base = (_stages(folder, inputs, victim, planned, label) for label in ("unlearned", "base"))
+        with group.use(0):
+            _measure(replace(victim, base=lambda: group.use(1)), planned.attack, own)
+        _measure(replace(victim, label="base"), planned.attack, base)
+        own.write(base=base.found)
+        found.append((planned, own.found, base.found))
     show(folder.path.name, found, inputs.questions.suite.members)
     say(f"Files: {folder.file('attacks')}")
+
+
+def _victim(folder: RunFolder, config: Config, inputs: Inputs) -> tuple[Victim, ModelGroup]:
+    """The base model as a victim, and a group of the unlearned model (0) and the base model (1)."""
+    model, delta = load_whole(inputs.source), folder.file("delta.safetensors")
+    weights, metadata = load_delta(delta)
+    check_delta(model, weights, metadata)
+    group = ModelGroup(model, [weights, {name: model.get_parameter(name).data for name in weights}])
+    victim = Victim(
+        model,
+        inputs.tokenizer,
+        config.model.layer,
+        trained=list(weights),
+        controls={name: u_D for name, u_D in load_state(delta).items() if name.startswith(CONTROL)},
+        corpora={name: {"forget": t.forget, "retain": t.retain} for name, t in config.data.topics.items()},
+        max_length=max(topic.max_length for topic in config.data.topics.values()),
+        seed=config.seed,
+        suite=inputs.questions.suite,
+        config=config,
+        tokens_per_batch=config.eval.tokens_per_batch,
+        base=nullcontext,
+    )
+    return victim, group
 
 
 def _possible(attacks: Sequence[Planned], victim: Victim) -> list[Planned]:
@@ -105,13 +130,17 @@ def _possible(attacks: Sequence[Planned], victim: Victim) -> list[Planned]:
         raise UserError("\n".join(told))
     for line in told:
         say(f"Left out: {line}")
-    return [planned for planned in attacks if why_not[planned.name] is None]
+    possible = [planned for planned in attacks if why_not[planned.name] is None]
+    for planned in possible:
+        planned.attack.levels_of(victim)
+    return possible
 
 
-class Untouched(Attack):
+class Untouched(Change):
     """No attack."""
 
     levels = (0,)
+    level = "not attacked"
 
     def stages(self, victim: Victim) -> Generator[float, None, None]:
         """One."""
@@ -128,66 +157,62 @@ def _configuration(folder: RunFolder, overrides: list[str]) -> Config:
     return config
 
 
-def _place(folder: RunFolder, config: Config, inputs: Inputs, victim: Victim, planned: Planned, label: str) -> Path:
-    """The file of a model's stages, named by all that determines them."""
+def _stages(folder: RunFolder, inputs: Inputs, victim: Victim, planned: Planned, label: str) -> Stages:
+    """What is known of a model under an attack, in the file that is named by all that determines it."""
+    questions = inputs.questions.suite.sha256()
     key = {
         "attack": planned.config,
         "uses": planned.attack.uses(victim),
         "model": inputs.model_hash,
         "dtype": str(inputs.source.torch_dtype),
         "device": inputs.source.torch_device.type,
-        "questions": inputs.questions.suite.sha256(),
+        "questions": questions,
         "version": RESULTS_VERSION,
     }
     if label == "base":
-        return cache_place(Path(config.output_root) / CACHE, "attacks", key).with_suffix(".json")
-    key["delta"] = hashlib.sha256(folder.file("delta.safetensors").read_bytes()).hexdigest()
-    return folder.file("attacks") / f"{planned.name}-{json_sha256(key)[:10]}.json"
+        file = cache_place(Path(victim.config.output_root) / CACHE, "attacks", key).with_suffix(".json")
+    else:
+        key["delta"] = hashlib.sha256(folder.file("delta.safetensors").read_bytes()).hexdigest()
+        file = folder.file("attacks") / f"{planned.name}-{json_sha256(key)[:10]}.json"
+    levels = {f"{level:g}": planned.attack.told(level) for level in planned.attack.levels_of(victim)}
+    about = {"attack": planned.name, "config": planned.config, "model": label, "questions": questions, "levels": levels}
+    return Stages.read(file, about)
 
 
-def _ask(victim: Victim, planned: Planned, inputs: Inputs, config: Config, label: str, stages: Stages) -> None:
-    """Ask the model at each stage that is not there yet."""
-    if all(f"{level:g}" in stages.found for level in planned.attack.levels):
-        return
-    with closing(planned.attack.stages(victim)) as levels:
-        for level in levels:
-            if f"{level:g}" in stages.found:
-                continue
-            [answers] = evaluate(
-                ModelGroup(victim.model),
-                inputs.tokenizer,
-                inputs.questions.suite,
-                label=label,
-                tokens_per_batch=config.eval.tokens_per_batch,
-            )
-            stages.add(level, answers.metrics, {"attack": planned.name, "config": planned.config, "model": label})
+def _measure(victim: Victim, attack: Attack, stages: Stages) -> None:
+    """Measure the model at each level that is not there yet."""
+    missing: Collection[float] = [x for x in attack.levels_of(victim) if f"{x:g}" not in stages.found]
+    if missing:
+        with closing(attack.measure(victim, missing)) as measured:
+            for level, metrics in measured:
+                stages.add(level, metrics)
 
 
-def show(title: str, found: Mapping[tuple[str, str], Mapping[str, Metrics]], members: Mapping[str, list[str]]) -> None:
-    """A table with a row for each stage and model: accuracies in percent, or nats a token, by role and query."""
+Found = Sequence[
+    tuple[Planned, Mapping[str, Metrics], Mapping[str, Metrics]]
+]  # levels of the unlearned, of the base model
+
+
+def show(title: str, found: Found, members: Mapping[str, list[str]]) -> None:
+    """A table with a row for each level, model and measure, by role and query."""
     columns = [(role, query) for role in members for query in QUERIES]
-    rows = {
-        (name, level, label): [_figure(metrics, members, label, column) for column in columns]
-        for name in dict.fromkeys(name for name, _ in found)
-        for level in found[name, "unlearned"]
-        for label in ("unlearned", "base")
-        if (metrics := found[name, label].get(level)) is not None
-    }
-    asked = [i for i in range(len(columns)) if any(cells[i] for cells in rows.values())]
+    rows = [
+        (planned.name, planned.attack.told(float(level)), label, MEASURES[measure][0], figures)
+        for planned, own, base in found
+        for level in own
+        for label, stages in (("unlearned", own), ("base", base))
+        for measure in MEASURES
+        if (figures := role_means(stages.get(level, {}), members, label, measure))
+    ]
+    shown = [column for column in columns if any(column in figures for *_, figures in rows)]
     table = Table(title=f"Attacks, {title}", box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("attack", "level", "model"):
+    for name in ("attack", "level", "model", "measure"):
         table.add_column(name)
-    for i in asked:
-        table.add_column(" ".join(columns[i]), justify="right")
-    for row, cells in rows.items():
-        table.add_row(*row, *(cells[i] for i in asked))
+    for role, query in shown:
+        table.add_column(f"{role} {query}", justify="right")
+    scale = {name: (factor, digits) for name, factor, digits in MEASURES.values()}
+    for *named, measure, figures in rows:
+        factor, digits = scale[measure]
+        cells = (f"{factor * figures[c]:.{digits}f}" if c in figures else "" for c in shown)
+        table.add_row(*named, measure, *cells)
     console.print(table)
-
-
-def _figure(metrics: Metrics, members: Mapping[str, list[str]], model: str, column: tuple[str, str]) -> str:
-    """Accuracy in percent, or nats a token; empty where it was not measured."""
-    accuracy = role_means(metrics, members, model, "acc").get(column)
-    if accuracy is not None:
-        return f"{100 * accuracy:.1f}"
-    nats = role_means(metrics, members, model, "nats").get(column)
-    return "" if nats is None else f"{nats:.2f}"

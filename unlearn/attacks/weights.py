@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from unlearn.attacks.attack import Attack, Victim, check_levels
+from unlearn.attacks.attack import Change, Victim, check_levels
 from unlearn.methods.randomness import generator
 from unlearn.models.architectures import decoder_layers
 
@@ -25,13 +25,14 @@ ROWS = 1024  # of a matrix that are changed at a time, in float32
 
 
 @dataclass(frozen=True)
-class Rounding(Attack):
+class Rounding(Change):
     """Weights rounded to so many bits: to the nearest of 2^bits - 1 levels between -m and m, m a row's largest entry.
 
     This simulates what a quantised model computes: the weights keep their dtype, and no quantised kernel runs.
     """
 
-    levels: Sequence[int]  # bits, 2 to 16
+    levels: Sequence[int]  # 2 to 16
+    level = "{:g} bits"
 
     def __post_init__(self) -> None:
         check_levels(self.levels, "integers from 2 to 16", lambda x: isinstance(x, int) and 2 <= x <= 16)
@@ -42,10 +43,11 @@ class Rounding(Attack):
 
 
 @dataclass(frozen=True)
-class Pruning(Attack):
+class Pruning(Change):
     """The smallest entries of each row set to zero."""
 
-    levels: Sequence[float]  # fractions of the entries
+    levels: Sequence[float]
+    level = "{:g} of the entries"
 
     def __post_init__(self) -> None:
         check_levels(self.levels, "numbers above 0 and below 1", lambda x: 0 < x < 1)
@@ -56,10 +58,11 @@ class Pruning(Attack):
 
 
 @dataclass(frozen=True)
-class Noise(Attack):
+class Noise(Change):
     """Normal noise, in units of the standard deviation of each row."""
 
     levels: Sequence[float]
+    level = "{:g} standard deviations"
 
     def __post_init__(self) -> None:
         check_levels(self.levels, "numbers above 0", lambda x: x > 0)

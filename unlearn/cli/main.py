@@ -58,13 +58,14 @@ def attack(
 ) -> None:
     """Attack finished runs: does what was forgotten come back?
 
-    Each attack of conf/attack (noise, projection, pruning, relearning, rounding; attack=all, the default) changes the
-    unlearned model in stages, and the base model for comparison. After each stage they are asked what the run was
-    asked, default and perturbed, or what eval=NAME says. attack.KEY=VALUE changes a single attack. Results go to
-    RUN/attacks; what is there is not asked again.
+    Each attack of conf/attack (attack=all, the default; docs/attacks.md lists them) changes the unlearned model, or
+    the questions, at several levels, and the base model for comparison. They are asked what the run was asked, default
+    and perturbed, or what eval=NAME says. attack.KEY=VALUE changes a single attack. Results go to RUN/attacks; what is
+    there is not measured again.
     """
-    from unlearn.attacks.make import ALL, plan
+    from unlearn.attacks.make import plan
     from unlearn.attacks.run import attack as run
+    from unlearn.config.compose import ALL
 
     folders = [Path(argument) for argument in runs if "=" not in argument]
     given = [argument for argument in runs if "=" in argument]

@@ -12,7 +12,7 @@ from dataclasses import fields
 import yaml
 from omegaconf import MISSING
 
-from unlearn.config.compose import CONF
+from unlearn.config.compose import CONF, attack_names
 from unlearn.config.schema import (
     DTYPES,
     FEWEST_WORDS,
@@ -98,6 +98,15 @@ def _noise_without_reference(c: Config) -> Iterator[str]:
             f"rna.nu={c.rna.nu:g} with method.retain=nll: that retain loss has no reference that noise could be added "
             "to. Set rna=none, or method.retain=kl or mse."
         )
+
+
+def _attacks(c: Config) -> Iterator[str]:
+    for name in c.attacks:
+        if name not in attack_names():
+            allowed = attack_names()
+            yield f"attacks={name} is not allowed.{nearest(name, allowed)} Allowed: {', '.join(allowed)}."
+    if c.attacks and not c.eval.roles:
+        yield "attacks need something to ask: eval.tasks and eval.texts are empty."
 
 
 def _choices(c: Config) -> Iterator[str]:
@@ -232,4 +241,5 @@ CHECKS = (
     _subset,
     _course,
     _max_logit,
+    _attacks,
 )

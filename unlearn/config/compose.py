@@ -7,7 +7,13 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
+ALL = "all"
 CONF = Path(__file__).parents[2] / "conf"
+
+
+def attack_names() -> list[str]:
+    """The files of conf/attack, and `all`, which stands for all of them."""
+    return [*sorted(file.stem for file in (CONF / "attack").glob("*.yaml")), ALL]
 
 
 def composed(overrides: list[str], name: str = "config") -> Any:

@@ -52,7 +52,7 @@ def identity(config: Config) -> dict[str, Any]:
         plain["train"].pop(key)
     if plain["train"]["schedule"] == "constant":  # runs from before this key keep their names
         plain["train"].pop("schedule")
-    for key in ("preset", "tracker", "output_root", "output_dir"):
+    for key in ("preset", "tracker", "output_root", "output_dir", "attacks"):
         plain.pop(key)
     return {**plain, "results_version": RESULTS_VERSION}
 

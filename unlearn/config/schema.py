@@ -246,6 +246,7 @@ class Config:
     seed: int = MISSING
     output_root: str = MISSING
     output_dir: str | None = MISSING
+    attacks: list[str] = field(default_factory=list)  # of conf/attack, or all
 
 
 def unshared(a: Config, b: Config) -> Iterator[str]:

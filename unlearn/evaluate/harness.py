@@ -63,6 +63,7 @@ def evaluate(
     suite: Suite,
     *,
     label: str,
+    about: str = "",
     tokens_per_batch: int,
     maxlogit: MaxLogitPlan = MaxLogitPlan(),
     journals: Sequence[Journals] | None = None,
@@ -74,11 +75,13 @@ def evaluate(
 
     Args:
         label: "base" or "unlearned", the first part of every name.
+        about: what else is to be said of the model on the screen.
         journals: one for each model; what they hold of an interrupted evaluation is not computed again.
     """
     scorer = Scorer(group, tokenizer, tokens_per_batch, journals)
     together = f", {len(group)} runs together" if len(group) > 1 else ""
-    say(f"Evaluating the {label} model{together}: {', '.join(suite.queries)} queries")
+    which = f", {about}" if about else together
+    say(f"Evaluating the {label} model{which}: {', '.join(suite.queries)} queries")
     scorer.prepare(suite.requests(), label)
     found = []
     for number in range(len(group)):

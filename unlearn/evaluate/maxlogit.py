@@ -75,7 +75,7 @@ def max_logits(
     skipped.
     """
     encoded = [list(ids) for ids in tokenizer(list(prompts))["input_ids"]]
-    batches = _plan([len(ids) for ids in encoded], count, tokens_per_batch)
+    batches = by_length([len(ids) for ids in encoded], count, tokens_per_batch)
     journals = journals or [NO_JOURNALS] * len(group)
     measured = [
         MaxLogits(torch.empty(len(encoded), count), torch.empty(len(encoded), count, dtype=torch.long))
@@ -116,8 +116,8 @@ def _continuations(
     ]
 
 
-def _plan(lengths: list[int], count: int, tokens_per_batch: int) -> list[list[int]]:
-    """The prompts of each batch, by their numbers, the longest first."""
+def by_length(lengths: list[int], count: int, tokens_per_batch: int) -> list[list[int]]:
+    """Batches of prompts, by their numbers, the longest first; `count` tokens are added to each prompt."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     batches = []
     while order:

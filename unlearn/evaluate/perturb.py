@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unlearn.errors import UserError
+from unlearn.evaluate.forms import options
 
 POSITIONS = ("random", "first", "last")
 
@@ -32,12 +33,7 @@ def perturb(
     Raises:
         UserError: the document has no such columns, or every token is its right answer.
     """
-    choices, answer = document.get("choices"), document.get("answer")
-    if not isinstance(choices, list) or not isinstance(answer, int) or not 0 <= answer < len(choices):
-        raise UserError(
-            f"task {task}, question {question}: perturbed queries need the columns `choices` (a list) and `answer` "
-            f"(an index); it has {', '.join(document)}. Set eval.queries=[default] to leave them out."
-        )
+    choices, answer = options(document, task, question, "queries other than default (eval.queries) need")
     rng = random.Random(f"{seed}/{task}/{question}")
     wrong = [i for i in range(len(choices)) if i != answer]
     count = min(count, len(wrong))

@@ -16,6 +16,7 @@ from unlearn.config.identity import RESULTS_VERSION
 from unlearn.config.schema import NGRAM_QUERIES, Config, EvalConfig, text_tasks
 from unlearn.data.corpora import corpus_sha256, documents
 from unlearn.evaluate.cache import cache_place
+from unlearn.evaluate.forms import Form
 from unlearn.evaluate.ngrams import embedded, in_context, rank_ngrams
 from unlearn.evaluate.suite import Suite, load_suite
 from unlearn.evaluate.texts import load_passages
@@ -50,10 +51,15 @@ class Questions:
         return {task: json_sha256([[p.id, p.beginning, p.rest] for p in passages]) for task, passages in asked.items()}
 
 
-def load_questions(config: Config, source: Source, tokenizer: PreTrainedTokenizerBase) -> Questions:
-    """Load, perturb and build all questions. Raises UserError for unknown tasks and bad files."""
+def load_questions(
+    config: Config, source: Source, tokenizer: PreTrainedTokenizerBase, form: Form | None = None
+) -> Questions:
+    """Load, perturb and build all questions, in another form if one is given.
+
+    Raises UserError for unknown tasks and bad files.
+    """
     words = query_words(config, source, tokenizer)
-    return Questions(words, _suite(config.eval, words), _course(config.eval, words))
+    return Questions(words, _suite(config.eval, words, form), _course(config.eval, words))
 
 
 def query_words(config: Config, source: Source, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[str]]:
@@ -135,7 +141,7 @@ def _course(e: EvalConfig, words: dict[str, list[str]]) -> Suite | None:
     return _suite(replace(e, tasks=tasks, subset=e.every_questions, texts=replace(e.texts, documents=most)), words)
 
 
-def _suite(e: EvalConfig, words: dict[str, list[str]]) -> Suite:
+def _suite(e: EvalConfig, words: dict[str, list[str]], form: Form | None = None) -> Suite:
     passages = load_passages(e.texts, words, asked_of=e.asked_of, seed=e.seed, limit=e.limit)
     return load_suite(
         e.tasks,
@@ -151,4 +157,5 @@ def _suite(e: EvalConfig, words: dict[str, list[str]]) -> Suite:
         position=e.position,
         passages=passages,
         text_roles=text_tasks(e.texts.corpora),
+        form=form,
     )

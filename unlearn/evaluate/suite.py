@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
 
-import datasets
 import lm_eval.api.task
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
@@ -23,6 +22,7 @@ from tqdm import tqdm
 
 from unlearn.config.schema import is_asked
 from unlearn.errors import UserError, nearest
+from unlearn.evaluate.forms import Form, with_documents, with_fair_examples
 from unlearn.evaluate.local_data import local_data
 from unlearn.evaluate.perturb import perturb
 from unlearn.evaluate.texts import Passages
@@ -108,6 +108,7 @@ def load_suite(
     position: str = "random",
     passages: Passages | None = None,
     text_roles: Mapping[str, list[str]] = {},
+    form: Form | None = None,
 ) -> Suite:
     """Load and build all questions; `passages`, and the roles that they are of, are put beside them.
 
@@ -120,6 +121,7 @@ def load_suite(
         limit: the first so many questions of each task.
         subset: so many questions of each role, drawn from its tasks in proportion to their size.
         replaced, position: see `perturb`.
+        form: makes each task another form of it, before its options are replaced.
 
     Raises UserError for an unknown task and for one whose data cannot be had.
     """
@@ -133,7 +135,7 @@ def load_suite(
         if name not in manager.task_index:
             raise UserError(f"eval.tasks: unknown lm-eval task {name!r}.{nearest(name, manager.all_tasks)}")
     with local_data(local_dir, examples=num_fewshot > 0):
-        loaded = _load(manager, names, num_fewshot)
+        loaded = _load(manager, names, num_fewshot, form)
     leaves = _leaves(loaded)
     samples = None
     if subset is not None:
@@ -148,7 +150,7 @@ def load_suite(
             continue
         if query != "default":
             change = partial(perturb, tokens=tokens, seed=seed, count=replaced, position=position)
-            tasks = {name: _perturbed(task, change) for name, task in tasks.items()}
+            tasks = {name: with_documents(task, change) for name, task in tasks.items()}
         else:
             tasks = {name: copy.copy(task) for name, task in tasks.items()}
         for name, task in tasks.items():
@@ -163,7 +165,7 @@ def _tasks_in(include_path: str | None, beside_lm_evals: bool) -> TaskManager:
     return TaskManager(include_path=include_path, include_defaults=beside_lm_evals)
 
 
-def _load(manager: TaskManager, names: list[str], num_fewshot: int) -> dict[str, Any]:
+def _load(manager: TaskManager, names: list[str], num_fewshot: int, form: Form | None) -> dict[str, Any]:
     """lm-eval's TaskDict of these tasks and groups; one that is also part of a named group is loaded once."""
     merged: dict[str, dict] = {"tasks": {}, "groups": {}, "group_map": {}}
     for name in names:
@@ -180,9 +182,12 @@ def _load(manager: TaskManager, names: list[str], num_fewshot: int) -> dict[str,
             ) from error
         for kind, found in loaded.items():
             merged[kind].update(found)
-    for task in merged["tasks"].values():
-        task.set_config(key="num_fewshot", value=num_fewshot)
-        task.set_fewshot_seed(seed=0)
+    for name, task in merged["tasks"].items():
+        asked = with_fair_examples(task) if num_fewshot else task
+        asked = asked if form is None else form(asked)
+        asked.set_config(key="num_fewshot", value=num_fewshot)
+        asked.set_fewshot_seed(seed=0)
+        merged["tasks"][name] = asked
     return merged
 
 
@@ -200,17 +205,6 @@ def _groups_of(loaded: dict[str, Any], leaves: dict[str, list[str]], tasks: Mapp
     """The rest of lm-eval's TaskDict: the groups all of whose tasks are among these."""
     whole = {name for name in loaded["group_map"] if tasks.keys() >= set(leaves[name])}
     return {kind: {n: v for n, v in loaded[kind].items() if n in whole} for kind in ("groups", "group_map")}
-
-
-def _perturbed(task: Task, change: Any) -> Task:
-    """A copy of a task whose asked documents are changed; few-shot examples stay."""
-    split = task.config.test_split or task.config.validation_split
-    documents = [change(d, task=task.task_name, question=i) for i, d in enumerate(task.eval_docs)]
-    other = copy.copy(task)
-    other._config = copy.copy(task._config)
-    other._config.process_docs = None  # has been applied by eval_docs
-    other.dataset = datasets.DatasetDict({**task.dataset, split: datasets.Dataset.from_list(documents)})
-    return other
 
 
 def _build(task: Task, samples: list[int] | None) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from unlearn.analysis.claims import texts
+from unlearn.analysis.claims import attacks, texts
 from unlearn.analysis.claims.claims import (
     CLAIMS,
     NOT_MEASURED,
@@ -56,6 +56,7 @@ def document(evidence: Evidence, title: str, preface: str = "") -> str:
         _runs(evidence, subjects),
         *([make(subjects) for make in on_questions] if len(evidence.material.means) else []),
         *_on_texts(evidence),
+        *_under_attack(evidence),
         *_theory(subjects),
     ]
     warnings = "".join(f"\n**Note:** {warning}\n" for warning in evidence.material.warnings)
@@ -114,6 +115,21 @@ def _on_texts(evidence: Evidence) -> list[Table]:
         "of forgetting, by interpolation between neighbours; the mean over a seed's runs is its value."
     )
     return [Table("texts", "On held-out texts", note, pd.DataFrame(rows))] if rows else []
+
+
+def _under_attack(evidence: Evidence) -> list[Table]:
+    """None if no run was attacked."""
+    methods = attacks.by_method(evidence)
+    rows = []
+    for claim in attacks.claims(methods):
+        cells = {method: _cell(claim, claim.effect(of)) for method, of in methods.items()}
+        rows.append({"claim": f"{claim.says} ({claim.place})", "effect": f"{claim.measured}, {claim.unit}", **cells})
+    note = (
+        "What an attack brings back at its best level, against the same model without an attack: points of accuracy on "
+        "what was to be forgotten, mean over the values of nu; or nats a token on held-out texts to forget, at equal "
+        "forgetting."
+    )
+    return [Table("attacks", "Under attack", note, pd.DataFrame(rows))] if rows else []
 
 
 def _over_methods(subjects: Sequence[Subject]) -> Table:

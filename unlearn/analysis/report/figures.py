@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import altair as alt
 import pandas as pd
 
-from unlearn.analysis.report import charts, curves, logs, texts
+from unlearn.analysis.report import attacks, charts, curves, logs, texts
 from unlearn.analysis.report.charts import Look
 from unlearn.analysis.report.curves import INTERVALS, ROLES
 from unlearn.analysis.report.figure import Figure
@@ -30,6 +30,8 @@ def figures(m: Material) -> Iterator[Figure]:
     yield texts.figure(m)
     yield texts.which_ngrams(m)
     yield texts.course(m)
+    yield attacks.figure(m)
+    yield attacks.levels(m)
     yield logs.training(m)
 
 

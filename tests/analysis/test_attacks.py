@@ -1,0 +1,104 @@
+"""What attacks bring back, in the report and the claims: of made-up runs whose attacks are known."""
+
+import json
+
+import pytest
+
+from tests.analysis.made_up import ROLES, made_up_run
+from unlearn.analysis.claims.document import document
+from unlearn.analysis.claims.evidence import Evidence
+from unlearn.analysis.report.attacks import attack_rows, figure, levels, strongest
+from unlearn.analysis.report.charts import SCREEN
+from unlearn.analysis.report.collect import collect
+from unlearn.analysis.report.material import gather
+
+PLAIN = 0.28  # accuracy on what was forgotten, without an attack
+
+
+def asked(forget, label="unlearned"):
+    """Metrics with this accuracy on the forgotten, and 0.6 on the retained under perturbation."""
+    found = {f"{label}/{task}/default/acc": forget for task in ROLES["forget"]}
+    return found | {f"{label}/{task}/perturbed/acc": 0.6 for task in ROLES["retain"]}
+
+
+def attacked(folder, **attacks):
+    """Files as `unlearn attack` leaves them: attack -> level -> accuracy on the forgotten."""
+    (folder / "attacks").mkdir()
+    for name, stages in {"none": {"0": PLAIN}, **attacks}.items():
+        record = {
+            "attack": name,
+            "questions": "q",
+            "levels": {level: f"{level} bits" for level in stages},
+            "stages": {level: asked(value) for level, value in stages.items()},
+            "base": {level: asked(0.9, "base") for level in stages},
+        }
+        (folder / "attacks" / f"{name}-0.json").write_text(json.dumps(record))
+
+
+@pytest.fixture
+def grid(tmp_path):
+    """Three seeds without RNA and with two nu. Rounding brings 10 points back; relearning 20, and 40 with RNA."""
+    for seed in range(3):
+        for nu in (0.0, 0.1, 0.3):
+            folder = made_up_run(tmp_path / f"{nu}-{seed}", nu=nu, seed=seed)
+            more = 0.01 * seed
+            taught = {"5": PLAIN + 0.05, "50": PLAIN + (0.4 if nu else 0.2) + more}
+            attacked(folder, rounding={"4": PLAIN + 0.1 + more * (1 + nu), "8": PLAIN}, relearning=taught)
+    return gather(collect([tmp_path]))
+
+
+def test_rows_tell_what_came_back(grid):
+    rows = attack_rows(grid)
+    assert len(rows) == 9 * 4
+    row = rows[(rows["nu"] == 0) & (rows["seed"] == 0) & (rows["level"] == "4 bits")].iloc[0]
+    assert row["attack"] == "rounding"
+    assert (row["known"], row["recovered"], row["without"]) == pytest.approx((38, 10, 28))
+    assert (row["base"], row["robust"]) == pytest.approx((90, 60))
+    best = strongest(rows)
+    assert len(best) == 9
+    assert set(best["level"]) == {"50 bits"}
+
+
+def test_the_figures_are_drawn_from_these_rows(grid):
+    plane = figure(grid)
+    by_nu = plane.data.set_index("nu")
+    assert by_nu.loc[0.0, "recovered"] == pytest.approx(21)
+    assert by_nu.loc[0.3, "recovered"] == pytest.approx(41)
+    assert by_nu.loc[0.0, "recovered_low"] < 21 < by_nu.loc[0.0, "recovered_high"]
+    assert by_nu.loc[0.0, "strongest"] == "relearning, 50 bits (3 of 3)"
+    course = levels(grid)
+    assert len(course.data) == 3 * 4
+    for drawn in (plane, course):
+        assert "mark" in json.dumps(drawn.chart(SCREEN).to_dict())
+
+
+def test_without_attacks_the_figures_say_so(tmp_path):
+    made_up_run(tmp_path / "run")
+    material = gather(collect([tmp_path]))
+    for drawn in (figure(material), levels(material)):
+        assert drawn.data.empty
+        assert "unlearn attack" in drawn.caption
+    assert "Under attack" not in document(Evidence(gather(collect([made_up_pair(tmp_path)]))), "x")
+
+
+def made_up_pair(root):
+    for seed in range(2):
+        for nu in (0.0, 0.1):
+            made_up_run(root / "pair" / f"{nu}-{seed}", nu=nu, seed=seed)
+    return root / "pair"
+
+
+def test_claims_say_where_rna_makes_it_easier(grid):
+    page = document(Evidence(grid), "x")
+    lines = {line.split("undo: ")[1].split(".")[0]: line for line in page.splitlines() if "easier to undo" in line}
+    assert set(lines) == {"relearning", "rounding", "the strongest of them"}
+    assert "**seen**" in lines["rounding"]
+    assert "**contrary** +20.0" in lines["relearning"]
+    assert "**contrary** +20.0" in lines["the strongest of them"]
+
+
+def test_a_broken_file_is_named_and_the_rest_is_shown(grid, tmp_path):
+    (tmp_path / "0.0-0" / "attacks" / "rounding-0.json").write_text("{")
+    rows = attack_rows(grid)
+    assert len(rows) == 8 * 4
+    assert any("0.0-0" in run for run in grid.problems)

@@ -1,0 +1,64 @@
+"""Whether RNA makes forgetting easier to undo, by the rule of claims.py, attack by attack."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from unlearn.analysis.claims.claims import SAME, Claim
+from unlearn.analysis.claims.evidence import FEWEST, Evidence
+from unlearn.analysis.report.attacks import STRONGEST, attack_rows, strongest
+from unlearn.analysis.report.contrasts import Contrast, mean_over_seeds
+from unlearn.analysis.report.texts import WIDEST, at_equal_forgetting
+
+SAME_NATS = 0.25  # nats a token: what counts as "no more"
+
+
+def by_method(evidence: Evidence) -> dict[str, pd.DataFrame]:
+    """method -> the rows (`attack_rows`) of the model without RNA that is judged, and of those with it."""
+    rows, found = attack_rows(evidence.material), {}
+    for subject in evidence.subjects:
+        settings = {subject.plain, *subject.by_nu.values()}
+        of = rows[rows["setting"].isin(settings)] if len(rows) else rows
+        if len(of):
+            found[subject.method] = of
+    return found
+
+
+def claims(methods: dict[str, pd.DataFrame]) -> list[Claim]:
+    """A claim for each attack that was made, and for the strongest of each run."""
+    names = sorted({name for rows in methods.values() for name in rows["attack"]})
+    units = {unit for rows in methods.values() for unit in rows["unit"]}
+    found = []
+    for unit, same in (("points", SAME), ("nats", SAME_NATS)):
+        for name in [*names, STRONGEST] if unit in units else ():
+            found.append(
+                Claim(
+                    f"RNA does not make forgetting easier to undo: {name}.",
+                    "not asked in the paper",
+                    f"what it brings back: with RNA less without, to be below {same:g}",
+                    lambda rows, name=name, unit=unit: _more(rows, name, unit),
+                    below=same,
+                    unit="points" if unit == "points" else "nats a token",
+                )
+            )
+    return found
+
+
+def _more(rows: pd.DataFrame, attack: str, unit: str) -> Contrast:
+    """How much more comes back with RNA: mean over nu, and on texts at equal forgetting."""
+    of_unit = rows[rows["unit"] == unit]
+    most = (
+        strongest(of_unit if attack == STRONGEST else of_unit[of_unit["attack"] == attack])
+        if len(of_unit)
+        else rows[:0]
+    )
+    if most.empty:
+        return Contrast(why_not="no such attack was made")
+    if unit == "nats":
+        found = at_equal_forgetting(most.assign(forgotten=-most["without"]), "recovered")
+        why = f"no run with RNA has forgotten as much as two without RNA at most {WIDEST:g} nats a token apart"
+    else:
+        means = most.groupby(["seed", most["nu"] > 0])["recovered"].mean().unstack().dropna()
+        found = dict(means[True] - means[False]) if {True, False} <= set(means) else {}
+        why = "no seed with RNA and without"
+    return mean_over_seeds(list(found.values())) if len(found) >= FEWEST else Contrast(why_not=why)

@@ -1,0 +1,188 @@
+"""What attacks bring back (RUN/attacks, written by `unlearn attack`), and what that says of RNA.
+
+What comes back is measured against the same model without an attack: accuracy on what was to be forgotten, in points
+more, or nats a token less on held-out texts to forget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import altair as alt
+import pandas as pd
+
+from unlearn.analysis.report import charts
+from unlearn.analysis.report.charts import Look
+from unlearn.analysis.report.collect import Run
+from unlearn.analysis.report.contrasts import mean_over_seeds
+from unlearn.analysis.report.figure import Figure
+from unlearn.analysis.report.frames import SETTING
+from unlearn.analysis.report.material import Material
+from unlearn.config.schema import text_role
+from unlearn.evaluate.roles import role_means
+from unlearn.storage.files import read_object
+
+UNATTACKED, STRONGEST = "none", "the strongest of them"
+MEASURES = {
+    "points": ("acc", "forget", 100.0, "accuracy on forgotten in %"),
+    "nats": ("nats", text_role("forget"), -1.0, "forgotten texts, nats a token"),
+}  # unit -> metric, role, factor for "more is known", axis
+ROBUST = {
+    "points": ("acc", "retain", 100.0, "accuracy on retained in % (perturbed)"),
+    "nats": ("default_difference", text_role("retain"), 1.0, "cost of a forget-token in retained texts, nats a token"),
+}
+
+
+def attack_rows(m: Material) -> pd.DataFrame:
+    """A row for each run of this world, attack, level and unit (points or nats).
+
+    Columns: SETTING, seed, attack, level (in words), number, unit, known (the figure under attack; higher: more is
+    known), recovered (`known` less that without an attack), base (the base model's under the same attack), robust (of
+    the run without an attack), without (its `known`).
+    """
+    about = m.about.set_index("number")
+    rows = []
+    for number, run in enumerate(m.runs):
+        if run.done and about.loc[number, "world"] == m.world:
+            with m.reading(run):
+                named = about.loc[number, [*SETTING, "seed"]].to_dict()
+                rows += [named | row for row in _of_run(run)]
+    frame = pd.DataFrame(rows)
+    return frame.drop_duplicates(["setting", "seed", "attack", "level", "unit"]) if rows else frame
+
+
+def _of_run(run: Run) -> Iterator[dict[str, Any]]:
+    files = [read_object(path) for path in sorted(run.folder.glob("attacks/*.json"))]
+    plain = {str(f.get("questions")): f["stages"].get("0", {}) for f in files if f["attack"] == UNATTACKED}
+    for file in files:
+        without = plain.get(str(file.get("questions")))
+        if file["attack"] == UNATTACKED or without is None:
+            continue
+        for level, metrics in file["stages"].items():
+            named = str(file.get("levels", {}).get(level, level))
+            told = {"attack": file["attack"], "level": named, "number": float(level)}
+            for unit in MEASURES:
+                known, before = (_known(found, run.roles, unit) for found in (metrics, without))
+                if known is not None and before is not None:
+                    yield told | {
+                        "unit": unit,
+                        "known": known,
+                        "recovered": known - before,
+                        "without": before,
+                        "base": _known(file.get("base", {}).get(level, {}), run.roles, unit, "base"),
+                        "robust": _figure(without, run.roles, ROBUST[unit], "perturbed", "unlearned"),
+                    }
+
+
+def _known(metrics: Mapping[str, float], roles: Any, unit: str, model: str = "unlearned") -> float | None:
+    return _figure(metrics, roles, MEASURES[unit], "default", model)
+
+
+def _figure(metrics: Mapping[str, float], roles: Any, of: tuple[Any, ...], query: str, model: str) -> float | None:
+    metric, role, factor, _ = of
+    value = role_means(metrics, roles, model, metric).get((role, query))
+    return None if value is None else factor * value
+
+
+def strongest(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of each run and unit the attack and level that bring back most."""
+    return rows.loc[rows.groupby(["setting", "seed", "unit"])["recovered"].idxmax()]
+
+
+def figure(m: Material) -> Figure:
+    """Robustness against what the strongest attack brings back."""
+    title = "Attacks · Robust, and still forgotten?"
+    rows = attack_rows(m)
+    if rows.empty:
+        why = "no run was attacked (sweep=attacks, or `unlearn attack RUN`)."
+        return Figure("attacks", title, f"Nothing to show: {why}", pd.DataFrame())
+    data = pd.DataFrame(
+        {**dict(zip([*SETTING, "unit"], key, strict=True)), "seeds": len(group), **_summary(group)}
+        for key, group in strongest(rows).groupby([*SETTING, "unit"], sort=False, dropna=False)
+    )
+    data = data.assign(rna=data["nu"].gt(0).map(charts.NOISE)).drop(columns="setting").sort_values(["method", "nu"])
+    methods = list(dict.fromkeys(data["method"]))
+
+    def chart(look: Look) -> alt.ConcatChart:
+        units = [unit for unit in MEASURES if (data["unit"] == unit).any()]
+        return charts.side_by_side(*(_plane(data[data["unit"] == unit], look, unit, methods) for unit in units))
+
+    caption = (
+        "A point for each setting: what the strongest attack brings back of what was forgotten (points of accuracy, or "
+        "nats a token on held-out texts; `strongest` says which it is), against the robustness of the same model "
+        "without an attack. Means with 95 % intervals over seeds, where there are several."
+    )
+    return Figure("attacks", title, caption, data, chart)
+
+
+def _summary(group: pd.DataFrame) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in ("robust", "recovered", "known", "without"):
+        over = mean_over_seeds(list(group[name].astype(float)))
+        found |= {name: over.difference, f"{name}_low": over.seeds_low, f"{name}_high": over.seeds_high}
+    told = (group["attack"] + ", " + group["level"]).value_counts()
+    return found | {"strongest": f"{told.index[0]} ({told.iloc[0]} of {len(group)})"}
+
+
+def _plane(data: pd.DataFrame, look: Look, unit: str, methods: Sequence[str]) -> alt.LayerChart:
+    more = "points more" if unit == "points" else "nats a token less"
+    x = alt.X("robust:Q", title=ROBUST[unit][3], scale=alt.Scale(zero=False))
+    y = alt.Y("recovered:Q", title=f"the strongest attack brings back ({more})", scale=alt.Scale(zero=True))
+    colour, plane = charts.method_colour(methods), alt.Chart(data)
+    shape = alt.Shape("rna:N", title=None, scale=charts.NOISE_SHAPES)
+    across = alt.X("robust_low:Q", title=x["title"])
+    upwards = alt.Y("recovered_low:Q", title=y["title"])
+    layers = [
+        plane.mark_rule(opacity=0.35).encode(x=x, y=upwards, y2="recovered_high:Q", color=colour),
+        plane.mark_rule(opacity=0.35).encode(x=across, x2="robust_high:Q", y=y, color=colour),
+        plane.mark_line(opacity=0.4).encode(x=x, y=y, color=colour, order="nu:Q"),
+        plane.mark_point(filled=True, size=5 * look.size, opacity=0.9).encode(
+            x=x, y=y, color=colour, shape=shape, tooltip=charts.tooltip(data)
+        ),
+    ]
+    return alt.layer(*layers).properties(width=int(1.5 * look.width), height=int(1.3 * look.height))
+
+
+def levels(m: Material) -> Figure:
+    """What is known of the forgotten at each level of each attack, and by the base model under the same attack."""
+    title = "Attacks · What comes back"
+    rows = attack_rows(m)
+    if rows.empty:
+        why = "no run was attacked (sweep=attacks, or `unlearn attack RUN`)."
+        return Figure("attack_levels", title, f"Nothing to show: {why}", pd.DataFrame())
+    unit = "points" if (rows["unit"] == "points").any() else "nats"
+    rows = rows[rows["unit"] == unit].assign(base=lambda d: d["base"].astype(float))
+    by = [*SETTING, "attack", "level", "number"]
+    data = rows.groupby(by, sort=False, dropna=False)[["known", "without", "base"]].mean().reset_index()
+    data = data.assign(
+        rna=data["nu"].gt(0).map(charts.NOISE), curve=data["coefficient"] + data["nu"].map(" {:g}".format)
+    )
+    data = data.drop(columns="setting").sort_values(["attack", "number"])
+    methods = list(dict.fromkeys(data["method"]))
+
+    def chart(look: Look) -> alt.ConcatChart:
+        panels = [_course(part, look, unit, methods, str(name)) for name, part in data.groupby("attack", sort=True)]
+        return charts.side_by_side(*panels)
+
+    caption = (
+        "Accuracy on what was to be forgotten, or minus nats a token, at each level of each attack; grey: the base "
+        "model under the same attack. Means over seeds."
+    )
+    return Figure("attack_levels", title, caption, data, chart)
+
+
+def _course(part: pd.DataFrame, look: Look, unit: str, methods: Sequence[str], name: str) -> alt.LayerChart:
+    order = list(dict.fromkeys(part["level"]))
+    x = alt.X("level:N", sort=order, title=None, axis=alt.Axis(labelAngle=-40))
+    y = alt.Y("known:Q", title=MEASURES[unit][3], scale=alt.Scale(zero=False))
+    chart = alt.Chart(part)
+    named = {"color": charts.method_colour(methods), "strokeDash": charts.noise_dash(), "detail": "curve:N"}
+    base = alt.Chart(part.drop_duplicates("level").dropna(subset="base"))
+    layers = [
+        base.mark_line(color=charts.BASE).encode(x=x, y=alt.Y("base:Q", title=y["title"])),
+        base.mark_point(color=charts.BASE).encode(x=x, y=alt.Y("base:Q", title=y["title"])),
+        chart.mark_line(opacity=0.7).encode(x=x, y=y, **named),
+        chart.mark_point(filled=True).encode(x=x, y=y, tooltip=charts.tooltip(part), **named),
+    ]
+    return alt.layer(*layers).properties(width=look.width, height=look.height, title=name)

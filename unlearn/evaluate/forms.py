@@ -1,0 +1,111 @@
+"""Other forms of lm-eval's multiple-choice tasks: other documents, other wording, few-shot examples that are fair."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import datasets
+from lm_eval.api.registry import get_aggregation, get_metric
+from lm_eval.api.samplers import ContextSampler
+from lm_eval.api.task import Task
+
+from unlearn.errors import UserError
+
+Form = Callable[[Task], Task]  # a task as it is to be asked; the one that is given stays as it was
+PROMPT = "Question: {{question.strip()}}\nAnswer:"  # that of lm-eval's mmlu_continuation
+
+
+def options(document: Mapping[str, Any], task: str, question: int, what: str) -> tuple[list[str], int]:
+    """The options of a multiple-choice question and the index of the right one, as in cais/mmlu and cais/wmdp.
+
+    Raises UserError, saying that `what` needs them, for a document that has no such columns.
+    """
+    choices, answer = document.get("choices"), document.get("answer")
+    if not isinstance(choices, list) or not isinstance(answer, int) or not 0 <= answer < len(choices):
+        raise UserError(
+            f"task {task}, question {question}: {what} the columns `choices` (a list) and `answer` (an index); "
+            f"it has {', '.join(document)}."
+        )
+    return choices, answer
+
+
+def with_documents(task: Task, change: Callable[..., dict[str, Any]]) -> Task:
+    """A copy of a task whose asked documents are changed by `change(document, task=, question=)`.
+
+    Few-shot examples stay.
+    """
+    split = task.config.test_split or task.config.validation_split
+    documents = [change(d, task=task.task_name, question=i) for i, d in enumerate(task.eval_docs)]
+    other = reconfigured(task, process_docs=None)  # has been applied by eval_docs
+    other.dataset = datasets.DatasetDict({**task.dataset, split: datasets.Dataset.from_list(documents)})
+    return other
+
+
+def reconfigured(task: Task, **values: Any) -> Task:
+    """A copy of a task with other values in its configuration."""
+    other = copy.copy(task)
+    other._config = copy.copy(task._config)
+    for key, value in values.items():
+        setattr(other._config, key, value)
+    return other
+
+
+def shuffled(task: Task, seed: int) -> Task:
+    """With the options of every question in another order."""
+
+    def shuffle(document: Mapping[str, Any], *, task: str, question: int) -> dict[str, Any]:
+        choices, answer = options(document, task, question, "shuffled options need")
+        order = random.Random(f"{seed}/shuffled/{task}/{question}").sample(range(len(choices)), len(choices))
+        return {**document, "choices": [choices[i] for i in order], "answer": order.index(answer)}
+
+    return with_documents(task, shuffle)
+
+
+def continuation(task: Task, prompt: str = PROMPT) -> Task:
+    """Answered by the options' own log-likelihood after the question, as lm-eval's mmlu_continuation has it.
+
+    `acc` compares sums over tokens, `acc_norm` sums divided by the number of characters.
+    """
+    options(task.eval_docs[0], task.task_name, 0, "answers by the options' own likelihood need")
+    wording = {"doc_to_text": prompt, "doc_to_choice": "{{choices}}", "doc_to_target": "{{answer}}"}
+    other = reconfigured(task, description="", **wording)
+    other.fewshot_cfg = dataclasses.replace(task.fewshot_cfg, **wording)
+    for name in ("acc", "acc_norm"):
+        for table, value in (("metric_fn_list", get_metric(name)), ("metric_fn_kwargs", {})):
+            setattr(other, f"_{table}", {**getattr(other, f"_{table}"), name: value})
+        for table, value in (("aggregation_list", get_aggregation("mean")), ("higher_is_better", True)):
+            setattr(other, f"_{table}", {**getattr(other, f"_{table}"), name: value})
+    return other
+
+
+class OtherQuestions(ContextSampler):
+    """Few-shot examples from the asked questions themselves, but none that asks the same."""
+
+    def sample(
+        self, n: int, eval_doc: Mapping[str, Any] | None = None, df: Sequence[Any] | None = None, **_: Any
+    ) -> Sequence[Any]:
+        """Examples for a question."""
+        asked = None if eval_doc is None else eval_doc.get("question")
+        pool = [d for d in self.fewshot_docs() if d != eval_doc and (asked is None or d.get("question") != asked)]
+        if len(pool) < n:
+            raise UserError(f"eval.num_fewshot={n}, but only {len(pool)} other questions could be examples.")
+        return self.rnd.sample(pool, n)
+
+
+def with_fair_examples(task: Task) -> Task:
+    """A task without a split for few-shot examples takes them from the questions that it asks, but not these.
+
+    lm-eval would draw the question itself as well, with its answer.
+    """
+    has_split = task.fewshot_cfg.split is not None or task.has_training_docs() or task.has_validation_docs()
+    if has_split or not task.config.test_split:
+        return task
+    other = copy.copy(task)
+    # With that split, lm-eval names the question to the sampler.
+    other.fewshot_cfg = dataclasses.replace(task.fewshot_cfg, split=task.config.test_split)
+    other.sampler = OtherQuestions(list(task.eval_docs))
+    return other
