@@ -1,13 +1,18 @@
 """Corpora: every document that cannot be used is named with its file and line."""
 
+import bz2
+import gzip
 import hashlib
+import json
 
+import datasets
+import pyarrow
 import pytest
 import torch
 
 from tests.conftest import ROOT
 from unlearn.data.batches import batches, documents_needed, pad
-from unlearn.data.corpora import Topic, load_topic, read_corpus
+from unlearn.data.corpora import Reading, Topic, first_tokens, load_topic, read_corpus
 from unlearn.errors import UserError
 from unlearn.models.loading import Source, load_tokenizer
 
@@ -40,6 +45,93 @@ def test_a_bad_corpus_is_named_with_file_and_line(tmp_path, name, content, told)
         read_corpus(str(file), KEY)
     assert told in str(error.value)
     assert KEY in str(error.value)
+
+
+TWO = ["river harbour", "ruler \u00e9"]
+
+
+def jsonl(texts, end="\n"):
+    return "".join(json.dumps({"text": text, "id": 1}) + end for text in texts).encode()
+
+
+def as_table(kind, file):
+    table = datasets.Dataset.from_dict({"id": [1, 2], "text": TWO})
+    getattr(table, f"to_{kind}")(str(file))
+
+
+WRITERS = {
+    "a.jsonl": lambda file: file.write_bytes(jsonl(TWO)),
+    "b.jsonl": lambda file: file.write_bytes(b"\xef\xbb\xbf" + jsonl(TWO, "\r\n")),  # as Windows programs write it
+    "a.jsonl.gz": lambda file: file.write_bytes(gzip.compress(jsonl(TWO))),
+    "a.jsonl.bz2": lambda file: file.write_bytes(bz2.compress(jsonl(TWO))),
+    "a.jsonl.zst": lambda file: file.write_bytes(pyarrow.compress(jsonl(TWO), "zstd", asbytes=True)),
+    "a.json": lambda file: file.write_text(json.dumps([{"text": text} for text in TWO], indent=1)),
+    "b.json": lambda file: file.write_text(json.dumps(TWO)),
+    "c.json": lambda file: file.write_bytes(jsonl(TWO)),
+    "a.txt": lambda file: file.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(TWO).encode()),
+    "a.csv": lambda file: as_table("csv", file),
+    "a.parquet": lambda file: as_table("parquet", file),
+    "folder": lambda file: file.mkdir() or [(file / f"{i}.txt").write_text(text) for i, text in enumerate(TWO)],
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_format_gives_the_same_documents(tmp_path, name):
+    WRITERS[name](tmp_path / name)
+    corpus = read_corpus(str(tmp_path / name), KEY)
+    assert corpus.texts == TWO
+    assert all(name in place for place in corpus.places)
+    assert corpus.sha256 == read_corpus(str(tmp_path / name), KEY, most=1).sha256
+    if name == "a.jsonl.gz":
+        WRITERS["a.jsonl"](tmp_path / "a.jsonl")
+        assert corpus.sha256 == read_corpus(str(tmp_path / "a.jsonl"), KEY).sha256
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.json", '[{"text": "x"},\n{"text": }]', "a.json:2: not valid JSON"),
+        ("a.json", '[{"text": "x"}, {"body": "y"}]', 'a.json, entry 2: there is no "text" among body'),
+        ("a.csv", "body\nx\n", "there is no column 'text' among body (data.text_column)"),
+        ("a.parquet", "no parquet", "a.parquet: cannot be read as parquet"),
+        ("a.jsonl.zst", "no zst", "a.jsonl.zst: cannot be decompressed"),
+        ("a.pdf", "x", "cannot be read. Allowed are a folder of .txt files, .jsonl"),
+        ("a.jsonl", '{"text": "x"}\n{"text": "ab\\ud800"}\n', "a.jsonl:2: U+D800 at character 2 is no text"),
+        ("a.txt", "x\ny\0\n", "a.txt:2: U+0000 at character 1 is no text"),
+    ],
+)
+def test_other_bad_files_are_named_too(tmp_path, name, content, told):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError) as error:
+        read_corpus(str(tmp_path / name), KEY)
+    assert told in str(error.value)
+    assert KEY in str(error.value)
+
+
+def test_another_column_and_replaced_characters(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"body": "a\\ud800b", "text": "x"}\n')
+    corpus = read_corpus(str(tmp_path / "a.jsonl"), KEY, Reading("body", "replace"))
+    assert corpus.texts == ["a\ufffdb"]
+
+
+@pytest.mark.parametrize("text", ["river harbour " * 5000, "river" * 30000, "a\n" * 40000, "x " + "y" * 100000])
+def test_the_first_tokens_of_a_long_text_are_those_of_the_whole(tokenizer, text):
+    whole = tokenizer(text)["input_ids"]
+    assert first_tokens(text, tokenizer, 32) == whole[:32]
+
+
+def test_of_a_long_text_little_is_tokenised(tokenizer):
+    seen = []
+
+    class Watched:
+        truncation_side = "right"
+
+        def __call__(self, text, **kwargs):
+            seen.append(len(text))
+            return tokenizer(text, **kwargs)
+
+    assert len(first_tokens("river harbour " * 100_000, Watched(), 16)) == 16
+    assert max(seen) < 2000
 
 
 def test_a_missing_file_and_a_malformed_hub_name(tmp_path):

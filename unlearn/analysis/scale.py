@@ -24,7 +24,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from unlearn.config.schema import SPAN, Config
-from unlearn.data.corpora import documents
+from unlearn.data.corpora import Reading, documents
 from unlearn.errors import UserError
 from unlearn.models.architectures import decoder_layers, parameter_names
 from unlearn.models.loading import Source, load_config, load_tokenizer, load_whole
@@ -151,7 +151,7 @@ def show_scale(config: Config, layer: int | None, count: int) -> None:
     texts = [
         text
         for name, topic in config.data.topics.items()
-        for text, _ in islice(documents(topic.retain, f"data.topics.{name}.retain"), count)
+        for text, _ in islice(documents(topic.retain, f"data.topics.{name}.retain", Reading.of(config.data)), count)
     ]
     length = min(topic.max_length for topic in config.data.topics.values())
     encoded = (tokenizer(text, truncation=True, max_length=length, return_tensors="pt") for text in texts)

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unlearn.config.schema import Config, is_number
+from unlearn.data.corpora import Reading
 from unlearn.errors import UserError
 from unlearn.evaluate.harness import evaluate
 from unlearn.evaluate.suite import Suite
@@ -32,6 +33,7 @@ class Victim:
         trained: full names of the matrices that unlearning changed.
         controls: topic -> control vector, float32 [D]; empty for methods that have none.
         corpora: topic -> the corpora that it was trained on, "forget" and "retain" -> path.
+        reading: how these corpora are read.
         max_length: tokens of a training text.
         suite: what is asked after a change of the model.
         config: of the run, with the evaluation that `suite` comes from. Attacks that ask otherwise start from it.
@@ -45,6 +47,7 @@ class Victim:
     trained: Sequence[str] = ()
     controls: Mapping[str, Tensor] = field(default_factory=dict)
     corpora: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    reading: Reading = field(default_factory=Reading)
     max_length: int = 512
     seed: int = 0
     suite: Suite = field(default_factory=lambda: Suite({}, {}, {}, None))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unlearn.attacks.attack import Change, Victim, check_levels, check_positive
 from unlearn.data.batches import Padded, pad
-from unlearn.data.corpora import corpus_sha256, load_texts
+from unlearn.data.corpora import Reading, corpus_sha256, load_texts
 from unlearn.errors import UserError
 from unlearn.models.architectures import decoder_layers
 
@@ -53,7 +53,7 @@ class Relearning(Change):
 
     def uses(self, victim: Victim) -> dict[str, Any]:
         """The texts as they are, and which matrices are trained."""
-        hashes = [corpus_sha256(path, KEY) for path in self._paths(victim)]
+        hashes = [corpus_sha256(path, KEY, self._reading(victim)) for path in self._paths(victim)]
         drawn = {"seed": victim.seed} if self.parameters == "lora" else {}
         return {"trained": list(victim.trained), "max_length": victim.max_length, "texts": hashes, **drawn}
 
@@ -81,9 +81,13 @@ class Relearning(Change):
             return [self.texts]
         return list(dict.fromkeys(part[self.texts] for part in victim.corpora.values()))
 
+    def _reading(self, victim: Victim) -> Reading:
+        """The run's own corpora are read as its configuration says."""
+        return victim.reading if self.texts in ("forget", "retain") else Reading()
+
     def _rows(self, victim: Victim) -> list[list[int]]:
         """Token ids of the documents, topics in turn."""
-        how = {"max_length": victim.max_length, "documents": self.documents}
+        how = {"max_length": victim.max_length, "documents": self.documents, "reading": self._reading(victim)}
         corpora = [load_texts(path, KEY, victim.tokenizer, **how).rows for path in self._paths(victim)]
         longest = max(map(len, corpora))
         return [rows[i] for i in range(longest) for rows in corpora if i < len(rows)]

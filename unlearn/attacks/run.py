@@ -21,6 +21,7 @@ from unlearn.attacks.attack import Attack, Change, Metrics, Victim
 from unlearn.attacks.make import Planned
 from unlearn.config.identity import RESULTS_VERSION
 from unlearn.config.schema import Config
+from unlearn.data.corpora import Reading
 from unlearn.errors import UserError
 from unlearn.evaluate.cache import cache_place
 from unlearn.evaluate.questions import CACHE
@@ -110,6 +111,7 @@ def _victim(folder: RunFolder, config: Config, inputs: Inputs) -> tuple[Victim, 
         trained=list(weights),
         controls={name: u_D for name, u_D in load_state(delta).items() if name.startswith(CONTROL)},
         corpora={name: {"forget": t.forget, "retain": t.retain} for name, t in config.data.topics.items()},
+        reading=Reading.of(config.data),
         max_length=max(topic.max_length for topic in config.data.topics.values()),
         seed=config.seed,
         suite=inputs.questions.suite,

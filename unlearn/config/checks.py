@@ -114,6 +114,8 @@ def _choices(c: Config) -> Iterator[str]:
         ("rna.scale", c.rna.scale, ("std", "variance")),
         ("loss.mask", c.loss.mask, MASKS),
         ("data.on_exhausted", c.data.on_exhausted, ("error", "cycle")),
+        ("data.errors", c.data.errors, ("error", "replace")),
+        ("eval.texts.errors", c.eval.texts.errors, ("error", "replace")),
         ("train.precision", c.train.precision, ("master", "model")),
         ("train.optimizer", c.train.optimizer, OPTIMIZERS),
         ("train.schedule", c.train.schedule, SCHEDULES),

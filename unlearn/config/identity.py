@@ -34,6 +34,10 @@ def identity(config: Config) -> dict[str, Any]:
         for key in ("forget", "retain"):
             if not topic[key].startswith("hub:"):
                 topic.pop(key)
+    for place in (data, evaluation["texts"]):
+        for key, usual in (("text_column", "text"), ("errors", "error")):  # runs from before these keep their names
+            if place[key] == usual:
+                place.pop(key)
     if isinstance(evaluation["forget_tokens"], str):
         evaluation.pop("forget_tokens")
     if not evaluation["asked_of"]:  # runs from before this key keep their names

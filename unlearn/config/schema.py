@@ -117,6 +117,8 @@ class DataConfig:
     topics: dict[str, TopicConfig] = MISSING
     use: list[str] | None = MISSING
     on_exhausted: str = MISSING
+    text_column: str = "text"  # runs from before this key and the next one had no choice
+    errors: str = "error"
 
 
 @dataclass
@@ -181,6 +183,8 @@ class TextConfig:
     words: int = 80
     place: str = "quarter"
     inserted: int = 1
+    text_column: str = "text"
+    errors: str = "error"
 
 
 @dataclass

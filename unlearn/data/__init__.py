@@ -1,4 +1,4 @@
 """From corpora to batches of token ids: reading, tokenising, padding, packing short rows.
 
-A new corpus format goes into `corpora.py`. Not here: models, losses, and anything of evaluation.
+A new corpus format goes into `formats.py`. Not here: models, losses, and anything of evaluation.
 """

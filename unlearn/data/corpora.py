@@ -1,28 +1,59 @@
 """Reading and tokenising corpora: the forget and retain documents of each topic.
 
-A corpus is a file (.jsonl with {"text": ...} on each line, or .txt with a document on each line) or a data set of the
-hub, written hub:REPOSITORY:CONFIGURATION:SPLIT. Documents are taken in file order.
+A corpus is a file or a folder (see `formats.py`) or a data set of the hub, written hub:REPOSITORY:CONFIGURATION:SPLIT.
+Documents are taken in file order.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
+from unlearn.data.formats import file_rows
 from unlearn.errors import UserError
+
+BROKEN = re.compile("[\x00\ud800-\udfff]")  # NUL and lone surrogates, which are no text
+CHARACTERS = 16  # of a token, to begin with; where that gives too few tokens, the whole text is tokenised
+MARGIN = 64  # tokens that may differ because a text was cut behind them
+
+
+class ReadingSettings(Protocol):
+    """The keys that `Reading.of` reads."""
+
+    text_column: str
+    errors: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How documents are read.
+
+    Args:
+        column: of a file or data set that has several.
+        errors: "error" raises for characters that are no text, "replace" makes them U+FFFD.
+    """
+
+    column: str = "text"
+    errors: str = "error"
+
+    @classmethod
+    def of(cls, settings: ReadingSettings) -> Reading:
+        """As a configuration of data says."""
+        return cls(settings.text_column, settings.errors)
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents in file order, the place of each, and the SHA-256 of the corpus."""
+    """The first documents in file order, the place of each, how many there are in all, the SHA-256 of the corpus."""
 
     texts: list[str]
     places: list[str]  # "FILE:LINE" or "REPOSITORY row N", for error messages
+    size: int
     sha256: str
 
 
@@ -36,73 +67,57 @@ class Topic:
     sha256: dict[str, str]  # {"forget": ..., "retain": ...}
 
 
-def read_corpus(path: str, key: str) -> Corpus:
-    """Read a whole corpus. Raises what `documents` raises."""
+def read_corpus(path: str, key: str, reading: Reading = Reading(), most: int | None = None) -> Corpus:
+    """Read a whole corpus and keep the first `most` documents (None: all). Raises what `documents` raises."""
     digest = hashlib.sha256()
-    found = list(documents(path, key, digest))
-    return Corpus([text for text, _ in found], [place for _, place in found], digest.hexdigest())
+    texts, places, size = [], [], 0
+    for text, place in documents(path, key, reading, digest):
+        if most is None or size < most:
+            texts.append(text)
+            places.append(place)
+        size += 1
+    return Corpus(texts, places, size, digest.hexdigest())
 
 
-def corpus_sha256(path: str, key: str) -> str:
+def corpus_sha256(path: str, key: str, reading: Reading = Reading()) -> str:
     """The SHA-256 of a corpus, read one document at a time."""
-    digest = hashlib.sha256()
-    for _ in documents(path, key, digest):
-        pass
-    return digest.hexdigest()
+    return read_corpus(path, key, reading, 0).sha256
 
 
-def documents(path: str, key: str, digest: hashlib._Hash | None = None) -> Iterator[tuple[str, str]]:
+def documents(
+    path: str, key: str, reading: Reading = Reading(), digest: hashlib._Hash | None = None
+) -> Iterator[tuple[str, str]]:
     """Yield the checked documents of a corpus: (text, place).
 
     `key` is the configuration key that names the corpus; `digest` is updated with its content. Raises UserError, with
-    file and line, for a malformed line, a missing or blank `text`, and an empty or missing file. For a gated data set
-    the error says how to get access.
+    file and line, for a malformed line, a missing or blank text, one with characters that are no text, and an empty or
+    missing file. For a gated data set the error says how to get access.
     """
     empty = True
-    for text, place in (_hub_documents if path.startswith("hub:") else _file_documents)(path, key, digest):
+    for value, place in (_hub_rows if path.startswith("hub:") else file_rows)(path, key, reading.column, digest):
         empty = False
-        yield text, place
+        yield _checked(value, place, key, reading), place
     if empty:
         raise UserError(f"{key}: {path} holds no document.")
 
 
-def _file_documents(path: str, key: str, digest: hashlib._Hash | None) -> Iterator[tuple[str, str]]:
-    """One document on each line. In plain text, blank lines are skipped, as in Wikitext-2 (raw)."""
-    file = Path(path)
-    if not file.is_file():
-        raise UserError(f"{key}={path}: there is no such file.")
-    structured = file.suffix in (".jsonl", ".json")
-    with file.open("rb") as lines:
-        for number, raw in enumerate(lines, start=1):
-            if digest is not None:
-                digest.update(raw)
-            place = f"{file}:{number}"
-            try:
-                line = raw.decode("utf-8").removesuffix("\n")
-            except UnicodeDecodeError as error:
-                raise UserError(f"{key}: {place}: not UTF-8 text ({error.reason}).") from None
-            if line.strip():
-                yield _jsonl_text(line, place, key) if structured else line, place
-            elif structured and raw.endswith(b"\n"):
-                raise UserError(f"{key}: {place}: the line is blank.")
-
-
-def _jsonl_text(line: str, place: str, key: str) -> str:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{key}: {place}: not valid JSON ({error.msg}, column {error.colno}).") from None
-    if not isinstance(row, dict) or "text" not in row:
-        raise UserError(f'{key}: {place}: there is no "text". A line looks like {{"text": "..."}}.')
-    text = row["text"]
+def _checked(text: Any, place: str, key: str, reading: Reading) -> str:
     if not isinstance(text, str):
-        raise UserError(f'{key}: {place}: "text" is {type(text).__name__}, not a string.')
+        raise UserError(f'{key}: {place}: "{reading.column}" is {type(text).__name__}, not a string.')
     if not text.strip():
-        raise UserError(f'{key}: {place}: "text" is blank.')
-    return text
+        raise UserError(f'{key}: {place}: "{reading.column}" is blank.')
+    found = BROKEN.search(text)
+    if found is None:
+        return text
+    if reading.errors == "replace":
+        return BROKEN.sub("\ufffd", text)
+    raise UserError(
+        f"{key}: {place}: U+{ord(found[0]):04X} at character {found.start()} is no text. Mend the file, or set "
+        f"data.errors=replace."
+    )
 
 
-def _hub_documents(path: str, key: str, digest: hashlib._Hash | None) -> Iterator[tuple[str, str]]:
+def _hub_rows(path: str, key: str, column: str, digest: hashlib._Hash | None) -> Iterator[tuple[str, str]]:
     import datasets
     from huggingface_hub.errors import GatedRepoError
 
@@ -122,13 +137,14 @@ def _hub_documents(path: str, key: str, digest: hashlib._Hash | None) -> Iterato
         )
         why = "not found, or not open to you" if gated else str(error)
         raise UserError(f"{key}={path}: {why}. {advice}") from error
-    if "text" not in rows.column_names:
-        raise UserError(f'{key}={path}: there is no column "text" among {", ".join(rows.column_names)}.')
+    if column not in rows.column_names:
+        listed = ", ".join(rows.column_names)
+        raise UserError(f"{key}={path}: there is no column {column!r} among {listed} (data.text_column).")
     for number, row in enumerate(rows):
-        if row["text"].strip():
+        if not isinstance(row[column], str) or row[column].strip():
             if digest is not None:
-                digest.update(row["text"].encode() + b"\n")
-            yield row["text"], f"{repository} row {number}"
+                digest.update(str(row[column]).encode("utf-8", "surrogatepass") + b"\n")
+            yield row[column], f"{repository} row {number}"
 
 
 def load_topic(
@@ -141,6 +157,7 @@ def load_topic(
     retain_max_length: int,
     documents: int,
     on_exhausted: str,
+    reading: Reading = Reading(),
 ) -> Topic:
     """Read and tokenise one topic's corpora.
 
@@ -152,13 +169,13 @@ def load_topic(
     hashes: dict[str, str] = {}
     for part, path, length in (("forget", forget, max_length), ("retain", retain, retain_max_length)):
         key = f"data.topics.{name}.{part}"
-        corpus = read_corpus(path, key)
-        if len(corpus.texts) < documents and on_exhausted == "error":
+        corpus = read_corpus(path, key, reading, documents)
+        if corpus.size < documents and on_exhausted == "error":
             raise UserError(
-                f"{key}: the corpus has {len(corpus.texts)} documents and training needs {documents}. Lower "
+                f"{key}: the corpus has {corpus.size} documents and training needs {documents}. Lower "
                 f"train.steps or train.batch_size, or set data.on_exhausted=cycle to start over."
             )
-        parts[part] = _tokenise(corpus, tokenizer, length, documents, key)
+        parts[part] = _tokenise(corpus, tokenizer, length, key)
         hashes[part] = corpus.sha256
     return Topic(name, parts["forget"], parts["retain"], hashes)
 
@@ -171,19 +188,39 @@ class Texts:
     sha256: str
 
 
-def load_texts(path: str, key: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int, documents: int) -> Texts:
+def load_texts(
+    path: str,
+    key: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    documents: int,
+    reading: Reading = Reading(),
+) -> Texts:
     """Read and tokenise at most `documents` texts. Raises what `documents` raises."""
-    corpus = read_corpus(path, key)
-    return Texts(_tokenise(corpus, tokenizer, max_length, documents, key), corpus.sha256)
+    corpus = read_corpus(path, key, reading, documents)
+    return Texts(_tokenise(corpus, tokenizer, max_length, key), corpus.sha256)
 
 
-def _tokenise(
-    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, max_length: int, documents: int, key: str
-) -> list[list[int]]:
-    texts = corpus.texts[:documents]
-    encoded = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
+def _tokenise(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, max_length: int, key: str) -> list[list[int]]:
+    encoded = [first_tokens(text, tokenizer, max_length) for text in corpus.texts]
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    for ids, place in zip(encoded, corpus.places, strict=False):
+    for ids, place in zip(encoded, corpus.places, strict=True):
         if not any(i not in special for i in ids):
             raise UserError(f"{key}: {place}: the text has no tokens of its own for this model's tokenizer.")
     return encoded
+
+
+def first_tokens(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[int]:
+    """The first `max_length` token ids of a text, special ones included, without tokenising all of a long one.
+
+    Of a long text only a beginning, up to a space, is tokenised, if that has more tokens than are needed: what a
+    tokenizer makes of the words before is the same with and without what follows many words later.
+    """
+    end = text.rfind(" ", 0, CHARACTERS * (max_length + MARGIN))
+    long = len(text) > CHARACTERS * (max_length + MARGIN) and end > 0
+    if long and tokenizer.truncation_side == "right":
+        more = tokenizer(text[:end], truncation=True, max_length=max_length + MARGIN)["input_ids"]
+        if len(more) == max_length + MARGIN:
+            text = text[:end]
+    return list(tokenizer(text, truncation=True, max_length=max_length)["input_ids"])

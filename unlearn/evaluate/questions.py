@@ -14,7 +14,7 @@ from transformers import AutoModel, PreTrainedTokenizerBase
 
 from unlearn.config.identity import RESULTS_VERSION
 from unlearn.config.schema import NGRAM_QUERIES, Config, EvalConfig, text_tasks
-from unlearn.data.corpora import corpus_sha256, documents
+from unlearn.data.corpora import Reading, corpus_sha256, documents
 from unlearn.evaluate.cache import cache_place
 from unlearn.evaluate.forms import Form
 from unlearn.evaluate.ngrams import embedded, in_context, rank_ngrams
@@ -101,17 +101,18 @@ def _corpora(config: Config, part: str, topics: Iterable[str]) -> dict[str, str]
 def _texts(config: Config, part: str, topics: Iterable[str], most: int | None = None) -> Iterator[str]:
     """The documents of these topics' corpora, at most `most` of each."""
     for path, key in _corpora(config, part, topics).items():
-        yield from (text for text, _ in islice(documents(path, key), most))
+        yield from (text for text, _ in islice(documents(path, key, Reading.of(config.data)), most))
 
 
 def _ngram_lists(config: Config, source: Source, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """The result of `rank_ngrams`, from the cache if it is there."""
     settings = config.eval.ngrams
     topics = config.data.use or list(config.data.topics)
+    reading = Reading.of(config.data)
     key = {
         "model": checkpoint_fingerprint(source),
         "layer": config.model.layer,
-        "corpora": [corpus_sha256(path, named) for path, named in _corpora(config, "forget", topics).items()],
+        "corpora": [corpus_sha256(path, named, reading) for path, named in _corpora(config, "forget", topics).items()],
         "settings": asdict(settings),
         "version": RESULTS_VERSION,
     }

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from unlearn.config.schema import FEWEST_WORDS, TextConfig, is_asked, text_role, text_task
-from unlearn.data.corpora import documents
+from unlearn.data.corpora import Reading, documents
 from unlearn.errors import UserError
 from unlearn.evaluate.statistics import nats_a_token
 
@@ -63,7 +63,7 @@ def load_passages(
     for role, corpora in config.corpora.items():
         for name, path in corpora.items():
             key = f"eval.texts.corpora.{role}.{name}"
-            numbered = ((i, text) for i, (text, _) in enumerate(documents(path, key)))
+            numbered = ((i, text) for i, (text, _) in enumerate(documents(path, key, Reading.of(config))))
             long_enough = ((i, text) for i, text in numbered if len(text.split()) >= FEWEST_WORDS)
             texts = list(islice(long_enough, config.skip, None if most is None else config.skip + most))
             if not texts:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from unlearn.config.schema import Config
 from unlearn.data.batches import documents_needed
-from unlearn.data.corpora import Texts, Topic, load_texts, load_topic
+from unlearn.data.corpora import Reading, Texts, Topic, load_texts, load_topic
 from unlearn.errors import UserError
 from unlearn.evaluate.evaluator import Evaluator
 from unlearn.evaluate.harness import MaxLogitPlan
@@ -102,7 +102,8 @@ def _load_preferred(config: Config, tokenizer: PreTrainedTokenizerBase) -> Texts
         return None
     longest = max(topic.max_length for topic in config.data.topics.values())
     documents = config.train.steps * config.train.batch_size
-    return load_texts(path, "method.preferred", tokenizer, max_length=longest, documents=documents)
+    how = {"max_length": longest, "documents": documents, "reading": Reading.of(config.data)}
+    return load_texts(path, "method.preferred", tokenizer, **how)
 
 
 def _load_topics(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[Topic]:
@@ -119,6 +120,7 @@ def _load_topics(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[Top
             retain_max_length=data.topics[name].retain_max_length or data.topics[name].max_length,
             documents=documents,
             on_exhausted=data.on_exhausted,
+            reading=Reading.of(data),
         )
         for name in names
     ]
