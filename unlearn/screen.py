@@ -1,13 +1,33 @@
-"""Messages to the terminal."""
+"""Messages to the terminal. What files and names hold reaches it as text, never as commands to it."""
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Iterable
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 
 WIDE = 200  # columns where there is no terminal
-console = Console(stderr=True, width=None if sys.stderr.isatty() else WIDE)
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed
+
+
+def plain(text: str) -> str:
+    """A text whose control characters, such as those that begin ANSI codes, are written out: \\x1b."""
+    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+class PlainConsole(Console):
+    """A console that sends no other control characters than its own."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The segments, with plain texts."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(plain(segment.text), segment.style)
+
+
+console = PlainConsole(stderr=True, width=None if sys.stderr.isatty() else WIDE)
 
 
 def say(message: str) -> None:

@@ -14,6 +14,7 @@ from unlearn.cli.main import main
 from unlearn.config.compose import composed
 from unlearn.config.settle import settle
 from unlearn.errors import UserError
+from unlearn.runs.inputs import load_inputs
 
 HEAVY = ("torch", "transformers", "datasets", "lm_eval", "wandb")
 
@@ -57,6 +58,7 @@ def test_cfg_job_shows_the_configuration_without_heavy_imports(tmp_path):
         ("method=rmx", "method=rmx: no such option. Did you mean 'rmu'?"),
         ("rna.nu=-1", "rna.nu=-1 is not allowed: it must be a finite number >= 0."),
         ("+method.d=3", "method.d: unknown key. Did you mean 'method.c'?"),
+        ("=3", "=3: cannot be read as KEY=VALUE."),
         ("data.use=[bioo]", "data.use: unknown topic 'bioo'. Did you mean 'bio'? Allowed: bio, cyber."),
         (
             "model=qwen3_8b",
@@ -227,3 +229,17 @@ def test_files_are_checked_before_weights_are_loaded(tmp_path):
     assert done.returncode != 0
     assert f"data.topics.bio.forget: {tmp_path / 'empty.jsonl'} holds no document." in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("model.path=/nope", "model.path=/nope: there is no such folder."),
+        ("model.device=gpu", "model.device=gpu: there is no such device here. Allowed: auto, cpu"),
+        ("model.device=cuda:99", "model.device=cuda:99: there is no such device here. Allowed: auto, cpu"),
+    ],
+)
+def test_model_and_device_are_looked_for_first(override, told, conf):
+    with pytest.raises(UserError) as error:
+        load_inputs(conf(override, "eval=none"))
+    assert str(error.value).startswith(told)

@@ -1,11 +1,15 @@
 """What a run shows: a live bar in a terminal, plain lines elsewhere."""
 
 import io
+import json
 import re
 
 import pytest
-from rich.console import Console
+from rich.table import Table
 
+from tests.analysis.made_up import made_up_run
+from unlearn.cli.main import main
+from unlearn.screen import PlainConsole, plain
 from unlearn.tracking.terminal import training_progress
 from unlearn.training.loop import Record
 
@@ -20,7 +24,7 @@ def shown(monkeypatch):
 
     def train(terminal: bool, first: int = 0) -> str:
         out = io.StringIO()
-        console = Console(file=out, force_terminal=terminal, width=200)
+        console = PlainConsole(file=out, force_terminal=terminal, width=200)
         for module in ("unlearn.screen", "unlearn.tracking.terminal"):
             monkeypatch.setattr(f"{module}.console", console)
         with training_progress(40) as show:
@@ -51,3 +55,33 @@ def test_plain_lines_elsewhere(shown):
 def test_a_run_that_goes_on_begins_where_it_is(shown):
     lines = shown(terminal=False, first=30).splitlines()
     assert [line.split()[1] for line in lines] == ["31/40", "32/40", "36/40", "40/40"]
+
+
+def test_what_files_hold_reaches_the_terminal_as_text():
+    out = io.StringIO()
+    console = PlainConsole(file=out, force_terminal=True, width=60)
+    table = Table("name")
+    table.add_row("\x1b[31mred\x1b[0m \x9b2J \x07")
+    console.print("title \x1b]0;mine\x07", markup=False)
+    console.print(table)
+    written = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue().replace("\x1b[0m", ""))  # rich's own styles
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", written)
+    assert "\\x1b]0;mine" in written
+    assert "\\x1b[31mred" in written
+    assert plain("a\tb\nc é") == "a\tb\nc é"
+
+
+def test_a_foreign_runs_error_is_shown_as_text(tmp_path, capsys):
+    made_up_run(tmp_path / "run", status="failed")
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    (tmp_path / "run/run.json").write_text(json.dumps(record | {"error": "\x1b]0;mine\x07 \x1b[2J"}))
+    made_up_run(tmp_path / "other")
+    for command in (
+        ["report", str(tmp_path), "--format", "md"],
+        ["report", str(tmp_path), "--format", "md", "--table", "unusable"],
+    ):
+        main(command)
+    written = capsys.readouterr()
+    assert "\x1b" not in written.out + written.err
+    assert "\\x1b[2J" in written.err
+    assert "\\x1b[2J" in written.out

@@ -15,6 +15,7 @@ from lm_eval.utils import apply_template
 from rouge_score.rouge_scorer import RougeScorer
 
 from unlearn.attacks.attack import Measured, Metrics, OnQuestions, Victim, check_levels, check_positive
+from unlearn.evaluate.chat import encode_prompts
 from unlearn.evaluate.forms import PROMPT, options
 from unlearn.evaluate.maxlogit import by_length, continue_greedily
 from unlearn.evaluate.suite import Suite
@@ -101,7 +102,7 @@ def _open(prompt: str, task: str, number: int, document: Mapping[str, Any]) -> O
 
 def greedy_answers(victim: Victim, prompts: Sequence[str], count: int) -> list[list[int]]:
     """`count` tokens after each prompt, up to the end of the text if the model ends it."""
-    rows = [list(ids) for ids in victim.tokenizer(list(prompts))["input_ids"]]
+    rows = encode_prompts(victim.tokenizer, prompts)
     answers: dict[int, list[int]] = {}
     end = victim.tokenizer.eos_token_id
     for batch in by_length([len(row) for row in rows], count, victim.tokens_per_batch):

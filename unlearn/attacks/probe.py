@@ -21,6 +21,7 @@ from torch import Tensor
 from unlearn.attacks.attack import Measured, OnQuestions, Victim
 from unlearn.attacks.lens import LogitLens
 from unlearn.data.batches import pad
+from unlearn.evaluate.chat import encode_prompts
 from unlearn.evaluate.maxlogit import by_length
 from unlearn.models.architectures import decoder_layers
 from unlearn.models.memory import in_batches
@@ -101,7 +102,7 @@ def probe(asked: Sequence[Question], states_ND: np.ndarray, label: str) -> dict[
 @torch.inference_mode()
 def last_states(victim: Victim, prompts: Sequence[str]) -> Tensor:
     """The states of each layer at each prompt's last token: float32 [N, L, D], on the CPU."""
-    rows = [list(ids) for ids in victim.tokenizer(list(prompts))["input_ids"]]
+    rows = encode_prompts(victim.tokenizer, prompts)
     states: list[Tensor | None] = [None] * len(rows)
 
     def run(part: list[int]) -> Tensor:

@@ -19,6 +19,7 @@ from unlearn.cli.hints import explain
 from unlearn.config.schema import Config
 from unlearn.config.settle import settle
 from unlearn.errors import UserError
+from unlearn.screen import plain
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 MISTAKES = (UserError, HydraException, OmegaConfBaseException)
@@ -60,11 +61,13 @@ def one_sentence() -> Iterator[None]:
     os.environ[FULL_ERROR] = "1"
     _hiding = _Hiding(before)
     try:
+        for nameless in (argument for argument in sys.argv[1:] if argument.startswith("=")):
+            raise UserError(f"{nameless}: cannot be read as KEY=VALUE.")  # Hydra ends in a traceback
         yield
         if _hiding.failed:
-            sys.exit("\n  ".join(["Failed jobs:", *_hiding.failed]))
+            sys.exit(plain("\n  ".join(["Failed jobs:", *_hiding.failed])))
     except MISTAKES as error:
-        sys.exit(explain(error))
+        sys.exit(plain(explain(error)))
     finally:
         _hiding = None
         _set(before)
@@ -84,7 +87,7 @@ def of_one_job() -> Iterator[None]:
             raise
         hydra = HydraConfig.get()
         if hydra.mode != RunMode.MULTIRUN:
-            sys.exit(explain(error))
+            sys.exit(plain(explain(error)))
         _hiding.failed.append(f"#{hydra.job.num} {' '.join(hydra.overrides.task)}: {explain(error)}")
 
 

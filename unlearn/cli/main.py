@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from unlearn.errors import UserError
+from unlearn.screen import plain
 
 app = typer.Typer(
     help="Evaluate, compare and report runs of unlearning. Runs and sweeps are started with `python launch.py`.",
@@ -295,12 +296,12 @@ def main(arguments: list[str] | None = None) -> None:
         if stop.code:
             raise
     except UserError as error:
-        sys.exit(f"Error: {error}")
+        sys.exit(plain(f"Error: {error}"))
     except Exception as error:
         if type(error).__module__.partition(".")[0] in ("hydra", "omegaconf"):  # not imported for that
             from unlearn.cli.hints import explain
 
-            sys.exit(f"Error: {explain(error)}")
+            sys.exit(plain(f"Error: {explain(error)}"))
         if not isinstance(error, OSError):
             raise
         sys.exit(f"Error: {error}" if error.filename is None else f"Error: {error.filename}: {error.strerror}")

@@ -109,6 +109,11 @@ def _attacks(c: Config) -> Iterator[str]:
         yield "attacks need something to ask: eval.tasks and eval.texts are empty."
 
 
+def _chat(c: Config) -> Iterator[str]:
+    if c.eval.system_instruction is not None and not c.eval.chat_template:
+        yield "eval.system_instruction needs eval.chat_template=true: without a chat there is no system message."
+
+
 def _choices(c: Config) -> Iterator[str]:
     for key, value, allowed in (
         ("rna.scale", c.rna.scale, ("std", "variance")),
@@ -244,4 +249,5 @@ CHECKS = (
     _course,
     _max_logit,
     _attacks,
+    _chat,
 )

@@ -47,6 +47,9 @@ def identity(config: Config) -> dict[str, Any]:
     else:
         for corpora in evaluation["texts"]["corpora"].values():
             corpora.update((name, path if path.startswith("hub:") else "") for name, path in corpora.items())
+    if not evaluation["chat_template"]:  # runs from before this key keep their names
+        for key in ("chat_template", "system_instruction", "fewshot_as_multiturn"):
+            evaluation.pop(key)
     if evaluation["every"] is None:
         for key in ("every", "every_documents", "every_questions"):
             evaluation.pop(key)

@@ -209,6 +209,9 @@ class EvalConfig:
     ngrams: NgramConfig = MISSING
     # Runs from before these keys have none of them.
     texts: TextConfig = field(default_factory=TextConfig)
+    chat_template: bool = False
+    system_instruction: str | None = None
+    fewshot_as_multiturn: bool = True
     every: int | None = None
     every_documents: int = 16
     every_questions: int | None = None

@@ -108,7 +108,7 @@ def _answers(scorer: Scorer, suite: Suite, label: str) -> Answers:
                     answers.metrics[f"{label}/{task}/{query}/{metric}"] = value
         for task, asked in results["samples"].items():
             answers.samples[f"{label}/{task}/{query}"] = [_sample_record(sample, query) for sample in asked]
-            cut = sum(any(tuple(a) in scorer.truncated for a in sample["arguments"]) for sample in asked)
+            cut = sum(any(_strings(a) in scorer.truncated for a in sample["arguments"]) for sample in asked)
             if cut:
                 answers.metrics[f"{label}/{task}/{query}/truncated"] = cut
     for query, asked in suite.passages.items():
@@ -117,6 +117,11 @@ def _answers(scorer: Scorer, suite: Suite, label: str) -> Answers:
             answers.metrics.update({f"{label}/{task}/{query}/{k}": v for k, v in texts.figures(records).items()})
     answers.metrics.update(_against_default(answers, suite, label))
     return answers
+
+
+def _strings(arguments: Sequence[Any]) -> tuple[Any, ...]:
+    """A request's arguments that are text: those of generation have settings, too."""
+    return tuple(argument for argument in arguments if isinstance(argument, str))
 
 
 def _measured(scorer: Scorer, passages: list[texts.Passage], query: str) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unlearn.data.batches import pad
+from unlearn.evaluate.chat import encode_prompts
 from unlearn.evaluate.journal import NO_JOURNALS, Journals, fingerprint
 from unlearn.models.group import Forward, ModelGroup
 from unlearn.models.memory import in_batches
@@ -74,7 +75,7 @@ def max_logits(
     A batch holds about `tokens_per_batch` tokens, of prompts of similar length. Batches in a member's journal are
     skipped.
     """
-    encoded = [list(ids) for ids in tokenizer(list(prompts))["input_ids"]]
+    encoded = encode_prompts(tokenizer, prompts)
     batches = by_length([len(ids) for ids in encoded], count, tokens_per_batch)
     journals = journals or [NO_JOURNALS] * len(group)
     measured = [

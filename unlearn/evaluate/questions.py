@@ -16,6 +16,7 @@ from unlearn.config.identity import RESULTS_VERSION
 from unlearn.config.schema import NGRAM_QUERIES, Config, EvalConfig, text_tasks
 from unlearn.data.corpora import Reading, corpus_sha256, documents
 from unlearn.evaluate.cache import cache_place
+from unlearn.evaluate.chat import Chat
 from unlearn.evaluate.forms import Form
 from unlearn.evaluate.ngrams import embedded, in_context, rank_ngrams
 from unlearn.evaluate.suite import Suite, load_suite
@@ -58,8 +59,10 @@ def load_questions(
 
     Raises UserError for unknown tasks and bad files.
     """
+    e = config.eval
+    chat = Chat.of(tokenizer, e.system_instruction, e.fewshot_as_multiturn) if e.chat_template else None
     words = query_words(config, source, tokenizer)
-    return Questions(words, _suite(config.eval, words, form), _course(config.eval, words))
+    return Questions(words, _suite(e, words, chat, form), _course(e, words, chat))
 
 
 def query_words(config: Config, source: Source, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[str]]:
@@ -133,16 +136,17 @@ def _ngram_lists(config: Config, source: Source, tokenizer: PreTrainedTokenizerB
     return lists
 
 
-def _course(e: EvalConfig, words: dict[str, list[str]]) -> Suite | None:
+def _course(e: EvalConfig, words: dict[str, list[str]], chat: Chat | None) -> Suite | None:
     """The first texts and a few of the questions, if `eval.every` wants them."""
     if e.every is None:
         return None
     most = min(n for n in (e.texts.documents, e.every_documents) if n is not None)
     tasks = e.tasks if e.every_questions else {}
-    return _suite(replace(e, tasks=tasks, subset=e.every_questions, texts=replace(e.texts, documents=most)), words)
+    few = replace(e, tasks=tasks, subset=e.every_questions, texts=replace(e.texts, documents=most))
+    return _suite(few, words, chat)
 
 
-def _suite(e: EvalConfig, words: dict[str, list[str]], form: Form | None = None) -> Suite:
+def _suite(e: EvalConfig, words: dict[str, list[str]], chat: Chat | None, form: Form | None = None) -> Suite:
     passages = load_passages(e.texts, words, asked_of=e.asked_of, seed=e.seed, limit=e.limit)
     return load_suite(
         e.tasks,
@@ -159,4 +163,5 @@ def _suite(e: EvalConfig, words: dict[str, list[str]], form: Form | None = None)
         passages=passages,
         text_roles=text_tasks(e.texts.corpora),
         form=form,
+        chat=chat,
     )

@@ -31,6 +31,7 @@ from unlearn.evaluate.journal import NO_JOURNALS, Journals, fingerprint
 from unlearn.evaluate.tree import Tree, grow, mask, shared_length
 from unlearn.models.group import Forward, ModelGroup
 from unlearn.models.memory import in_batches
+from unlearn.storage.hashing import json_sha256
 
 WORTH_CACHING = 8  # common tokens for which a forward pass of their own pays
 GENERATION_LENGTH = 512  # tokens assumed for a row in tasks that generate text, which lm-eval batches itself
@@ -102,6 +103,22 @@ class Scorer(HFLM):
         """An answer for each request."""
         self.prepare(requests)
         return [self._answers[self._member][request.args] for request in requests]
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """A text for each request, by the member in use: batches of prompts of similar length, kept in its journal."""
+        arguments = [request.args for request in requests]
+        order = sorted(range(len(requests)), key=lambda i: -len(arguments[i][0]))
+        size = int(self.batch_size)
+        plan = json_sha256([size, arguments])
+        texts: dict[int, str] = {}
+        with self._journals[self._member].open(f"{self._label or 'model'}-texts-{plan[:10]}", plan) as journal:
+            for number, start in enumerate(range(0, len(order), size)):
+                batch = order[start : start + size]
+                if number not in journal.done:
+                    journal.add(number, super().generate_until([requests[i] for i in batch], disable_tqdm=True))
+                texts |= zip(batch, journal.done[number], strict=True)
+                self._journals[self._member].report(f"generating {self._label}", len(texts), len(order))
+        return [texts[i] for i in range(len(requests))]
 
     def count_tokens(self, context: str, continuation: str) -> int:
         """The tokens of a continuation whose log-likelihood is summed, as lm-eval encodes the pair."""

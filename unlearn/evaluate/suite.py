@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from unlearn.config.schema import is_asked
 from unlearn.errors import UserError, nearest
+from unlearn.evaluate.chat import Chat
 from unlearn.evaluate.forms import Form, with_documents, with_fair_examples
 from unlearn.evaluate.local_data import local_data
 from unlearn.evaluate.perturb import perturb
@@ -109,6 +110,7 @@ def load_suite(
     passages: Passages | None = None,
     text_roles: Mapping[str, list[str]] = {},
     form: Form | None = None,
+    chat: Chat | None = None,
 ) -> Suite:
     """Load and build all questions; `passages`, and the roles that they are of, are put beside them.
 
@@ -121,6 +123,7 @@ def load_suite(
         limit: the first so many questions of each task.
         subset: so many questions of each role, drawn from its tasks in proportion to their size.
         replaced, position: see `perturb`.
+        chat: makes chats of the questions.
         form: makes each task another form of it, before its options are replaced.
 
     Raises UserError for an unknown task and for one whose data cannot be had.
@@ -154,7 +157,7 @@ def load_suite(
         else:
             tasks = {name: copy.copy(task) for name, task in tasks.items()}
         for name, task in tasks.items():
-            _build(task, None if samples is None else samples[name])
+            _build(task, None if samples is None else samples[name], chat)
         suite[query] = {"tasks": tasks, **_groups_of(loaded, leaves, tasks)}
     asked = {role: list(named) for role, named in roles.items()}
     return Suite(suite, asked, leaves, samples, passages or {}, dict(text_roles))
@@ -207,9 +210,9 @@ def _groups_of(loaded: dict[str, Any], leaves: dict[str, list[str]], tasks: Mapp
     return {kind: {n: v for n, v in loaded[kind].items() if n in whole} for kind in ("groups", "group_map")}
 
 
-def _build(task: Task, samples: list[int] | None) -> None:
+def _build(task: Task, samples: list[int] | None, chat: Chat | None) -> None:
     """Build a task's requests now and only now; every evaluation uses them again."""
-    task.build_all_requests(samples=samples)
+    task.build_all_requests(samples=samples, **({} if chat is None else chat.arguments()))
     task.build_all_requests = lambda **_kwargs: None
 
 

@@ -58,9 +58,18 @@ class Source:
 
     @property
     def torch_device(self) -> torch.device:
-        """The device that `device` stands for here."""
+        """The device that `device` stands for here. Raises UserError for one that is not here."""
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        here = [
+            "cpu",
+            *(["cuda", *(f"cuda:{i}" for i in range(count))] if (count := torch.cuda.device_count()) else []),
+        ]
+        here += ["mps"] if torch.backends.mps.is_available() else []
+        if self.device not in here:
+            raise UserError(
+                f"model.device={self.device}: there is no such device here. Allowed: auto, {', '.join(here)}."
+            )
         return torch.device(self.device)
 
     @property
@@ -80,6 +89,8 @@ class Source:
 
 def load_config(source: Source) -> transformers.PretrainedConfig:
     """The model's own configuration. Raises UserError if there is none at `source.path`."""
+    if Path(source.path).is_absolute() and not Path(source.path).is_dir():
+        raise UserError(f"model.path={source.path}: there is no such folder.")
     try:
         return AutoConfig.from_pretrained(source.path, **source.origin())
     except (OSError, ValueError, ImportError) as error:

@@ -52,8 +52,9 @@ class Inputs:
 def load_inputs(config: Config) -> Inputs:
     """The inputs of training and evaluation. Raises UserError for what is wrong with the files that `config` names."""
     source = Source.of(config.model)
-    tokenizer = load_tokenizer(source)
+    _ = source.torch_device  # is there
     _check_layers(config, load_config(source).get_text_config().num_hidden_layers)
+    tokenizer = load_tokenizer(source)
     topics = _load_topics(config, tokenizer)
     preferred = _load_preferred(config, tokenizer)
     whole = config.eval.roles or needs_logits(config.method)
@@ -65,6 +66,8 @@ def load_inputs(config: Config) -> Inputs:
 def load_evaluation_inputs(config: Config) -> Inputs:
     """The inputs of an evaluation without training. Raises UserError also if there is nothing to ask."""
     source = Source.of(config.model)
+    _ = source.torch_device  # is there
+    load_config(source)
     check_weights(source, None)
     tokenizer = load_tokenizer(source)
     questions = load_questions(config, source, tokenizer)

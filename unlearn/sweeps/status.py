@@ -9,20 +9,20 @@ from contextlib import suppress
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from unlearn.errors import UserError
-from unlearn.screen import WIDE, say
+from unlearn.screen import WIDE, PlainConsole, say
 from unlearn.storage.lock import FolderLock, Phase
 from unlearn.sweeps import slurm
 from unlearn.sweeps.sweep import State, Sweep
 
 POLL_S = 5.0
-console = Console(width=None if sys.stdout.isatty() else WIDE)
+console = PlainConsole(width=None if sys.stdout.isatty() else WIDE)
 STYLES = {"done": "green", "failed": "red", "interrupted": "yellow", "running": "cyan"}
 
 

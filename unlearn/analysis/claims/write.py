@@ -11,7 +11,7 @@ from unlearn.analysis.claims.evidence import Evidence
 from unlearn.analysis.claims.theorems import measure_theorems
 from unlearn.analysis.report.collect import collect
 from unlearn.analysis.report.material import gather
-from unlearn.screen import say
+from unlearn.screen import plain, say
 from unlearn.storage.files import write_atomically
 
 
@@ -37,7 +37,7 @@ def write_claims(
     for warning in [*material.warnings, *(f"{run}: {why}" for run, why in material.problems.items())]:
         say(f"Warning: {warning}")
     if output is None:
-        sys.stdout.write(page)
+        sys.stdout.write(plain(page))
     else:
         write_atomically(output, page)
         say(f"{output}: {len(material.runs)} runs")

@@ -12,6 +12,7 @@ import vl_convert
 from unlearn.analysis.report.charts import PAPER
 from unlearn.analysis.report.figure import Figure
 from unlearn.analysis.report.tables import Table
+from unlearn.screen import plain
 from unlearn.storage.files import write_atomically
 
 PNG_SCALE = 4  # pixels for each point: about 300 dots an inch
@@ -36,7 +37,7 @@ def write_table(table: Table, kind: str, output: Path | None) -> None:
     """A table as `kind` (md, latex or csv) into a file, or on the terminal."""
     text = as_text(table, kind)
     if output is None:
-        sys.stdout.write(text)
+        sys.stdout.write(plain(text))
     else:
         write_atomically(output, text)
 
