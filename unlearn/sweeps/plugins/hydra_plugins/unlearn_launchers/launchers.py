@@ -112,6 +112,31 @@ class PackedLauncher(SweepLauncher):
         return {i: describe(error) for i, error in found.items() if isinstance(error, Exception)}
 
 
+class LocalLauncher(SweepLauncher):
+    """`hydra/launcher=local`: the jobs spread over the GPUs of this machine, a process for each.
+
+    `devices` are CUDA's numbers or names; None stands for all that are visible. `pack_size` bounds the jobs of a
+    process.
+    """
+
+    def __init__(self, devices: Sequence[int | str] | None = None, pack_size: int | None = None) -> None:
+        self.devices, self.pack_size = None if devices is None else [str(d) for d in devices], pack_size
+
+    def run(self, sweep: Sweep, numbers: list[int]) -> Mapping[int, str]:
+        """Part by part, on whichever device is free. Raises UserError if there is no device, or one is named twice."""
+        from unlearn.errors import UserError
+        from unlearn.storage.lock import FolderLock
+        from unlearn.sweeps.local import run_on_devices, spread, visible_devices
+
+        devices = visible_devices() if self.devices is None else self.devices
+        if not devices or len(set(devices)) < len(devices):
+            why = "there is no GPU here, or CUDA_VISIBLE_DEVICES is empty" if not devices else "each device once"
+            raise UserError(f"hydra.launcher.devices={devices}: {why}. hydra/launcher=packed runs the jobs without.")
+        parts = spread({number: self.configs[number] for number in numbers}, len(devices), self.pack_size)
+        with FolderLock(sweep.folder):  # so that `unlearn status` sees it running
+            return run_on_devices(sweep, parts, devices)
+
+
 class SlurmLauncher(SweepLauncher):
     """`hydra/launcher=slurm`, `slurm_packed`: groups of `pack_size` jobs, each a job or array task of SLURM.
 
@@ -155,7 +180,7 @@ class SlurmLauncher(SweepLauncher):
 
 
 class AutoLauncher(SlurmLauncher):
-    """The default: on SLURM where a cluster answers, else here, packed."""
+    """The default: on SLURM where a cluster answers, else here, packed; on all GPUs, if there are several."""
 
     def setup(self, **known: Any) -> None:
         """Decide where jobs run, and report it in the first line."""
@@ -166,8 +191,19 @@ class AutoLauncher(SlurmLauncher):
         if self.on_slurm:
             log.info("hydra/launcher=auto: SLURM answers, the jobs go there (hydra/launcher=packed runs them here)")
         else:
-            log.info("hydra/launcher=auto: no SLURM answers, the jobs run here, together (hydra/launcher=packed)")
+            log.info(
+                "hydra/launcher=auto: no SLURM answers, the jobs run here, together (hydra/launcher=packed, local)"
+            )
 
     def run(self, sweep: Sweep, numbers: list[int]) -> Mapping[int, str]:
         """Run on SLURM or here."""
-        return super().run(sweep, numbers) if self.on_slurm else PackedLauncher().run(sweep, numbers)
+        if self.on_slurm:
+            return super().run(sweep, numbers)
+        return (LocalLauncher() if self._on_several(numbers) else PackedLauncher()).run(sweep, numbers)
+
+    def _on_several(self, numbers: list[int]) -> bool:
+        """Whether the jobs would run on a GPU, and there are several."""
+        from unlearn.sweeps.local import visible_devices
+
+        wanted = {self.configs[number].model.device for number in numbers}
+        return wanted <= {"auto", "cuda"} and len(numbers) > 1 and len(visible_devices()) > 1
