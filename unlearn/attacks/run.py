@@ -39,6 +39,7 @@ from unlearn.storage.hashing import json_sha256
 from unlearn.storage.lock import FolderLock
 
 QUERIES = ("default", "perturbed")  # that are asked under attack, of those of the run
+QUESTIONS = 300  # of a role: accuracies are good to about 3 points, and there are many levels
 UNATTACKED = "none"
 MEASURES = {
     "acc": ("accuracy, %", 100.0, 1),
@@ -150,8 +151,13 @@ class Untouched(Change):
 
 
 def _configuration(folder: RunFolder, overrides: list[str]) -> Config:
-    """The run's configuration with its own evaluation, or another one, in the kinds of query that are asked here."""
+    """The run's configuration with its own evaluation, or another one, in the kinds of query that are asked here.
+
+    Of each role at most QUESTIONS are asked, unless eval.subset or eval.limit says otherwise.
+    """
     config = run_config(folder, overrides, own=True)
+    if config.eval.subset is None and config.eval.limit is None and not any("eval.subset" in o for o in overrides):
+        config.eval.subset = QUESTIONS
     queries = [query for query in QUERIES if query in config.eval.queries]
     asked_of = {query: roles for query, roles in config.eval.asked_of.items() if query in queries}
     silent = replace(config.eval.maxlogit, tokens=0)
