@@ -1,6 +1,7 @@
 """Whole runs on the embedded model: what they leave behind, what they refuse, what survives a failure."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -226,3 +227,16 @@ def test_wrong_tasks_are_named_before_anything_is_trained(short):
     with pytest.raises(UserError, match=r"unknown lm-eval task 'toy_retan'\. Did you mean 'toy_retain'\?"):
         run(config)
     assert not run_folder(config).exists()
+
+
+def test_a_place_that_cannot_be_written_to_is_named_before_anything_is_loaded(short, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be written to .* output_root=DIR chooses another place"):
+        run(short(f"output_root={tmp_path / 'file'}"))
+
+
+def test_a_full_disk_is_named_before_training(short, monkeypatch):
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))  # a mock: no disk is filled
+    with pytest.raises(UserError, match=r"0\.0 GB are free on its disk, and deltas and checkpoints need"):
+        run(short())

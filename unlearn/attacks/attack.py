@@ -87,6 +87,10 @@ class Attack(ABC):
         assert self.levels is not None
         return self.levels
 
+    def members(self, victim: Victim) -> dict[str, list[str]]:
+        """Role -> the tasks, and held-out texts, that are asked."""
+        return victim.suite.members
+
     def uses(self, victim: Victim) -> dict[str, Any]:
         """What else than the model's weights and the attack's own arguments determines the metrics."""
         return {}

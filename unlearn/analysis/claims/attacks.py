@@ -46,14 +46,10 @@ def claims(methods: dict[str, pd.DataFrame]) -> list[Claim]:
 
 def _more(rows: pd.DataFrame, attack: str, unit: str) -> Contrast:
     """How much more comes back with RNA: mean over nu, and on texts at equal forgetting."""
-    of_unit = rows[rows["unit"] == unit]
-    most = (
-        strongest(of_unit if attack == STRONGEST else of_unit[of_unit["attack"] == attack])
-        if len(of_unit)
-        else rows[:0]
-    )
-    if most.empty:
+    chosen = rows[(rows["unit"] == unit) & ((rows["attack"] == attack) | (attack == STRONGEST))]
+    if chosen.empty:
         return Contrast(why_not="no such attack was made")
+    most = strongest(chosen)
     if unit == "nats":
         found = at_equal_forgetting(most.assign(forgotten=-most["without"]), "recovered")
         why = f"no run with RNA has forgotten as much as two without RNA at most {WIDEST:g} nats a token apart"

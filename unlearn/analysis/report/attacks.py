@@ -56,21 +56,21 @@ def _of_run(run: Run) -> Iterator[dict[str, Any]]:
     files = [read_object(path) for path in sorted(run.folder.glob("attacks/*.json"))]
     plain = {str(f.get("questions")): f["stages"].get("0", {}) for f in files if f["attack"] == UNATTACKED}
     for file in files:
-        without = plain.get(str(file.get("questions")))
+        without, roles = plain.get(str(file.get("questions"))), file.get("roles", run.roles)
         if file["attack"] == UNATTACKED or without is None:
             continue
         for level, metrics in file["stages"].items():
             named = str(file.get("levels", {}).get(level, level))
             told = {"attack": file["attack"], "level": named, "number": float(level)}
             for unit in MEASURES:
-                known, before = (_known(found, run.roles, unit) for found in (metrics, without))
+                known, before = _known(metrics, roles, unit), _known(without, run.roles, unit)
                 if known is not None and before is not None:
                     yield told | {
                         "unit": unit,
                         "known": known,
                         "recovered": known - before,
                         "without": before,
-                        "base": _known(file.get("base", {}).get(level, {}), run.roles, unit, "base"),
+                        "base": _known(file.get("base", {}).get(level, {}), roles, unit, "base"),
                         "robust": _figure(without, run.roles, ROBUST[unit], "perturbed", "unlearned"),
                     }
 
