@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +19,7 @@ from unlearn.evaluate.suite import Suite
 from unlearn.models.group import ModelGroup
 
 Metrics = dict[str, float]  # "MODEL/TASK/QUERY/METRIC" -> value, as in metrics.json
-Measured = Iterator[tuple[float, Metrics]]
+Measured = Generator[tuple[float, Metrics], None, None]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pandas as pd
 
 from unlearn.analysis.claims.claims import SAME, Claim
@@ -36,7 +38,7 @@ def claims(methods: dict[str, pd.DataFrame]) -> list[Claim]:
                     f"RNA does not make forgetting easier to undo: {name}.",
                     "not asked in the paper",
                     f"what it brings back: with RNA less without, to be below {same:g}",
-                    lambda rows, name=name, unit=unit: _more(rows, name, unit),
+                    partial(_more, attack=name, unit=unit),
                     below=same,
                     unit="points" if unit == "points" else "nats a token",
                 )

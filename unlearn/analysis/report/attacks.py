@@ -24,6 +24,7 @@ from unlearn.evaluate.roles import role_means
 from unlearn.storage.files import read_object
 
 UNATTACKED, STRONGEST = "none", "the strongest of them"
+NOTHING = "Nothing to show: no run was attacked (sweep=attacks, or `unlearn attack RUN`)."
 MEASURES = {
     "points": ("acc", "forget", 100.0, "accuracy on forgotten in %"),
     "nats": ("nats", text_role("forget"), -1.0, "forgotten texts, nats a token"),
@@ -95,8 +96,7 @@ def figure(m: Material) -> Figure:
     title = "Attacks · Robust, and still forgotten?"
     rows = attack_rows(m)
     if rows.empty:
-        why = "no run was attacked (sweep=attacks, or `unlearn attack RUN`)."
-        return Figure("attacks", title, f"Nothing to show: {why}", pd.DataFrame())
+        return Figure("attacks", title, NOTHING, pd.DataFrame())
     data = pd.DataFrame(
         {**dict(zip([*SETTING, "unit"], key, strict=True)), "seeds": len(group), **_summary(group)}
         for key, group in strongest(rows).groupby([*SETTING, "unit"], sort=False, dropna=False)
@@ -149,8 +149,7 @@ def levels(m: Material) -> Figure:
     title = "Attacks · What comes back"
     rows = attack_rows(m)
     if rows.empty:
-        why = "no run was attacked (sweep=attacks, or `unlearn attack RUN`)."
-        return Figure("attack_levels", title, f"Nothing to show: {why}", pd.DataFrame())
+        return Figure("attack_levels", title, NOTHING, pd.DataFrame())
     unit = "points" if (rows["unit"] == "points").any() else "nats"
     rows = rows[rows["unit"] == unit].assign(base=lambda d: d["base"].astype(float))
     by = [*SETTING, "attack", "level", "number"]
