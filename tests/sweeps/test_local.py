@@ -1,86 +1,253 @@
-"""A grid over the GPUs of a machine. There is none here: device numbers are made up, and workers run on the CPU."""
+"""A grid over the GPUs of a machine. There is none here: devices are made up, and their processes run on the CPU."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
-from types import SimpleNamespace
+import time
+from pathlib import Path
 
+import psutil
 import pytest
+from hydra_plugins.unlearn_launchers.launchers import AutoLauncher
 
 from tests.conftest import ROOT, untimed
+from unlearn.runs.folder import RunFolder
 from unlearn.sweeps import local
-from unlearn.sweeps.local import spread, visible_devices
+from unlearn.sweeps.local import chosen_devices, spread, visible_devices
 from unlearn.sweeps.sweep import Sweep
 
-GRID = ("tracker=none", "eval.subset=12", "train.steps=2", "seed=0,1,2,3,4,5")
-
-
-def test_devices_are_those_that_are_visible(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, MIG-a,")
-    assert visible_devices() == ["3", "MIG-a"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert visible_devices() == []
-
-
-def test_jobs_are_spread_evenly_over_devices(conf):
-    configs = {n: conf("eval=none", "tracker=none", f"seed={n}") for n in range(7)}
-    assert spread(configs, 2) == [[0, 1, 2, 3], [4, 5, 6]]
-    assert spread(configs, 3, pack_size=2) == [[0, 1], [2, 3], [4, 5], [6]]
-    configs[7] = conf("eval=none", "tracker=none", "train.steps=9")
-    assert spread(configs, 2)[-1] == [7]  # shares a process with no other
-
-
-def launch(*overrides):
-    command = [sys.executable, str(ROOT / "launch.py"), "-m", *GRID, *overrides]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
-@pytest.mark.parametrize(
-    ("devices", "said"),
-    [("[]", "there is no GPU here"), ("null", "there is no GPU here"), ("[0,0]", "each device once")],
-)
-def test_wrong_devices_are_refused(devices, said, tmp_path):
-    done = launch("hydra/launcher=local", f"hydra.launcher.devices={devices}", f"output_root={tmp_path}")
-    assert done.returncode == 1
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+GRID = ("tracker=none", "eval.subset=40", "train.steps=12", "seed=0,1,2,3,4,5")
+DEVICES = ("hydra/launcher=local", "hydra.launcher.devices=[5,MIG-a]")
 
 
 @pytest.fixture
-def python(tmp_path, monkeypatch):
-    """The interpreter of workers: it notes device and jobs, and dies in the first part of jobs 3 to 5."""
-    script = tmp_path / "python"
-    script.write_text(
-        f'#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES $*" >> {tmp_path}/seen\n'
-        f'case "$*" in *" 3,4,5") if mkdir {tmp_path}/once; then\n'
-        f'  {sys.executable} "$@" & worker=$!\n'
-        f"  while [ ! -e {tmp_path}/out/runs ]; do sleep 0.1; done; kill -9 $worker; kill -9 $$; fi;; esac\n"
-        f'exec {sys.executable} "$@"\n'
-    )
-    script.chmod(0o755)
-    monkeypatch.setattr(local, "sys", SimpleNamespace(executable=str(script), argv=sys.argv, exit=sys.exit))
-    return tmp_path / "seen"
+def machine(monkeypatch):
+    """Sets how many GPUs CUDA shows, and CUDA_VISIBLE_DEVICES."""
+
+    def be(count, listed=None):
+        monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if listed is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+
+    return be
+
+
+@pytest.mark.parametrize(
+    ("count", "listed", "devices"),
+    [
+        (3, None, ["0", "1", "2"]),
+        (2, "4, 5", ["4", "5"]),
+        (1, "0,7", ["0"]),  # there is no number 7
+        (1, "0,-1,1", ["0"]),
+        (2, "GPU-a,GPU-b", ["GPU-a", "GPU-b"]),
+        (1, "MIG-a,MIG-b", ["MIG-a", "MIG-b"]),  # a process sees one of them
+        (0, "", []),
+        (0, None, []),
+    ],
+)
+def test_devices_are_those_that_cuda_shows(count, listed, devices, machine):
+    machine(count, listed)
+    assert visible_devices() == devices
+
+
+@pytest.mark.parametrize(
+    ("count", "listed", "wanted", "devices"),
+    [
+        (3, None, None, ["0", "1", "2"]),
+        (3, None, [2, 0], ["2", "0"]),
+        (2, "4,5", None, ["4", "5"]),
+        (2, "4,5", [1], ["5"]),  # a place among those that are visible
+        (2, None, ["GPU-a", "MIG-b"], ["GPU-a", "MIG-b"]),
+        (1, "MIG-a,MIG-b", ["MIG-b"], ["MIG-b"]),
+        (0, None, [5, "MIG-a"], ["5", "MIG-a"]),
+    ],
+)
+def test_chosen_devices_are_places_or_names(count, listed, wanted, devices, machine):
+    machine(count, listed)
+    assert chosen_devices(wanted) == devices
+
+
+@pytest.mark.parametrize(
+    ("count", "listed", "wanted", "told"),
+    [
+        (2, None, [2], r"devices=\[2\] is not allowed: the GPUs here are 0, 1, each once\."),
+        (2, None, [1, 1], r"devices=\[1,1\] is not allowed"),
+        (2, None, ["cuda:0"], r"devices=\[cuda:0\] is not allowed"),
+        (2, "4,5", [4], r"the GPUs here are 0, 1, each once \(CUDA_VISIBLE_DEVICES is '4,5'\)"),
+        (1, "MIG-a,MIG-b", ["MIG-c"], r"the GPUs here are 0, 1, MIG-a, MIG-b, each once"),
+        (1, "MIG-a,MIG-b", [0, "MIG-a"], "each once"),
+        (0, "", [0], r"there is no GPU here \(CUDA_VISIBLE_DEVICES is ''\)"),
+        (0, None, None, r"devices=null is not allowed: there is no GPU here\. hydra/launcher=packed"),
+        (0, None, [], r"devices=\[\] is not allowed"),
+    ],
+)
+def test_devices_that_are_not_there_are_refused(count, listed, wanted, told, machine):
+    machine(count, listed)
+    with pytest.raises(ValueError, match=told):
+        chosen_devices(wanted)
+
+
+def test_jobs_are_spread_evenly_over_devices(short):
+    configs = {n: short(f"seed={n}") for n in range(7)}
+    assert spread(configs, 2) == [[0, 1, 2, 3], [4, 5, 6]]
+    assert spread(configs, 3, pack_size=2) == [[0, 1], [2, 3], [4, 5], [6]]
+    assert spread(configs, 9) == [[n] for n in range(7)]
+    configs[7] = short("train.steps=9")
+    assert spread(configs, 2)[-1] == [7]  # shares a process with no other
+    with pytest.raises(ValueError, match=r"pack_size=0 is not allowed"):
+        spread(configs, 2, pack_size=0)
+
+
+@pytest.mark.parametrize(
+    ("count", "device", "jobs", "spread_out"),
+    [(2, "auto", 2, True), (1, "auto", 2, False), (2, "cpu", 2, False), (2, "auto", 1, False), (0, "auto", 2, False)],
+)
+def test_without_slurm_several_gpus_are_the_default(count, device, jobs, spread_out, machine, short):
+    machine(count, "0,1")  # the variable alone makes no GPUs
+    launcher = AutoLauncher(None, True)
+    launcher.configs = {n: short(f"seed={n}", f"model.device={device}") for n in range(jobs)}
+    assert launcher._on_several(list(launcher.configs)) == spread_out
+
+
+def start(*overrides):
+    """A grid's launcher, and its lines."""
+    command = [sys.executable, str(ROOT / "launch.py"), "-m", *overrides]
+    quiet = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    return subprocess.Popen(command, cwd=ROOT, env=quiet, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def launch(*overrides):
+    process = start(*overrides)
+    said, told = process.communicate()
+    return process.returncode, said + told
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("hydra.launcher.devices=0", "hydra.launcher.devices=0: Invalid value assigned: int is not a ListConfig"),
+        ("hydra.launcher.pack_size=x", "hydra.launcher.pack_size=x: Value 'x' of type 'str' could not be"),
+        ("model.device=cuda:1", "model.device=cuda:1: with hydra/launcher=local each process sees one device."),
+    ],
+)
+def test_a_mistake_is_told_before_a_process_starts(override, told, tmp_path):
+    code, said = launch(*DEVICES, *GRID, override, f"output_root={tmp_path}")
+    assert code == 1
+    assert told in said
+    assert "Traceback" not in said
+    assert not list(tmp_path.rglob("*.log"))
+
+
+@pytest.fixture
+def two_jobs(short, tmp_path):
+    sweep = Sweep(tmp_path / "sweep")
+    for number in range(2):
+        config = short(f"seed={number}")
+        sweep.add(number, [f"seed={number}"], config, tmp_path / "sweep" / str(number))
+    sweep.write()
+    return sweep
+
+
+def test_a_process_that_does_not_see_its_gpu_does_not_use_the_cpu_instead(two_jobs, machine):
+    machine(2)
+    failed = local.run_on_devices(two_jobs, [[0], [1]], ["0", "1"])
+    assert failed.keys() == {0, 1}
+    assert "its process on device 1 was ended with exit status 1" in failed[1]
+    assert "CUDA finds no device 1." in (two_jobs.folder / "logs/1.log").read_text()
+    assert two_jobs.states()[1].detail == failed[1]
+
+
+def test_the_default_launcher_spreads_the_jobs(two_jobs, short, machine):
+    machine(2)
+    launcher = AutoLauncher(None, True)
+    launcher.on_slurm, launcher.configs = False, {n: short(f"seed={n}") for n in range(2)}
+    failed = launcher.run(two_jobs, [0, 1])
+    assert "on device 0 " in failed[0]
+    assert "on device 1 " in failed[1]
+
+
+def worker_of(launcher, device, runs):
+    """The process of a device, as soon as it trains."""
+    while True:
+        assert launcher.poll() is None, launcher.communicate()
+        for log in (log for log in runs.glob("*/train.jsonl") if log.stat().st_size):
+            attempt = RunFolder(log.parent).last_attempt
+            if attempt["gpus"] == device:
+                return psutil.Process(attempt["pid"])
+        time.sleep(0.05)
+
+
+def devices_of(sweep):
+    """The device on which each job was run last."""
+    return [RunFolder(Path(job.folder)).last_attempt["gpus"] for job in sweep.jobs.values()]
+
+
+def assert_equal_runs(runs, others):
+    assert {run.name for run in runs.iterdir()} == {run.name for run in others.iterdir()}
+    for run in runs.iterdir():
+        other = others / run.name
+        found = [untimed(json.loads((folder / "metrics.json").read_text())) for folder in (run, other)]
+        assert found[0] == found[1]
+        files = [run / "delta.safetensors", *(run / "samples").rglob("*.jsonl")]
+        assert len(files) > 3
+        for file in files:
+            assert file.read_bytes() == (other / file.relative_to(run)).read_bytes()
 
 
 @pytest.mark.slow
-def test_a_crash_on_one_device_leaves_the_others_and_the_grid_is_completed(tmp_path, python):
-    """The first sweep composes the jobs and is stopped by an unknown device list; its folder is then run by hand."""
-    options = (f"output_root={tmp_path / 'out'}", f"hydra.sweep.dir={tmp_path / 'sweep'}")
-    launch("hydra/launcher=local", "hydra.launcher.devices=[]", *options)
-    sweep = Sweep.open(tmp_path / "sweep")
-    configs = {number: sweep.config(number) for number in sweep.jobs}
-    failed = local.run_on_devices(sweep, spread(configs, 2), ["5", "MIG-a"])
-    assert set(failed) == {3, 4, 5}
-    assert all("ended with signal 9" in why for why in failed.values())
+def test_a_process_that_dies_fails_alone_and_the_same_command_completes_the_grid(tmp_path):
+    runs = tmp_path / "runs"
+    launcher = start(*DEVICES, *GRID, f"output_root={tmp_path}", f"hydra.sweep.dir={tmp_path / '1'}")
+    worker_of(launcher, "MIG-a", runs).kill()
+    _, told = launcher.communicate()
+    assert launcher.returncode == 1
+    log = tmp_path / "1/logs/3.log"
+    assert f"Device 5: #0, #1, #2 started; output: {tmp_path / '1/logs/0.log'}" in told
+    assert "Device 5: #0, #1, #2 done" in told
+    assert f"Device MIG-a: #3, #4, #5 failed; output: {log}" in told
+    assert "3 of 6 jobs failed:" in told
+    assert f"#5 seed=5: its process on device MIG-a was ended by SIGKILL; output: {log}" in told
+    sweep = Sweep.open(tmp_path / "1")
     assert [state.name for state in sweep.states().values()] == ["done"] * 3 + ["failed"] * 3
-    assert not local.run_on_devices(sweep, spread(configs, 2), ["5", "MIG-a"])
-    assert {state.name for state in sweep.states().values()} == {"done"}
-    seen = [line.split() for line in python.read_text().splitlines()]
-    assert sorted((line[0], line[-1]) for line in seen[:2]) == [("5", "0,1,2"), ("MIG-a", "3,4,5")]
-    packed = launch("hydra/launcher=packed", f"output_root={tmp_path / 'packed'}")
-    assert packed.returncode == 0, packed.stderr
-    for own in (tmp_path / "packed/runs").iterdir():
-        other = tmp_path / "out/runs" / own.name
-        found = [untimed(json.loads((folder / "metrics.json").read_text())) for folder in (own, other)]
-        assert found[0] == found[1]
-        assert (own / "delta.safetensors").read_bytes() == (other / "delta.safetensors").read_bytes()
+    assert devices_of(sweep) == ["5"] * 3 + ["MIG-a"] * 3
+    model = RunFolder(Path(sweep.jobs[0].folder)).record["config"]["model"]["path"]
+    assert Path(model).is_relative_to(tmp_path / "1/code")  # the copy of the code is what runs
+    code, said = launch(*DEVICES, *GRID, f"output_root={tmp_path}", f"hydra.sweep.dir={tmp_path / '2'}")
+    assert code == 0, said
+    assert "#2 is finished: nothing to do" in said
+    again = Sweep.open(tmp_path / "2")
+    assert {state.name for state in again.states().values()} == {"done"}
+    assert devices_of(again) == ["5"] * 5 + ["MIG-a"]  # what is left is spread over both
+    asked = [log.read_text().count("Evaluating the base model") for log in (tmp_path / "1/logs").iterdir()]
+    assert sum(asked) == 1
+    code, said = launch("hydra/launcher=packed", *GRID, f"output_root={tmp_path / 'packed'}")
+    assert code == 0, said
+    assert_equal_runs(tmp_path / "packed/runs", runs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_processes_end_with_their_launcher_and_a_retry_spreads_the_rest(how, tmp_path):
+    quick = ("tracker=none", "eval=none", "train.steps=60", "train.checkpoint_every=10", "seed=0,1,2")
+    one_by_one = ("hydra.launcher.pack_size=1", f"output_root={tmp_path}", f"hydra.sweep.dir={tmp_path / 's'}")
+    launcher = start(*DEVICES, *quick, *one_by_one)
+    workers = [worker_of(launcher, device, tmp_path / "runs") for device in ("5", "MIG-a")]
+    launcher.send_signal(how)
+    _, told = launcher.communicate()
+    psutil.wait_procs(workers)
+    sweep = Sweep.open(tmp_path / "s")
+    assert [state.name for state in sweep.states().values()] == ["interrupted", "interrupted", "missing"]
+    if how == signal.SIGKILL:
+        return
+    assert launcher.returncode == 1
+    assert f"The same command goes on, and so does unlearn status --retry {tmp_path / 's'}" in told
+    assert "Traceback" not in told
+    retry = subprocess.run(
+        [sys.executable, "-m", "unlearn", "status", "--retry", str(tmp_path / "s")],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert retry.returncode == 0, retry.stdout + retry.stderr
+    assert set(devices_of(sweep)) == {"5", "MIG-a"}

@@ -10,10 +10,13 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from hydra.errors import OverrideParseException
+from omegaconf.errors import OmegaConfBaseException
 
 from unlearn.config.compose import CONF
 from unlearn.config.schema import Config
 from unlearn.errors import UserError, nearest
+
+MERGING = "Error merging override "  # Hydra's words for an override whose value is of a wrong type
 
 
 def explain(error: BaseException) -> str:
@@ -25,6 +28,8 @@ def explain(error: BaseException) -> str:
             f"{error.override}: cannot be read as KEY=VALUE. "
             "Put quotes around a value with commas, spaces, brackets or quotes."
         )
+    if isinstance(error.__cause__, OmegaConfBaseException) and str(error).startswith(MERGING):
+        return f"{str(error).removeprefix(MERGING)}: {_first_line(str(error.__cause__))}"
     message = str(error)
     return hint(message) or _first_line(message) or type(error).__name__
 

@@ -193,9 +193,9 @@ def status(
 ) -> None:
     """Show the jobs of a sweep, or retry them.
 
-    In a terminal the table is live until all jobs have ended. A retry uses the configuration and, on SLURM, the
-    code of the sweep's beginning. Exit status: 0 all done, 1 some
-    failed, 3 not finished.
+    In a terminal the table is live until all jobs have ended. A retry uses the configuration of the sweep's
+    beginning, and its code, unless the sweep ran in the launcher's own process. Exit status: 0 all done, 1 some failed,
+    3 not finished.
     """
     from unlearn.sweeps.status import show_status
 

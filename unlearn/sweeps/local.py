@@ -1,7 +1,7 @@
 """Running a sweep's jobs on several devices of this machine: a process for each, which sees no other.
 
-submitit's local executor would do, but for its time limit, and it knows devices by numbers only: parts of a GPU (MIG)
-have names.
+submitit's local executor is not used: it has a time limit, its processes outlive the one that waits for them, and it
+knows devices by numbers only, where parts of a GPU (MIG) have names.
 """
 
 from __future__ import annotations
@@ -10,123 +10,224 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from unlearn.config.schema import Config
-from unlearn.screen import say
-from unlearn.sweeps.packs import groups_that_share
+from unlearn.errors import UserError
+from unlearn.screen import plain, say
+from unlearn.storage.lock import FolderLock
+from unlearn.sweeps.packs import groups_that_share, packs
+from unlearn.sweeps.submission import copy_code
 from unlearn.sweeps.sweep import Sweep
+from unlearn.sweeps.worker import run_jobs
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+ANY_DEVICE = ("auto", "cuda", "cpu")  # values of model.device that name none of several GPUs
+POLL_S = 0.2
+GRACE_S = 60.0  # for an interrupted process to end in order
+
+
+def run_local(sweep: Sweep, configs: Mapping[int, Config]) -> dict[int, str]:
+    """Run these jobs as `sweep.local` says. Returns {number: error} of failed jobs.
+
+    Raises UserError, before any starts, for devices or a size of packs that cannot be.
+    """
+    assert sweep.local is not None
+    for device in (c.model.device for c in configs.values() if c.model.device not in ANY_DEVICE):
+        raise UserError(
+            f"model.device={device}: with hydra/launcher=local each process sees one device. Allowed: "
+            f"{', '.join(ANY_DEVICE)}. hydra.launcher.devices chooses among several."
+        )
+    devices = chosen_devices(sweep.local["devices"])
+    parts = spread(configs, len(devices), sweep.local["pack_size"])
+    with FolderLock(sweep.folder):  # so that `unlearn status` sees it running
+        return run_on_devices(sweep, parts, devices)
+
+
+def count_gpus() -> int:
+    """The number of GPUs that CUDA shows this process."""
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def visible_devices() -> list[str]:
     """The GPUs that this process may use, by number or name, as CUDA_VISIBLE_DEVICES has them."""
-    named = os.environ.get(VISIBLE)
-    if named is not None:
-        return [name.strip() for name in named.split(",") if name.strip()]
-    import torch
+    listed, count = os.environ.get(VISIBLE), count_gpus()
+    if listed is None:
+        return [str(number) for number in range(count)]
+    # CUDA, too, stops at the first entry that it cannot read. Of several parts of a GPU it shows a process only one.
+    names = list(takewhile(_is_device, (name.strip() for name in listed.split(","))))
+    parts = any(name.startswith("MIG-") for name in names)
+    return names if parts or not count else names[:count]
 
-    return [str(number) for number in range(torch.cuda.device_count())]
+
+def chosen_devices(wanted: Sequence[int | str] | None) -> list[str]:
+    """CUDA_VISIBLE_DEVICES for each of `wanted`, which are places among the visible devices, or names.
+
+    None stands for all that are visible. On a machine without a GPU, any number is one. Raises UserError for what is
+    not visible, or there twice.
+    """
+    visible, listed = visible_devices(), os.environ.get(VISIBLE)
+    given = [str(device).strip() for device in (range(len(visible)) if wanted is None else wanted)]
+    known = {str(place): name for place, name in enumerate(visible)} | {n: n for n in visible if not n.isdecimal()}
+    if listed is None:
+        known |= {name: name for name in given if _is_device(name) and not (visible and name.isdecimal())}
+    if given and set(given) <= known.keys() and len({known[device] for device in given}) == len(given):
+        return [known[device] for device in given]
+    value = "null" if wanted is None else f"[{','.join(given)}]"
+    here = f"the GPUs here are {', '.join(known)}, each once" if visible else "there is no GPU here"
+    listing = "" if listed is None else f" ({VISIBLE} is {listed!r})"
+    raise UserError(
+        f"hydra.launcher.devices={value} is not allowed: {here}{listing}. hydra/launcher=packed needs none."
+    )
+
+
+def _is_device(name: str) -> bool:
+    return name.isdecimal() or name.startswith(("GPU-", "MIG-"))
 
 
 def spread(configs: Mapping[int, Config], devices: int, pack_size: int | None = None) -> list[list[int]]:
-    """The jobs of each process: those that can share one, in even parts, at least one for each device."""
+    """The jobs of each process: those that can share one, in even parts, at least one for each device.
+
+    Raises UserError if `pack_size`, the most jobs of a process, is no positive number.
+    """
     parts = []
     for group in groups_that_share(configs):
-        size = min(pack_size or len(group), -(-len(group) // devices))
-        parts += [group[i : i + size] for i in range(0, len(group), size)]
+        even = -(-len(group) // devices)
+        parts += packs({n: configs[n] for n in group}, even if pack_size is None else min(even, pack_size))
     return parts
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """A process that runs some jobs of a sweep on a device. It ends when its stdin is closed."""
+
+    device: str
+    numbers: list[int]
+    log: Path
+    process: subprocess.Popen[bytes]
+
+    def leave(self) -> None:
+        """Close its stdin."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
 
 
 def run_on_devices(sweep: Sweep, parts: Sequence[list[int]], devices: Sequence[str]) -> dict[int, str]:
     """Run each part on the next device that is free. Returns {number: error} of failed jobs.
 
-    A process that is killed or runs out of memory takes no other with it. An interruption ends all of them.
+    A process that is killed or runs out of memory takes no other with it. Raises UserError when the user interrupts,
+    which ends all of them.
     """
-    workers = _Workers(sweep, deque(parts))
+    code = copy_code(sweep)
+    for number in (number for part in parts for number in part):
+        sweep.keep_error(number, None, None)  # of an earlier attempt
+    kind = "gpu" if count_gpus() else "cpu"
+    if kind == "cpu":
+        say("There is no GPU here: the jobs run on the CPU.")
+    waiting, free = deque(parts), deque(devices)
+    running: list[_Worker] = []
+    failed: dict[int, str] = {}
     try:
-        with ThreadPoolExecutor(len(devices)) as pool:
-            failed = list(pool.map(workers.serve, devices))
-    except BaseException:
-        workers.stop()
-        raise
-    return {number: error for of_device in failed for number, error in of_device.items()}
+        while waiting or running:
+            while waiting and free:
+                running.append(_start(sweep, code, waiting.popleft(), free.popleft(), kind))
+            time.sleep(POLL_S)
+            for worker in [worker for worker in running if worker.process.poll() is not None]:
+                running.remove(worker)
+                free.append(worker.device)
+                failed |= _failed(sweep, worker)
+    except KeyboardInterrupt:
+        raise UserError(
+            "Interrupted. What is done is kept. The same command goes on, and so does unlearn status --retry "
+            f"{sweep.folder}"
+        ) from None
+    finally:
+        _stop(running)
+    return failed
 
 
-@dataclass
-class _Workers:
-    """The parts that are left, and the processes that run."""
-
-    sweep: Sweep
-    parts: deque[list[int]]
-    running: set[subprocess.Popen[bytes]] = field(default_factory=set)
-
-    def serve(self, device: str) -> dict[int, str]:
-        """Run parts on a device until none is left."""
-        failed: dict[int, str] = {}
-        while self.parts:
-            try:
-                numbers = self.parts.popleft()
-            except IndexError:  # another device was faster
-                break
-            failed |= self._run(device, numbers)
-        return failed
-
-    def _run(self, device: str, numbers: list[int]) -> dict[int, str]:
-        log = self.sweep.folder / "logs" / f"{numbers[0]}.log"
-        log.parent.mkdir(exist_ok=True)
-        named = ", ".join(f"#{number}" for number in numbers)
-        say(f"Device {device}: {named} started; output: {log}")
-        command = [sys.executable, "-m", "unlearn.sweeps.local", str(self.sweep.folder), ",".join(map(str, numbers))]
-        with log.open("wb") as out:
-            worker = subprocess.Popen(
-                command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, VISIBLE: device}, cwd=self.sweep.cwd
-            )
-        self.running.add(worker)
-        code = worker.wait()
-        self.running.discard(worker)
-        failed = self._failed(numbers, f"its process on device {device} ended with {_told(code)} ({log})")
-        say(f"Device {device}: {named} ended" + (f", {len(failed)} failed" if failed else ""))
-        return failed
-
-    def _failed(self, numbers: list[int], otherwise: str) -> dict[int, str]:
-        """The jobs that are not done, and why. What no process could write any more is written here."""
-        failed = {}
-        for number in numbers:
-            state = self.sweep.states()[number]
-            if state.name != "done":
-                known = state.detail if state.name == "failed" else ""
-                failed[number] = known or otherwise
-                if not known:
-                    self.sweep.keep_error(number, None, otherwise)
-        return failed
-
-    def stop(self) -> None:
-        """Interrupt what runs, so that it leaves in order, and start nothing more."""
-        self.parts.clear()
-        for worker in list(self.running):
-            worker.send_signal(signal.SIGINT)
+def _start(sweep: Sweep, code: str, numbers: list[int], device: str, kind: str) -> _Worker:
+    log = sweep.folder / "logs" / f"{numbers[0]}.log"
+    log.parent.mkdir(exist_ok=True)
+    command = [sys.executable, "-u", "-m", "unlearn.sweeps.local", str(sweep.folder), ",".join(map(str, numbers))]
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            [*command, kind],
+            cwd=code,
+            env={**os.environ, VISIBLE: device},
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C in the terminal reaches this process alone, which then ends the others
+        )
+    say(f"Device {device}: {_named(numbers)} started; output: {log}")
+    return _Worker(device, numbers, log, process)
 
 
-def _told(code: int) -> str:
-    return f"signal {-code}" if code < 0 else f"exit status {code}"
+def _failed(sweep: Sweep, worker: _Worker) -> dict[int, str]:
+    """The jobs of a process that has ended that are not done, and why. What it could not write is written here."""
+    worker.leave()
+    code = worker.process.returncode
+    how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}"
+    failed, states = {}, sweep.states()
+    for number in (number for number in worker.numbers if states[number].name != "done"):
+        failed[number] = states[number].detail if states[number].name == "failed" else ""
+        if not failed[number]:
+            failed[number] = f"its process on device {worker.device} was ended {how}; output: {worker.log}"
+            sweep.keep_error(number, None, failed[number])
+    if done := [number for number in worker.numbers if number not in failed]:
+        say(f"Device {worker.device}: {_named(done)} done")
+    if failed:
+        say(f"Device {worker.device}: {_named(failed)} failed; output: {worker.log}")
+    return failed
+
+
+def _stop(workers: Sequence[_Worker]) -> None:
+    """Let processes end in order. A second interruption, or a minute, ends them at once: runs resume from that, too."""
+    if workers:
+        say(f"Ending {len(workers)} processes; Ctrl-C ends them at once.")
+    try:
+        for worker in workers:
+            worker.leave()
+        for worker in workers:
+            worker.process.wait(GRACE_S)
+    except (KeyboardInterrupt, subprocess.TimeoutExpired):
+        pass
+    finally:
+        for worker in workers:
+            worker.process.kill()
+            worker.process.wait()
+
+
+def _named(numbers: Iterable[int]) -> str:
+    return ", ".join(f"#{number}" for number in numbers)
 
 
 def main() -> None:
-    """`python -m unlearn.sweeps.local SWEEP NUMBERS`: the jobs of one process."""
-    from unlearn.errors import UserError
-    from unlearn.sweeps.worker import RunJobs
-
-    folder, numbers = sys.argv[1:]
+    """`python -m unlearn.sweeps.local SWEEP NUMBERS gpu|cpu`: the jobs of one process."""
+    folder, numbers, kind = sys.argv[1:]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore it
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
     try:
-        RunJobs(Path(folder))([int(number) for number in numbers.split(",")])
+        if kind == "gpu" and count_gpus() != 1:  # model.device=auto would be the CPU
+            raise UserError(f"CUDA finds no device {os.environ[VISIBLE]}.")
+        run_jobs(Path(folder), [int(number) for number in numbers.split(",")])
     except UserError as error:
-        sys.exit(str(error))
+        sys.exit(plain(str(error)))
+
+
+def _end_with_launcher() -> None:
+    """Interrupt this process when stdin is closed: by the launcher, or because the launcher was killed."""
+    os.read(sys.stdin.fileno(), 1)
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -93,13 +93,17 @@ def eta_s(phase: Phase) -> float | None:
 
 
 def retry(sweep: Sweep) -> list[int]:
-    """Start failed and interrupted jobs again, on SLURM if the sweep ran there, else here. Returns their numbers."""
+    """Start failed and interrupted jobs again, where the sweep ran. Returns their numbers."""
     states = sweep.states()
     again = [n for n, s in states.items() if s.ended and s.name != "done" and sweep.jobs[n].folder is not None]
     if not again:
         return []
     say(f"Starting again: {', '.join(f'#{n}' for n in again)}")
-    if sweep.launcher is None:
+    if sweep.local is not None:
+        from unlearn.sweeps.local import run_local
+
+        run_local(sweep, {number: sweep.config(number) for number in again})
+    elif sweep.launcher is None:
         from unlearn.sweeps.worker import run_packed
 
         with FolderLock(sweep.folder):

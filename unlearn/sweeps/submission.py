@@ -24,17 +24,22 @@ def submit(sweep: Sweep, groups: list[list[int]], settings: Mapping[str, Any]) -
         settings: see `slurm.submit`. They are kept in sweep.json, for a later retry.
     """
     sweep.launcher = dict(settings)
-    sweep.code = sweep.code or _copy_code(sweep.folder)
-    sweep.write()
+    code = Path(copy_code(sweep))
     for start in range(0, len(groups), slurm.LARGEST_ARRAY):
         array = groups[start : start + slurm.LARGEST_ARRAY]
-        ids = slurm.submit(RunJobs(sweep.folder), array, settings, Path(sweep.code))
+        ids = slurm.submit(RunJobs(sweep.folder), array, settings, code)
         sweep.tasks |= {number: task for group, task in zip(array, ids, strict=True) for number in group}
         sweep.write()  # after each array, so that no queued job is unknown
 
 
+def copy_code(sweep: Sweep) -> str:
+    """The path of the sweep's copy of code and configuration, which is made now, in its folder, if there is none."""
+    sweep.code = sweep.code or _copy_code(sweep.folder)
+    sweep.write()
+    return sweep.code
+
+
 def _copy_code(folder: Path) -> str:
-    """Copy the code and configuration as they are now into a sweep's folder; returns the path of the copy."""
     names = chain(["code"], (f"code-{n}" for n in count(2)))
     copy = next(folder / name for name in names if not (folder / name).exists())
     for name in CODE:

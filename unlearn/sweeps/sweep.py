@@ -1,9 +1,10 @@
 """A sweep's folder: its jobs, their runs, and their submissions to SLURM.
 
 sweep.json     the jobs and submissions
-code/          on SLURM, the copy of code and configuration that its jobs run, made at submission
+code/          on SLURM and with hydra/launcher=local, the copy of code and configuration that its jobs run
 N/.hydra/      the configuration of job N, composed but not resolved
 N/error.json   what went wrong in job N
+logs/N.log     with hydra/launcher=local, the output of the process whose first job is N
 .submitit/     on SLURM, the jobs' output
 
 Nothing heavy is imported here: this is what a login node does, and `unlearn status`.
@@ -68,7 +69,8 @@ class Sweep:
         self.jobs: dict[int, Job] = {}
         self.tasks: dict[int, str] = {}  # job -> the SLURM job or array task of its last submission
         self.launcher: dict[str, Any] | None = None  # SLURM's settings; None where the sweep ran here
-        self.code: str | None = None  # the copy that its SLURM jobs run
+        self.local: dict[str, Any] | None = None  # the settings of hydra/launcher=local, if the sweep runs so
+        self.code: str | None = None  # the copy that its processes run; None if they are this one
         self.cwd = os.getcwd()
         file = self.folder / "sweep.json"
         if file.is_file():
@@ -76,12 +78,14 @@ class Sweep:
             self.jobs = {job["number"]: Job(**job) for job in record["jobs"]}
             self.tasks = {int(number): task for number, task in record["tasks"].items()}
             self.launcher, self.code, self.cwd = record["launcher"], record["code"], record["cwd"]
+            self.local = record.get("local")
 
     @classmethod
     def begin(cls, folder: Path) -> Sweep:
         """A new sweep. A former sweep of the folder is forgotten."""
         sweep = cls(folder)
-        sweep.jobs, sweep.tasks, sweep.launcher, sweep.code, sweep.cwd = {}, {}, None, None, os.getcwd()
+        sweep.jobs, sweep.tasks, sweep.cwd = {}, {}, os.getcwd()
+        sweep.launcher = sweep.local = sweep.code = None
         return sweep
 
     @classmethod
@@ -95,7 +99,8 @@ class Sweep:
     def write(self) -> None:
         """Write sweep.json."""
         jobs = [asdict(job) for job in self.jobs.values()]
-        record = {"cwd": self.cwd, "launcher": self.launcher, "code": self.code, "jobs": jobs, "tasks": self.tasks}
+        how = {"launcher": self.launcher, "local": self.local, "code": self.code}
+        record = {"cwd": self.cwd, **how, "jobs": jobs, "tasks": self.tasks}
         write_json(self.folder / "sweep.json", record)
 
     def add(self, number: int, overrides: list[str], config: Config, hydra_folder: Path) -> None:
@@ -186,10 +191,10 @@ class Sweep:
 def finished(config: Config) -> bool:
     """Whether a configuration's run is done and newer than all texts it used.
 
-    If a text is newer, the run itself decides whether its content has changed.
+    If a text is newer, the run itself decides whether its content has changed. Attacks have files of their own.
     """
     run = RunFolder(run_folder(config))
-    if config.train.force or not run.done or run.record.get("identity") != identity(config):
+    if config.train.force or config.attacks or not run.done or run.record.get("identity") != identity(config):
         return False
     written = run.file("run.json").stat().st_mtime
     texts = [path for topic in config.data.topics.values() for path in (topic.forget, topic.retain)]

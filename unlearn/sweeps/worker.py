@@ -60,6 +60,20 @@ def run_packed(
     return found
 
 
+def run_jobs(folder: Path, numbers: Sequence[int], task: str | None = None) -> list[str]:
+    """Run jobs of the sweep in `folder`, all that this process is for; returns the runs' folders.
+
+    Raises UserError if some failed, so that the process, and with it a SLURM job, ends as failed, too.
+    """
+    sweep = Sweep.open(folder)
+    os.chdir(sweep.cwd)
+    found = run_packed(sweep, numbers, task=task)
+    failed = {number: describe(error) for number, error in found.items() if isinstance(error, Exception)}
+    if failed:
+        raise UserError(failure_list(sweep, failed, len(numbers)))
+    return [str(path) for path in found.values()]
+
+
 class RunJobs:
     """The function that a SLURM job calls: it runs some jobs of a sweep in one process.
 
@@ -70,14 +84,8 @@ class RunJobs:
         self.folder = folder
 
     def __call__(self, numbers: list[int]) -> list[str]:
-        """The runs' folders. Raises UserError if some failed, so that SLURM sees the job as failed, too."""
-        sweep = Sweep.open(self.folder)
-        os.chdir(sweep.cwd)
-        found = run_packed(sweep, numbers, task=slurm_job.job_id())
-        failed = {number: describe(error) for number, error in found.items() if isinstance(error, Exception)}
-        if failed:
-            raise UserError(failure_list(sweep, failed, len(numbers)))
-        return [str(folder) for folder in found.values()]
+        """See `run_jobs`."""
+        return run_jobs(self.folder, numbers, slurm_job.job_id())
 
     def checkpoint(self, numbers: list[int]) -> Any:
         """Called on the signal before preemption or the time limit: submit the same again. Runs resume.

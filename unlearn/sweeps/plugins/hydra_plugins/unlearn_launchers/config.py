@@ -1,7 +1,8 @@
-"""The keys of our SLURM launchers, and their types."""
+"""The keys of our launchers, and their types."""
 
 # Without postponed annotations: Hydra executes this file before it is among sys.modules.
 from dataclasses import dataclass
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
@@ -17,4 +18,22 @@ class SlurmConf(SlurmQueueConf):
     wait: bool = True  # until all jobs have ended
 
 
-ConfigStore.instance().store(group="hydra/launcher", name="slurm_schema", node=SlurmConf, provider="unlearn")
+@dataclass
+class PackedConf:
+    """The keys of hydra/launcher=packed."""
+
+    _target_: str = "hydra_plugins.unlearn_launchers.launchers.PackedLauncher"
+    pack_size: int | None = None
+
+
+@dataclass
+class LocalConf:
+    """The keys of hydra/launcher=local."""
+
+    _target_: str = "hydra_plugins.unlearn_launchers.launchers.LocalLauncher"
+    devices: list[Any] | None = None  # numbers and names
+    pack_size: int | None = None
+
+
+for name, node in (("slurm_schema", SlurmConf), ("packed_schema", PackedConf), ("local_schema", LocalConf)):
+    ConfigStore.instance().store(group="hydra/launcher", name=name, node=node, provider="unlearn")

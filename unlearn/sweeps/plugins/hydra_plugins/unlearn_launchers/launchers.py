@@ -1,4 +1,4 @@
-"""Launchers for `-m`: in this process, where jobs share model and data, or on SLURM.
+"""Launchers for `-m`: in this process, in one for each GPU of this machine, or on SLURM.
 
 Hydra imports this file at every start, so heavy packages are imported when they are needed.
 """
@@ -54,6 +54,18 @@ class SweepLauncher(Launcher):
     @abstractmethod
     def run(self, sweep: Sweep, numbers: list[int]) -> Mapping[int, str]:
         """Run these jobs of a sweep. Returns {number: error} of failed jobs."""
+
+    def unfinished(self, sweep: Sweep, numbers: list[int]) -> dict[int, Config]:
+        """The configurations of those jobs that are not finished already."""
+        from unlearn.sweeps.sweep import finished
+
+        configs = {number: self.configs[number] for number in numbers}
+        for number in [n for n, config in configs.items() if finished(config)]:
+            log.info(
+                f"\t#{number} is finished: nothing to do (train.force=true repeats it): {sweep.jobs[number].folder}"
+            )
+            del configs[number]
+        return configs
 
     def _add(self, sweep: Sweep, number: int, overrides: Sequence[str]) -> int:
         """Compose and check a job, write Hydra's own files, and add the job or its error to the sweep."""
@@ -116,25 +128,20 @@ class LocalLauncher(SweepLauncher):
     """`hydra/launcher=local`: the jobs spread over the GPUs of this machine, a process for each.
 
     `devices` are CUDA's numbers or names; None stands for all that are visible. `pack_size` bounds the jobs of a
-    process.
+    process. Runs that are finished already are left out.
     """
 
     def __init__(self, devices: Sequence[int | str] | None = None, pack_size: int | None = None) -> None:
-        self.devices, self.pack_size = None if devices is None else [str(d) for d in devices], pack_size
+        self.settings = {"devices": None if devices is None else list(devices), "pack_size": pack_size}
 
     def run(self, sweep: Sweep, numbers: list[int]) -> Mapping[int, str]:
-        """Part by part, on whichever device is free. Raises UserError if there is no device, or one is named twice."""
-        from unlearn.errors import UserError
-        from unlearn.storage.lock import FolderLock
-        from unlearn.sweeps.local import run_on_devices, spread, visible_devices
+        """Part by part, on whichever device is free."""
+        from unlearn.sweeps.local import run_local
 
-        devices = visible_devices() if self.devices is None else self.devices
-        if not devices or len(set(devices)) < len(devices):
-            why = "there is no GPU here, or CUDA_VISIBLE_DEVICES is empty" if not devices else "each device once"
-            raise UserError(f"hydra.launcher.devices={devices}: {why}. hydra/launcher=packed runs the jobs without.")
-        parts = spread({number: self.configs[number] for number in numbers}, len(devices), self.pack_size)
-        with FolderLock(sweep.folder):  # so that `unlearn status` sees it running
-            return run_on_devices(sweep, parts, devices)
+        sweep.local = self.settings
+        sweep.write()
+        configs = self.unfinished(sweep, numbers)
+        return run_local(sweep, configs) if configs else {}
 
 
 class SlurmLauncher(SweepLauncher):
@@ -162,14 +169,8 @@ class SlurmLauncher(SweepLauncher):
         from unlearn.sweeps.packs import packs
         from unlearn.sweeps.status import wait_for
         from unlearn.sweeps.submission import submit
-        from unlearn.sweeps.sweep import finished
 
-        configs = {number: self.configs[number] for number in numbers}
-        for number in [n for n, config in configs.items() if finished(config)]:
-            log.info(
-                f"\t#{number} is finished: nothing to do (train.force=true repeats it): {sweep.jobs[number].folder}"
-            )
-            del configs[number]
+        configs = self.unfinished(sweep, numbers)
         if not configs:
             return {}
         groups = packs(configs, len(configs) if self.pack_size is None else self.pack_size)
@@ -192,18 +193,21 @@ class AutoLauncher(SlurmLauncher):
             log.info("hydra/launcher=auto: SLURM answers, the jobs go there (hydra/launcher=packed runs them here)")
         else:
             log.info(
-                "hydra/launcher=auto: no SLURM answers, the jobs run here, together (hydra/launcher=packed, local)"
+                "hydra/launcher=auto: no SLURM answers, the jobs run here, on all GPUs where there are several "
+                "(hydra/launcher=local), else together in this process (hydra/launcher=packed)"
             )
 
     def run(self, sweep: Sweep, numbers: list[int]) -> Mapping[int, str]:
         """Run on SLURM or here."""
         if self.on_slurm:
             return super().run(sweep, numbers)
-        return (LocalLauncher() if self._on_several(numbers) else PackedLauncher()).run(sweep, numbers)
+        launcher = LocalLauncher() if self._on_several(numbers) else PackedLauncher()
+        launcher.configs = self.configs
+        return launcher.run(sweep, numbers)
 
     def _on_several(self, numbers: list[int]) -> bool:
         """Whether the jobs would run on a GPU, and there are several."""
-        from unlearn.sweeps.local import visible_devices
+        from unlearn.sweeps.local import count_gpus, visible_devices
 
         wanted = {self.configs[number].model.device for number in numbers}
-        return wanted <= {"auto", "cuda"} and len(numbers) > 1 and len(visible_devices()) > 1
+        return wanted <= {"auto", "cuda"} and len(numbers) > 1 and count_gpus() > 0 and len(visible_devices()) > 1
