@@ -560,6 +560,8 @@ def test_every_figure_is_drawn_and_has_its_data(material):
         "texts",
         "texts_ngrams",
         "course",
+        "attacks",
+        "attack_levels",
         "training",
     }
     assert made["figure_2"].chart is None  # no coefficient varies
@@ -569,7 +571,9 @@ def test_every_figure_is_drawn_and_has_its_data(material):
         "texts",
         "texts_ngrams",
         "course",
-    }:  # these runs have no texts and no eval.every
+        "attacks",
+        "attack_levels",
+    }:  # these runs have no texts, no eval.every and no attack
         assert made[name].chart is not None, made[name].caption
         assert len(made[name].data) > 0
     three = made["figure_3"].data

@@ -77,7 +77,7 @@ def test_every_output_type_is_evaluated_as_lm_eval_does(folder, toy, name):
 
 @pytest.mark.parametrize("name", WAYS)
 def test_what_has_no_options_cannot_be_perturbed(folder, name):
-    with pytest.raises(UserError, match=f"task x_{name}, question 0: queries other than default"):
+    with pytest.raises(UserError, match=f"task x_{name}, question 0: perturbed queries need"):
         load_suite({"retain": [f"x_{name}"]}, {"default": [], "perturbed": ["a"]}, include_path=str(folder))
 
 

@@ -71,7 +71,7 @@ def test_the_command(short, capsys):
     [
         (["evaluate", "RUN", "eval=toyy"], "eval=toyy: no such option. Did you mean 'toy'?"),
         (["evaluate", "RUN", "eval=none"], "eval.tasks and eval.texts are empty"),
-        (["evaluate", "/nowhere", "eval=toy"], "cannot read a tokenizer"),
+        (["evaluate", "/nowhere", "eval=toy"], "model.path=/nowhere: there is no such folder."),
         (["compare", "RUN", "/nowhere"], "no run is here"),
         (["prefetch", "rna.nu=-1"], "rna.nu=-1 is not allowed"),
         (["prefetch", "rna.nuu=1"], "rna.nuu: unknown key. Did you mean 'rna.nu'?"),

@@ -19,7 +19,9 @@ Form = Callable[[Task], Task]  # a task as it is to be asked; the one that is gi
 PROMPT = "Question: {{question.strip()}}\nAnswer:"  # that of lm-eval's mmlu_continuation
 
 
-def options(document: Mapping[str, Any], task: str, question: int, what: str) -> tuple[list[str], int]:
+def options(
+    document: Mapping[str, Any], task: str, question: int, what: str, advice: str = ""
+) -> tuple[list[str], int]:
     """The options of a multiple-choice question and the index of the right one, as in cais/mmlu and cais/wmdp.
 
     Raises UserError, saying that `what` needs them, for a document that has no such columns.
@@ -28,7 +30,7 @@ def options(document: Mapping[str, Any], task: str, question: int, what: str) ->
     if not isinstance(choices, list) or not isinstance(answer, int) or not 0 <= answer < len(choices):
         raise UserError(
             f"task {task}, question {question}: {what} the columns `choices` (a list) and `answer` (an index); "
-            f"it has {', '.join(document)}."
+            f"it has {', '.join(document)}. {advice}".rstrip()
         )
     return choices, answer
 

@@ -33,7 +33,8 @@ def perturb(
     Raises:
         UserError: the document has no such columns, or every token is its right answer.
     """
-    choices, answer = options(document, task, question, "queries other than default (eval.queries) need")
+    advice = "Set eval.queries=[default], or eval.asked_of, to leave them out."
+    choices, answer = options(document, task, question, "perturbed queries need", advice)
     rng = random.Random(f"{seed}/{task}/{question}")
     wrong = [i for i in range(len(choices)) if i != answer]
     count = min(count, len(wrong))

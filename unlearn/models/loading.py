@@ -80,7 +80,8 @@ class Source:
     def torch_dtype(self) -> torch.dtype:
         """The dtype that `dtype` stands for on this device."""
         if self.dtype == "auto":
-            return torch.float32 if self.torch_device.type == "cpu" else torch.bfloat16
+            on_cpu = self.device == "cpu" or (self.device == "auto" and not torch.cuda.is_available())
+            return torch.float32 if on_cpu else torch.bfloat16
         return getattr(torch, self.dtype)
 
     def origin(self) -> dict[str, Any]:
