@@ -1,10 +1,12 @@
 """Whole runs on the embedded model: what they leave behind, what they refuse, what survives a failure."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForMultimodalLM, AutoTokenizer, Gemma3Config
 
 from tests.conftest import ROOT, read_jsonl, untimed, write_jsonl
 from unlearn.config.identity import run_folder
@@ -12,6 +14,7 @@ from unlearn.errors import UserError
 from unlearn.evaluate.harness import evaluate
 from unlearn.experiment import run, run_together
 from unlearn.models.delta import load_delta, save_delta
+from unlearn.models.export import export
 from unlearn.runs.folder import RunFolder
 
 METHODS = sorted(f.stem for f in (ROOT / "conf/method").glob("*.yaml"))
@@ -42,6 +45,31 @@ def test_every_method_runs(short, method):
 def test_every_experiment_runs_for_a_step_on_the_embedded_model(short, experiment):
     folder = run(short(f"experiment={experiment}", *ON_TOY))
     assert len(read_jsonl(folder / "train.jsonl")) == 1
+
+
+def test_a_multimodal_checkpoint_is_trained_asked_and_exported(short, tmp_path):
+    torch.manual_seed(0)
+    base = tmp_path / "base"
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "unlearn/toy/model")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 6, "num_attention_heads": 2}
+    config = Gemma3Config(
+        text_config=sizes | {"vocab_size": len(tokenizer), "num_key_value_heads": 1, "head_dim": 8},
+        vision_config=sizes | {"image_size": 8, "patch_size": 4},
+    )
+    AutoModelForMultimodalLM.from_config(config).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    (base / "preprocessor_config.json").write_text('{"image_processor_type": "Gemma3ImageProcessor"}')
+    model = (f"model.path={base}", "model.num_layers=6", "model.layer=3", "model.name=tiny")
+    folder = run(short(*model, "eval=toy", "eval.limit=3", "eval.maxlogit.tokens=2", "train.lr=1e-2"))
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert {"base/toy_retain/default/acc", "unlearned/toy_retain/perturbed/acc"} <= metrics.keys()
+    out = tmp_path / "exported"
+    export(folder, out)
+    before, after = (load_file(f / "model.safetensors") for f in (base, out))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {f"language_model.model.layers.{i}.mlp.down_proj.weight" for i in (1, 2, 3)}
+    assert (out / "preprocessor_config.json").read_text() == (base / "preprocessor_config.json").read_text()
 
 
 def test_what_a_run_leaves(short):
@@ -226,3 +254,16 @@ def test_wrong_tasks_are_named_before_anything_is_trained(short):
     with pytest.raises(UserError, match=r"unknown lm-eval task 'toy_retan'\. Did you mean 'toy_retain'\?"):
         run(config)
     assert not run_folder(config).exists()
+
+
+def test_a_place_that_cannot_be_written_to_is_named_before_anything_is_loaded(short, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be written to .* output_root=DIR chooses another place"):
+        run(short(f"output_root={tmp_path / 'file'}"))
+
+
+def test_a_full_disk_is_named_before_training(short, monkeypatch):
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))  # a mock: no disk is filled
+    with pytest.raises(UserError, match=r"0\.0 GB are free on its disk, and deltas and checkpoints need"):
+        run(short())

@@ -28,10 +28,13 @@ from unlearn.runs.inputs import Inputs, load_inputs, make_evaluator
 from unlearn.runs.memory import must_recompute
 from unlearn.runs.results import measure_course, results_of
 from unlearn.screen import say
+from unlearn.storage.files import check_space, check_writable
 from unlearn.tracking.terminal import show_result, training_progress
 from unlearn.training.loop import Record, train
 from unlearn.training.optimizer import schedule
 from unlearn.training.variant import Variant, make_variant
+
+CHECKPOINT = 3  # matrices for each trained one: itself and two moments
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ def run_together(configs: list[Config], hydra_folders: Sequence[Path | None] = (
     """
     reuse_memory()
     shared = _shared(configs)
+    check_writable(run_folder(shared).parent)
     inputs = load_inputs(shared)
     errors: dict[Path, Exception | None] = {}
     with ExitStack() as stack:
@@ -112,6 +116,7 @@ def _train(runs: list[ActiveRun], shared: Config, inputs: Inputs) -> None:
     model = load_whole(inputs.source) if whole else load_up_to(inputs.source, layer)
     cut = CutModel(model, layer, parameters=parameters)
     say(f"Trained parameters: {', '.join(cut.frozen)}")
+    check_space(run_folder(shared).parent, len(runs) * _bytes_of_files(shared, cut))
     noise = Ahead(cut.dim, cut.device)
     pairs: list[tuple[ActiveRun, Variant]] = []
     for active, method in zip(runs, methods, strict=True):
@@ -125,6 +130,14 @@ def _train(runs: list[ActiveRun], shared: Config, inputs: Inputs) -> None:
         if active.error is None:
             with active.catching_errors():
                 active.finish_training(variant, cut.frozen)
+
+
+def _bytes_of_files(shared: Config, cut: CutModel) -> int:
+    """What a run's delta, checkpoint and weights along the course take, in float32; samples and logs are small."""
+    t = shared.train
+    along = 0 if shared.eval.every is None else t.steps // shared.eval.every
+    checkpoint = 2 * CHECKPOINT if t.checkpoint_every else 0  # the next one is written before the last is removed
+    return 4 * (1 + along + checkpoint) * sum(weight.numel() for weight in cut.frozen.values())
 
 
 def _train_variants(pairs: list[tuple[ActiveRun, Variant]], shared: Config, inputs: Inputs, cut: CutModel) -> None:

@@ -1,6 +1,8 @@
 """`unlearn attack`: plans, the files it leaves, going on after an interruption, the table."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -146,3 +148,13 @@ def test_a_failed_attack_leaves_the_run_finished(tmp_path, conf, monkeypatch):
 def test_attacks_are_checked_at_the_start(conf, overrides, said):
     with pytest.raises(UserError, match=said):
         conf(*overrides)
+
+
+def test_a_grid_from_the_command_line_is_attacked(tmp_path):
+    """In launch.py's own process Hydra is at work already."""
+    short = ("train.steps=1", "eval.subset=8", "eval.queries=[default]", "tracker=none", f"output_root={tmp_path}")
+    grid = ("-m", "hydra/launcher=packed", "rna.nu=0,0.5", "attacks=[shuffled]")
+    command = [sys.executable, str(ROOT / "launch.py"), *grid, *short]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("runs/*/attacks/shuffled-*.json"))) == 2

@@ -10,26 +10,21 @@ import pytest
 import torch
 import transformers
 from lm_eval.api.instance import Instance
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from tests.conftest import ROOT
+from tests.models.families import one_step
 from unlearn.analysis.theory.predicted import Predicted
 from unlearn.analysis.theory.run import plain_kernels
-from unlearn.data.batches import batches
-from unlearn.data.corpora import Topic
 from unlearn.evaluate.maxlogit import max_logits
 from unlearn.evaluate.scorer import Scorer
-from unlearn.methods.misdirection import Misdirection
-from unlearn.methods.rmu import RMU
-from unlearn.methods.rna import RNA
-from unlearn.models.architectures import decoder_layers
+from unlearn.models.architectures import auto_class, decoder_layers
 from unlearn.models.cutting import CutModel
 from unlearn.models.delta import save_delta
 from unlearn.models.export import export
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_tokenizer, load_up_to, load_whole
-from unlearn.training.loop import train
-from unlearn.training.variant import make_variant
 
 LAYER, DIM = 3, 16
 SMALL = {"hidden_size": DIM, "num_hidden_layers": 6, "num_attention_heads": 2, "initializer_range": 0.2}
@@ -42,22 +37,43 @@ ARCHITECTURES = {
     "Qwen2": LLAMA,
     "Qwen3": LLAMA,
     "Gemma2": GEMMA,
-    "Gemma3": GEMMA | {"layer_types": ["sliding_attention", "full_attention"] * 3},
+    "Gemma3Text": GEMMA | {"layer_types": ["sliding_attention", "full_attention"] * 3},
     "GPTNeoX": SMALL | {"intermediate_size": 32},
     "GPT2": {"n_embd": DIM, "n_layer": 6, "n_head": 2, "n_positions": 32, "initializer_range": 0.2},
+    "GPTJ": {"n_embd": DIM, "n_layer": 6, "n_head": 2, "rotary_dim": 4, "initializer_range": 0.2},
+    "Mpt": {"d_model": DIM, "n_layers": 6, "n_heads": 2, "expansion_ratio": 2, "initializer_range": 0.2},
     "Olmo2": LLAMA,
     "Phi3": LLAMA | {"pad_token_id": 1},
     "Mixtral": LLAMA | MOE | {"num_local_experts": 4},
     "Qwen3Moe": LLAMA | MOE | {"num_experts": 4, "moe_intermediate_size": 24},
 }
-DOWN_PROJECTION = {"GPTNeoX": "mlp.dense_4h_to_h.weight", "GPT2": "mlp.c_proj.weight"} | dict.fromkeys(
-    ("Mixtral", "Qwen3Moe"), "mlp.experts.down_proj"
-)
+TOWER = {"num_hidden_layers": 6, "intermediate_size": 16, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+MULTIMODAL = {  # text and vision; the tower has as many layers as the language model
+    "Gemma3": (GEMMA, TOWER | {"hidden_size": 8}),
+    "Mistral3": (LLAMA | {"model_type": "mistral"}, TOWER | {"hidden_size": 8, "head_dim": 4}),
+    "Qwen2VL": (
+        SMALL | {"intermediate_size": 32, "num_key_value_heads": 1, "rope_parameters": {"mrope_section": [1, 1, 2]}},
+        {"depth": 6, "embed_dim": 8, "num_heads": 2, "hidden_size": DIM},
+    ),
+    "Llama4": (
+        LLAMA | MOE | {"intermediate_size_mlp": 32, "num_local_experts": 4, "interleave_moe_layer_step": 1},
+        TOWER | {"hidden_size": 8, "vision_output_dim": 8, "projector_input_dim": 8, "projector_output_dim": 8},
+    ),
+}
+DOWN_PROJECTION = {
+    "GPTNeoX": "mlp.dense_4h_to_h.weight",
+    "GPT2": "mlp.c_proj.weight",
+    "GPTJ": "mlp.fc_out.weight",
+    "Mpt": "ffn.down_proj.weight",
+    "Mixtral": "mlp.experts.down_proj",
+    "Qwen3Moe": "mlp.experts.down_proj",
+    "Llama4": "feed_forward.experts.down_proj",
+}
 IDS_BT = torch.tensor([[3, 4, 5, 6, 7], [8, 9, 10, 11, 12]])
 MASKS = {"none": None, "left": [[0, 0, 1, 1, 1], [1] * 5], "right": [[1, 1, 1, 0, 0], [1] * 5]}
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=[*ARCHITECTURES, *MULTIMODAL])
 def architecture(request):
     return request.param
 
@@ -68,14 +84,20 @@ def folder(architecture, tmp_path_factory):
     path = tmp_path_factory.mktemp(architecture)
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "unlearn" / "toy" / "model")
-    text = "Text" if architecture == "Gemma3" else ""
-    config = getattr(transformers, f"{architecture}{text}Config")(
-        vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=1, **ARCHITECTURES[architecture]
-    )
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    config = tiny_config(architecture, len(tokenizer))
+    model = auto_class(config).from_config(config, attn_implementation="eager")
     model.save_pretrained(path, max_shard_size="30KB")
     tokenizer.save_pretrained(path)
     return path
+
+
+def tiny_config(architecture, vocabulary):
+    make = getattr(transformers, f"{architecture}Config")
+    tokens = {"vocab_size": vocabulary, "bos_token_id": 0, "eos_token_id": 1}
+    if architecture not in MULTIMODAL:
+        return make(**tokens, **ARCHITECTURES[architecture])
+    text, tower = MULTIMODAL[architecture]
+    return make(text_config=tokens | text, vision_config=tower)
 
 
 @pytest.fixture(scope="module")
@@ -176,28 +198,8 @@ def counting_calls(module):
         handle.remove()
 
 
-def one_step(cut: CutModel):
-    objective = Misdirection(
-        RMU(5.0),
-        {"bio": RMU(5.0).control_vector(DIM, torch.Generator().manual_seed(0))},
-        10.0,
-        "padding",
-        RNA(0.1, "std", 0),
-    )
-    variant = make_variant(
-        objective,
-        cut.frozen,
-        lr=1e-2,
-        betas=(0.9, 0.999),
-        eps=1e-8,
-        weight_decay=0.0,
-        precision="master",
-        optimizer="adamw",
-    )
-    topic = Topic("bio", [[3, 4, 5, 6, 7, 8, 9, 10], [11, 12, 13]], [[14, 15, 16, 17], [18, 19]], {})
-    stream = batches([topic], steps=1, batch_size=2, pad_id=1, side="right")
-    train(cut, [variant], stream, mask_padding=False, log_every=1, on_record=lambda *_: None)
-    return variant
+def stored(folder):
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
 def test_after_a_step_exactly_the_named_parameters_differ_and_the_export_gives_the_same_logits(
@@ -210,10 +212,11 @@ def test_after_a_step_exactly_the_named_parameters_differ_and_the_export_gives_t
     (run / "run.json").write_text(json.dumps({"config": {"model": model}}))
     save_delta(run / "delta.safetensors", variant.weights, cut.frozen, {}, {})
     export(run, tmp_path / "exported")
-    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "exported", attn_implementation="eager").eval()
+    exported = auto_class(whole.config).from_pretrained(tmp_path / "exported", attn_implementation="eager").eval()
 
-    before, after = whole.state_dict(), exported.state_dict()
+    before, after = whole.state_dict(), exported.state_dict()  # with the towers of a multimodal model
     assert before.keys() == after.keys()
+    assert stored(folder).keys() == stored(tmp_path / "exported").keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     projection = DOWN_PROJECTION.get(architecture, "mlp.down_proj.weight")
     assert changed == set(variant.weights)

@@ -1,16 +1,25 @@
 """Loading to layer l, cutting, replaying: equal to the whole model, to the bit."""
 
 import json
+import sys
 
 import gguf
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    BartConfig,
+    BertConfig,
+    Gemma3Config,
+    NemotronHConfig,
+)
 
 from unlearn.errors import UserError
 from unlearn.models.architectures import decoder_layers, parameter_names
 from unlearn.models.cutting import CutModel
-from unlearn.models.loading import Source, load_config, load_tokenizer, load_up_to, load_whole
+from unlearn.models.loading import Source, check_weights, load_config, load_tokenizer, load_up_to, load_whole
 
 IDS_BT = torch.tensor([[3, 4, 5, 6, 7], [8, 9, 10, 11, 12]])
 
@@ -74,6 +83,36 @@ def test_parameters_are_chosen_by_name_and_a_wrong_one_is_answered_with_the_righ
         parameter_names(layer, ["mlp.down.weight"])
     with pytest.raises(UserError, match="no MLP down projection of a known name"):
         parameter_names(torch.nn.Linear(2, 2), None)
+    with pytest.raises(UserError, match=r"no layer from 1 to 3 has 'mlp.up\.weight'"):
+        CutModel(tiny_llama, 3, parameters=["mlp.up_proj.weight", "mlp.up.weight"])
+
+
+def test_layers_that_differ_train_those_of_the_chosen_parameters_that_they_have():
+    """A model whose layers are attention or an MLP, state space or experts."""
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "head_dim": 8, "num_attention_heads": 2, "vocab_size": 50}
+    config = NemotronHConfig(
+        **sizes, num_key_value_heads=1, layers_block_type=["attention", "mlp"] * 3, initializer_range=0.3
+    )
+    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    cut = CutModel(model, 3, parameters=["mixer.down_proj.weight", "mixer.o_proj.weight"])
+    assert [name.split(".", 2)[2] for name in cut.frozen] == [
+        "1.mixer.down_proj.weight", "2.mixer.o_proj.weight", "3.mixer.down_proj.weight"
+    ]  # fmt: skip
+    assert torch.equal(cut.span(cut.prefix(IDS_BT), cut.frozen), whole_hidden(model, 3, IDS_BT))
+    with pytest.raises(UserError, match=r"no parameter 'mixer.down_proj.weight'.*mixer\.o_proj\.weight"):
+        CutModel(model, 3, parameters=["mixer.down_proj.weight"])
+
+
+def test_a_model_whose_tokens_see_later_ones_is_refused():
+    config = BertConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=6, num_attention_heads=2, vocab_size=50)
+    with pytest.raises(UserError, match="BertLMHeadModel is not a decoder: states depend on later tokens"):
+        CutModel(AutoModelForCausalLM.from_config(config).eval(), 3)
+
+
+def test_an_encoder_with_a_decoder_is_refused_before_weights_are_loaded(tmp_path):
+    BartConfig().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"model\.path=.*: BartConfig describes an encoder and a decoder"):
+        load_config(Source(str(tmp_path)))
 
 
 def test_only_the_layers_up_to_l_are_loaded(tiny_llama, tmp_path):
@@ -97,6 +136,91 @@ def test_shards_that_hold_only_later_layers_are_not_needed(tiny_llama, tmp_path)
     assert needed < set(index.values())
     cut = CutModel(load_up_to(Source(str(tmp_path)), 3), 3)
     assert torch.equal(cut.span(cut.prefix(IDS_BT), cut.frozen), whole_hidden(tiny_llama, 3, IDS_BT))
+
+
+REMOTE = """
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
+
+
+class TinyConfig(LlamaConfig):
+    model_type = "tiny_remote"
+
+
+class TinyModel(LlamaModel):
+    config_class = TinyConfig
+
+
+class TinyForCausalLM(LlamaForCausalLM):
+    config_class = TinyConfig
+"""
+
+
+def test_a_model_with_code_of_its_own_is_cut_where_that_code_is_trusted(tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("sys.path", [*sys.path])
+    folder = tmp_path / "checkpoint"
+    tiny_llama.save_pretrained(folder)
+    (folder / "remote.py").write_text(REMOTE)
+    config = json.loads((folder / "config.json").read_text())
+    classes = {"AutoConfig": "TinyConfig", "AutoModel": "TinyModel", "AutoModelForCausalLM": "TinyForCausalLM"}
+    config |= {"model_type": "tiny_remote", "auto_map": {auto: f"remote.{name}" for auto, name in classes.items()}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"model\.path=.*contains custom code"):
+        load_up_to(Source(str(folder), device="cpu"), 3)
+    source = Source(str(folder), device="cpu", trust_remote_code=True)
+    cut = CutModel(load_up_to(source, 3), 3)
+    assert type(cut.model).__name__ == "TinyModel"
+    assert torch.equal(cut.span(cut.prefix(IDS_BT), cut.frozen), whole_hidden(load_whole(source), 3, IDS_BT))
+
+
+@pytest.fixture
+def multimodal(tmp_path):
+    """A checkpoint in shards so small that each holds little more than one matrix."""
+    torch.manual_seed(0)
+    sizes = {"intermediate_size": 32, "num_hidden_layers": 6, "num_attention_heads": 2, "hidden_size": 16}
+    text = sizes | {"vocab_size": 50, "num_key_value_heads": 1, "head_dim": 8, "initializer_range": 0.3}
+    config = Gemma3Config(
+        text_config=text, vision_config=sizes | {"image_size": 8, "patch_size": 4}, tie_word_embeddings=False
+    )
+    AutoModelForMultimodalLM.from_config(config).save_pretrained(tmp_path, max_shard_size="1KB")
+    return tmp_path
+
+
+def test_of_a_multimodal_checkpoint_neither_tower_nor_head_is_needed_or_kept(multimodal):
+    whole = load_whole(Source(str(multimodal), device="cpu"))
+    index = json.loads((multimodal / "model.safetensors.index.json").read_text())["weight_map"]
+    kinds = (
+        "vision_tower.",
+        "language_model.lm_head.",
+        "language_model.model.layers.4.",
+        "language_model.model.layers.5.",
+    )
+    unneeded = {n for n in index if n.startswith(kinds)}
+    assert all(any(n.startswith(kind) for n in unneeded) for kind in kinds)
+    for shard in {index[n] for n in unneeded} - {index[n] for n in index.keys() - unneeded}:
+        (multimodal / shard).unlink()
+    check_weights(Source(str(multimodal)), 3)
+    with pytest.raises(UserError, match="weight files are missing"):
+        check_weights(Source(str(multimodal)), None)
+    cut = CutModel(load_up_to(Source(str(multimodal), device="cpu"), 3), 3)
+    assert torch.equal(cut.span(cut.prefix(IDS_BT), cut.frozen), whole_hidden(whole, 3, IDS_BT))
+    kept = {name for name, _ in cut.model.named_parameters()}
+    assert not kept & {name for name, _ in whole.named_parameters() if "vision_tower" in name or "lm_head" in name}
+    assert set(cut.frozen) == {f"model.language_model.layers.{i}.mlp.down_proj.weight" for i in (1, 2, 3)}
+    assert set(cut.frozen) <= kept  # named as in the whole model
+
+
+def test_matrices_that_a_checkpoint_lacks_are_not_drawn_at_random(multimodal):
+    file = multimodal / "model.safetensors.index.json"
+    index = json.loads(file.read_text())
+    name = "language_model.model.layers.2.mlp.up_proj.weight"
+    shard = index["weight_map"].pop(name)
+    file.write_text(json.dumps(index))
+    kept = {n: w for n, w in load_file(multimodal / shard).items() if n != name}
+    save_file(kept, multimodal / shard, {"format": "pt"})
+    for load in (load_whole, lambda source: load_up_to(source, 3)):
+        with pytest.raises(UserError, match=r"lacks model\.language_model\.layers\.2\.mlp\.up_proj\.weight"):
+            load(Source(str(multimodal), device="cpu"))
 
 
 def write_gguf(file, layers=6, dim=32, vocabulary=40):

@@ -5,7 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModel, AutoModelForCausalLM, MistralConfig, MixtralConfig
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3TextConfig,
+    MistralConfig,
+    MixtralConfig,
+)
 
 from tests.training.test_loop import SETTINGS
 from unlearn.data.batches import batches
@@ -96,6 +103,13 @@ def test_a_mixture_of_experts_multiplies_the_visited_ones_and_stores_all():
     assert mixed.active == dense.active + router
     assert mixed.trained == 4 * dense.trained
     assert mixed.layer_parameters == dense.layer_parameters + 3 * 3 * 64 * 224 + router
+
+
+def test_of_a_multimodal_model_the_language_model_counts():
+    text = SIZE | {"head_dim": 16}
+    config = Gemma3Config(text_config=text, vision_config=SIZE)
+    assert Shape.of(config, LAYER) == Shape.of(Gemma3TextConfig(**text), LAYER)
+    assert Shape.of(config, LAYER).tied
 
 
 def test_the_published_step_is_six_times_ours_at_zephyrs_shape():

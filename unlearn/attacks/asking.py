@@ -115,6 +115,10 @@ class Rephrased(Asking):
         """Somebody must name them."""
         return None if self.tasks else "name the tasks, e.g. +attack.tasks.forget=[TASK]"
 
+    def members(self, victim: Victim) -> dict[str, list[str]]:
+        """Those of the other tasks."""
+        return _suite(victim, *self.asked(victim.config.eval, 1)).members
+
     def asked(self, e: EvalConfig, level: float) -> tuple[EvalConfig, Form | None]:
         """Other tasks."""
         asked_of = {query: [r for r in roles if r in self.tasks] for query, roles in e.asked_of.items()}

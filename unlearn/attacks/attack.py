@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +19,7 @@ from unlearn.evaluate.suite import Suite
 from unlearn.models.group import ModelGroup
 
 Metrics = dict[str, float]  # "MODEL/TASK/QUERY/METRIC" -> value, as in metrics.json
-Measured = Iterator[tuple[float, Metrics]]
+Measured = Generator[tuple[float, Metrics], None, None]
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,10 @@ class Attack(ABC):
         """The levels, ascending where order matters."""
         assert self.levels is not None
         return self.levels
+
+    def members(self, victim: Victim) -> dict[str, list[str]]:
+        """Role -> the tasks, and held-out texts, that are asked."""
+        return victim.suite.members
 
     def uses(self, victim: Victim) -> dict[str, Any]:
         """What else than the model's weights and the attack's own arguments determines the metrics."""

@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from unlearn.attacks.attack import Measured, OnQuestions, Victim
+from unlearn.attacks.attack import Measured, Metrics, OnQuestions, Victim
 from unlearn.attacks.lens import LogitLens
 from unlearn.data.batches import pad
 from unlearn.evaluate.chat import encode_prompts
@@ -68,7 +68,7 @@ class Probe(OnQuestions):
         states = {role: last_states(victim, [q.prompt for q in found]) for role, found in asked.items()}
         for level in self.levels_of(victim):
             if level in missing:
-                figures = {}
+                figures: Metrics = {}
                 for role, found in asked.items():
                     figures |= probe(found, states[role][:, int(level)].numpy(), victim.label)
                 yield level, figures

@@ -87,8 +87,11 @@ class Relearning(Change):
 
     def _rows(self, victim: Victim) -> list[list[int]]:
         """Token ids of the documents, topics in turn."""
-        how = {"max_length": victim.max_length, "documents": self.documents, "reading": self._reading(victim)}
-        corpora = [load_texts(path, KEY, victim.tokenizer, **how).rows for path in self._paths(victim)]
+        how: dict[str, Any] = {"documents": self.documents, "reading": self._reading(victim)}
+        corpora = [
+            load_texts(path, KEY, victim.tokenizer, max_length=victim.max_length, **how).rows
+            for path in self._paths(victim)
+        ]
         longest = max(map(len, corpora))
         return [rows[i] for i in range(longest) for rows in corpora if i < len(rows)]
 

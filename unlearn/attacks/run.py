@@ -94,8 +94,8 @@ def _attack(folder: RunFolder, attacks: Sequence[Planned], overrides: list[str])
             _measure(replace(victim, base=lambda: group.use(1)), planned.attack, own)
         _measure(replace(victim, label="base"), planned.attack, base)
         own.write(base=base.found)
-        found.append((planned, own.found, base.found))
-    show(folder.path.name, found, inputs.questions.suite.members)
+        found.append((planned, own, base))
+    show(folder.path.name, found)
     say(f"Files: {folder.file('attacks')}")
 
 
@@ -183,8 +183,8 @@ def _stages(folder: RunFolder, inputs: Inputs, victim: Victim, planned: Planned,
         key["delta"] = hashlib.sha256(folder.file("delta.safetensors").read_bytes()).hexdigest()
         file = folder.file("attacks") / f"{planned.name}-{json_sha256(key)[:10]}.json"
     levels = {f"{level:g}": planned.attack.told(level) for level in planned.attack.levels_of(victim)}
-    about = {"attack": planned.name, "config": planned.config, "model": label, "questions": questions, "levels": levels}
-    return Stages.read(file, about)
+    about = {"attack": planned.name, "config": planned.config, "model": label, "questions": questions}
+    return Stages.read(file, {**about, "levels": levels, "roles": planned.attack.members(victim)})
 
 
 def _measure(victim: Victim, attack: Attack, stages: Stages) -> None:
@@ -196,21 +196,17 @@ def _measure(victim: Victim, attack: Attack, stages: Stages) -> None:
                 stages.add(level, metrics)
 
 
-Found = Sequence[
-    tuple[Planned, Mapping[str, Metrics], Mapping[str, Metrics]]
-]  # levels of the unlearned, of the base model
-
-
-def show(title: str, found: Found, members: Mapping[str, list[str]]) -> None:
-    """A table with a row for each level, model and measure, by role and query."""
-    columns = [(role, query) for role in members for query in QUERIES]
+def show(title: str, found: Sequence[tuple[Planned, Stages, Stages]]) -> None:
+    """A table with a row for each level, model (unlearned, base) and measure, by role and query."""
+    roles = dict.fromkeys(role for _, own, _ in found for role in own.about["roles"])
+    columns = [(role, query) for role in roles for query in QUERIES]
     rows = [
         (planned.name, planned.attack.told(float(level)), label, MEASURES[measure][0], figures)
         for planned, own, base in found
-        for level in own
+        for level in own.found
         for label, stages in (("unlearned", own), ("base", base))
         for measure in MEASURES
-        if (figures := role_means(stages.get(level, {}), members, label, measure))
+        if (figures := role_means(stages.found.get(level, {}), own.about["roles"], label, measure))
     ]
     shown = [column for column in columns if any(column in figures for *_, figures in rows)]
     table = Table(title=f"Attacks, {title}", box=SIMPLE_HEAD, pad_edge=False)

@@ -35,7 +35,7 @@ class Chat:
         if not tokenizer.chat_template:
             raise UserError("eval.chat_template=true, but the model's tokenizer has no chat template.")
         of_tokenizer = SimpleNamespace(tokenizer=tokenizer, chat_template_args={})
-        return cls(partial(HFLM.apply_chat_template, of_tokenizer), system_instruction, multiturn)  # type: ignore[arg-type]
+        return cls(partial(HFLM.apply_chat_template, of_tokenizer), system_instruction, multiturn)
 
     def arguments(self) -> Mapping[str, Any]:
         """Of lm-eval's `build_all_requests`."""

@@ -29,6 +29,7 @@ from transformers import PreTrainedTokenizerBase
 
 from unlearn.evaluate.journal import NO_JOURNALS, Journals, fingerprint
 from unlearn.evaluate.tree import Tree, grow, mask, shared_length
+from unlearn.models.architectures import head_of
 from unlearn.models.group import Forward, ModelGroup
 from unlearn.models.memory import in_batches
 from unlearn.storage.hashing import json_sha256
@@ -75,6 +76,9 @@ class Scorer(HFLM):
         self._encoded: dict[str, list[int]] = {}
         self._label = ""
         self._journals = journals or [NO_JOURNALS] * len(group)
+        head = head_of(group.model)
+        assert head is not None
+        self._head = head
         self._window = getattr(self.model.config.get_text_config(), "sliding_window", None)
         self.shares_prefixes = self._check_trees()
 
@@ -295,7 +299,7 @@ class Scorer(HFLM):
                 cache = {"past_key_values": beginning}
             # The head runs on the wanted positions only. What a model does after it (scaling, soft-capping) is
             # elementwise.
-            hook = self.model.get_output_embeddings().register_forward_pre_hook(only_these)
+            hook = self._head.register_forward_pre_hook(only_these)
             try:
                 return read(forward(input_ids=ids_RL[:, done:], **inputs, **cache).logits[0].float())
             finally:

@@ -2,45 +2,128 @@
 
 from __future__ import annotations
 
-import transformers
+from typing import Any
+
 from torch import nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from unlearn.errors import UserError
 
 SPAN = 3  # trained layers: l-2, l-1 and l (section 6.2)
 
-# Names of the MLP's down projection inside a decoder layer, by architecture; the first that exists is trained.
+KEPT = "kept_layers"  # of a model that was cut: the name of the list, which is now shorter than its configuration says
+
+# Names of the MLP's down projection inside a decoder layer, by architecture; the first that exists is trained. Experts
+# are one fused tensor. docs/models.md lists all families.
 DOWN_PROJECTIONS = (
     "mlp.down_proj.weight",  # Llama, Mistral, Qwen, Gemma, OLMo 2, Phi-3
     "mlp.dense_4h_to_h.weight",  # GPT-NeoX
     "mlp.c_proj.weight",  # GPT-2
-    "mlp.experts.down_proj",  # Mixtral, Qwen-MoE: one fused tensor for all experts
+    "mlp.experts.down_proj",  # Mixtral, Qwen-MoE
     "mlp.fc2.weight",  # Phi
     "fc2.weight",  # OPT
+    "mlp.fc_out.weight",  # GPT-J
+    "mlp.output_linear.weight",  # JetMoE
+    "mlp.text_moe.experts.down_proj",  # Ernie 4.5 VL
+    "mlp.Wo.weight",  # ModernBERT decoder
+    "mlp_block.down_proj.weight",  # RecurrentGemma
+    "ffn.down_proj.weight",  # MPT
+    "ffn.fc2.weight",  # Kosmos-2
+    "ffn.2.weight",  # CTRL
+    "feed_forward.down_proj.weight",  # Jamba, Llama 4
+    "feed_forward.experts.down_proj",
+    "feed_forward.w2.weight",  # LFM2
+    "feed_forward.value.weight",  # RWKV
+    "block_sparse_moe.experts.down_proj",  # GraniteMoE
+    "shared_mlp.output_linear.weight",  # GraniteMoE hybrid without experts
+    "output.dense.weight",  # GIT, BLIP
 )
 
 
-def decoder_layers(model: transformers.PreTrainedModel) -> nn.ModuleList:
-    """The list of decoder layers: the one ModuleList with as many entries as the model has layers."""
-    count = model.config.num_hidden_layers
-    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+def is_multimodal(config: PretrainedConfig) -> bool:
+    """Whether the language model is a part of what the configuration describes."""
+    return config.get_text_config() is not config
+
+
+def auto_class(config: PretrainedConfig) -> type[Any]:
+    """The class of transformers for the whole of a checkpoint: with its towers if it is multimodal."""
+    known = type(config) in AutoModelForMultimodalLM._model_mapping
+    if known and (is_multimodal(config) or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING):
+        return AutoModelForMultimodalLM
+    return AutoModelForCausalLM
+
+
+def layer_count(config: PretrainedConfig) -> int:
+    """The number of decoder layers. Raises UserError if the configuration is not that of a decoder."""
+    try:
+        text = config.get_text_config()
+        count = text.num_hidden_layers
+    except (AttributeError, ValueError):
+        raise UserError(f"{type(config).__name__} does not describe one stack of decoder layers.") from None
+    if config.is_encoder_decoder or text.is_encoder_decoder:
+        raise UserError(f"{type(config).__name__} describes an encoder and a decoder, not a decoder alone.")
+    return count
+
+
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The list of decoder layers: the first ModuleList with as many entries as the language model has layers."""
+    if hasattr(model, KEPT):
+        return model.get_submodule(getattr(model, KEPT))
+    count = layer_count(model.config)
+    language_model = model.get_decoder() if is_multimodal(model.config) else model.base_model
+    stacks = [m for m in language_model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     if not stacks:
         raise UserError(f"{type(model).__name__} has no list of {count} decoder layers: it cannot be cut.")
     return stacks[0]
 
 
-def parameter_names(layer: nn.Module, wanted: list[str] | None) -> list[str]:
-    """Names, inside a decoder layer, of the parameters to train.
+def without_head(model: PreTrainedModel) -> PreTrainedModel:
+    """The part that turns token ids into the states that the head takes."""
+    if model.base_model is not model or not is_multimodal(model.config):
+        return model.base_model
+    stack = decoder_layers(model)
+    return [m for m in model.modules() if isinstance(m, PreTrainedModel) and stack in m.modules()][-1]
 
-    Raises UserError, listing the layer's parameters, if a wanted name does not exist or no default applies.
+
+def head_of(model: PreTrainedModel) -> nn.Linear | None:
+    """The head, which may belong to a model inside the model; None if there is none."""
+    parts = (part for part in model.modules() if isinstance(part, PreTrainedModel))
+    return next((head for part in parts if (head := part.get_output_embeddings()) is not None), None)
+
+
+def keep_up_to(model: PreTrainedModel, layer: int) -> None:
+    """Take out of a model, in place, what the states at `layer` do not need: later layers, the head, the towers."""
+    stack = decoder_layers(model)
+    del stack[layer + 1 :]
+    # The configuration stays: layers may compute with their number.
+    setattr(model, KEPT, next(name for name, module in model.named_modules() if module is stack))
+    head = head_of(model)
+    for part in [m for m in model.modules() if stack in m.modules()]:
+        for name, child in part.named_children():
+            if child is head or (isinstance(child, PreTrainedModel) and stack not in child.modules()):
+                setattr(part, name, None)
+                part._is_hf_initialized = True  # some initialise their parts by name
+    left = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    tied = model.all_tied_weights_keys.items()
+    model.all_tied_weights_keys = {target: source for target, source in tied if {target, source} <= left}
+
+
+def parameter_names(layer: nn.Module, wanted: list[str] | None) -> list[str]:
+    """Names, inside a decoder layer, of the parameters to train: those of the wanted ones that it has.
+
+    Raises UserError, listing the layer's parameters, if there is none, or no default applies.
     """
     existing = [name for name, _ in layer.named_parameters()]
-    if wanted is None:
-        wanted = [name for name in DOWN_PROJECTIONS if name in existing][:1]
-    missing = [name for name in wanted if name not in existing]
-    if missing or not wanted:
-        problem = f"no parameter {missing[0]!r}" if missing else "no MLP down projection of a known name"
+    found = [name for name in (DOWN_PROJECTIONS if wanted is None else wanted) if name in existing]
+    if not found:
+        problem = f"no parameter {wanted[0]!r}" if wanted else "no MLP down projection of a known name"
         raise UserError(
             f"model.parameters: a decoder layer of this model has {problem}. Its parameters: {', '.join(existing)}."
         )
-    return list(wanted)
+    return found[:1] if wanted is None else found

@@ -25,7 +25,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from unlearn.errors import UserError
-from unlearn.models.architectures import SPAN, decoder_layers, parameter_names
+from unlearn.models.architectures import SPAN, decoder_layers, head_of, is_multimodal, parameter_names, without_head
 from unlearn.models.replay import Outputs, forward_replaced, owners, recorded, replayed
 
 
@@ -71,20 +71,24 @@ class CutModel:
         self, model: transformers.PreTrainedModel, layer: int, span: int = SPAN, parameters: list[str] | None = None
     ) -> None:
         self.model, self.layer = model, layer
-        self._decoder = model.base_model  # without the head
+        self._decoder = without_head(model)
         self._stack = decoder_layers(model)
         self._later = list(self._stack)[layer + 1 :]
         self._span = range(layer - span + 1, layer + 1)
         stack_name = next(name for name, module in model.named_modules() if module is self._stack)
-        head_less = not hasattr(model, "lm_head") and model.get_output_embeddings() is None
-        prefix = f"{model.base_model_prefix}." if head_less and model.base_model_prefix else ""
+        head_less = not hasattr(model, "lm_head") and head_of(model) is None
+        inner = head_less and not is_multimodal(model.config)  # loaded as the base model of the whole one
+        prefix = f"{model.base_model_prefix}." if inner and model.base_model_prefix else ""
         self._names = {
             number: {n: f"{prefix}{stack_name}.{number}.{n}" for n in parameter_names(self._stack[number], parameters)}
             for number in self._span
         }
-        self._output_is_tuple = self._check()
+        unknown = set(parameters or []).difference(*self._names.values())
+        if unknown:
+            raise UserError(f"model.parameters: no layer from {self._span[0]} to {layer} has {sorted(unknown)[0]!r}.")
+        self._rest = self._check()
         self.packs = self._check_packing()
-        if model.get_output_embeddings() is not None:
+        if head_of(model) is not None:
             self._check_suffix()
 
     @property
@@ -149,7 +153,7 @@ class CutModel:
             swapped = {s: weights[full].to(h_BTD.dtype) for s, full in self._names[number].items()}
             with replayed(call.known):
                 output = functional_call(layer, swapped, (h_BTD, *call.args), call.kwargs)
-            h_BTD = output[0] if self._output_is_tuple else output
+            h_BTD = output[0] if isinstance(output, (tuple, list)) else output
         return h_BTD
 
     def suffix(
@@ -168,7 +172,7 @@ class CutModel:
         """
 
         def given(*_args: Any, **_kwargs: Any) -> Any:
-            return (h_BTD,) if self._output_is_tuple else h_BTD
+            return self._returned(h_BTD)
 
         earlier = dict.fromkeys(list(self._stack)[: self.layer], self._pass_on) | {self._stack[self.layer]: given}
         later = {layer: partial(checkpoint, layer.forward, use_reentrant=False) for layer in self._later}
@@ -187,8 +191,11 @@ class CutModel:
 
     def _pass_on(self, *args: Any, **kwargs: Any) -> Any:
         """In place of a layer's forward: its input."""
-        hidden_BTD = _hidden(args, kwargs)
-        return (hidden_BTD,) if self._output_is_tuple else hidden_BTD
+        return self._returned(_hidden(args, kwargs))
+
+    def _returned(self, hidden_BTD: Tensor) -> Any:
+        """What a layer returns with these states: themselves, or a tuple that begins with them."""
+        return hidden_BTD if self._rest is None else (hidden_BTD, *self._rest)
 
     def _decode(self, ids_BT: Tensor, attention_mask_BT: Tensor | None, positions_BT: Tensor | None) -> Tensor:
         positions = {} if positions_BT is None else {"position_ids": positions_BT}
@@ -208,26 +215,45 @@ class CutModel:
             raise UserError(f"{type(self.model).__name__} cannot be cut at layer {self.layer}: other logits follow.")
 
     @torch.no_grad()
-    def _check(self) -> bool:
-        """Check on a few tokens that cut and whole model agree; return whether the model's layers return tuples."""
-        seen: list[Any] = []
-        hook = self._stack[self.layer].register_forward_hook(lambda _module, _args, output: seen.append(output))
+    def _check(self) -> tuple[None, ...] | None:
+        """Check on a few tokens that cut and whole model agree; return what stands in for the rest of a layer's tuple.
+
+        None if the model's layers return no tuples.
+        """
+        seen: dict[int, Any] = {}
+        hooks = [
+            self._stack[number].register_forward_hook(lambda *call, number=number: seen.update({number: call[-1]}))
+            for number in self._span
+        ]
         ids_BT = torch.arange(2, 10, device=self.device).view(2, 4)
         try:
             self._decode(ids_BT, None, None)
         finally:
-            hook.remove()
-        self._output_is_tuple = isinstance(seen[0], tuple)
-        whole_BTD = seen[0][0] if self._output_is_tuple else seen[0]
+            for hook in hooks:
+                hook.remove()
+        cannot = f"{type(self.model).__name__} cannot be cut at layer {self.layer}"
+        skipped = [number for number in self._span if number not in seen]
+        if skipped:
+            raise UserError(f"{cannot}: it does not run layer {skipped[0]} on text.")
+        output = seen[self.layer]
+        self._rest = (None,) * (len(output) - 1) if isinstance(output, (tuple, list)) else None
+        whole_BTD = output[0] if isinstance(output, (tuple, list)) else output
+        if whole_BTD.shape != (*ids_BT.shape, self.dim):
+            raise UserError(f"{cannot}: its states are {tuple(whole_BTD.shape)}, not {(*ids_BT.shape, self.dim)}.")
         calls = self.prefix(ids_BT)
         for cut_BTD in (self.span(calls, self.frozen), self.span(calls, self.frozen)):  # replaying changes nothing
             if not torch.equal(cut_BTD, whole_BTD):
                 worst = (cut_BTD - whole_BTD).abs().max().item()
                 raise UserError(
-                    f"{type(self.model).__name__} cannot be cut at layer {self.layer}: replaying its layers gives "
-                    f"other hidden states than the whole model (largest difference {worst:.3g})."
+                    f"{cannot}: replaying its layers gives other hidden states than the whole model (largest "
+                    f"difference {worst:.3g})."
                 )
-        return self._output_is_tuple
+        ids_BT[:, -1] += 2  # a token that earlier ones must not see
+        other_BTD = self.span(self.prefix(ids_BT), self.frozen)
+        tolerance = 1e-4 if other_BTD.element_size() >= 4 else 2e-2
+        if (other_BTD - whole_BTD)[:, :-1].norm() > tolerance * whole_BTD[:, :-1].norm():
+            raise UserError(f"{type(self.model).__name__} is not a decoder: states depend on later tokens.")
+        return self._rest
 
     @torch.no_grad()
     def _check_packing(self) -> bool:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME
+
 from unlearn.errors import UserError
 from unlearn.models.delta import apply_delta, load_delta
-from unlearn.models.loading import Source, load_tokenizer, load_whole
+from unlearn.models.loading import Source, cached, load_tokenizer, load_whole
+
+PROCESSORS = (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME)  # of images, of a multimodal checkpoint
 
 
 def export(run_dir: Path, out_dir: Path, model_path: str | None = None) -> None:
     """Base model plus delta, with tokenizer, in the dtype of the run; `from_pretrained(out_dir)` loads it.
+
+    A multimodal checkpoint keeps its towers and the configuration of its processors.
 
     Args:
         run_dir: the folder of a run; what it needs is run.json and delta.safetensors.
@@ -36,6 +43,9 @@ def export(run_dir: Path, out_dir: Path, model_path: str | None = None) -> None:
     apply_delta(model, weights, metadata)
     model.save_pretrained(out_dir)
     tokenizer.save_pretrained(out_dir)
+    for name in PROCESSORS:
+        if file := cached(source, name):
+            shutil.copyfile(file, out_dir / name)
 
 
 def _model_config(run_dir: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,12 +14,15 @@ from typing import Any, Protocol
 import torch
 import transformers
 from huggingface_hub import constants
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import cached_file
 
 from unlearn.errors import UserError
-from unlearn.models.architectures import decoder_layers
+from unlearn.models.architectures import auto_class, decoder_layers, is_multimodal, keep_up_to, layer_count
 from unlearn.models.fusing import fuse
+
+# What the names of a tower's tensors begin with; deeper down, such a name belongs to the language model.
+TOWER = re.compile(r"(\w+\.){0,2}(vision|visual|audio|image)\w*\.")
 
 
 class SourceSettings(Protocol):
@@ -88,21 +92,31 @@ class Source:
 
 
 def load_config(source: Source) -> transformers.PretrainedConfig:
-    """The model's own configuration. Raises UserError if there is none at `source.path`."""
+    """The model's own configuration. Raises UserError if there is none of a decoder at `source.path`."""
     if Path(source.path).is_absolute() and not Path(source.path).is_dir():
         raise UserError(f"model.path={source.path}: there is no such folder.")
+    with _told(source, "cannot read a model's configuration there"):
+        config = AutoConfig.from_pretrained(source.path, **source.origin())
     try:
-        return AutoConfig.from_pretrained(source.path, **source.origin())
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"model.path={source.path}: cannot read a model's configuration there: {error}") from error
+        layer_count(config)
+    except UserError as error:
+        raise UserError(f"model.path={source.path}: {error}") from None
+    return config
 
 
 def load_tokenizer(source: Source) -> transformers.PreTrainedTokenizerBase:
     """The model's tokenizer. Raises UserError if there is none at `source.path`."""
-    try:
+    with _told(source, "cannot read a tokenizer there"):
         return AutoTokenizer.from_pretrained(source.path, **source.origin())
+
+
+@contextmanager
+def _told(source: Source, problem: str) -> Iterator[None]:
+    """What transformers raises for a checkpoint that it cannot load, as a UserError."""
+    try:
+        yield
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"model.path={source.path}: cannot read a tokenizer there: {error}") from error
+        raise UserError(f"model.path={source.path}: {problem}: {error}") from error
 
 
 def check_weights(source: Source, layer: int | None) -> None:
@@ -113,18 +127,18 @@ def check_weights(source: Source, layer: int | None) -> None:
     folder = Path(source.path)
     if source.gguf_file is not None or not (folder.is_dir() or constants.HF_HUB_OFFLINE):
         return
-    index_file = _cached(source, "model.safetensors.index.json")
+    index_file = cached(source, "model.safetensors.index.json")
     shards = {"model.safetensors"}
     if index_file is not None:
         weight_map = json.loads(Path(index_file).read_text())["weight_map"]
         shards = {shard for tensor, shard in weight_map.items() if layer is None or _needed(tensor, layer)}
-    missing = sorted(shard for shard in shards if _cached(source, shard) is None)
-    if missing and _cached(source, "pytorch_model.bin") is None:
+    missing = sorted(shard for shard in shards if cached(source, shard) is None)
+    if missing and cached(source, "pytorch_model.bin") is None:
         advice = "" if folder.is_dir() else " `unlearn prefetch` fetches all that a job needs."
         raise UserError(f"model.path={source.path}: weight files are missing: {', '.join(missing)}.{advice}")
 
 
-def _cached(source: Source, name: str) -> str | None:
+def cached(source: Source, name: str) -> str | None:
     """The local path of a file of the checkpoint, or None."""
     return cached_file(
         source.path,
@@ -137,28 +151,42 @@ def _cached(source: Source, name: str) -> str | None:
 
 
 def load_whole(source: Source) -> transformers.PreTrainedModel:
-    """The whole language model, for evaluation and export: in eval mode, nothing requires gradients."""
-    return _placed(_from_pretrained(AutoModelForCausalLM, source.path, source, **source.origin()), source)
+    """The whole model, for evaluation and export: in eval mode, nothing requires gradients.
+
+    A multimodal model has its towers, which the export needs.
+    """
+    cls = auto_class(load_config(source))
+    return _placed(_from_pretrained(cls, source.path, source, **source.origin()), source)
 
 
 def load_up_to(source: Source, layer: int) -> transformers.PreTrainedModel:
-    """The model without head, up to and including `layer`: later layers are neither read nor stored.
+    """The language model without head, up to and including `layer`: nothing else is read or stored.
 
-    The shards of a checkpoint that hold nothing but later layers are not even downloaded. A GGUF file is always
-    converted whole by transformers; its later layers are then dropped.
+    The shards of a checkpoint that hold nothing but the rest are not even downloaded. A GGUF file is always converted
+    whole by transformers.
     """
-    if source.gguf_file is not None:
-        model = _from_pretrained(AutoModel, source.path, source, **source.origin())
-        del decoder_layers(model)[layer + 1 :]
-        _keep_layers(model.config, layer + 1)
-    else:
-        config = load_config(source)
-        _keep_layers(config, layer + 1)
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = _pruned_checkpoint(source, layer, Path(scratch))
-            origin = {} if folder != source.path else source.origin()
-            model = _from_pretrained(AutoModel, folder, source, config=config, **origin)
-    return _placed(model, source)
+    config = load_config(source)
+    cls = _cut_class(config, source, layer)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = _pruned_checkpoint(source, layer, Path(scratch))
+        origin = {} if folder != source.path else source.origin()
+        return _placed(_from_pretrained(cls, folder, source, config=config, **origin), source)
+
+
+def _cut_class(config: transformers.PretrainedConfig, source: Source, layer: int) -> type:
+    """The model's class, but for its instances having only what the states at `layer` need."""
+    auto = auto_class(config) if is_multimodal(config) else AutoModel
+    how: dict[str, Any] = {"trust_remote_code": source.trust_remote_code}
+    if source.trust_remote_code and auto.__name__ in getattr(config, "auto_map", {}):
+        how["code_revision"] = source.revision
+    with torch.device("meta"), _told(source, "cannot load the model"):
+        cls: Any = type(auto.from_config(config, **how))
+
+    def build(self: transformers.PreTrainedModel, *args: Any, **kwargs: Any) -> None:
+        cls.__init__(self, *args, **kwargs)
+        keep_up_to(self, layer)
+
+    return type(cls.__name__, (cls,), {"__init__": build, "__module__": cls.__module__})
 
 
 def _placed(model: transformers.PreTrainedModel, source: Source) -> transformers.PreTrainedModel:
@@ -173,20 +201,23 @@ def _placed(model: transformers.PreTrainedModel, source: Source) -> transformers
     return model
 
 
-def _from_pretrained(cls: type, path: str, source: Source, **kwargs: Any) -> transformers.PreTrainedModel:
+def _from_pretrained(cls: Any, path: str, source: Source, **kwargs: Any) -> transformers.PreTrainedModel:
     if source.attn_implementation is not None:
         kwargs["attn_implementation"] = source.attn_implementation
     if source.gguf_file is not None:  # plain matrices, to be trained and saved, not GGUF's packed blocks
         kwargs["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    with _quiet_transformers():
-        try:
-            return cls.from_pretrained(path, dtype=source.torch_dtype, **kwargs)  # type: ignore[attr-defined]
-        except (OSError, ValueError, ImportError) as error:
-            raise UserError(f"model.path={source.path}: cannot load the model: {error}") from error
+    with _quiet_transformers(), _told(source, "cannot load the model"):
+        model, info = cls.from_pretrained(path, dtype=source.torch_dtype, output_loading_info=True, **kwargs)
+    parts = (decoder_layers(model), model.get_input_embeddings())
+    prefixes = tuple(f"{name}." for name, module in model.named_modules() if module in parts)
+    missing = sorted(name for name in info["missing_keys"] if name.startswith(prefixes))
+    if missing:  # transformers would draw them at random
+        raise UserError(f"model.path={source.path}: the checkpoint lacks {', '.join(missing[:3])}.")
+    return model
 
 
 @contextmanager
-def _quiet_transformers():
+def _quiet_transformers() -> Iterator[None]:
     """Silence warnings about layers that are left out on purpose, and progress bars."""
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
@@ -198,18 +229,9 @@ def _quiet_transformers():
         transformers.logging.enable_progress_bar()
 
 
-def _keep_layers(config: transformers.PretrainedConfig, count: int) -> None:
-    """Cut every list in `config` that has an entry for each layer, and the number of layers."""
-    whole = config.num_hidden_layers
-    for name, value in vars(config).items():
-        if isinstance(value, list) and len(value) == whole and name in ("layer_types", "mlp_layer_types"):
-            setattr(config, name, value[:count])
-    config.num_hidden_layers = count
-
-
 def _pruned_checkpoint(source: Source, layer: int, scratch: Path) -> str:
     """A folder with links to the shards that hold layers 0 .. `layer`; `source.path` where there is no index."""
-    index_file = _cached(source, "model.safetensors.index.json")
+    index_file = cached(source, "model.safetensors.index.json")
     if index_file is None or source.trust_remote_code:
         return source.path
     index = json.loads(Path(index_file).read_text())
@@ -225,5 +247,7 @@ def _pruned_checkpoint(source: Source, layer: int, scratch: Path) -> str:
 
 def _needed(tensor: str, layer: int) -> bool:
     """Whether a tensor of the checkpoint is needed up to `layer`."""
+    if TOWER.match(tensor):
+        return False
     numbered = re.search(r"\.(\d+)\.", tensor)
-    return int(numbered[1]) <= layer if numbered else not tensor.startswith("lm_head.")
+    return int(numbered[1]) <= layer if numbered else "lm_head." not in tensor

@@ -105,8 +105,8 @@ def _load_preferred(config: Config, tokenizer: PreTrainedTokenizerBase) -> Texts
         return None
     longest = max(topic.max_length for topic in config.data.topics.values())
     documents = config.train.steps * config.train.batch_size
-    how = {"max_length": longest, "documents": documents, "reading": Reading.of(config.data)}
-    return load_texts(path, "method.preferred", tokenizer, **how)
+    reading = Reading.of(config.data)
+    return load_texts(path, "method.preferred", tokenizer, max_length=longest, documents=documents, reading=reading)
 
 
 def _load_topics(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[Topic]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +31,28 @@ def replacing(file: Path) -> Iterator[Path]:
             _to_disk(file.parent)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise UserError if no file can be made in a folder, which is made if it is not there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written to ({error.strerror}). output_root=DIR chooses another place."
+        ) from None
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raise UserError if the disk of a folder has fewer bytes left than are needed."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{folder}: {free / 2**30:.1f} GB are free on its disk, and deltas and checkpoints need "
+            f"{needed / 2**30:.1f} GB. output_root=DIR chooses another place."
+        )
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM
 
 from unlearn.methods.likelihood import CHUNK
-from unlearn.models.architectures import SPAN, decoder_layers, parameter_names
+from unlearn.models.architectures import SPAN, auto_class, decoder_layers, head_of, parameter_names
 
 
 @dataclass(frozen=True)
@@ -39,19 +38,21 @@ class Shape:
     def of(config: transformers.PretrainedConfig, layer: int, parameters: list[str] | None = None) -> Shape:
         """The shape of a model, whose weights are never made."""
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = auto_class(config).from_config(config)
         text = config.get_text_config()
+        own = text.per_layer_config[layer]  # in some models, layers differ in their heads
         visited = getattr(text, "num_experts_per_tok", None) or 1
-        experts = getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None) or 1
         decoder = decoder_layers(model)[layer]
-        # The experts of a layer are one tensor of three dimensions.
+        # The experts of a layer are one tensor of three dimensions; a depthwise convolution is one whose second is 1.
         matrices = {n: p for n, p in decoder.named_parameters() if p.ndim >= 2}
-        active = {n: p.numel() * visited // experts if p.ndim == 3 else p.numel() for n, p in matrices.items()}
+        experts = {n: len(p) if p.ndim == 3 and p.shape[1] > 1 else visited for n, p in matrices.items()}
+        active = {n: p.numel() * visited // experts[n] for n, p in matrices.items()}
         trained = parameter_names(decoder, parameters)
-        heads = text.num_attention_heads
-        head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
+        heads = getattr(own, "num_attention_heads", 0)
+        head_size = getattr(own, "head_dim", None) or text.hidden_size // max(1, heads)
         trained_active = sum(active[n] for n in trained)
-        output = model.get_output_embeddings()
+        head, embeddings = head_of(model), model.get_input_embeddings()
+        assert head is not None
         return Shape(
             layers=text.num_hidden_layers,
             layer=layer,
@@ -59,9 +60,9 @@ class Shape:
             active=sum(active.values()),
             trained=sum(matrices[n].numel() for n in trained),
             trained_active=trained_active,
-            embeddings=model.get_input_embeddings().weight.numel(),
-            head=output.weight.numel(),
-            tied=bool(text.tie_word_embeddings),
+            embeddings=embeddings.weight.numel(),
+            head=head.weight.numel(),
+            tied=head.weight is embeddings.weight,
             hidden=text.hidden_size,
             attention=heads * head_size,
             intermediate=trained_active // text.hidden_size,

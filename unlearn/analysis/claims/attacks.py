@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pandas as pd
 
 from unlearn.analysis.claims.claims import SAME, Claim
@@ -36,7 +38,7 @@ def claims(methods: dict[str, pd.DataFrame]) -> list[Claim]:
                     f"RNA does not make forgetting easier to undo: {name}.",
                     "not asked in the paper",
                     f"what it brings back: with RNA less without, to be below {same:g}",
-                    lambda rows, name=name, unit=unit: _more(rows, name, unit),
+                    partial(_more, attack=name, unit=unit),
                     below=same,
                     unit="points" if unit == "points" else "nats a token",
                 )
@@ -46,14 +48,10 @@ def claims(methods: dict[str, pd.DataFrame]) -> list[Claim]:
 
 def _more(rows: pd.DataFrame, attack: str, unit: str) -> Contrast:
     """How much more comes back with RNA: mean over nu, and on texts at equal forgetting."""
-    of_unit = rows[rows["unit"] == unit]
-    most = (
-        strongest(of_unit if attack == STRONGEST else of_unit[of_unit["attack"] == attack])
-        if len(of_unit)
-        else rows[:0]
-    )
-    if most.empty:
+    chosen = rows[(rows["unit"] == unit) & ((rows["attack"] == attack) | (attack == STRONGEST))]
+    if chosen.empty:
         return Contrast(why_not="no such attack was made")
+    most = strongest(chosen)
     if unit == "nats":
         found = at_equal_forgetting(most.assign(forgotten=-most["without"]), "recovered")
         why = f"no run with RNA has forgotten as much as two without RNA at most {WIDEST:g} nats a token apart"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -93,11 +94,20 @@ def _runs(evidence: Evidence, subjects: Sequence[Subject]) -> Table:
     return Table("runs", "The runs", note, pd.DataFrame(rows))
 
 
+def _judged(claims: Sequence[Claim], methods: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A row for each claim, with a verdict for each method, of what its effect is computed from."""
+    return [
+        {
+            "claim": f"{claim.says} ({claim.place})",
+            "effect": f"{claim.measured}, {claim.unit}",
+            **{method: _cell(claim, claim.effect(of)) for method, of in methods.items()},
+        }
+        for claim in claims
+    ]
+
+
 def _verdicts(subjects: Sequence[Subject]) -> Table:
-    rows = []
-    for claim in CLAIMS:
-        cells = {s.method: _cell(claim, claim.effect(s)) for s in subjects}
-        rows.append({"claim": f"{claim.says} ({claim.place})", "effect": f"{claim.measured}, {claim.unit}", **cells})
+    rows = _judged(CLAIMS, {s.method: s for s in subjects})
     note = "Each claim's effect, with its 95 % interval over seeds."
     return Table("claims", "The claims", note, pd.DataFrame(rows))
 
@@ -105,10 +115,7 @@ def _verdicts(subjects: Sequence[Subject]) -> Table:
 def _on_texts(evidence: Evidence) -> list[Table]:
     """None if no run has held-out texts."""
     methods = texts.by_method(evidence)
-    rows = []
-    for claim in texts.CLAIMS if methods else ():
-        cells = {method: _cell(claim, claim.effect(of)) for method, of in methods.items()}
-        rows.append({"claim": f"{claim.says} ({claim.place})", "effect": f"{claim.measured}, {claim.unit}", **cells})
+    rows = _judged(texts.CLAIMS if methods else (), methods)
     note = (
         "Each claim's effect, with its 95 % interval over seeds. Forgotten texts tell how much was forgotten. At equal "
         "forgetting: each run with RNA is compared with what runs without RNA of the same seed have at the same amount "
@@ -120,10 +127,7 @@ def _on_texts(evidence: Evidence) -> list[Table]:
 def _under_attack(evidence: Evidence) -> list[Table]:
     """None if no run was attacked."""
     methods = attacks.by_method(evidence)
-    rows = []
-    for claim in attacks.claims(methods):
-        cells = {method: _cell(claim, claim.effect(of)) for method, of in methods.items()}
-        rows.append({"claim": f"{claim.says} ({claim.place})", "effect": f"{claim.measured}, {claim.unit}", **cells})
+    rows = _judged(attacks.claims(methods), methods)
     note = (
         "What an attack brings back at its best level, against the same model without an attack: points of accuracy on "
         "what was to be forgotten, mean over the values of nu; or nats a token on held-out texts to forget, at equal "

@@ -24,6 +24,7 @@ from unlearn.evaluate.roles import role_means
 from unlearn.storage.files import read_object
 
 UNATTACKED, STRONGEST = "none", "the strongest of them"
+NOTHING = "Nothing to show: no run was attacked (sweep=attacks, or `unlearn attack RUN`)."
 MEASURES = {
     "points": ("acc", "forget", 100.0, "accuracy on forgotten in %"),
     "nats": ("nats", text_role("forget"), -1.0, "forgotten texts, nats a token"),
@@ -56,21 +57,21 @@ def _of_run(run: Run) -> Iterator[dict[str, Any]]:
     files = [read_object(path) for path in sorted(run.folder.glob("attacks/*.json"))]
     plain = {str(f.get("questions")): f["stages"].get("0", {}) for f in files if f["attack"] == UNATTACKED}
     for file in files:
-        without = plain.get(str(file.get("questions")))
+        without, roles = plain.get(str(file.get("questions"))), file.get("roles", run.roles)
         if file["attack"] == UNATTACKED or without is None:
             continue
         for level, metrics in file["stages"].items():
             named = str(file.get("levels", {}).get(level, level))
             told = {"attack": file["attack"], "level": named, "number": float(level)}
             for unit in MEASURES:
-                known, before = (_known(found, run.roles, unit) for found in (metrics, without))
+                known, before = _known(metrics, roles, unit), _known(without, run.roles, unit)
                 if known is not None and before is not None:
                     yield told | {
                         "unit": unit,
                         "known": known,
                         "recovered": known - before,
                         "without": before,
-                        "base": _known(file.get("base", {}).get(level, {}), run.roles, unit, "base"),
+                        "base": _known(file.get("base", {}).get(level, {}), roles, unit, "base"),
                         "robust": _figure(without, run.roles, ROBUST[unit], "perturbed", "unlearned"),
                     }
 
@@ -95,8 +96,7 @@ def figure(m: Material) -> Figure:
     title = "Attacks · Robust, and still forgotten?"
     rows = attack_rows(m)
     if rows.empty:
-        why = "no run was attacked (sweep=attacks, or `unlearn attack RUN`)."
-        return Figure("attacks", title, f"Nothing to show: {why}", pd.DataFrame())
+        return Figure("attacks", title, NOTHING, pd.DataFrame())
     data = pd.DataFrame(
         {**dict(zip([*SETTING, "unit"], key, strict=True)), "seeds": len(group), **_summary(group)}
         for key, group in strongest(rows).groupby([*SETTING, "unit"], sort=False, dropna=False)
@@ -149,8 +149,7 @@ def levels(m: Material) -> Figure:
     title = "Attacks · What comes back"
     rows = attack_rows(m)
     if rows.empty:
-        why = "no run was attacked (sweep=attacks, or `unlearn attack RUN`)."
-        return Figure("attack_levels", title, f"Nothing to show: {why}", pd.DataFrame())
+        return Figure("attack_levels", title, NOTHING, pd.DataFrame())
     unit = "points" if (rows["unit"] == "points").any() else "nats"
     rows = rows[rows["unit"] == unit].assign(base=lambda d: d["base"].astype(float))
     by = [*SETTING, "attack", "level", "number"]

@@ -1,0 +1,37 @@
+"""docs/models.md says of every family of transformers whether it works: a few of them here, all in `make test-all`."""
+
+import pytest
+
+from tests.models import families as walk
+
+SAMPLE = (
+    "llama", "qwen2", "qwen3_moe", "gpt_oss", "gptj", "mpt", "openai-gpt", "bamba", "jamba", "gemma4_text",
+    "gemma3", "mistral3", "qwen2_vl", "llama4", "mllama", "nemotron_h_omni", "bert", "bart", "deepseek_v4", "dbrx",
+)  # fmt: skip
+ROWS = {line.split(" | ")[0].removeprefix("| "): line for line in walk.PAGE.read_text().splitlines()}
+
+
+def same(found: walk.Outcome) -> bool:
+    """Whether the page says the same. Why a family cannot be trained may contain figures of this machine."""
+    said = ROWS[found.family]
+    if found.verdict in ("works", "needs"):
+        return said == walk.row(found)
+    return said.startswith(f"| {found.family} | {walk.VERDICTS[found.verdict]} |")
+
+
+def test_the_page_has_every_family():
+    assert [family for family in ROWS if family in walk.families()] == list(walk.families())
+
+
+@pytest.mark.parametrize("family", SAMPLE)
+def test_a_family_does_what_the_page_says(family):
+    found = walk.outcome(family)
+    assert same(found), found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", sorted(set(walk.families()) - set(SAMPLE)))
+def test_every_family_does_what_the_page_says(family):
+    """`python -m tests.models.families` writes it anew."""
+    found = walk.outcome(family)
+    assert same(found), found
