@@ -45,6 +45,7 @@ def machine(monkeypatch):
         (2, "GPU-a,GPU-b", ["GPU-a", "GPU-b"]),
         (1, "MIG-a,MIG-b", ["MIG-a", "MIG-b"]),  # a process sees one of them
         (0, "", []),
+        (0, "-1", []),
         (0, None, []),
     ],
 )

@@ -162,6 +162,14 @@ def test_states_of_a_job_that_runs_here(one_job):
     assert sweep.states()[0].name == "done"
 
 
+def test_the_error_of_a_former_sweep_in_the_folder_is_forgotten(one_job, short):
+    sweep, _ = one_job
+    sweep.keep_error(0, None, "its process was ended by SIGKILL")
+    assert sweep.states()[0].name == "failed"
+    sweep.add(0, ["train.steps=3"], short(), Path(sweep.jobs[0].hydra_folder))
+    assert sweep.states()[0].name == "missing"
+
+
 def test_states_of_a_job_that_slurm_has(one_job, monkeypatch, tmp_path):
     """A mock of SLURM's answers alone; tests/slurm asks a real one."""
     sweep, folder = one_job
@@ -217,6 +225,9 @@ def test_what_is_finished_is_seen_without_loading_anything(short, tmp_path):
     assert finished(config)
     assert not finished(short("data=jsonl", topic, "seed=1"))
     assert not finished(short("data=jsonl", topic, "train.force=true"))
+    config.attacks = ["lens"]  # its files are not looked for
+    assert not finished(config)
+    config.attacks = []
     os.utime(text, None)  # a text that is younger than the run: the run has to look at it
     os.utime(folder / "run.json", (1000, 1000))
     assert not finished(config)

@@ -106,6 +106,7 @@ class Sweep:
     def add(self, number: int, overrides: list[str], config: Config, hydra_folder: Path) -> None:
         """Add a job that is ready to run."""
         self.jobs[number] = Job(number, overrides, str(hydra_folder.absolute()), str(run_folder(config).absolute()))
+        self.keep_error(number, None, None)  # of a former sweep in this folder
 
     def add_failed(self, number: int, overrides: list[str], error: BaseException) -> None:
         """Add a job with a wrong configuration."""
