@@ -137,6 +137,7 @@ def tried(source: Source, layer: int, parameters: list[str] | None) -> tuple[str
         assert torch.equal(cut.span(cut.prefix(IDS_BT), cut.frozen), states(whole, layer)), (
             "other states than the whole model"
         )
+    CutModel(whole, layer, parameters=parameters)  # checks that what follows gives the whole model's logits
     Shape.of(whole.config, layer, parameters)
     assert_answers(whole)
     original = {name: p.clone() for name, p in cut.model.named_parameters()}
@@ -228,9 +229,10 @@ at layer {layer}. Of {total}, {works} work, {needs} need `model.parameters`, {ca
 {untried} could not be tried. Written by `python -m tests.models.families`, checked by `make test-all`.
 
 *Works*: it loads up to layer l, without head and vision tower; what the cut model computes equals the states of the
-whole model at layer l to the bit; one step of RMU with RNA changes exactly the trained matrices; the evaluation gives
-the log-likelihoods of the whole model. *Needs `model.parameters`*: the same, but which matrices to train must be said.
-*Not tried*: most often the default of the configuration is not one that a model can be made of.
+whole model at layer l to the bit, and what follows gives its logits; one step of RMU with RNA changes exactly the
+trained matrices; the evaluation gives the whole model's log-likelihoods. *Needs `model.parameters`*: the same, but
+which matrices to train must be said. *Not tried*: most often the default of the configuration is not one that a model
+can be made of.
 
 A multimodal checkpoint is trained and asked with text only; `unlearn export` keeps its other parts as they are. Where
 the layers of a model differ, a run says at its start whether those from l-2 to l can be trained.
