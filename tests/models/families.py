@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import re
 import tempfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,7 @@ def tried(source: Source, layer: int, parameters: list[str] | None) -> tuple[str
         assert torch.equal(cut.span(cut.prefix(IDS_BT), cut.frozen), states(whole, layer)), (
             "other states than the whole model"
         )
+    CutModel(whole, layer, parameters=parameters)  # checks that what follows gives the whole model's logits
     Shape.of(whole.config, layer, parameters)
     assert_answers(whole)
     original = {name: p.clone() for name, p in cut.model.named_parameters()}
@@ -194,14 +196,19 @@ def one_step(cut: CutModel, lr: float = 1e-2) -> Variant:
 
 def page(outcomes: Sequence[Outcome]) -> str:
     """docs/models.md."""
-    counts = {verdict: sum(o.verdict == verdict for o in outcomes) for verdict in VERDICTS}
     lines = [
-        INTRODUCTION.format(version=transformers.__version__, layer=LAYER, total=len(outcomes), **counts),
+        introduction(Counter(o.verdict for o in outcomes)),
         "| family (`model_type`) | verdict | trained by default, or why not |",
         "|---|---|---|",
         *(row(o) for o in outcomes),
     ]
     return "\n".join(lines) + "\n"
+
+
+def introduction(counts: Mapping[str, int]) -> str:
+    """The text above the table, of {verdict: number of families}."""
+    version, total = transformers.__version__, sum(counts.values())
+    return INTRODUCTION.format(version=version, layer=LAYER, total=total, **counts)
 
 
 def row(outcome: Outcome) -> str:
@@ -218,13 +225,14 @@ INTRODUCTION = """\
 # Models
 
 Every family that transformers {version} can build as a causal or an image-and-text model, tried as a tiny random model
-at layer {layer}: of {total}, {works} work, {needs} need `model.parameters`, {cannot} cannot be trained, and {untried}
-could not be tried. Written by `python -m tests.models.families`, checked by `make test-all`.
+at layer {layer}. Of {total}, {works} work, {needs} need `model.parameters`, {cannot} cannot be trained, and
+{untried} could not be tried. Written by `python -m tests.models.families`, checked by `make test-all`.
 
 *Works*: it loads up to layer l, without head and vision tower; what the cut model computes equals the states of the
-whole model at layer l to the bit; one step of RMU with RNA changes exactly the trained matrices; the evaluation gives
-the log-likelihoods of the whole model. *Needs `model.parameters`*: the same, but which matrices to train must be said.
-*Not tried*: most often the default of the configuration is not one that a model can be made of.
+whole model at layer l to the bit, and what follows gives its logits; one step of RMU with RNA changes exactly the
+trained matrices; the evaluation gives the whole model's log-likelihoods. *Needs `model.parameters`*: the same, but
+which matrices to train must be said. *Not tried*: most often the default of the configuration is not one that a model
+can be made of.
 
 A multimodal checkpoint is trained and asked with text only; `unlearn export` keeps its other parts as they are. Where
 the layers of a model differ, a run says at its start whether those from l-2 to l can be trained.

@@ -31,6 +31,7 @@ SMALL = {"hidden_size": DIM, "num_hidden_layers": 6, "num_attention_heads": 2, "
 LLAMA = SMALL | {"intermediate_size": 32, "num_key_value_heads": 1, "head_dim": 8}
 GEMMA = LLAMA | {"query_pre_attn_scalar": 8, "sliding_window": 3}
 MOE = {"num_experts_per_tok": 2, "pad_token_id": 1}
+LLAMA4 = LLAMA | MOE | {"intermediate_size_mlp": 32, "num_local_experts": 4, "interleave_moe_layer_step": 1}
 ARCHITECTURES = {
     "Mistral": LLAMA | {"sliding_window": 3},
     "Llama": LLAMA,
@@ -42,10 +43,14 @@ ARCHITECTURES = {
     "GPT2": {"n_embd": DIM, "n_layer": 6, "n_head": 2, "n_positions": 32, "initializer_range": 0.2},
     "GPTJ": {"n_embd": DIM, "n_layer": 6, "n_head": 2, "rotary_dim": 4, "initializer_range": 0.2},
     "Mpt": {"d_model": DIM, "n_layers": 6, "n_heads": 2, "expansion_ratio": 2, "initializer_range": 0.2},
+    "OPT": SMALL
+    | {"ffn_dim": 32, "word_embed_proj_dim": DIM, "max_position_embeddings": 64, "init_std": 0.2}
+    | {"activation_function": "gelu"},  # smooth, for a test of derivatives
     "Olmo2": LLAMA,
     "Phi3": LLAMA | {"pad_token_id": 1},
     "Mixtral": LLAMA | MOE | {"num_local_experts": 4},
     "Qwen3Moe": LLAMA | MOE | {"num_experts": 4, "moe_intermediate_size": 24},
+    "Llama4Text": LLAMA4,
 }
 TOWER = {"num_hidden_layers": 6, "intermediate_size": 16, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
 MULTIMODAL = {  # text and vision; the tower has as many layers as the language model
@@ -56,7 +61,7 @@ MULTIMODAL = {  # text and vision; the tower has as many layers as the language 
         {"depth": 6, "embed_dim": 8, "num_heads": 2, "hidden_size": DIM},
     ),
     "Llama4": (
-        LLAMA | MOE | {"intermediate_size_mlp": 32, "num_local_experts": 4, "interleave_moe_layer_step": 1},
+        LLAMA4,
         TOWER | {"hidden_size": 8, "vision_output_dim": 8, "projector_input_dim": 8, "projector_output_dim": 8},
     ),
 }
@@ -67,7 +72,9 @@ DOWN_PROJECTION = {
     "Mpt": "ffn.down_proj.weight",
     "Mixtral": "mlp.experts.down_proj",
     "Qwen3Moe": "mlp.experts.down_proj",
+    "OPT": "fc2.weight",
     "Llama4": "feed_forward.experts.down_proj",
+    "Llama4Text": "feed_forward.experts.down_proj",
 }
 IDS_BT = torch.tensor([[3, 4, 5, 6, 7], [8, 9, 10, 11, 12]])
 MASKS = {"none": None, "left": [[0, 0, 1, 1, 1], [1] * 5], "right": [[1, 1, 1, 0, 0], [1] * 5]}

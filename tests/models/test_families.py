@@ -1,12 +1,14 @@
 """docs/models.md says of every family of transformers whether it works: a few of them here, all in `make test-all`."""
 
+from collections import Counter
+
 import pytest
 
 from tests.models import families as walk
 
 SAMPLE = (
     "llama", "qwen2", "qwen3_moe", "gpt_oss", "gptj", "mpt", "openai-gpt", "bamba", "jamba", "gemma4_text",
-    "gemma3", "mistral3", "qwen2_vl", "llama4", "mllama", "nemotron_h_omni", "bert", "bart", "deepseek_v4", "dbrx",
+    "gemma3", "mistral3", "qwen2_vl", "llama4", "mllama", "nemotron_h_omni", "bert", "bart", "dbrx",
 )  # fmt: skip
 ROWS = {line.split(" | ")[0].removeprefix("| "): line for line in walk.PAGE.read_text().splitlines()}
 
@@ -19,14 +21,21 @@ def same(found: walk.Outcome) -> bool:
     return said.startswith(f"| {found.family} | {walk.VERDICTS[found.verdict]} |")
 
 
-def test_the_page_has_every_family():
+def test_the_page_has_every_family_and_counts_them():
     assert [family for family in ROWS if family in walk.families()] == list(walk.families())
+    said = Counter(ROWS[family].split(" | ")[1] for family in walk.families())
+    counts = {verdict: said[words] for verdict, words in walk.VERDICTS.items()}
+    assert walk.PAGE.read_text().startswith(walk.introduction(counts))
 
 
 @pytest.mark.parametrize("family", SAMPLE)
 def test_a_family_does_what_the_page_says(family):
     found = walk.outcome(family)
     assert same(found), found
+
+
+def test_several_residual_streams_are_no_hidden_states():
+    assert "its states are (2, 4, 4, 128), not (2, 4, 128)" in walk.outcome("deepseek_v4").reason
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from unlearn.errors import UserError
 
 SPAN = 3  # trained layers: l-2, l-1 and l (section 6.2)
 
-KEPT = "kept_layers"  # of a model that was cut: the name of the list, which is now shorter than its configuration says
+KEPT = "kept"  # of a model that was cut: the names of its list of layers, shorter than configured, and of its decoder
 
 # Names of the MLP's down projection inside a decoder layer, by architecture; the first that exists is trained. Experts
 # are one fused tensor. docs/models.md lists all families.
@@ -74,7 +74,7 @@ def layer_count(config: PretrainedConfig) -> int:
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The list of decoder layers: the first ModuleList with as many entries as the language model has layers."""
     if hasattr(model, KEPT):
-        return model.get_submodule(getattr(model, KEPT))
+        return model.get_submodule(getattr(model, KEPT)[0])
     count = layer_count(model.config)
     language_model = model.get_decoder() if is_multimodal(model.config) else model.base_model
     stacks = [m for m in language_model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
@@ -83,12 +83,16 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     return stacks[0]
 
 
-def without_head(model: PreTrainedModel) -> PreTrainedModel:
-    """The part that turns token ids into the states that the head takes."""
-    if model.base_model is not model or not is_multimodal(model.config):
-        return model.base_model
-    stack = decoder_layers(model)
-    return [m for m in model.modules() if isinstance(m, PreTrainedModel) and stack in m.modules()][-1]
+def decoders(model: PreTrainedModel) -> list[PreTrainedModel]:
+    """The parts that turn token ids into the states that the head takes, the largest first."""
+    if hasattr(model, KEPT):
+        return [model.get_submodule(getattr(model, KEPT)[1])]
+    stack, head = decoder_layers(model), head_of(model)
+    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+    found = [part for part in parts if stack in (inside := set(part.modules())) and head not in inside]
+    if not found:
+        raise UserError(f"{type(model).__name__} has no part without its head: it cannot be cut.")
+    return found
 
 
 def head_of(model: PreTrainedModel) -> nn.Linear | None:
@@ -99,10 +103,10 @@ def head_of(model: PreTrainedModel) -> nn.Linear | None:
 
 def keep_up_to(model: PreTrainedModel, layer: int) -> None:
     """Take out of a model, in place, what the states at `layer` do not need: later layers, the head, the towers."""
-    stack = decoder_layers(model)
+    stack, decoder = decoder_layers(model), decoders(model)[0]
+    names = {module: name for name, module in model.named_modules()}
+    setattr(model, KEPT, (names[stack], names[decoder]))  # and not the configuration: layers may compute with it
     del stack[layer + 1 :]
-    # The configuration stays: layers may compute with their number.
-    setattr(model, KEPT, next(name for name, module in model.named_modules() if module is stack))
     head = head_of(model)
     for part in [m for m in model.modules() if stack in m.modules()]:
         for name, child in part.named_children():

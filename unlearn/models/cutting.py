@@ -25,7 +25,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from unlearn.errors import UserError
-from unlearn.models.architectures import SPAN, decoder_layers, head_of, is_multimodal, parameter_names, without_head
+from unlearn.models.architectures import SPAN, decoder_layers, decoders, head_of, is_multimodal, parameter_names
 from unlearn.models.replay import Outputs, forward_replaced, owners, recorded, replayed
 
 
@@ -71,7 +71,7 @@ class CutModel:
         self, model: transformers.PreTrainedModel, layer: int, span: int = SPAN, parameters: list[str] | None = None
     ) -> None:
         self.model, self.layer = model, layer
-        self._decoder = without_head(model)
+        self._decoders = decoders(model)
         self._stack = decoder_layers(model)
         self._later = list(self._stack)[layer + 1 :]
         self._span = range(layer - span + 1, layer + 1)
@@ -186,7 +186,7 @@ class CutModel:
             return self._output(last_hidden_state=states_ND[None])
 
         unused = torch.zeros(1, len(states_ND), dtype=torch.long, device=self.device)
-        with forward_replaced({self._decoder: given}):
+        with forward_replaced(dict.fromkeys(self._decoders, given)):
             return self.model(input_ids=unused, use_cache=False).logits[0]
 
     def _pass_on(self, *args: Any, **kwargs: Any) -> Any:
@@ -199,7 +199,7 @@ class CutModel:
 
     def _decode(self, ids_BT: Tensor, attention_mask_BT: Tensor | None, positions_BT: Tensor | None) -> Tensor:
         positions = {} if positions_BT is None else {"position_ids": positions_BT}
-        output = self._decoder(input_ids=ids_BT, attention_mask=attention_mask_BT, use_cache=False, **positions)
+        output = self._decoders[0](input_ids=ids_BT, attention_mask=attention_mask_BT, use_cache=False, **positions)
         self._output = type(output)
         return output.last_hidden_state
 
@@ -249,11 +249,14 @@ class CutModel:
                     f"difference {worst:.3g})."
                 )
         ids_BT[:, -1] += 2  # a token that earlier ones must not see
-        other_BTD = self.span(self.prefix(ids_BT), self.frozen)
-        tolerance = 1e-4 if other_BTD.element_size() >= 4 else 2e-2
-        if (other_BTD - whole_BTD)[:, :-1].norm() > tolerance * whole_BTD[:, :-1].norm():
-            raise UserError(f"{type(self.model).__name__} is not a decoder: states depend on later tokens.")
+        self._check_equal_before_the_last(self.span(self.prefix(ids_BT), self.frozen), whole_BTD)
         return self._rest
+
+    def _check_equal_before_the_last(self, h_BTD: Tensor, other_BTD: Tensor) -> None:
+        """Raise UserError if the states of earlier tokens differ."""
+        tolerance = 1e-4 if h_BTD.element_size() >= 4 else 0.2  # rounding may choose another expert
+        if (h_BTD - other_BTD)[:, :-1].norm() > tolerance * h_BTD[:, :-1].norm():
+            raise UserError(f"{type(self.model).__name__} is not a decoder: states depend on later tokens.")
 
     @torch.no_grad()
     def _check_packing(self) -> bool:
