@@ -5,6 +5,7 @@ Multiple choice by letters can fail where knowledge is there, and be right where
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,19 +31,22 @@ class Asking(OnQuestions):
     def measure(self, victim: Victim, missing: Collection[float]) -> Measured:
         """Ask each of these levels' questions."""
         for level in (level for level in self.levels_of(victim) if level in missing):
-            suite = _suite(victim, *self.asked(victim.config.eval, level))
-            yield level, victim.ask(suite, self.told(level))
+            yield level, victim.ask(self.suite(victim, level), self.told(level))
 
+    @abstractmethod
     def asked(self, e: EvalConfig, level: float) -> tuple[EvalConfig, Form | None]:
         """The evaluation and the form of its tasks."""
-        raise NotImplementedError
 
-
-def _suite(victim: Victim, evaluation: EvalConfig, form: Form | None) -> Suite:
-    texts = replace(evaluation.texts, corpora={})
-    asked_of = {q: [r for r in roles if r in evaluation.tasks] for q, roles in evaluation.asked_of.items()}
-    config = replace(victim.config, eval=replace(evaluation, texts=texts, asked_of=asked_of))
-    return load_questions(config, Source.of(config.model), victim.tokenizer, form).suite
+    def suite(self, victim: Victim, level: float) -> Suite:
+        """The questions of a level, without held-out texts. They are built once for both models."""
+        known = id(self), level
+        if known not in victim.suites:
+            evaluation, form = self.asked(victim.config.eval, level)
+            asked_of = {q: [r for r in roles if r in evaluation.tasks] for q, roles in evaluation.asked_of.items()}
+            own = replace(evaluation, texts=replace(evaluation.texts, corpora={}), asked_of=asked_of)
+            config = replace(victim.config, eval=own)
+            victim.suites[known] = load_questions(config, Source.of(config.model), victim.tokenizer, form).suite
+        return victim.suites[known]
 
 
 @dataclass(frozen=True)
@@ -117,9 +121,8 @@ class Rephrased(Asking):
 
     def members(self, victim: Victim) -> dict[str, list[str]]:
         """Those of the other tasks."""
-        return _suite(victim, *self.asked(victim.config.eval, 1)).members
+        return self.suite(victim, 1).members
 
     def asked(self, e: EvalConfig, level: float) -> tuple[EvalConfig, Form | None]:
         """Other tasks."""
-        asked_of = {query: [r for r in roles if r in self.tasks] for query, roles in e.asked_of.items()}
-        return replace(e, tasks={role: list(names) for role, names in self.tasks.items()}, asked_of=asked_of), None
+        return replace(e, tasks={role: list(names) for role, names in self.tasks.items()}), None

@@ -38,6 +38,7 @@ class Victim:
         suite: what is asked after a change of the model.
         config: of the run, with the evaluation that `suite` comes from. Attacks that ask otherwise start from it.
         base: inside the block, `model` is the base model.
+        suites: other questions that attacks have built, for whichever model is asked next.
     """
 
     model: PreTrainedModel
@@ -54,6 +55,7 @@ class Victim:
     config: Config = field(default_factory=Config)
     tokens_per_batch: int = 8192
     base: Callable[[], AbstractContextManager[Any]] = nullcontext
+    suites: dict[tuple[int, float], Suite] = field(default_factory=dict)
 
     def ask(self, suite: Suite, about: str) -> Metrics:
         """The metrics of the model as it is now; `about` says on the screen how it is."""

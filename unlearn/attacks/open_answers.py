@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from statistics import fmean
 from typing import Any
 
@@ -15,12 +16,11 @@ from lm_eval.utils import apply_template
 from rouge_score.rouge_scorer import RougeScorer
 
 from unlearn.attacks.attack import Measured, Metrics, OnQuestions, Victim, check_levels, check_positive
-from unlearn.evaluate.chat import encode_prompts
 from unlearn.evaluate.forms import PROMPT, options
-from unlearn.evaluate.maxlogit import by_length, continue_greedily
+from unlearn.evaluate.maxlogit import max_logits
 from unlearn.evaluate.suite import Suite
 from unlearn.evaluate.texts import Passage
-from unlearn.models.memory import in_batches
+from unlearn.models.group import ModelGroup
 
 GRAM = 3  # tokens of a sequence that counts as repeated
 ROUGE = RougeScorer(["rougeL"], use_stemmer=True)
@@ -102,19 +102,10 @@ def _open(prompt: str, task: str, number: int, document: Mapping[str, Any]) -> O
 
 def greedy_answers(victim: Victim, prompts: Sequence[str], count: int) -> list[list[int]]:
     """`count` tokens after each prompt, up to the end of the text if the model ends it."""
-    rows = encode_prompts(victim.tokenizer, prompts)
-    answers: dict[int, list[int]] = {}
+    group, batch = ModelGroup(victim.model), victim.tokens_per_batch
+    [found] = max_logits(group, victim.tokenizer, prompts, count=count, tokens_per_batch=batch, label="of answers")
     end = victim.tokenizer.eos_token_id
-    for batch in by_length([len(row) for row in rows], count, victim.tokens_per_batch):
-
-        def run(part: list[int]) -> list[list[int]]:
-            _, tokens_BK = continue_greedily(victim.model, [rows[i] for i in part], count)
-            return tokens_BK.tolist()
-
-        parts, _ = in_batches(run, batch, len(batch))
-        for i, tokens in zip(batch, (tokens for part in parts for tokens in part), strict=True):
-            answers[i] = tokens[: tokens.index(end)] if end in tokens else tokens
-    return [answers[i] for i in range(len(rows))]
+    return [list(takewhile(lambda token: token != end, tokens)) for tokens in found.tokens_NK.tolist()]
 
 
 def repeated(tokens: Sequence[int]) -> float:

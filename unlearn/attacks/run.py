@@ -87,9 +87,9 @@ def _attack(folder: RunFolder, attacks: Sequence[Planned], overrides: list[str])
     config = _configuration(folder, overrides)
     inputs = load_evaluation_inputs(config)
     victim, group = _victim(folder, config, inputs)
-    found = []
+    common, found = _common(folder, inputs), []
     for planned in [Planned(UNATTACKED, Untouched(), {}), *_possible(attacks, victim)]:
-        own, base = (_stages(folder, inputs, victim, planned, label) for label in ("unlearned", "base"))
+        own, base = _stages(folder, common, victim, planned)
         with group.use(0):
             _measure(replace(victim, base=lambda: group.use(1)), planned.attack, own)
         _measure(replace(victim, label="base"), planned.attack, base)
@@ -125,8 +125,6 @@ def _victim(folder: RunFolder, config: Config, inputs: Inputs) -> tuple[Victim, 
 
 def _possible(attacks: Sequence[Planned], victim: Victim) -> list[Planned]:
     """Those that can be made; the others are named. Raises UserError if none can, or one's texts cannot be read."""
-    for planned in attacks:
-        planned.attack.uses(victim)
     why_not = {planned.name: planned.attack.why_not(victim) for planned in attacks}
     told = [f"attack={name}: {why}." for name, why in why_not.items() if why is not None]
     if len(told) == len(attacks):
@@ -165,26 +163,35 @@ def _configuration(folder: RunFolder, overrides: list[str]) -> Config:
     return config
 
 
-def _stages(folder: RunFolder, inputs: Inputs, victim: Victim, planned: Planned, label: str) -> Stages:
-    """What is known of a model under an attack, in the file that is named by all that determines it."""
-    questions = inputs.questions.suite.sha256()
-    key = {
-        "attack": planned.config,
-        "uses": planned.attack.uses(victim),
+def _common(folder: RunFolder, inputs: Inputs) -> dict[str, Any]:
+    """What determines the figures of all attacks on a run, its delta included."""
+    return {
         "model": inputs.model_hash,
         "dtype": str(inputs.source.torch_dtype),
         "device": inputs.source.torch_device.type,
-        "questions": questions,
+        "questions": inputs.questions.suite.sha256(),
         "version": RESULTS_VERSION,
+        "delta": hashlib.sha256(folder.file("delta.safetensors").read_bytes()).hexdigest(),
     }
-    if label == "base":
-        file = cache_place(Path(victim.config.output_root) / CACHE, "attacks", key).with_suffix(".json")
-    else:
-        key["delta"] = hashlib.sha256(folder.file("delta.safetensors").read_bytes()).hexdigest()
-        file = folder.file("attacks") / f"{planned.name}-{json_sha256(key)[:10]}.json"
-    levels = {f"{level:g}": planned.attack.told(level) for level in planned.attack.levels_of(victim)}
-    about = {"attack": planned.name, "config": planned.config, "model": label, "questions": questions}
-    return Stages.read(file, {**about, "levels": levels, "roles": planned.attack.members(victim)})
+
+
+def _stages(folder: RunFolder, common: Mapping[str, Any], victim: Victim, planned: Planned) -> tuple[Stages, Stages]:
+    """What is known of the unlearned and the base model, in files that are named by all that determines them."""
+    own = {"attack": planned.config, "uses": planned.attack.uses(victim), **common}
+    base = {key: value for key, value in own.items() if key != "delta"}
+    files = {
+        "unlearned": folder.file("attacks") / f"{planned.name}-{json_sha256(own)[:10]}.json",
+        "base": cache_place(Path(victim.config.output_root) / CACHE, "attacks", base).with_suffix(".json"),
+    }
+    about = {
+        "attack": planned.name,
+        "config": planned.config,
+        "questions": common["questions"],
+        "levels": {f"{level:g}": planned.attack.told(level) for level in planned.attack.levels_of(victim)},
+        "roles": planned.attack.members(victim),
+    }
+    unlearned, of_base = (Stages.read(file, {**about, "model": label}) for label, file in files.items())
+    return unlearned, of_base
 
 
 def _measure(victim: Victim, attack: Attack, stages: Stages) -> None:

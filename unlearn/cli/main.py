@@ -62,8 +62,7 @@ def attack(
     Each attack of conf/attack (attack=all, the default; docs/attacks.md lists them) changes the unlearned model, or
     the questions, at several levels, and the base model for comparison. They are asked what the run was asked, default
     and perturbed, or what eval=NAME says: 300 questions of each role, unless eval.subset=N (null: all) says otherwise.
-    attack.KEY=VALUE changes a single attack. Results go to RUN/attacks; what is
-    there is not measured again.
+    attack.KEY=VALUE changes a single attack. Results go to RUN/attacks; what is there is not measured again.
     """
     from unlearn.attacks.make import plan
     from unlearn.attacks.run import attack as run

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,19 @@ from unlearn.storage.hashing import json_sha256
 # Raise by hand when the same configuration would give other numbers than before.
 RESULTS_VERSION = 2
 RUNS = "runs"  # below output_root
+# Keys that older runs lack, and the value at which they change nothing: then they are left out, with those that only
+# matter beside them, so that runs keep their names.
+SWITCHES: Mapping[str, tuple[Any, Sequence[str]]] = {
+    "model.compile": (False, ()),
+    "data.text_column": ("text", ()),
+    "data.errors": ("error", ()),
+    "train.schedule": ("constant", ()),
+    "eval.asked_of": ({}, ()),
+    "eval.chat_template": (False, ("system_instruction", "fewshot_as_multiturn")),
+    "eval.every": (None, ("every_documents", "every_questions")),
+    "eval.texts.text_column": ("text", ()),
+    "eval.texts.errors": ("error", ()),
+}
 
 
 def identity(config: Config) -> dict[str, Any]:
@@ -22,11 +37,10 @@ def identity(config: Config) -> dict[str, Any]:
     """
     plain = OmegaConf.to_container(OmegaConf.structured(config))
     assert isinstance(plain, dict)
+    _leave_out_unused(plain)
     model, data, evaluation = plain["model"], plain["data"], plain["eval"]
     for key in ("path", "gguf_file", "device", "num_layers", "trust_remote_code"):
         model.pop(key)
-    if not model["compile"]:  # runs from before this key keep their names
-        model.pop("compile")
     for key in ("methods", "grids", "masks", "schedules", "alpha", "lr"):  # other keys take their values from these
         model.pop(key)
     plain["method"].pop("preferred", None)
@@ -34,34 +48,29 @@ def identity(config: Config) -> dict[str, Any]:
         for key in ("forget", "retain"):
             if not topic[key].startswith("hub:"):
                 topic.pop(key)
-    for place in (data, evaluation["texts"]):
-        for key, usual in (("text_column", "text"), ("errors", "error")):  # runs from before these keep their names
-            if place[key] == usual:
-                place.pop(key)
     if isinstance(evaluation["forget_tokens"], str):
         evaluation.pop("forget_tokens")
-    if not evaluation["asked_of"]:  # runs from before this key keep their names
-        evaluation.pop("asked_of")
     if not evaluation["texts"]["corpora"]:  # runs from before this key keep their names
         evaluation.pop("texts")
     else:
         for corpora in evaluation["texts"]["corpora"].values():
             corpora.update((name, path if path.startswith("hub:") else "") for name, path in corpora.items())
-    if not evaluation["chat_template"]:  # runs from before this key keep their names
-        for key in ("chat_template", "system_instruction", "fewshot_as_multiturn"):
-            evaluation.pop(key)
-    if evaluation["every"] is None:
-        for key in ("every", "every_documents", "every_questions"):
-            evaluation.pop(key)
     for key in ("include_path", "local_dir", "tokens_per_batch"):
         evaluation.pop(key)
     for key in ("log_every", "checkpoint_every", "recompute", "force"):
         plain["train"].pop(key)
-    if plain["train"]["schedule"] == "constant":  # runs from before this key keep their names
-        plain["train"].pop("schedule")
     for key in ("preset", "tracker", "output_root", "output_dir", "attacks"):
         plain.pop(key)
     return {**plain, "results_version": RESULTS_VERSION}
+
+
+def _leave_out_unused(plain: dict[str, Any]) -> None:
+    for dotted, (unused, beside) in SWITCHES.items():
+        *parents, last = dotted.split(".")
+        place = reduce(dict.__getitem__, parents, plain)
+        if place[last] == unused:
+            for key in (last, *beside):
+                place.pop(key)
 
 
 def run_name(config: Config) -> str:

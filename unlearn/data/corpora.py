@@ -112,8 +112,8 @@ def _checked(text: Any, place: str, key: str, reading: Reading) -> str:
     if reading.errors == "replace":
         return BROKEN.sub("\ufffd", text)
     raise UserError(
-        f"{key}: {place}: U+{ord(found[0]):04X} at character {found.start()} is no text. Mend the file, or set "
-        f"data.errors=replace."
+        f"{key}: {place}: U+{ord(found[0]):04X} at character {found.start()} is no text. Mend the file, or have "
+        f"it replaced: data.errors=replace (eval.texts.errors of held-out texts)."
     )
 
 

@@ -65,10 +65,8 @@ class Source:
         """The device that `device` stands for here. Raises UserError for one that is not here."""
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        here = [
-            "cpu",
-            *(["cuda", *(f"cuda:{i}" for i in range(count))] if (count := torch.cuda.device_count()) else []),
-        ]
+        count = torch.cuda.device_count()
+        here = ["cpu", *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]
         here += ["mps"] if torch.backends.mps.is_available() else []
         if self.device not in here:
             raise UserError(
