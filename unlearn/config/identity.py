@@ -64,7 +64,7 @@ def identity(config: Config) -> dict[str, Any]:
     return {**plain, "results_version": RESULTS_VERSION}
 
 
-def _leave_out_unused(plain: dict[str, Any]) -> None:
+def _leave_out_unused(plain: dict[Any, Any]) -> None:
     for dotted, (unused, beside) in SWITCHES.items():
         *parents, last = dotted.split(".")
         place = reduce(dict.__getitem__, parents, plain)
