@@ -64,9 +64,9 @@ reproduce-theorems: reproduce-seeds # of the models with the default nu; `reprod
 # (docs/log/real_model.md). Other seeds and the texts after those judge them.
 REAL := outputs/real
 REAL_JOBS := OMP_NUM_THREADS=1 $(BIN)/python launch.py -m hydra/launcher=packed tracker=none output_root=$(REAL) \
-	experiment=smollm2_real train.steps=225 eval.texts.skip=20 eval.texts.documents=20 eval.texts.words=70 seed=10,11,12
+	experiment=smollm2_real train.steps=225 eval.texts.skip=20 eval.texts.documents=18 eval.texts.words=45 seed=10,11,12
 
-real: $(INSTALLED) smollm2 ## the paper on a real language model and real texts, docs/real.md (about 75 minutes)
+real: $(INSTALLED) smollm2 ## the paper on a real language model and real texts, docs/real.md (about an hour)
 	$(MAKE) -j 2 $(REAL_PARTS)
 	$(BIN)/unlearn claims $(REAL) -o docs/real.md --title "The paper on a real model" --preface docs/real_preface.md
 	$(BIN)/unlearn report $(REAL) -o $(REAL)/report.html --figures $(REAL)/figures
@@ -81,7 +81,7 @@ real-coefficients: $(INSTALLED) smollm2
 
 # Without RNA, as much or as little forgotten as with it: what robustness at equal forgetting is compared with.
 real-forgetting: $(INSTALLED) smollm2
-	$(REAL_JOBS) method=adaptive_rmu,rmu rna.nu=0 loss.alpha=600,700,775,850
+	$(REAL_JOBS) method=adaptive_rmu,rmu rna.nu=0 loss.alpha=700,775,850
 
 real-forgetting-rsv: $(INSTALLED) smollm2
 	$(REAL_JOBS) method=rsv rna.nu=0 loss.alpha=500,650,800
