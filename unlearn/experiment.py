@@ -24,9 +24,10 @@ from unlearn.models.cutting import CutModel
 from unlearn.models.loading import load_up_to, load_whole
 from unlearn.models.memory import reuse_memory
 from unlearn.runs.active import ActiveRun, open_run
-from unlearn.runs.inputs import Inputs, load_inputs, make_evaluator
+from unlearn.runs.inputs import Inputs, load_inputs
 from unlearn.runs.memory import must_recompute
 from unlearn.runs.results import measure_course, results_of
+from unlearn.runs.sharing import open_evaluator, other_devices
 from unlearn.screen import say
 from unlearn.storage.files import check_space, check_writable
 from unlearn.tracking.terminal import show_result, training_progress
@@ -66,6 +67,7 @@ def run_together(configs: list[Config], hydra_folders: Sequence[Path | None] = (
     reuse_memory()
     shared = _shared(configs)
     check_writable(run_folder(shared).parent)
+    _ = other_devices(shared)  # are there
     inputs = load_inputs(shared)
     errors: dict[Path, Exception | None] = {}
     with ExitStack() as stack:
@@ -228,18 +230,18 @@ def _attack(configs: list[Config], errors: dict[Path, Exception | None]) -> None
 
 def _evaluate(runs: list[ActiveRun], shared: Config, inputs: Inputs) -> None:
     """The runs' models together, and the base model once for all; metrics, samples, and the tables on the screen."""
-    evaluator = make_evaluator(shared, inputs)
     runs = [active for active in runs if active.error is None]
-    if inputs.questions.course is not None and runs:
-        measure_course(runs, shared, evaluator.asking(inputs.questions.course))
-        runs = [active for active in runs if active.error is None]
-    results = results_of(runs, evaluator) if evaluator.suite and runs else {}
+    with open_evaluator(shared, inputs) as evaluator:
+        if inputs.questions.course is not None and runs:
+            measure_course(runs, shared, evaluator.asking(inputs.questions.course))
+            runs = [active for active in runs if active.error is None]
+        results = results_of(runs, evaluator) if evaluator.suite and runs else {}
     for active in runs:
         if active.error is None:
             with active.catching_errors():
                 metrics, result = dict(active.folder.trained or {}), results.get(active.folder.path)
                 if result is not None:
                     metrics |= result.metrics
-                active.finish(metrics, result, evaluator.suite.leaves)
+                active.finish(metrics, result, inputs.questions.suite.leaves)
                 where = active.folder.path, active.tracker.address
                 show_result(metrics, shared.eval.roles, shared.eval.queries, *where)

@@ -10,7 +10,8 @@ import pyarrow
 import pytest
 import torch
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, write_jsonl
+from unlearn.config.identity import identity
 from unlearn.data.batches import batches, documents_needed, pad
 from unlearn.data.corpora import Reading, Topic, first_tokens, load_topic, read_corpus
 from unlearn.errors import UserError
@@ -202,3 +203,59 @@ def test_padding_goes_where_it_is_told():
     assert left.ids_BT.tolist() == [[1, 2, 3], [0, 0, 4]]
     assert torch.equal(right.mask_BT, torch.tensor([[True] * 3, [True, False, False]]))
     assert torch.equal(left.mask_BT, right.mask_BT[:, [2, 1, 0]])
+
+
+DIALOGUE = [{"role": "user", "content": "river harbour"}, {"role": "assistant", "content": "ruler mountain"}]
+TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['role'] }} : {{ m['content'] }} \n{% endfor %}"
+
+
+@pytest.fixture
+def chatty():
+    """A tokenizer with a template that writes BOS, as it does itself before texts."""
+    tokenizer = load_tokenizer(Source(str(ROOT / "unlearn/toy/model")))
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def reading_of(conf, tokenizer, *more):
+    return Reading.of(conf("data.chat_template=true", *more).data, tokenizer)
+
+
+def test_dialogues_are_written_in_the_tokenizers_template_with_one_bos(tmp_path, conf, chatty):
+    file = write_jsonl(tmp_path / "a.jsonl", [{"messages": DIALOGUE}] * 2)
+    reading = reading_of(conf, chatty, "data.text_column=messages")
+    topic = load_topic(
+        "bio", *[str(file)] * 2, chatty, max_length=40, retain_max_length=6, documents=2, on_exhausted="error",
+        reading=reading,
+    )  # fmt: skip
+    expected = chatty.apply_chat_template(DIALOGUE, tokenize=True, return_dict=False)
+    assert expected[0] == chatty.bos_token_id
+    assert expected.count(chatty.bos_token_id) == 1
+    assert topic.forget == [expected] * 2
+    assert topic.retain == [expected[:6]] * 2
+    corpus = read_corpus(str(file), KEY, reading_of(conf, None, "data.text_column=messages"))
+    assert corpus.texts == ["river harbour\nruler mountain"] * 2  # for lists of words
+
+
+@pytest.mark.parametrize("value", ["river", [], ["river"], [{"role": "user"}], [{"role": "user", "content": 3}]])
+def test_what_is_no_dialogue_is_named_with_file_and_line(tmp_path, conf, chatty, value):
+    file = write_jsonl(tmp_path / "a.jsonl", [{"text": DIALOGUE}, {"text": value}])
+    with pytest.raises(UserError, match=r'a\.jsonl:2: "text" is no dialogue, and data\.chat_template=true\.'):
+        read_corpus(str(file), KEY, reading_of(conf, chatty))
+
+
+def test_a_dialogue_that_the_template_refuses_is_named(tmp_path, conf, chatty):
+    chatty.chat_template = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('begin with user') }}{% endif %}x"
+    file = write_jsonl(tmp_path / "a.jsonl", [{"text": DIALOGUE}, {"text": DIALOGUE[1:]}])
+    with pytest.raises(UserError, match=r"a\.jsonl:2: the model's chat template refuses this dialogue: begin with"):
+        read_corpus(str(file), KEY, reading_of(conf, chatty))
+
+
+def test_a_tokenizer_without_a_template_cannot_read_dialogues(conf, tokenizer):
+    with pytest.raises(UserError, match=r"data\.chat_template=true, but the model's tokenizer has no chat template"):
+        reading_of(conf, tokenizer)
+
+
+def test_runs_from_before_dialogues_keep_their_names(conf):
+    assert "chat_template" not in identity(conf())["data"]
+    assert identity(conf("data.chat_template=true"))["data"]["chat_template"] is True

@@ -1,11 +1,16 @@
 """The memory that training needs, and whether activations are recomputed for it."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 
+from unlearn.errors import UserError
+from unlearn.experiment import run
 from unlearn.models.loading import Source, load_config, load_whole
 from unlearn.runs import memory
-from unlearn.runs.memory import must_recompute, needed_memory
-from unlearn.training.cost import Shape
+from unlearn.runs.memory import check_memory, must_recompute, needed_memory
+from unlearn.training.cost import Memory, Shape
 
 
 @pytest.fixture
@@ -47,3 +52,27 @@ def test_recomputing_needs_less_memory_for_the_same_variants(conf, shape):
     )
     assert again.working < kept.working
     assert (again.weights, again.variant) == (kept.weights, kept.variant)
+
+
+def test_what_does_not_fit_is_told_before_anything_is_loaded(short, monkeypatch):
+    config = short("eval=toy", "model.dtype=float32")
+    whole = sum(w.numel() * w.element_size() for w in load_whole(Source.of(config.model)).parameters())
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(total=there))
+    there = whole - 1
+    with pytest.raises(UserError) as told:
+        check_memory(config, Source.of(config.model), trains=False)
+    assert str(told.value).startswith("eval: the whole model takes 0.0 GB in float32, and cpu has 0.0 GB.")
+    assert "model.device=balanced spreads it" in str(told.value)
+    for there, allowed in ((whole, config), (whole - 1, replace_device(config))):
+        check_memory(allowed, Source.of(allowed.model), trains=False)
+    config.eval = short().eval
+    monkeypatch.setattr(memory, "needed_memory", lambda *_, **__: Memory(800, 100, 100))
+    there = 850  # the estimate is up to 15 % too high
+    check_memory(config, Source.of(config.model), trains=True)
+    there = 849
+    with pytest.raises(UserError, match=r"train: about 0\.0 GB are needed, and cpu has 0\.0 GB\. Lower train"):
+        run(config)
+
+
+def replace_device(config):
+    return replace(config, model=replace(config.model, device="balanced"))

@@ -15,7 +15,8 @@ from hydra_plugins.unlearn_launchers.launchers import AutoLauncher
 from tests.conftest import ROOT, untimed
 from unlearn.runs.folder import RunFolder
 from unlearn.sweeps import local
-from unlearn.sweeps.local import chosen_devices, spread, visible_devices
+from unlearn.models.devices import visible_devices
+from unlearn.sweeps.local import chosen_devices, spread
 from unlearn.sweeps.sweep import Sweep
 
 GRID = ("tracker=none", "eval.subset=40", "train.steps=12", "seed=0,1,2,3,4,5")

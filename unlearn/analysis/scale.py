@@ -24,7 +24,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from unlearn.config.schema import SPAN, Config
-from unlearn.data.corpora import Reading, documents
+from unlearn.data.corpora import Reading, documents, first_tokens
 from unlearn.errors import UserError
 from unlearn.models.architectures import decoder_layers, parameter_names
 from unlearn.models.loading import Source, load_config, load_tokenizer, load_whole
@@ -148,14 +148,15 @@ def show_scale(config: Config, layer: int | None, count: int) -> None:
     if not SPAN - 1 <= chosen < layers:
         raise UserError(f"--layer {chosen} is not allowed: it must be in {SPAN - 1}..{layers - 1}.")
     model, tokenizer = load_whole(source), load_tokenizer(source)
+    reading = Reading.of(config.data, tokenizer)
     texts = [
         text
         for name, topic in config.data.topics.items()
-        for text, _ in islice(documents(topic.retain, f"data.topics.{name}.retain", Reading.of(config.data)), count)
+        for text, _ in islice(documents(topic.retain, f"data.topics.{name}.retain", reading), count)
     ]
     length = min(topic.max_length for topic in config.data.topics.values())
-    encoded = (tokenizer(text, truncation=True, max_length=length, return_tensors="pt") for text in texts)
-    scales = measure(model, [e["input_ids"].to(source.torch_device) for e in encoded], config.model.parameters)
+    encoded = (first_tokens(text, tokenizer, length, special=not reading.chat) for text in texts)
+    scales = measure(model, [torch.tensor([ids], device=source.torch_device) for ids in encoded], config.model.parameters)
     title = f"{config.model.name}: {len(texts)} retained documents of at most {length} tokens"
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
     for column in ("layer", "norm", "median norm", "spread", "L1 norm of the matrix's input"):
@@ -185,5 +186,6 @@ def _place(config: Config, layers: int) -> dict[str, object]:
         "num_layers": layers,
         "dtype": "${preset.dtype}",
         "device": "auto",
+        "max_memory": None,
         "parameters": m.parameters,
     }

@@ -29,7 +29,7 @@ from unlearn.evaluate.roles import role_means
 from unlearn.methods.misdirection import CONTROL
 from unlearn.models.delta import check_delta, load_delta, load_state
 from unlearn.models.group import ModelGroup
-from unlearn.models.loading import load_whole
+from unlearn.models.loading import BALANCED, load_whole
 from unlearn.runs.evaluation import run_config
 from unlearn.runs.folder import RunFolder
 from unlearn.runs.inputs import Inputs, load_evaluation_inputs
@@ -85,6 +85,8 @@ def attack(folders: Sequence[Path], attacks: Sequence[Planned], overrides: Seque
 
 def _attack(folder: RunFolder, attacks: Sequence[Planned], overrides: list[str]) -> None:
     config = _configuration(folder, overrides)
+    if config.model.device == BALANCED:
+        raise UserError(f"{folder.path}: model.device={BALANCED}: attacks change weights, on one device only.")
     inputs = load_evaluation_inputs(config)
     victim, group = _victim(folder, config, inputs)
     common, found = _common(folder, inputs), []
@@ -112,7 +114,7 @@ def _victim(folder: RunFolder, config: Config, inputs: Inputs) -> tuple[Victim, 
         trained=list(weights),
         controls={name: u_D for name, u_D in load_state(delta).items() if name.startswith(CONTROL)},
         corpora={name: {"forget": t.forget, "retain": t.retain} for name, t in config.data.topics.items()},
-        reading=Reading.of(config.data),
+        reading=Reading.of(config.data, inputs.tokenizer),
         max_length=max(topic.max_length for topic in config.data.topics.values()),
         seed=config.seed,
         suite=inputs.questions.suite,

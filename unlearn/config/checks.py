@@ -6,6 +6,7 @@ Each check yields a sentence for every problem: which key, what was given, what 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 
@@ -31,6 +32,8 @@ from unlearn.config.schema import (
     is_number,
 )
 from unlearn.errors import nearest
+
+SIZE = re.compile(r"\d+(\.\d+)?[KMG]i?B")
 
 
 def _ranges(c: Config) -> Iterator[str]:
@@ -63,6 +66,7 @@ def _ranges(c: Config) -> Iterator[str]:
         "train.checkpoint_every": c.train.checkpoint_every,
         "eval.limit": c.eval.limit,
         "eval.subset": c.eval.subset,
+        "eval.devices": c.eval.devices,
         "eval.every": c.eval.every,
         "eval.every_documents": c.eval.every_documents,
         "eval.every_questions": c.eval.every_questions,
@@ -107,6 +111,21 @@ def _attacks(c: Config) -> Iterator[str]:
             yield f"attacks={name} is not allowed.{nearest(name, allowed)} Allowed: {', '.join(allowed)}."
     if c.attacks and not c.eval.roles:
         yield "attacks need something to ask: eval.tasks and eval.texts are empty."
+
+
+def _max_memory(c: Config) -> Iterator[str]:
+    if c.model.device == "balanced" and c.model.compile:
+        yield "model.compile=true with model.device=balanced: compiled layers cannot be moved. Set one of them otherwise."
+    if c.model.max_memory is None:
+        return
+    if c.model.device != "balanced":
+        yield f"model.max_memory needs model.device=balanced, and model.device={c.model.device}."
+    for device, size in c.model.max_memory.items():
+        if not (str(device).isdecimal() or device == "cpu") or not SIZE.fullmatch(size):
+            yield (
+                f"model.max_memory={{{device}:{size}}} is not allowed: it must be numbers of GPUs, or cpu, each with a "
+                "size, e.g. {0:40GiB,cpu:100GiB}. What does not fit goes to the disk."
+            )
 
 
 def _chat(c: Config) -> Iterator[str]:
@@ -250,4 +269,5 @@ CHECKS = (
     _max_logit,
     _attacks,
     _chat,
+    _max_memory,
 )

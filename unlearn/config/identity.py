@@ -21,6 +21,7 @@ SWITCHES: Mapping[str, tuple[Any, Sequence[str]]] = {
     "model.compile": (False, ()),
     "data.text_column": ("text", ()),
     "data.errors": ("error", ()),
+    "data.chat_template": (False, ()),
     "train.schedule": ("constant", ()),
     "eval.asked_of": ({}, ()),
     "eval.chat_template": (False, ("system_instruction", "fewshot_as_multiturn")),
@@ -39,7 +40,7 @@ def identity(config: Config) -> dict[str, Any]:
     assert isinstance(plain, dict)
     _leave_out_unused(plain)
     model, data, evaluation = plain["model"], plain["data"], plain["eval"]
-    for key in ("path", "gguf_file", "device", "num_layers", "trust_remote_code"):
+    for key in ("path", "gguf_file", "device", "max_memory", "num_layers", "trust_remote_code"):
         model.pop(key)
     for key in ("methods", "grids", "masks", "schedules", "alpha", "lr"):  # other keys take their values from these
         model.pop(key)
@@ -55,7 +56,7 @@ def identity(config: Config) -> dict[str, Any]:
     else:
         for corpora in evaluation["texts"]["corpora"].values():
             corpora.update((name, path if path.startswith("hub:") else "") for name, path in corpora.items())
-    for key in ("include_path", "local_dir", "tokens_per_batch"):
+    for key in ("include_path", "local_dir", "tokens_per_batch", "devices"):
         evaluation.pop(key)
     for key in ("log_every", "checkpoint_every", "recompute", "force"):
         plain["train"].pop(key)

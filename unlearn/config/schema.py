@@ -81,6 +81,7 @@ class ModelConfig:
     num_layers: int = MISSING
     dtype: str = MISSING
     device: str = MISSING
+    max_memory: dict[Any, str] | None = None
     parameters: list[str] | None = MISSING
     layer: int = MISSING
     alpha: float = MISSING
@@ -117,8 +118,9 @@ class DataConfig:
     topics: dict[str, TopicConfig] = MISSING
     use: list[str] | None = MISSING
     on_exhausted: str = MISSING
-    text_column: str = "text"  # runs from before this key and the next one had no choice
+    text_column: str = "text"  # runs from before this key and the next ones had no choice
     errors: str = "error"
+    chat_template: bool = False
 
 
 @dataclass
@@ -186,6 +188,11 @@ class TextConfig:
     text_column: str = "text"
     errors: str = "error"
 
+    @property
+    def chat_template(self) -> bool:
+        """Held-out texts are no dialogues: words are inserted into them."""
+        return False
+
 
 @dataclass
 class EvalConfig:
@@ -212,6 +219,7 @@ class EvalConfig:
     chat_template: bool = False
     system_instruction: str | None = None
     fewshot_as_multiturn: bool = True
+    devices: int | None = None
     every: int | None = None
     every_documents: int = 16
     every_questions: int | None = None

@@ -1,17 +1,20 @@
 """Reading and tokenising corpora: the forget and retain documents of each topic.
 
 A corpus is a file or a folder (see `formats.py`) or a data set of the hub, written hub:REPOSITORY:CONFIGURATION:SPLIT.
-Documents are taken in file order.
+Documents are taken in file order. They are texts, or dialogues (data.chat_template): lists of messages, [{"role": "user",
+"content": "..."}, ...], which the tokenizer's template makes texts of.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from unlearn.data.formats import file_rows
@@ -22,11 +25,20 @@ CHARACTERS = 16  # of a token, to begin with; where that gives too few tokens, t
 MARGIN = 64  # tokens that may differ because a text was cut behind them
 
 
+Message = dict[str, str]  # role and content
+
+
+def _said(messages: list[Message]) -> str:
+    """What the messages of a dialogue say, one below the other."""
+    return "\n".join(message["content"] for message in messages)
+
+
 class ReadingSettings(Protocol):
     """The keys that `Reading.of` reads."""
 
     text_column: str
     errors: str
+    chat_template: bool
 
 
 @dataclass(frozen=True)
@@ -36,15 +48,27 @@ class Reading:
     Args:
         column: of a file or data set that has several.
         errors: "error" raises for characters that are no text, "replace" makes them U+FFFD.
+        chat: documents are dialogues.
+        render: makes a text of a dialogue's messages.
     """
 
     column: str = "text"
     errors: str = "error"
+    chat: bool = False
+    render: Callable[[list[Message]], str] = _said
 
     @classmethod
-    def of(cls, settings: ReadingSettings) -> Reading:
-        """As a configuration of data says."""
-        return cls(settings.text_column, settings.errors)
+    def of(cls, settings: ReadingSettings, tokenizer: PreTrainedTokenizerBase | None = None) -> Reading:
+        """As a configuration of data says; dialogues in the tokenizer's template, without one as what they say.
+
+        Raises UserError for a tokenizer without a template.
+        """
+        reading = cls(settings.text_column, settings.errors, settings.chat_template)
+        if tokenizer is None or not reading.chat:
+            return reading
+        if not tokenizer.chat_template:
+            raise UserError("data.chat_template=true, but the model's tokenizer has no chat template.")
+        return cls(reading.column, reading.errors, True, partial(tokenizer.apply_chat_template, tokenize=False))
 
 
 @dataclass(frozen=True)
@@ -101,7 +125,8 @@ def documents(
         raise UserError(f"{key}: {path} holds no document.")
 
 
-def _checked(text: Any, place: str, key: str, reading: Reading) -> str:
+def _checked(value: Any, place: str, key: str, reading: Reading) -> str:
+    text = _of_dialogue(value, place, key, reading) if reading.chat else value
     if not isinstance(text, str):
         raise UserError(f'{key}: {place}: "{reading.column}" is {type(text).__name__}, not a string.')
     if not text.strip():
@@ -115,6 +140,22 @@ def _checked(text: Any, place: str, key: str, reading: Reading) -> str:
         f"{key}: {place}: U+{ord(found[0]):04X} at character {found.start()} is no text. Mend the file, or have "
         f"it replaced: data.errors=replace (eval.texts.errors of held-out texts)."
     )
+
+
+def _of_dialogue(value: Any, place: str, key: str, reading: Reading) -> str:
+    if not isinstance(value, list) or not value or not all(_is_message(message) for message in value):
+        raise UserError(
+            f'{key}: {place}: "{reading.column}" is no dialogue, and data.chat_template=true. A line looks like '
+            f'{{"{reading.column}": [{{"role": "user", "content": "..."}}, ...]}}.'
+        )
+    try:
+        return reading.render([{"role": m["role"], "content": m["content"]} for m in value])
+    except TemplateError as error:  # some templates want roles in a certain order
+        raise UserError(f"{key}: {place}: the model's chat template refuses this dialogue: {error}") from None
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("role", "content"))
 
 
 def _hub_rows(path: str, key: str, column: str, digest: hashlib._Hash | None) -> Iterator[tuple[str, str]]:
@@ -175,7 +216,7 @@ def load_topic(
                 f"{key}: the corpus has {corpus.size} documents and training needs {documents}. Lower "
                 f"train.steps or train.batch_size, or set data.on_exhausted=cycle to start over."
             )
-        parts[part] = _tokenise(corpus, tokenizer, length, key)
+        parts[part] = _tokenise(corpus, tokenizer, length, key, reading)
         hashes[part] = corpus.sha256
     return Topic(name, parts["forget"], parts["retain"], hashes)
 
@@ -199,11 +240,14 @@ def load_texts(
 ) -> Texts:
     """Read and tokenise at most `documents` texts. Raises what `documents` raises."""
     corpus = read_corpus(path, key, reading, documents)
-    return Texts(_tokenise(corpus, tokenizer, max_length, key), corpus.sha256)
+    return Texts(_tokenise(corpus, tokenizer, max_length, key, reading), corpus.sha256)
 
 
-def _tokenise(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, max_length: int, key: str) -> list[list[int]]:
-    encoded = [first_tokens(text, tokenizer, max_length) for text in corpus.texts]
+def _tokenise(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, max_length: int, key: str, reading: Reading
+) -> list[list[int]]:
+    # A template writes BOS itself, if it wants one.
+    encoded = [first_tokens(text, tokenizer, max_length, special=not reading.chat) for text in corpus.texts]
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     for ids, place in zip(encoded, corpus.places, strict=True):
         if not any(i not in special for i in ids):
@@ -211,8 +255,10 @@ def _tokenise(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, max_length: in
     return encoded
 
 
-def first_tokens(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[int]:
-    """The first `max_length` token ids of a text, special ones included, without tokenising all of a long one.
+def first_tokens(
+    text: str, tokenizer: PreTrainedTokenizerBase, max_length: int, *, special: bool = True
+) -> list[int]:
+    """The first `max_length` token ids of a text, without tokenising all of a long one; `special`: BOS and EOS included.
 
     Of a long text only a beginning, up to a space, is tokenised, if that has more tokens than are needed: what a
     tokenizer makes of the words before is the same with and without what follows many words later.
@@ -220,7 +266,9 @@ def first_tokens(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int)
     end = text.rfind(" ", 0, CHARACTERS * (max_length + MARGIN))
     long = len(text) > CHARACTERS * (max_length + MARGIN) and end > 0
     if long and tokenizer.truncation_side == "right":
-        more = tokenizer(text[:end], truncation=True, max_length=max_length + MARGIN)["input_ids"]
+        more = tokenizer(
+            text[:end], truncation=True, max_length=max_length + MARGIN, add_special_tokens=special
+        )["input_ids"]
         if len(more) == max_length + MARGIN:
             text = text[:end]
-    return list(tokenizer(text, truncation=True, max_length=max_length)["input_ids"])
+    return list(tokenizer(text, truncation=True, max_length=max_length, add_special_tokens=special)["input_ids"])

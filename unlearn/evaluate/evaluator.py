@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -21,6 +21,7 @@ from unlearn.evaluate.harness import Answers, MaxLogitPlan, against_base, evalua
 from unlearn.evaluate.journal import Journals, Report
 from unlearn.evaluate.roles import ROLES
 from unlearn.evaluate.suite import Suite
+from unlearn.evaluate.turns import Sharing
 from unlearn.models.delta import check_delta, load_delta
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_whole
@@ -55,13 +56,26 @@ class Unlearned:
 
     Args:
         delta: its delta.safetensors.
-        partial: the folder for the journals of an evaluation that is not finished.
+        partial: the folder for the journals while it is not finished.
         report: is called with the progress. What it raises ends the evaluation.
     """
 
     delta: Path
-    partial: Path | None = None
+    partial: Path
     report: Report = lambda *_: None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What processes that share an evaluation are to do: ask the base model, or unlearned ones, all questions.
+
+    Args:
+        models: the delta and the folder of journals of each unlearned model; empty for the base model.
+        course: whether the questions are those of `Questions.course`.
+    """
+
+    models: list[tuple[str, str]]
+    course: bool = False
 
 
 class Evaluator:
@@ -70,6 +84,8 @@ class Evaluator:
     Args:
         model_hash: of `source`, see `checkpoint_fingerprint`; part of the key of cached answers.
         cache: the folder in which all runs share the base model's answers.
+        sharing: with which other processes the work is shared.
+        announce: tells them what this process begins.
     """
 
     def __init__(
@@ -82,17 +98,21 @@ class Evaluator:
         tokens_per_batch: int,
         maxlogit: MaxLogitPlan,
         cache: Path,
+        sharing: Sharing | None = None,
+        announce: Callable[[Task], None] = lambda _: None,
     ) -> None:
         self.suite = suite
         self._source, self._tokenizer, self._model_hash = source, tokenizer, model_hash
         self._tokens_per_batch, self._maxlogit, self._cache = tokens_per_batch, maxlogit, cache
+        self._sharing, self._announce = sharing, announce
+        self._course = False
         self._base: Answers | None = None
 
     def asking(self, suite: Suite) -> Evaluator:
-        """An evaluator with other questions, and without MaxLogit, that shares the model in memory."""
+        """An evaluator with the questions of a course, without MaxLogit, that shares the model in memory."""
         _ = self._model  # loaded before the copy
         other = copy.copy(self)
-        other.suite, other._maxlogit, other._base = suite, MaxLogitPlan(), None
+        other.suite, other._maxlogit, other._base, other._course = suite, MaxLogitPlan(), None, True
         return other
 
     def evaluate_base(self) -> Result:
@@ -114,16 +134,30 @@ class Evaluator:
             for own in part
         ]
 
+    def help(self, task: Task) -> None:
+        """Do a part of what another process announced. The answers are in journals, which that process reads."""
+        if task.models:
+            models = [Unlearned(Path(delta), Path(partial)) for delta, partial in task.models]
+            in_batches(self._ask_unlearned, models, len(models))
+        else:
+            self._ask_base(CachedAnswers(self._cached_place()), lambda *_: None)
+
     def _weights(self, delta: Path) -> dict[str, Tensor]:
         weights, metadata = load_delta(delta)
         check_delta(self._model, weights, metadata)
         return weights
 
     def _ask_unlearned(self, models: Sequence[Unlearned]) -> list[Answers]:
+        self._announce(Task([(str(model.delta), str(model.partial)) for model in models], self._course))
         group = ModelGroup(self._model, (self._weights(model.delta) for model in models))
         keys = [hashlib.sha256(model.delta.read_bytes()).hexdigest() for model in models]
-        journals = [Journals(m.partial, key, m.report) for m, key in zip(models, keys, strict=True)]
+        journals = [Journals(m.partial, key, m.report, self._sharing) for m, key in zip(models, keys, strict=True)]
         return self._ask("unlearned", group, journals)
+
+    def _ask_base(self, cached: CachedAnswers, report: Report) -> Answers:
+        self._announce(Task([], self._course))
+        journals = Journals(cached.partial, report=report, sharing=self._sharing)
+        return self._ask("base", ModelGroup(self._model), [journals])[0]
 
     def _base_answers(self, models: Sequence[Unlearned]) -> Answers:
         """The base model's answers, from the cache if they are there. The progress is reported to all of `models`.
@@ -146,8 +180,7 @@ class Evaluator:
                 with FolderLock(cached.folder):
                     remove_scratch(cached.folder)
                     if cached.load() is None:
-                        journals = Journals(cached.partial, report=report)
-                        cached.save(self._ask("base", ModelGroup(self._model), [journals])[0])
+                        cached.save(self._ask_base(cached, report))
             except Busy as busy:
                 if not told:
                     say(f"Waiting for the base model's answers: {busy}")

@@ -1,21 +1,27 @@
 """Journals: the results of an evaluation on disk, batch by batch, so that an interrupted one can be resumed.
 
 All batches are planned first, and then those in the journal are skipped. So the batches, and every bit of the results,
-are the same as without interruption.
+are the same as without interruption. In the same way several processes share an evaluation: all of them plan all
+batches, each computes some and reads the others from the journals of the others (`unlearn.evaluate.turns`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import time
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from unlearn.evaluate.turns import Sharing
 from unlearn.storage.files import write_atomically
+
+POLL_S = 0.2  # seconds between looks at the journals of other processes
 
 Report = Callable[[str, int, int], None]  # phase, requests done, requests in all
 
@@ -32,21 +38,24 @@ def fingerprint(sequences: Iterable[Iterable[int]], *others: Any) -> str:
 
 @dataclass(frozen=True)
 class Journals:
-    """The journals of one evaluation.
+    """The journals of one evaluation of one model.
 
     Args:
         folder: where they are kept; None keeps none.
         key: identifies the weights that are asked. A journal of other weights is dropped.
         report: is called with the progress.
+        sharing: with which other processes the work is shared; None: with none.
     """
 
     folder: Path | None = None
     key: str = ""
     report: Report = lambda _phase, _done, _total: None
+    sharing: Sharing | None = None
 
     def open(self, name: str, plan: str) -> Journal:
         """The journal of this name for a plan, which is given by its fingerprint."""
-        return Journal(None if self.folder is None else self.folder / f"{name}.jsonl", [self.key, plan])
+        place = self.sharing.place if self.sharing else 0
+        return Journal(None if self.folder is None else self.folder / f"{name}.jsonl", [self.key, plan], place)
 
 
 NO_JOURNALS = Journals()
@@ -55,17 +64,21 @@ NO_JOURNALS = Journals()
 class Journal:
     """A file with a line for each finished batch: its number and its result. The first line identifies the plan.
 
-    Lines of another plan and incomplete lines are dropped.
+    Lines of another plan and incomplete lines are dropped. Process `place` of those that share an evaluation writes
+    NAME.PLACE.jsonl, the first one NAME.jsonl. Each reads all.
     """
 
-    def __init__(self, file: Path | None, plan: Any) -> None:
+    def __init__(self, file: Path | None, plan: Any, place: int = 0) -> None:
         self.done: dict[int, Any] = {}
-        self._stream = None
-        if file is not None:
-            self.done = _read(file, plan)
+        self._file, self._plan, self._stream = file, plan, None
+        self._own = file.with_suffix(f".{place}.jsonl") if file is not None and place else file
+        self._read_up_to: dict[Path, int] = {}
+        self.read_others()
+        if self._own is not None:
+            self.done |= _read(self._own, plan)
             lines = [json.dumps({"plan": plan}), *(json.dumps(entry) for entry in self.done.items())]
-            write_atomically(file, "".join(line + "\n" for line in lines))
-            self._stream = file.open("a", encoding="utf-8")
+            write_atomically(self._own, "".join(line + "\n" for line in lines))
+            self._stream = self._own.open("a", encoding="utf-8")
 
     def __enter__(self) -> Journal:
         return self
@@ -82,6 +95,63 @@ class Journal:
         if self._stream is not None:
             self._stream.write(json.dumps([number, result]) + "\n")
             self._stream.flush()
+
+    def read_others(self) -> None:
+        """Take over what other processes have written since the last time."""
+        if self._file is None:
+            return
+        for file in self._file.parent.glob(f"{self._file.stem}*.jsonl"):
+            size = file.stat().st_size
+            if file != self._own and size != self._read_up_to.get(file):
+                self._read_up_to[file] = size
+                self.done |= _read(file, self._plan)
+
+
+class Work:
+    """The batches of a plan, to be computed for several models: those in their journals are done already.
+
+    Other processes may compute some of them (`Journals.sharing`, the same for all models).
+    """
+
+    def __init__(self, journals: Sequence[Journals], name: str, plan: str, count: int) -> None:
+        self._journals, self._name, self._plan, self._count = journals, name, plan, count
+        sharing = journals[0].sharing
+        self._turns = sharing.turns(fingerprint([], name, plan, [j.key for j in journals])) if sharing else None
+
+    def results(self, compute: Callable[[int, list[int]], Sequence[Any]]) -> Iterator[tuple[int, list[Any]]]:
+        """Yield each batch's number and its result for each model, as soon as it is there.
+
+        `compute(number, models)` gives the results of a batch for some of the models, by their numbers.
+        """
+        with ExitStack() as stack:
+            opened = [stack.enter_context(journals.open(self._name, self._plan)) for journals in self._journals]
+
+            def done(number: int) -> bool:
+                return all(number in journal.done for journal in opened)
+
+            def known(number: int) -> tuple[int, list[Any]]:
+                missing = [i for i, journal in enumerate(opened) if number not in journal.done]
+                found = compute(number, missing) if missing else []
+                for i, result in zip(missing, found, strict=True):
+                    opened[i].add(number, result)
+                return number, [journal.done[number] for journal in opened]
+
+            left = []
+            for number in range(self._count):
+                if done(number) or self._turns is None or self._turns.take(number):
+                    yield known(number)
+                else:
+                    left.append(number)
+            while left:
+                assert self._turns is not None
+                for journal in opened:
+                    journal.read_others()
+                ready = [number for number in left if done(number)] or self._turns.given_up(left)[:1]
+                for number in ready:
+                    left.remove(number)
+                    yield known(number)
+                if not ready:
+                    time.sleep(POLL_S)
 
 
 def _read(file: Path, plan: Any) -> dict[int, Any]:

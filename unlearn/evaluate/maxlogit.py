@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import datasets
 import numpy as np
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unlearn.data.batches import pad
 from unlearn.evaluate.chat import encode_prompts
-from unlearn.evaluate.journal import NO_JOURNALS, Journals, fingerprint
+from unlearn.evaluate.journal import NO_JOURNALS, Journals, Work, fingerprint
 from unlearn.models.group import Forward, ModelGroup
 from unlearn.models.memory import in_batches
 
@@ -84,20 +84,19 @@ def max_logits(
     ]
     bar = tqdm(total=len(encoded), desc=f"MaxLogit {label}".rstrip(), mininterval=1, disable=None)
     plan = fingerprint([*batches, *encoded], count)
-    with ExitStack() as stack:
-        opened = [stack.enter_context(j.open(f"maxlogit-{plan[:10]}", plan)) for j in journals]
-        done = 0  # tqdm does not count where nothing is shown
-        for number, rows in enumerate(batches):
-            missing = [member for member, journal in enumerate(opened) if number not in journal.done]
-            found = _continuations(group, [encoded[i] for i in rows], count, missing) if missing else []
-            for member, (values_BK, tokens_BK) in zip(missing, found, strict=True):
-                opened[member].add(number, [values_BK.tolist(), tokens_BK.tolist()])
-            bar.update(len(rows))
-            done += len(rows)
-            for own, journal, into in zip(journals, opened, measured, strict=True):
-                values, tokens = journal.done[number]
-                into.values_NK[rows], into.tokens_NK[rows] = torch.tensor(values), torch.tensor(tokens)
-                own.report(f"MaxLogit {label}", done, len(encoded))
+
+    def measure(number: int, missing: list[int]) -> list[list[Any]]:
+        found = _continuations(group, [encoded[i] for i in batches[number]], count, missing)
+        return [[values_BK.tolist(), tokens_BK.tolist()] for values_BK, tokens_BK in found]
+
+    done = 0  # tqdm does not count where nothing is shown
+    for number, results in Work(journals, f"maxlogit-{plan[:10]}", plan, len(batches)).results(measure):
+        rows = batches[number]
+        bar.update(len(rows))
+        done += len(rows)
+        for own, (values, tokens), into in zip(journals, results, measured, strict=True):
+            into.values_NK[rows], into.tokens_NK[rows] = torch.tensor(values), torch.tensor(tokens)
+            own.report(f"MaxLogit {label}", done, len(encoded))
     bar.close()
     return measured
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -27,7 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from unlearn.evaluate.journal import NO_JOURNALS, Journals, fingerprint
+from unlearn.evaluate.journal import NO_JOURNALS, Journals, Work, fingerprint
 from unlearn.evaluate.tree import Tree, grow, mask, shared_length
 from unlearn.models.architectures import head_of
 from unlearn.models.group import Forward, ModelGroup
@@ -113,15 +113,18 @@ class Scorer(HFLM):
         arguments = [request.args for request in requests]
         order = sorted(range(len(requests)), key=lambda i: -len(arguments[i][0]))
         size = int(self.batch_size)
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
         plan = json_sha256([size, arguments])
+        journals = self._journals[self._member]
+        work = Work([journals], f"{self._label or 'model'}-texts-{plan[:10]}", plan, len(batches))
         texts: dict[int, str] = {}
-        with self._journals[self._member].open(f"{self._label or 'model'}-texts-{plan[:10]}", plan) as journal:
-            for number, start in enumerate(range(0, len(order), size)):
-                batch = order[start : start + size]
-                if number not in journal.done:
-                    journal.add(number, super().generate_until([requests[i] for i in batch], disable_tqdm=True))
-                texts |= zip(batch, journal.done[number], strict=True)
-                self._journals[self._member].report(f"generating {self._label}", len(texts), len(order))
+
+        def generate(number: int, _members: list[int]) -> list[list[str]]:
+            return [super(Scorer, self).generate_until([requests[i] for i in batches[number]], disable_tqdm=True)]
+
+        for number, [found] in work.results(generate):
+            texts |= zip(batches[number], found, strict=True)
+            journals.report(f"generating {self._label}", len(texts), len(order))
         return [texts[i] for i in range(len(requests))]
 
     def count_tokens(self, context: str, continuation: str) -> int:
@@ -164,21 +167,20 @@ class Scorer(HFLM):
         plan = _fingerprint(batches)
         answers = [dict[int, Answer]() for _ in members]
         bar = tqdm(total=len(requests), desc=f"Scoring {self._label}".rstrip(), mininterval=1, disable=None)
-        with ExitStack() as stack:
-            name = f"{self._label or 'model'}-{plan[:10]}"
-            journals = [stack.enter_context(self._journals[member].open(name, plan)) for member in members]
-            for number, batch in enumerate(batches):
-                missing = [i for i, journal in enumerate(journals) if number not in journal.done]
-                scored = self._score(batch, [members[i] for i in missing]) if missing else []
-                for i, found in zip(missing, scored, strict=True):
-                    journals[i].add(number, [self.tokens_per_batch, found])
-                asked = [n for row in batch for n in row.requests]
-                bar.update(len(asked))
-                for member, journal, known in zip(members, journals, answers, strict=True):
-                    size, found = journal.done[number]
-                    self.tokens_per_batch = min(self.tokens_per_batch, size)  # memory had run out: also when resumed
-                    known |= zip(asked, map(tuple, found), strict=True)
-                    self._journals[member].report(f"scoring {self._label}", len(known), len(requests))
+        journals = [self._journals[member] for member in members]
+
+        def score(number: int, missing: list[int]) -> list[Any]:
+            scored = self._score(batches[number], [members[i] for i in missing])
+            return [[self.tokens_per_batch, found] for found in scored]
+
+        work = Work(journals, f"{self._label or 'model'}-{plan[:10]}", plan, len(batches))
+        for number, results in work.results(score):
+            asked = [n for row in batches[number] for n in row.requests]
+            bar.update(len(asked))
+            for own, known, (size, found) in zip(journals, answers, results, strict=True):
+                self.tokens_per_batch = min(self.tokens_per_batch, size)  # memory had run out: also when resumed
+                known |= zip(asked, map(tuple, found), strict=True)
+                own.report(f"scoring {self._label}", len(known), len(requests))
         bar.close()
         return [[known[n] for n in range(len(requests))] for known in answers]
 
@@ -289,7 +291,8 @@ class Scorer(HFLM):
         places = torch.tensor([i - done for row in nodes for i in row], device=self.device)
 
         def only_these(_head: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (args[0][rows, places][None], *args[1:])
+            here = args[0].device  # of a model that is spread over several, another one than that of the inputs
+            return (args[0][rows.to(here), places.to(here)][None], *args[1:])
 
         def run(forward: Forward) -> Result:
             cache = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -69,6 +70,13 @@ def layer_count(config: PretrainedConfig) -> int:
     if config.is_encoder_decoder or text.is_encoder_decoder:
         raise UserError(f"{type(config).__name__} describes an encoder and a decoder, not a decoder alone.")
     return count
+
+
+def parameter_count(config: PretrainedConfig) -> int:
+    """The number of a whole model's parameters, whose weights are never made."""
+    with torch.device("meta"):
+        model = auto_class(config).from_config(config)
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:

@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from unlearn.errors import UserError
 from unlearn.models.architectures import SPAN, decoder_layers, decoders, head_of, is_multimodal, parameter_names
 from unlearn.models.replay import Outputs, forward_replaced, owners, recorded, replayed
+from unlearn.models.spread import keep_loaded
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ class CutModel:
         unknown = set(parameters or []).difference(*self._names.values())
         if unknown:
             raise UserError(f"model.parameters: no layer from {self._span[0]} to {layer} has {sorted(unknown)[0]!r}.")
+        for number, names in self._names.items():
+            keep_loaded(self._stack[number], names)
         self._rest = self._check()
         self.packs = self._check_packing()
         if head_of(model) is not None:

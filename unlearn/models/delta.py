@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from unlearn.errors import UserError
+from unlearn.models.spread import keep_loaded
 from unlearn.storage.files import write_atomically
 
 REPLACES = "replaces."
@@ -66,14 +67,16 @@ def load_state(file: Path) -> dict[str, Tensor]:
 def check_delta(model: nn.Module, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Raise UserError if the model lacks a parameter of the delta, or its matrices are not those that it replaces.
 
-    The latter needs `metadata`.
+    The latter needs `metadata`. Those of them that are offloaded are loaded for good.
     """
-    parameters = dict(model.named_parameters())
+    known = {name for name, _ in model.named_parameters()}
     for name in weights:
-        if name not in parameters:
+        if name not in known:
             raise UserError(f"the model has no parameter {name!r}: the delta belongs to another model.")
+    keep_loaded(model, weights)
+    for name, w in weights.items():
         expected = (metadata or {}).get(f"{REPLACES}{name}")
-        if expected is not None and sha256(parameters[name]) != expected:
+        if expected is not None and sha256(model.get_parameter(name).to(w.dtype)) != expected:
             raise UserError(f"{name}: the model's matrix is not the one that the delta replaces: another base model?")
 
 

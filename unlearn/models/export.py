@@ -12,7 +12,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCE
 
 from unlearn.errors import UserError
 from unlearn.models.delta import apply_delta, load_delta
-from unlearn.models.loading import Source, cached, load_tokenizer, load_whole
+from unlearn.models.loading import BALANCED, Source, cached, load_tokenizer, load_whole
 
 PROCESSORS = (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME)  # of images, of a multimodal checkpoint
 
@@ -36,7 +36,8 @@ def export(run_dir: Path, out_dir: Path, model_path: str | None = None) -> None:
     weights, metadata = load_delta(run_dir / "delta.safetensors")
     names = {field.name for field in dataclasses.fields(Source)}
     settings = {key: value for key, value in model_config.items() if key in names}
-    settings |= {"device": "cpu", "dtype": str(next(iter(weights.values())).dtype).removeprefix("torch.")}
+    spread = {"device": BALANCED} if settings.get("device") == BALANCED else {"device": "cpu"}
+    settings |= {**spread, "dtype": str(next(iter(weights.values())).dtype).removeprefix("torch.")}
     source = Source(**settings | ({"path": model_path} if model_path else {}))
     tokenizer = load_tokenizer(source)
     model = load_whole(source)

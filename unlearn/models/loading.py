@@ -19,10 +19,12 @@ from transformers.utils import cached_file
 
 from unlearn.errors import UserError
 from unlearn.models.architectures import auto_class, decoder_layers, is_multimodal, keep_up_to, layer_count
+from unlearn.models import spread
 from unlearn.models.fusing import fuse
 
 # What the names of a tower's tensors begin with; deeper down, such a name belongs to the language model.
 TOWER = re.compile(r"(\w+\.){0,2}(vision|visual|audio|image)\w*\.")
+BALANCED = "balanced"
 
 
 class SourceSettings(Protocol):
@@ -36,6 +38,7 @@ class SourceSettings(Protocol):
     compile: bool
     dtype: str
     device: str
+    max_memory: dict[Any, str] | None
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class Source:
     """Where a model comes from and how it is to be loaded.
 
     `path` is a hub id or a local folder; `gguf_file` the name of a GGUF file in it; `dtype` "auto" is bfloat16 on
-    a GPU and float32 on a CPU; `device` "auto" is cuda where there is one; `compile` is for `unlearn.models.fusing`.
+    a GPU and float32 on a CPU; `device` "auto" is cuda where there is one, "balanced" spreads whole models over all
+    GPUs, the CPU and the disk, within `max_memory`; `compile` is for `unlearn.models.fusing`.
     """
 
     path: str
@@ -54,6 +58,7 @@ class Source:
     compile: bool = False
     dtype: str = "auto"
     device: str = "auto"
+    max_memory: dict[Any, str] | None = None
 
     @classmethod
     def of(cls, settings: SourceSettings) -> Source:
@@ -62,15 +67,15 @@ class Source:
 
     @property
     def torch_device(self) -> torch.device:
-        """The device that `device` stands for here. Raises UserError for one that is not here."""
-        if self.device == "auto":
+        """The device that `device` stands for here, the first of several. Raises UserError for one that is not here."""
+        if self.device in ("auto", BALANCED):
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         count = torch.cuda.device_count()
         here = ["cpu", *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]
         here += ["mps"] if torch.backends.mps.is_available() else []
         if self.device not in here:
             raise UserError(
-                f"model.device={self.device}: there is no such device here. Allowed: auto, {', '.join(here)}."
+                f"model.device={self.device}: there is no such device here. Allowed: auto, {', '.join(here)}, {BALANCED}."
             )
         return torch.device(self.device)
 
@@ -78,7 +83,7 @@ class Source:
     def torch_dtype(self) -> torch.dtype:
         """The dtype that `dtype` stands for on this device."""
         if self.dtype == "auto":
-            on_cpu = self.device == "cpu" or (self.device == "auto" and not torch.cuda.is_available())
+            on_cpu = self.device == "cpu" or (self.device in ("auto", BALANCED) and not torch.cuda.is_available())
             return torch.float32 if on_cpu else torch.bfloat16
         return getattr(torch, self.dtype)
 
@@ -152,10 +157,17 @@ def cached(source: Source, name: str) -> str | None:
 def load_whole(source: Source) -> transformers.PreTrainedModel:
     """The whole model, for evaluation and export: in eval mode, nothing requires gradients.
 
-    A multimodal model has its towers, which the export needs.
+    A multimodal model has its towers, which the export needs. With `source.device` "balanced" it may be offloaded in
+    part (`unlearn.models.spread`).
     """
     cls = auto_class(load_config(source))
-    return _placed(_from_pretrained(cls, source.path, source, **source.origin()), source)
+    if source.device != BALANCED:
+        return _placed(_from_pretrained(cls, source.path, source, **source.origin()), source)
+    folder = tempfile.TemporaryDirectory(prefix="offloaded-")
+    how = spread.placement(source.max_memory, folder.name)
+    model = _from_pretrained(cls, source.path, source, **source.origin(), **how)
+    spread.prepare(model, folder)
+    return _prepared(model, source)
 
 
 def load_up_to(source: Source, layer: int) -> transformers.PreTrainedModel:
@@ -190,11 +202,15 @@ def _cut_class(config: transformers.PretrainedConfig, source: Source, layer: int
 
 def _placed(model: transformers.PreTrainedModel, source: Source) -> transformers.PreTrainedModel:
     """The model on its device, in eval mode; nothing requires gradients."""
+    return _prepared(model.to(source.torch_device), source)
+
+
+def _prepared(model: transformers.PreTrainedModel, source: Source) -> transformers.PreTrainedModel:
     if source.torch_device.type == "cuda":
         # cuDNN's attention prepares a plan for every new shape. Batches of an evaluation and steps of a generation have
         # many: MaxLogit of 1000 questions took 22 s with it and 10 s without (docs/benchmarks.md).
         torch.backends.cuda.enable_cudnn_sdp(False)
-    model.to(source.torch_device).eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
     if source.compile:
         fuse(model)
     return model

@@ -16,7 +16,8 @@ from unlearn.config.settle import settle
 from unlearn.errors import UserError
 from unlearn.evaluate.evaluator import Unlearned
 from unlearn.runs.folder import RunFolder
-from unlearn.runs.inputs import load_evaluation_inputs, make_evaluator
+from unlearn.runs.inputs import load_evaluation_inputs
+from unlearn.runs.sharing import open_evaluator
 from unlearn.storage.files import write_json
 from unlearn.storage.hashing import json_sha256
 from unlearn.storage.lock import FolderLock
@@ -63,7 +64,8 @@ def _evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
     config = run_config(folder, overrides)
     partial = folder.file("partial")
     inputs = load_evaluation_inputs(config)
-    [result] = make_evaluator(config, inputs).evaluate([Unlearned(folder.file("delta.safetensors"), partial)])
+    with open_evaluator(config, inputs) as evaluator:
+        [result] = evaluator.evaluate([Unlearned(folder.file("delta.safetensors"), partial)])
     before = json.loads(folder.file("metrics.json").read_text()) if folder.file("metrics.json").is_file() else {}
     home = folder.path
     if before.keys() & result.metrics.keys():
@@ -92,7 +94,8 @@ def evaluate_checkpoint(overrides: list[str]) -> Path:
     """Evaluate a configuration's model as the base model, into OUTPUT_ROOT/evaluations; returns the folder."""
     config = settle(composed(overrides))
     inputs = load_evaluation_inputs(config)
-    result = make_evaluator(config, inputs).evaluate_base()
+    with open_evaluator(config, inputs) as evaluator:
+        result = evaluator.evaluate_base()
     name = f"{config.model.name}-{inputs.model_hash[:10]}"
     folder = Path(config.output_root) / "evaluations" / name
     result.write_samples(folder / "samples")

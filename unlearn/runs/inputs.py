@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from unlearn.config.schema import Config
 from unlearn.data.batches import documents_needed
 from unlearn.data.corpora import Reading, Texts, Topic, load_texts, load_topic
 from unlearn.errors import UserError
-from unlearn.evaluate.evaluator import Evaluator
+from unlearn.evaluate.evaluator import Evaluator, Task
 from unlearn.evaluate.harness import MaxLogitPlan
 from unlearn.evaluate.questions import CACHE, Questions, load_questions
+from unlearn.evaluate.turns import Sharing
 from unlearn.methods.make import needs_logits
 from unlearn.models.fingerprint import checkpoint_fingerprint
-from unlearn.models.loading import Source, check_weights, load_config, load_tokenizer
+from unlearn.models.loading import BALANCED, Source, check_weights, load_config, load_tokenizer
+from unlearn.runs.memory import check_memory
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,14 @@ def load_inputs(config: Config) -> Inputs:
     tokenizer = load_tokenizer(source)
     topics = _load_topics(config, tokenizer)
     preferred = _load_preferred(config, tokenizer)
+    if needs_logits(config.method) and config.model.device == BALANCED:
+        raise UserError(
+            f"model.device={BALANCED}: method={config.method['name']} trains through the whole model, which has to fit on "
+            "one device. Methods of representation misdirection need layers 0 to model.layer only."
+        )
     whole = config.eval.roles or needs_logits(config.method)
     check_weights(source, None if whole else config.model.layer)
+    check_memory(config, source, trains=True)
     questions = load_questions(config, source, tokenizer)
     return Inputs(source, checkpoint_fingerprint(source), tokenizer, questions, topics, preferred)
 
@@ -69,6 +78,7 @@ def load_evaluation_inputs(config: Config) -> Inputs:
     _ = source.torch_device  # is there
     load_config(source)
     check_weights(source, None)
+    check_memory(config, source, trains=False)
     tokenizer = load_tokenizer(source)
     questions = load_questions(config, source, tokenizer)
     if not questions.suite:
@@ -76,8 +86,10 @@ def load_evaluation_inputs(config: Config) -> Inputs:
     return Inputs(source, checkpoint_fingerprint(source), tokenizer, questions)
 
 
-def make_evaluator(config: Config, inputs: Inputs) -> Evaluator:
-    """The evaluator of these inputs."""
+def make_evaluator(
+    config: Config, inputs: Inputs, sharing: Sharing | None = None, announce: Callable[[Task], None] = lambda _: None
+) -> Evaluator:
+    """The evaluator of these inputs; see `Evaluator` for the other arguments."""
     plan = config.eval.maxlogit
     return Evaluator(
         inputs.source,
@@ -87,6 +99,8 @@ def make_evaluator(config: Config, inputs: Inputs) -> Evaluator:
         tokens_per_batch=config.eval.tokens_per_batch,
         maxlogit=MaxLogitPlan(list(plan.roles), list(plan.queries), plan.tokens),
         cache=Path(config.output_root) / CACHE,
+        sharing=sharing,
+        announce=announce,
     )
 
 
@@ -105,7 +119,7 @@ def _load_preferred(config: Config, tokenizer: PreTrainedTokenizerBase) -> Texts
         return None
     longest = max(topic.max_length for topic in config.data.topics.values())
     documents = config.train.steps * config.train.batch_size
-    reading = Reading.of(config.data)
+    reading = Reading.of(config.data, tokenizer)
     return load_texts(path, "method.preferred", tokenizer, max_length=longest, documents=documents, reading=reading)
 
 
@@ -123,7 +137,7 @@ def _load_topics(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[Top
             retain_max_length=data.topics[name].retain_max_length or data.topics[name].max_length,
             documents=documents,
             on_exhausted=data.on_exhausted,
-            reading=Reading.of(data),
+            reading=Reading.of(data, tokenizer),
         )
         for name in names
     ]

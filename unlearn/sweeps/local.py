@@ -15,11 +15,11 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 
 from unlearn.config.schema import Config
 from unlearn.errors import UserError
+from unlearn.models.devices import VISIBLE, count_gpus, is_device, visible_devices
 from unlearn.screen import plain, say
 from unlearn.storage.lock import FolderLock
 from unlearn.sweeps.packs import groups_that_share, packs
@@ -27,7 +27,6 @@ from unlearn.sweeps.submission import copy_code
 from unlearn.sweeps.sweep import Sweep
 from unlearn.sweeps.worker import run_jobs
 
-VISIBLE = "CUDA_VISIBLE_DEVICES"
 ANY_DEVICE = ("auto", "cuda", "cpu")  # values of model.device that name none of several GPUs
 POLL_S = 0.2
 GRACE_S = 60.0  # for an interrupted process to end in order
@@ -50,24 +49,6 @@ def run_local(sweep: Sweep, configs: Mapping[int, Config]) -> dict[int, str]:
         return run_on_devices(sweep, parts, devices)
 
 
-def count_gpus() -> int:
-    """The number of GPUs that CUDA shows this process."""
-    import torch
-
-    return torch.cuda.device_count()
-
-
-def visible_devices() -> list[str]:
-    """The GPUs that this process may use, by number or name, as CUDA_VISIBLE_DEVICES has them."""
-    listed, count = os.environ.get(VISIBLE), count_gpus()
-    if listed is None:
-        return [str(number) for number in range(count)]
-    # CUDA, too, stops at the first entry that it cannot read. Of several parts of a GPU it shows a process only one.
-    names = list(takewhile(_is_device, (name.strip() for name in listed.split(","))))
-    parts = any(name.startswith("MIG-") for name in names)
-    return names if parts or not count else names[:count]
-
-
 def chosen_devices(wanted: Sequence[int | str] | None) -> list[str]:
     """CUDA_VISIBLE_DEVICES for each of `wanted`, which are places among the visible devices, or names.
 
@@ -78,7 +59,7 @@ def chosen_devices(wanted: Sequence[int | str] | None) -> list[str]:
     given = [str(device).strip() for device in (range(len(visible)) if wanted is None else wanted)]
     known = {str(place): name for place, name in enumerate(visible)} | {n: n for n in visible if not n.isdecimal()}
     if listed is None:
-        known |= {name: name for name in given if _is_device(name) and not (visible and name.isdecimal())}
+        known |= {name: name for name in given if is_device(name) and not (visible and name.isdecimal())}
     if given and set(given) <= known.keys() and len({known[device] for device in given}) == len(given):
         return [known[device] for device in given]
     value = "null" if wanted is None else f"[{','.join(given)}]"
@@ -87,10 +68,6 @@ def chosen_devices(wanted: Sequence[int | str] | None) -> list[str]:
     raise UserError(
         f"hydra.launcher.devices={value} is not allowed: {here}{listing}. hydra/launcher=packed needs none."
     )
-
-
-def _is_device(name: str) -> bool:
-    return name.isdecimal() or name.startswith(("GPU-", "MIG-"))
 
 
 def spread(configs: Mapping[int, Config], devices: int, pack_size: int | None = None) -> list[list[int]]:

@@ -21,7 +21,7 @@ from unlearn.evaluate.scorer import Scorer
 from unlearn.evaluate.suite import Suite
 from unlearn.models.delta import apply_delta, load_delta
 from unlearn.models.group import ModelGroup
-from unlearn.models.loading import Source, load_tokenizer, load_whole
+from unlearn.models.loading import BALANCED, Source, load_tokenizer, load_whole
 from unlearn.runs.evaluations import in_role
 from unlearn.runs.inputs import load_evaluation_inputs
 
@@ -141,7 +141,10 @@ def load_suite_of(run: FinishedRun) -> Suite:
 
 def load_unlearned(run: FinishedRun) -> PreTrainedModel:
     """The run's model in float32, since rounding to bfloat16 would hide small noise."""
-    model = load_whole(replace(Source.of(run.config.model), compile=False))
+    source = replace(Source.of(run.config.model), compile=False)
+    if source.device == BALANCED:  # offloaded layers cannot be cast afterwards
+        source = replace(source, dtype="float32")
+    model = load_whole(source)
     apply_delta(model, *load_delta(run.folder / "delta.safetensors"))
     return plain_kernels(model.float())
 

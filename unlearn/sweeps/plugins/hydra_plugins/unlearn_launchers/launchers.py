@@ -207,7 +207,7 @@ class AutoLauncher(SlurmLauncher):
 
     def _on_several(self, numbers: list[int]) -> bool:
         """Whether the jobs would run on a GPU, and there are several."""
-        from unlearn.sweeps.local import count_gpus, visible_devices
+        from unlearn.models.devices import count_gpus, visible_devices
 
         wanted = {self.configs[number].model.device for number in numbers}
         return wanted <= {"auto", "cuda"} and len(numbers) > 1 and count_gpus() > 0 and len(visible_devices()) > 1

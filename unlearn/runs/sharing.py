@@ -1,0 +1,156 @@
+"""Evaluating on several devices at once: a further process for each, which does a part of what this one announces.
+
+Each process loads the model and all questions, plans all batches, and takes the next one that no other has taken
+(`unlearn.evaluate.turns`). Answers reach this process through the journals, so they are the same to the bit, and what
+a process that ends early had taken is computed here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from queue import SimpleQueue
+
+from omegaconf import OmegaConf
+
+from unlearn.config.schema import Config
+from unlearn.config.settle import settle
+from unlearn.errors import UserError
+from unlearn.evaluate.evaluator import Evaluator, Task
+from unlearn.evaluate.turns import Sharing
+from unlearn.models.devices import VISIBLE, count_gpus, visible_devices
+from unlearn.runs.inputs import Inputs, load_evaluation_inputs, make_evaluator
+from unlearn.screen import say
+
+CODE = Path(__file__).parents[2]  # the folder that holds the package
+
+
+@contextmanager
+def open_evaluator(config: Config, inputs: Inputs) -> Iterator[Evaluator]:
+    """The evaluator of these inputs, on as many devices as `eval.devices` says."""
+    devices = other_devices(config)
+    if not devices:
+        yield make_evaluator(config, inputs)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        others = Others(config, devices, Path(folder))
+        try:
+            yield make_evaluator(config, inputs, others.sharing, others.announce)
+        finally:
+            others.end()
+
+
+def other_devices(config: Config) -> list[str | None]:
+    """Values of CUDA_VISIBLE_DEVICES for the further processes; None stands for the CPU.
+
+    Raises UserError if `eval.devices` is more than there are. On a machine without a GPU, it is the number of
+    processes.
+    """
+    wanted, model = config.eval.devices, config.model
+    gpus = count_gpus()
+    if model.device == "cpu" or not gpus:
+        return [None] * ((wanted or 1) - 1)
+    visible = visible_devices() if gpus > 1 and model.device in ("auto", "cuda") else [""]
+    if wanted is not None and wanted > len(visible):
+        raise UserError(
+            f"eval.devices={wanted}: there are {gpus} GPUs, of which {len(visible)} can share an evaluation with "
+            f"model.device={model.device}."
+        )
+    return list(visible[1:wanted])
+
+
+class Others:
+    """The further processes, which are started by the first announcement."""
+
+    def __init__(self, config: Config, devices: list[str | None], folder: Path) -> None:
+        self.sharing = Sharing(folder, 0, self._alive)
+        self._config, self._devices = config, devices
+        self._processes: list[subprocess.Popen[str]] = []
+        self._ended: set[int] = set()
+
+    def announce(self, task: Task) -> None:
+        """Let them do their part of this task."""
+        if not self._processes:
+            self._processes = [self._start(place, device) for place, device in enumerate(self._devices, 1)]
+            say(f"Evaluating on {len(self._devices) + 1} devices at once")
+        for process in self._processes:
+            _write(process, asdict(task))
+
+    def end(self) -> None:
+        """They end as soon as their stdin is closed."""
+        for process in self._processes:
+            assert process.stdin is not None
+            with suppress(BrokenPipeError):
+                process.stdin.close()
+        for process in self._processes:
+            process.wait()
+
+    def _start(self, place: int, device: str | None) -> subprocess.Popen[str]:
+        visible = {} if device is None else {VISIBLE: device}
+        paths = [str(CODE), *filter(None, [os.environ.get("PYTHONPATH")])]
+        with self._log(place).open("w") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "unlearn.runs.sharing", str(self.sharing.folder), str(place)],
+                env={**os.environ, **visible, "PYTHONPATH": os.pathsep.join(paths)},
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches the first process alone, which then ends the others
+                text=True,
+            )
+        _write(process, asdict(self._config))
+        return process
+
+    def _alive(self, place: int) -> bool:
+        """Whether a process goes on. Of one that has ended, the end of its output is shown, once."""
+        if place == 0 or self._processes[place - 1].poll() is None:
+            return True
+        if place not in self._ended:
+            self._ended.add(place)
+            words = self._log(place).read_text(errors="replace").strip().splitlines()[-3:]
+            say(f"Process {place} of this evaluation has ended; its part is computed here. " + "\n".join(words))
+        return False
+
+    def _log(self, place: int) -> Path:
+        return self.sharing.folder / f"{place}.log"
+
+
+def _write(process: subprocess.Popen[str], message: object) -> None:
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):  # it has ended; `_alive` tells
+        process.stdin.write(json.dumps(message) + "\n")
+        process.stdin.flush()
+
+
+def main() -> None:
+    """`python -m unlearn.runs.sharing FOLDER PLACE`: a configuration on stdin, then a task on each line."""
+    folder, place = Path(sys.argv[1]), int(sys.argv[2])
+    config = settle(OmegaConf.create(json.loads(sys.stdin.readline())))
+    tasks: SimpleQueue[Task] = SimpleQueue()
+    threading.Thread(target=_read_tasks, args=(tasks,), daemon=True).start()
+    inputs = load_evaluation_inputs(config)
+    evaluator = make_evaluator(config, inputs, Sharing(folder, place))
+    while True:
+        task = tasks.get()
+        course = inputs.questions.course if task.course else None
+        (evaluator if course is None else evaluator.asking(course)).help(task)
+
+
+def _read_tasks(tasks: SimpleQueue[Task]) -> None:
+    """Queue what is announced. At the end of stdin, end this process at once: what it computed is in the journals."""
+    for line in sys.stdin:
+        message = json.loads(line)
+        tasks.put(Task([(delta, partial) for delta, partial in message["models"]], message["course"]))
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
