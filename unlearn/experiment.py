@@ -25,7 +25,7 @@ from unlearn.models.loading import load_up_to, load_whole
 from unlearn.models.memory import reuse_memory
 from unlearn.runs.active import ActiveRun, open_run
 from unlearn.runs.inputs import Inputs, load_inputs
-from unlearn.runs.memory import must_recompute
+from unlearn.runs.memory import check_training_memory, must_recompute
 from unlearn.runs.results import measure_course, results_of
 from unlearn.runs.sharing import open_evaluator, other_devices
 from unlearn.screen import say
@@ -69,6 +69,7 @@ def run_together(configs: list[Config], hydra_folders: Sequence[Path | None] = (
     check_writable(run_folder(shared).parent)
     _ = other_devices(shared)  # are there
     inputs = load_inputs(shared)
+    check_training_memory(shared, inputs.source)
     errors: dict[Path, Exception | None] = {}
     with ExitStack() as stack:
         runs = []
@@ -218,12 +219,13 @@ def _attack(configs: list[Config], errors: dict[Path, Exception | None]) -> None
     if not attacked:
         return
     from unlearn.attacks.make import plan  # imports scikit-learn and peft, which takes seconds
-    from unlearn.attacks.run import attack
+    from unlearn.attacks.run import BaseModel, attack
 
+    base = BaseModel()
     for path, names in attacked.items():
         if errors[path] is None:
             try:
-                attack([path], plan(names, []), [])
+                attack([path], plan(names, []), [], base)
             except Exception as error:
                 errors[path] = error
 

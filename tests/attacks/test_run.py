@@ -1,6 +1,7 @@
 """`unlearn attack`: plans, the files it leaves, going on after an interruption, the table."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from unlearn.attacks.run import attack
 from unlearn.cli.main import main
 from unlearn.errors import UserError
 from unlearn.experiment import run
+from unlearn.models.loading import load_whole
 
 BAD = {
     ("pruning", "attack.levels=[1.5]"): r"attack\.levels=\[1\.5\] is not allowed: .* above 0 and below 1",
@@ -97,6 +99,22 @@ def test_results_are_kept_after_each_stage_and_not_asked_again(finished, monkeyp
     [untouched] = (finished / "attacks").glob("none-*.json")
     found = json.loads(untouched.read_text())["stages"]["0"]
     assert {name: metrics[name] for name in found} == found  # without an attack, what the run's own evaluation found
+
+
+def test_runs_that_share_a_model_load_it_once_and_find_it_as_it_was(finished, tmp_path, monkeypatch):
+    loaded = []
+    monkeypatch.setattr("unlearn.attacks.run.load_whole", lambda source: loaded.append(source) or load_whole(source))
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
+        shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("attacks"))
+    planned = plan(["rounding"], ["attack.levels=[3]"]) + plan(["relearning"], ["attack.levels=[2]"])
+    attack(folders, planned, ["eval=toy", "eval.limit=10"])
+    assert len(loaded) == 1
+    files = sorted(file.name for file in (folders[0] / "attacks").iterdir())
+    assert len(files) == 3
+    for name in files:
+        a, b = (json.loads((folder / "attacks" / name).read_text())["stages"] for folder in folders)
+        assert a == b
 
 
 def test_the_attacked_run_must_be_finished_and_keeps_its_training(finished, tmp_path):

@@ -1,6 +1,5 @@
 """The memory that training needs, and whether activations are recomputed for it."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +8,8 @@ from unlearn.errors import UserError
 from unlearn.experiment import run
 from unlearn.models.loading import Source, load_config, load_whole
 from unlearn.runs import memory
-from unlearn.runs.memory import check_memory, must_recompute, needed_memory
+from unlearn.runs.inputs import load_evaluation_inputs
+from unlearn.runs.memory import check_training_memory, must_recompute, needed_memory
 from unlearn.training.cost import Memory, Shape
 
 
@@ -54,25 +54,26 @@ def test_recomputing_needs_less_memory_for_the_same_variants(conf, shape):
     assert (again.weights, again.variant) == (kept.weights, kept.variant)
 
 
-def test_what_does_not_fit_is_told_before_anything_is_loaded(short, monkeypatch):
+def test_a_model_that_does_not_fit_is_told_before_it_is_loaded(short, monkeypatch):
     config = short("eval=toy", "model.dtype=float32")
     whole = sum(w.numel() * w.element_size() for w in load_whole(Source.of(config.model)).parameters())
-    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(total=there))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=there, available=there))
     there = whole - 1
     with pytest.raises(UserError) as told:
-        check_memory(config, Source.of(config.model), trains=False)
-    assert str(told.value).startswith("eval: the whole model takes 0.0 GB in float32, and cpu has 0.0 GB.")
+        load_evaluation_inputs(config)
+    assert str(told.value).startswith("eval: the whole model takes 0.0 GB in torch.float32, and cpu has 0.0 GB.")
     assert "model.device=balanced spreads it" in str(told.value)
-    for there, allowed in ((whole, config), (whole - 1, replace_device(config))):
-        check_memory(allowed, Source.of(allowed.model), trains=False)
-    config.eval = short().eval
+    load_evaluation_inputs(short("eval=toy", "model.device=balanced"))
+    there = whole
+    load_evaluation_inputs(config)
+
+
+def test_a_training_that_does_not_fit_is_told_before_anything_is_loaded(short, monkeypatch):
+    config = short()
     monkeypatch.setattr(memory, "needed_memory", lambda *_, **__: Memory(800, 100, 100))
+    monkeypatch.setattr(memory, "all_memory", lambda _device: there)
     there = 850  # the estimate is up to 15 % too high
-    check_memory(config, Source.of(config.model), trains=True)
+    check_training_memory(config, Source.of(config.model))
     there = 849
     with pytest.raises(UserError, match=r"train: about 0\.0 GB are needed, and cpu has 0\.0 GB\. Lower train"):
         run(config)
-
-
-def replace_device(config):
-    return replace(config, model=replace(config.model, device="balanced"))

@@ -13,9 +13,9 @@ import pytest
 from hydra_plugins.unlearn_launchers.launchers import AutoLauncher
 
 from tests.conftest import ROOT, untimed
+from unlearn.models.devices import visible_devices
 from unlearn.runs.folder import RunFolder
 from unlearn.sweeps import local
-from unlearn.models.devices import visible_devices
 from unlearn.sweeps.local import chosen_devices, spread
 from unlearn.sweeps.sweep import Sweep
 

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from pathlib import Path
 
 import pytest
 from rich.table import Table
@@ -10,7 +11,7 @@ from rich.table import Table
 from tests.analysis.made_up import made_up_run
 from unlearn.cli.main import main
 from unlearn.screen import PlainConsole, plain
-from unlearn.tracking.terminal import training_progress
+from unlearn.tracking.terminal import show_result, training_progress
 from unlearn.training.loop import Record
 
 
@@ -55,6 +56,20 @@ def test_plain_lines_elsewhere(shown):
 def test_a_run_that_goes_on_begins_where_it_is(shown):
     lines = shown(terminal=False, first=30).splitlines()
     assert [line.split()[1] for line in lines] == ["31/40", "32/40", "36/40", "40/40"]
+
+
+def test_tasks_without_accuracy_have_a_table_for_each_of_their_metrics(monkeypatch):
+    out = io.StringIO()
+    console = PlainConsole(file=out, width=200)
+    for module in ("unlearn.screen", "unlearn.tracking.terminal"):
+        monkeypatch.setattr(f"{module}.console", console)
+    both = {"made_up/default/exact_match": 0.25, "made_up/default/exact_match_stderr": 0.1, "mmlu/default/acc": 0.5}
+    metrics = {f"{model}/{name}": value for model in ("base", "unlearned") for name, value in both.items()}
+    metrics |= {"unlearned/mmlu/default/acc_norm": 0.7, "unlearned/made_up/default/base_p": 1.0, "train/seconds": 3.0}
+    show_result(metrics, {"retain": ["made_up", "mmlu"]}, ["default"], Path("RUN"), None)
+    tables = [line.strip() for line in out.getvalue().splitlines() if "standard error" in line]
+    assert tables == ["Accuracy in % (± standard error), RUN", "exact_match (± standard error), RUN"]
+    assert "0.250 ± 0.100   0.250 ± 0.100       +0.000" in out.getvalue()
 
 
 def test_what_files_hold_reaches_the_terminal_as_text():

@@ -156,7 +156,9 @@ def show_scale(config: Config, layer: int | None, count: int) -> None:
     ]
     length = min(topic.max_length for topic in config.data.topics.values())
     encoded = (first_tokens(text, tokenizer, length, special=not reading.chat) for text in texts)
-    scales = measure(model, [torch.tensor([ids], device=source.torch_device) for ids in encoded], config.model.parameters)
+    scales = measure(
+        model, [torch.tensor([ids], device=source.torch_device) for ids in encoded], config.model.parameters
+    )
     title = f"{config.model.name}: {len(texts)} retained documents of at most {length} tokens"
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
     for column in ("layer", "norm", "median norm", "spread", "L1 norm of the matrix's input"):

@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from transformers import PreTrainedModel
 
 from unlearn.attacks.attack import Attack, Change, Metrics, Victim
 from unlearn.attacks.make import Planned
@@ -29,7 +30,7 @@ from unlearn.evaluate.roles import role_means
 from unlearn.methods.misdirection import CONTROL
 from unlearn.models.delta import check_delta, load_delta, load_state
 from unlearn.models.group import ModelGroup
-from unlearn.models.loading import BALANCED, load_whole
+from unlearn.models.loading import BALANCED, Source, load_whole
 from unlearn.runs.evaluation import run_config
 from unlearn.runs.folder import RunFolder
 from unlearn.runs.inputs import Inputs, load_evaluation_inputs
@@ -73,37 +74,56 @@ class Stages:
         write_json(self.file, {**self.about, "stages": self.found, **more})
 
 
-def attack(folders: Sequence[Path], attacks: Sequence[Planned], overrides: Sequence[str]) -> None:
+class BaseModel:
+    """The base model that was loaded last, so that runs that share it load it once. Attacks leave it as it was."""
+
+    def __init__(self) -> None:
+        self._source: Source | None = None
+        self._model: PreTrainedModel | None = None
+
+    def load(self, source: Source) -> PreTrainedModel:
+        """The whole model."""
+        if source != self._source:
+            self._model = None  # gone before the next one comes
+            self._model, self._source = load_whole(source), source
+        assert self._model is not None
+        return self._model
+
+
+def attack(
+    folders: Sequence[Path], attacks: Sequence[Planned], overrides: Sequence[str], base: BaseModel | None = None
+) -> None:
     """Attack finished runs, show a table of each. Raises UserError for a folder that holds none."""
+    base = base or BaseModel()
     for path in folders:
         folder = RunFolder(path)
         if not folder.done:
             raise UserError(f"{path}: there is no finished run here (no run.json with the status done).")
         with FolderLock(folder.path):
-            _attack(folder, attacks, list(overrides))
+            _attack(folder, attacks, list(overrides), base)
 
 
-def _attack(folder: RunFolder, attacks: Sequence[Planned], overrides: list[str]) -> None:
+def _attack(folder: RunFolder, attacks: Sequence[Planned], overrides: list[str], base: BaseModel) -> None:
     config = _configuration(folder, overrides)
     if config.model.device == BALANCED:
         raise UserError(f"{folder.path}: model.device={BALANCED}: attacks change weights, on one device only.")
     inputs = load_evaluation_inputs(config)
-    victim, group = _victim(folder, config, inputs)
+    victim, group = _victim(folder, config, inputs, base.load(inputs.source))
     common, found = _common(folder, inputs), []
     for planned in [Planned(UNATTACKED, Untouched(), {}), *_possible(attacks, victim)]:
-        own, base = _stages(folder, common, victim, planned)
+        own, of_base = _stages(folder, common, victim, planned)
         with group.use(0):
             _measure(replace(victim, base=lambda: group.use(1)), planned.attack, own)
-        _measure(replace(victim, label="base"), planned.attack, base)
-        own.write(base=base.found)
-        found.append((planned, own, base))
+        _measure(replace(victim, label="base"), planned.attack, of_base)
+        own.write(base=of_base.found)
+        found.append((planned, own, of_base))
     show(folder.path.name, found)
     say(f"Files: {folder.file('attacks')}")
 
 
-def _victim(folder: RunFolder, config: Config, inputs: Inputs) -> tuple[Victim, ModelGroup]:
+def _victim(folder: RunFolder, config: Config, inputs: Inputs, model: PreTrainedModel) -> tuple[Victim, ModelGroup]:
     """The base model as a victim, and a group of the unlearned model (0) and the base model (1)."""
-    model, delta = load_whole(inputs.source), folder.file("delta.safetensors")
+    delta = folder.file("delta.safetensors")
     weights, metadata = load_delta(delta)
     check_delta(model, weights, metadata)
     group = ModelGroup(model, [weights, {name: model.get_parameter(name).data for name in weights}])

@@ -1,8 +1,8 @@
 """Reading and tokenising corpora: the forget and retain documents of each topic.
 
 A corpus is a file or a folder (see `formats.py`) or a data set of the hub, written hub:REPOSITORY:CONFIGURATION:SPLIT.
-Documents are taken in file order. They are texts, or dialogues (data.chat_template): lists of messages, [{"role": "user",
-"content": "..."}, ...], which the tokenizer's template makes texts of.
+Documents are taken in file order. They are texts, or dialogues (data.chat_template): lists of messages with "role" and
+"content", which the tokenizer's template makes texts of.
 """
 
 from __future__ import annotations
@@ -255,10 +255,8 @@ def _tokenise(
     return encoded
 
 
-def first_tokens(
-    text: str, tokenizer: PreTrainedTokenizerBase, max_length: int, *, special: bool = True
-) -> list[int]:
-    """The first `max_length` token ids of a text, without tokenising all of a long one; `special`: BOS and EOS included.
+def first_tokens(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int, *, special: bool = True) -> list[int]:
+    """The first `max_length` token ids of a text, without tokenising all of a long one; `special`: BOS included.
 
     Of a long text only a beginning, up to a space, is tokenised, if that has more tokens than are needed: what a
     tokenizer makes of the words before is the same with and without what follows many words later.
@@ -266,9 +264,9 @@ def first_tokens(
     end = text.rfind(" ", 0, CHARACTERS * (max_length + MARGIN))
     long = len(text) > CHARACTERS * (max_length + MARGIN) and end > 0
     if long and tokenizer.truncation_side == "right":
-        more = tokenizer(
-            text[:end], truncation=True, max_length=max_length + MARGIN, add_special_tokens=special
-        )["input_ids"]
+        more = tokenizer(text[:end], truncation=True, max_length=max_length + MARGIN, add_special_tokens=special)[
+            "input_ids"
+        ]
         if len(more) == max_length + MARGIN:
             text = text[:end]
     return list(tokenizer(text, truncation=True, max_length=max_length, add_special_tokens=special)["input_ids"])

@@ -18,8 +18,8 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import cached_file
 
 from unlearn.errors import UserError
-from unlearn.models.architectures import auto_class, decoder_layers, is_multimodal, keep_up_to, layer_count
 from unlearn.models import spread
+from unlearn.models.architectures import auto_class, decoder_layers, is_multimodal, keep_up_to, layer_count
 from unlearn.models.fusing import fuse
 
 # What the names of a tower's tensors begin with; deeper down, such a name belongs to the language model.
@@ -74,9 +74,8 @@ class Source:
         here = ["cpu", *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]
         here += ["mps"] if torch.backends.mps.is_available() else []
         if self.device not in here:
-            raise UserError(
-                f"model.device={self.device}: there is no such device here. Allowed: auto, {', '.join(here)}, {BALANCED}."
-            )
+            allowed = ", ".join(["auto", *here, BALANCED])
+            raise UserError(f"model.device={self.device}: there is no such device here. Allowed: {allowed}.")
         return torch.device(self.device)
 
     @property

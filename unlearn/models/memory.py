@@ -43,6 +43,13 @@ def free_memory(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
+def all_memory(device: torch.device) -> int:
+    """Bytes that this process could have: of a GPU what others leave, on a CPU all that the machine has."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    return psutil.virtual_memory().total
+
+
 def in_batches(function: Callable[[Rows], Result], rows: Rows, size: int) -> tuple[list[Result], int]:
     """Apply `function` to at most `size` rows at a time, and halve `size` whenever memory runs out.
 

@@ -18,9 +18,10 @@ from unlearn.evaluate.harness import MaxLogitPlan
 from unlearn.evaluate.questions import CACHE, Questions, load_questions
 from unlearn.evaluate.turns import Sharing
 from unlearn.methods.make import needs_logits
+from unlearn.models.architectures import parameter_count
 from unlearn.models.fingerprint import checkpoint_fingerprint
 from unlearn.models.loading import BALANCED, Source, check_weights, load_config, load_tokenizer
-from unlearn.runs.memory import check_memory
+from unlearn.models.memory import all_memory
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,12 @@ def load_inputs(config: Config) -> Inputs:
     preferred = _load_preferred(config, tokenizer)
     if needs_logits(config.method) and config.model.device == BALANCED:
         raise UserError(
-            f"model.device={BALANCED}: method={config.method['name']} trains through the whole model, which has to fit on "
-            "one device. Methods of representation misdirection need layers 0 to model.layer only."
+            f"model.device={BALANCED}: method={config.method['name']} trains through the whole model, which has to fit "
+            "on one device. Methods of representation misdirection need layers 0 to model.layer only."
         )
     whole = config.eval.roles or needs_logits(config.method)
     check_weights(source, None if whole else config.model.layer)
-    check_memory(config, source, trains=True)
+    _check_memory(config, source)
     questions = load_questions(config, source, tokenizer)
     return Inputs(source, checkpoint_fingerprint(source), tokenizer, questions, topics, preferred)
 
@@ -78,7 +79,7 @@ def load_evaluation_inputs(config: Config) -> Inputs:
     _ = source.torch_device  # is there
     load_config(source)
     check_weights(source, None)
-    check_memory(config, source, trains=False)
+    _check_memory(config, source)
     tokenizer = load_tokenizer(source)
     questions = load_questions(config, source, tokenizer)
     if not questions.suite:
@@ -109,6 +110,23 @@ def _check_layers(config: Config, layers: int) -> None:
         raise UserError(
             f"model.num_layers={config.model.num_layers}, but the model at {config.model.path} has {layers} layers: "
             f"set model.num_layers={layers} and choose model.layer and the coefficients for that model."
+        )
+
+
+def _check_memory(config: Config, source: Source) -> None:
+    """Raise UserError if the memory of the device cannot hold the whole model, which the evaluation needs.
+
+    Models with code of their own are not checked, as that code would have to run.
+    """
+    if not config.eval.roles or source.device == BALANCED or source.trust_remote_code:
+        return
+    need = source.torch_dtype.itemsize * parameter_count(load_config(source))
+    there = all_memory(source.torch_device)
+    if need > there:
+        raise UserError(
+            f"eval: the whole model takes {need / 1e9:.1f} GB in {source.torch_dtype}, and {source.torch_device} has "
+            f"{there / 1e9:.1f} GB. model.device={BALANCED} spreads it over all GPUs, the CPU and the disk; eval=none "
+            "only trains."
         )
 
 

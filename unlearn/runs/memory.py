@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import psutil
 import torch
 from transformers import PreTrainedModel
 
 from unlearn.config.schema import Config
 from unlearn.errors import UserError
 from unlearn.methods.make import needs_logits
-from unlearn.models.architectures import parameter_count
-from unlearn.models.loading import BALANCED, Source, load_config
-from unlearn.models.memory import free_memory
+from unlearn.models.loading import Source, load_config
+from unlearn.models.memory import all_memory, free_memory
 from unlearn.training.cost import Memory, Shape, likelihood_memory, training_memory
 
 RESERVE = 0.1  # share of the free memory that is kept free, since the estimate is rough
@@ -35,32 +33,22 @@ def needed_memory(configs: Sequence[Config], shape: Shape, *, weight_bytes: int,
     return training_memory(shape, tokens, weight_bytes=weight_bytes, precision=precision)
 
 
-def check_memory(config: Config, source: Source, *, trains: bool) -> None:
-    """Raise UserError if memory cannot hold the training of this run alone, or the whole model for its evaluation.
+def check_training_memory(config: Config, source: Source) -> None:
+    """Raise UserError if the memory of the device cannot hold the training of this run alone.
 
-    Of a GPU that is what is free now, on a CPU all that the machine has: this process may hold freed memory. Models
-    with code of their own are not checked, as that code would have to run.
+    Models with code of their own are not checked, as that code would have to run.
     """
     if source.trust_remote_code:
         return
-    device, dtype = source.torch_device, source.torch_dtype
-    there = free_memory(device) if device.type == "cuda" else psutil.virtual_memory().total
-    told = f"and {device} has {there / 1e9:.1f} GB"
-    model_config = load_config(source)
-    if trains:
-        shape = Shape.of(model_config, config.model.layer, config.model.parameters)
-        recompute = config.train.recompute != "never"
-        need = needed_memory([config], shape, weight_bytes=dtype.itemsize, recompute=recompute).total(1)
-        if (1 - TOO_HIGH) * need > there:
-            raise UserError(
-                f"train: about {need / 1e9:.1f} GB are needed, {told}. Lower train.batch_size or "
-                "data.topics.TOPIC.max_length, or set model.dtype=bfloat16."
-            )
-    need = dtype.itemsize * parameter_count(model_config)
-    if config.eval.roles and source.device != BALANCED and need > there:
+    shape = Shape.of(load_config(source), config.model.layer, config.model.parameters)
+    recompute = config.train.recompute != "never"
+    weight_bytes = source.torch_dtype.itemsize
+    need = needed_memory([config], shape, weight_bytes=weight_bytes, recompute=recompute).total(1)
+    there = all_memory(source.torch_device)
+    if (1 - TOO_HIGH) * need > there:
         raise UserError(
-            f"eval: the whole model takes {need / 1e9:.1f} GB in {config.model.dtype}, {told}. model.device={BALANCED} "
-            "spreads it over all GPUs, the CPU and the disk; eval=none only trains."
+            f"train: about {need / 1e9:.1f} GB are needed, and {source.torch_device} has {there / 1e9:.1f} GB. Lower "
+            "train.batch_size or data.topics.TOPIC.max_length, or set model.dtype=bfloat16."
         )
 
 

@@ -63,9 +63,12 @@ def show_result(
 ) -> None:
     """Base, unlearned and difference of each task and query, the run's folder, and where the curves are.
 
-    Accuracies are in percent, those of held-out texts nats a token.
+    Accuracies are in percent, those of held-out texts nats a token. Tasks with neither have a table for each of their
+    metrics.
     """
-    for metric, unit, scale, digits in (("acc", "Accuracy in %", 100, 1), ("nats", "Texts, nats a token", 1, 3)):
+    shown = {"acc": ("Accuracy in %", 100, 1), "nats": ("Texts, nats a token", 1, 3)}
+    shown |= {metric: (metric, 1, 3) for metric in _of_other_tasks(metrics)}
+    for metric, (unit, scale, digits) in shown.items():
         table = Table(title=f"{unit} (± standard error), {folder.name}", box=SIMPLE_HEAD, pad_edge=False)
         for column in ("role", "task", "query"):
             table.add_column(column)
@@ -83,6 +86,14 @@ def show_result(
     say(f"Files: {folder}")
     if curves is not None:
         say(f"W&B:   {curves}")
+
+
+def _of_other_tasks(metrics: Mapping[str, float]) -> list[str]:
+    """The metrics of tasks that have no accuracy and no nats."""
+    names = [name.rsplit("/", 2) for name in metrics if name.startswith(("base/", "unlearned/"))]
+    usual = {task for task, _, metric in names if metric in ("acc", "nats")}
+    others = dict.fromkeys(metric for task, _, metric in names if task not in usual)
+    return [m for m in others if not (m.endswith("_stderr") or m == "truncated" or m.startswith(("default_", "base_")))]
 
 
 def _cells(metrics: Mapping[str, float], name: str, scale: int, digits: int) -> list[str]:
