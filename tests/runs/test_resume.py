@@ -215,6 +215,10 @@ def test_a_journal_keeps_whole_lines_of_its_own_plan(tmp_path):
         assert journal.done == {0: [[-1.5, True]], 1: [[0.1 + 0.2, False]]}
         journal.add(2, "x")
     assert journals.open("a", "plan").done[2] == "x"
+    file.write_text(file.read_text() + "[3, [[-3." + "[4, 1]\n" + "[5, 2]\n")  # the disk was full for a while
+    assert list(journals.open("a", "plan").done) == [0, 1, 2]
+    (tmp_path / "b.jsonl").write_text("no journal\n[0, 1]\n")
+    assert journals.open("b", "plan").done == {}
     assert journals.open("a", "another plan").done == {}
     assert Journals(tmp_path, "other weights").open("a", "plan").done == {}
     assert Journal(None, "plan").done == {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from unlearn.evaluate.turns import Sharing
 from unlearn.storage.files import write_atomically
@@ -70,15 +71,17 @@ class Journal:
 
     def __init__(self, file: Path | None, plan: Any, place: int = 0) -> None:
         self.done: dict[int, Any] = {}
-        self._file, self._plan, self._stream = file, plan, None
-        self._own = file.with_suffix(f".{place}.jsonl") if file is not None and place else file
-        self._read_up_to: dict[Path, int] = {}
-        self.read_others()
-        if self._own is not None:
-            self.done |= _read(self._own, plan)
+        self._file, self._plan = file, plan
+        self._own: Path | None = None
+        self._stream: TextIO | None = None
+        self._readers: dict[Path, _Reader] = {}
+        self.read()
+        if file is not None:
+            own = file.with_suffix(f".{place}.jsonl") if place else file
+            self._readers.pop(own, None)
             lines = [json.dumps({"plan": plan}), *(json.dumps(entry) for entry in self.done.items())]
-            write_atomically(self._own, "".join(line + "\n" for line in lines))
-            self._stream = self._own.open("a", encoding="utf-8")
+            write_atomically(own, "".join(line + "\n" for line in lines))
+            self._own, self._stream = own, own.open("a", encoding="utf-8")
 
     def __enter__(self) -> Journal:
         return self
@@ -96,15 +99,44 @@ class Journal:
             self._stream.write(json.dumps([number, result]) + "\n")
             self._stream.flush()
 
-    def read_others(self) -> None:
+    def read(self) -> None:
         """Take over what other processes have written since the last time."""
-        if self._file is None:
-            return
-        for file in self._file.parent.glob(f"{self._file.stem}*.jsonl"):
-            size = file.stat().st_size
-            if file != self._own and size != self._read_up_to.get(file):
-                self._read_up_to[file] = size
-                self.done |= _read(file, self._plan)
+        for file in [] if self._file is None else self._file.parent.glob(f"{self._file.stem}.*jsonl"):
+            if file != self._own:
+                self.done |= self._readers.setdefault(file, _Reader(file, self._plan)).more()
+
+
+class _Reader:
+    """Reads a journal that grows: whole lines, as far as they are of this plan."""
+
+    def __init__(self, file: Path, plan: Any) -> None:
+        self._file, self._head = file, {"plan": plan}
+        self._inode = self._read_up_to = 0
+        self._of_this_plan = False
+
+    def more(self) -> dict[int, Any]:
+        """What was added since the last time; all, if it is another file by now."""
+        with self._file.open("rb") as stream:
+            inode = os.fstat(stream.fileno()).st_ino
+            if inode != self._inode:
+                self._inode, self._read_up_to, self._of_this_plan = inode, 0, True
+            stream.seek(self._read_up_to)
+            added = stream.read()
+        whole = added[: added.rfind(b"\n") + 1]
+        found: dict[int, Any] = {}
+        for number, line in enumerate(whole.splitlines()):
+            try:
+                entry = json.loads(line)
+            except ValueError:  # no journal, or damaged from here on
+                self._of_this_plan = False
+            if number == 0 and self._read_up_to == 0:
+                self._of_this_plan = self._of_this_plan and entry == self._head
+            elif self._of_this_plan:
+                found[entry[0]] = entry[1]
+            if not self._of_this_plan:
+                break
+        self._read_up_to += len(whole)
+        return found
 
 
 class Work:
@@ -145,7 +177,7 @@ class Work:
             while left:
                 assert self._turns is not None
                 for journal in opened:
-                    journal.read_others()
+                    journal.read()
                 ready = [number for number in left if done(number)] or self._turns.given_up(left)[:1]
                 for number in ready:
                     left.remove(number)
@@ -153,16 +185,3 @@ class Work:
                 if not ready:
                     time.sleep(POLL_S)
 
-
-def _read(file: Path, plan: Any) -> dict[int, Any]:
-    if not file.is_file():
-        return {}
-    head, *lines = file.read_text(encoding="utf-8").split("\n")
-    found: dict[int, Any] = {}
-    try:
-        if json.loads(head) == {"plan": plan}:
-            for number, result in map(json.loads, lines):
-                found[number] = result
-    except ValueError:
-        pass  # an incomplete last line, of a process that was killed, or the empty end of the file
-    return found
