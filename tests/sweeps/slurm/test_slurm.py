@@ -145,6 +145,16 @@ def test_two_gpus_two_jobs_at_a_time_each_with_its_own(lab, launch, conf, tmp_pa
         assert all(end <= begin for (_, end), (begin, _) in pairwise(mine))
 
 
+def test_methods_on_likelihoods_are_trained_evaluated_and_attacked_there(lab, launch, conf, tmp_path):
+    how = ("train.steps=2", "eval=toy", "eval.limit=4", "attacks=[pruning]")
+    code, output = ended(launch("method=npo,dpo", *how, "eval.devices=2"))
+    assert code == 0, output
+    for folder in folders(conf, tmp_path / "outputs", [("method=npo",), ("method=dpo",)], *how):
+        assert status_of(folder) == "done"
+        names = {file.name.partition("-")[0] for file in (folder / "attacks").iterdir()}
+        assert names == {"none", "pruning"}
+
+
 def test_preemption(lab, training, whole):
     process, folder = training("seed=0,1")  # tasks of an array
     lab.ask("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=sleep 3")
