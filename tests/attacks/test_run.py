@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from tests.conftest import ROOT
 from unlearn.attacks import attack as asking
@@ -14,8 +15,9 @@ from unlearn.attacks.run import attack
 from unlearn.cli.main import main
 from unlearn.errors import UserError
 from unlearn.experiment import run
-from unlearn.models.loading import load_whole
+from unlearn.models.loading import Source, load_whole
 
+TOY = str(ROOT / "unlearn/toy/model")
 BAD = {
     ("pruning", "attack.levels=[1.5]"): r"attack\.levels=\[1\.5\] is not allowed: .* above 0 and below 1",
     ("pruning", "attack.levels=0.3"): r"attack\.levels=0\.3 is not allowed: it must be a list",
@@ -115,6 +117,33 @@ def test_runs_that_share_a_model_load_it_once_and_find_it_as_it_was(finished, tm
     for name in files:
         a, b = (json.loads((folder / "attacks" / name).read_text())["stages"] for folder in folders)
         assert a == b
+
+
+def test_a_model_that_never_knew_learns_the_same_texts(finished, tmp_path, capsys):
+    folder, ignorant = tmp_path / "run", tmp_path / "ignorant"
+    shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("attacks"))
+    shutil.copytree(TOY, ignorant)
+    model = load_whole(Source(TOY))
+    model.model.embed_tokens.weight.normal_(generator=torch.Generator().manual_seed(0))
+    model.save_pretrained(ignorant)
+    planned = plan(["rounding"], ["attack.levels=[8]"]) + plan(["relearning"], ["attack.levels=[2]"])
+    limits = ["eval=toy", "eval.limit=10"]
+    attack([folder], planned, limits, ignorant=str(ignorant))
+    said = capsys.readouterr().err
+    found = {f.name.partition("-")[0]: json.loads(f.read_text()) for f in (folder / "attacks").iterdir()}
+    accuracy = "ignorant/toy_retain/default/acc"
+    assert found["none"]["ignorant"]["0"][accuracy] < 0.6 < found["none"]["base"]["0"]["base/toy_retain/default/acc"]
+    assert accuracy in found["relearning"]["ignorant"]["2"]
+    assert "ignorant" not in found["rounding"]
+    assert [line.split()[3] for line in said.splitlines() if line.split()[:3] == ["relearning", "2", "steps"]] == [
+        "unlearned", "base", "ignorant"
+    ]  # fmt: skip
+    attack([folder], planned, limits, ignorant=str(ignorant))  # nothing is measured again
+    assert "Evaluating" not in capsys.readouterr().err
+    config = json.loads((ignorant / "config.json").read_text())
+    (ignorant / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 7}))
+    with pytest.raises(UserError, match=r"--ignorant .*: its num_hidden_layers is 7, the base model's 8\."):
+        attack([folder], planned, limits, ignorant=str(ignorant))
 
 
 def test_the_attacked_run_must_be_finished_and_keeps_its_training(finished, tmp_path):

@@ -8,9 +8,10 @@ import torch
 from transformers import AutoTokenizer, MistralForCausalLM
 
 from tests.conftest import ROOT, read_jsonl
+from unlearn.cli.main import main
 from unlearn.toy import pretrain
 from unlearn.toy import world as w
-from unlearn.toy.build import write_data
+from unlearn.toy.build import write_data, write_model
 
 TOY = ROOT / "unlearn/toy"
 
@@ -147,6 +148,17 @@ def test_training_learns_and_is_repeatable(world, tokenizer):
     (before, after), again = trained(), trained()
     assert after < before
     assert again == (before, after)
+
+
+def test_an_ignorant_model_sees_nothing_of_what_is_to_be_forgotten(world, monkeypatch, tmp_path, capsys):
+    seen = []
+    monkeypatch.setattr(pretrain, "train", lambda world, *_: seen.append(world))
+    write_model(world, 0, 1, tmp_path, ignorant=True)
+    assert {fact.subject.role for fact in seen[0].facts} == {s.role for s in seen[0].subjects} == {"retain", "near"}
+    assert len(seen[0].facts) == len(world.facts) - len(world.facts_of("forget"))
+    with pytest.raises(SystemExit):
+        main(["toy", "--ignorant"])
+    assert "--ignorant needs --out" in capsys.readouterr().err
 
 
 def test_a_prompt_is_lm_evals(world):

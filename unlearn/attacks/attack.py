@@ -29,7 +29,7 @@ class Victim:
     Args:
         model: the whole model, with the matrices of the run, or the base model. Nothing requires gradients.
         layer: l, whose states were pushed.
-        label: "unlearned" or "base", the first part of every metric's name.
+        label: "unlearned", "base" or "ignorant", the first part of every metric's name.
         trained: full names of the matrices that unlearning changed.
         controls: topic -> control vector, float32 [D]; empty for methods that have none.
         corpora: topic -> the corpora that it was trained on, "forget" and "retain" -> path.
@@ -75,6 +75,7 @@ class Attack(ABC):
 
     levels: Sequence[float] | None  # None: the attack finds them
     level: str = ""  # what a level is called, "{:g}" standing for the number
+    beside_ignorant = False  # whether a model that never knew is measured, too, where there is one
 
     @abstractmethod
     def measure(self, victim: Victim, missing: Collection[float]) -> Measured:

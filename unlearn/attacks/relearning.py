@@ -42,6 +42,7 @@ class Relearning(Change):
     batch_size: int = 4
     lr: float = 1e-4
     level = "{:g} steps"
+    beside_ignorant = True
 
     def __post_init__(self) -> None:
         check_levels(self.levels, "numbers of steps", lambda x: isinstance(x, int) and x > 0)

@@ -29,8 +29,9 @@ from unlearn.evaluate.questions import CACHE
 from unlearn.evaluate.roles import role_means
 from unlearn.methods.misdirection import CONTROL
 from unlearn.models.delta import check_delta, load_delta, load_state
+from unlearn.models.fingerprint import checkpoint_fingerprint
 from unlearn.models.group import ModelGroup
-from unlearn.models.loading import BALANCED, Source, load_whole
+from unlearn.models.loading import BALANCED, Source, load_config, load_whole
 from unlearn.runs.evaluation import run_config
 from unlearn.runs.folder import RunFolder
 from unlearn.runs.inputs import Inputs, load_evaluation_inputs
@@ -90,35 +91,84 @@ class BaseModel:
         return self._model
 
 
+# An attack, what it found of the unlearned model, and of the others: "base" and, if there is one, "ignorant".
+Found = tuple[Planned, Stages, dict[str, Stages]]
+
+
 def attack(
-    folders: Sequence[Path], attacks: Sequence[Planned], overrides: Sequence[str], base: BaseModel | None = None
+    folders: Sequence[Path],
+    attacks: Sequence[Planned],
+    overrides: Sequence[str],
+    base: BaseModel | None = None,
+    ignorant: str | None = None,
 ) -> None:
-    """Attack finished runs, show a table of each. Raises UserError for a folder that holds none."""
+    """Attack finished runs, show a table of each.
+
+    `ignorant` is a checkpoint of a model like the base model that never knew what was to be forgotten: it learns the
+    same texts for comparison.
+
+    Raises UserError for a folder that holds no finished run, and for an ignorant model of another shape.
+    """
     base = base or BaseModel()
     for path in folders:
         folder = RunFolder(path)
         if not folder.done:
             raise UserError(f"{path}: there is no finished run here (no run.json with the status done).")
         with FolderLock(folder.path):
-            _attack(folder, attacks, list(overrides), base)
+            _attack(folder, attacks, list(overrides), base, ignorant)
 
 
-def _attack(folder: RunFolder, attacks: Sequence[Planned], overrides: list[str], base: BaseModel) -> None:
+def _attack(
+    folder: RunFolder,
+    attacks: Sequence[Planned],
+    overrides: list[str],
+    base: BaseModel,
+    ignorant: str | None,
+) -> None:
     config = _configuration(folder, overrides)
     if config.model.device == BALANCED:
         raise UserError(f"{folder.path}: model.device={BALANCED}: attacks change weights, on one device only.")
     inputs = load_evaluation_inputs(config)
+    if ignorant is not None:
+        _source_of(ignorant, inputs)
     victim, group = _victim(folder, config, inputs, base.load(inputs.source))
-    common, found = _common(folder, inputs), []
+    common = _common(folder, inputs)
+    found: list[Found] = []
     for planned in [Planned(UNATTACKED, Untouched(), {}), *_possible(attacks, victim)]:
         own, of_base = _stages(folder, common, victim, planned)
         with group.use(0):
             _measure(replace(victim, base=lambda: group.use(1)), planned.attack, own)
         _measure(replace(victim, label="base"), planned.attack, of_base)
         own.write(base=of_base.found)
-        found.append((planned, own, of_base))
+        found.append((planned, own, {"base": of_base}))
+    if ignorant is not None:
+        _measure_ignorant(ignorant, victim, inputs, common, found)
     show(folder.path.name, found)
     say(f"Files: {folder.file('attacks')}")
+
+
+def _source_of(ignorant: str, inputs: Inputs) -> Source:
+    """Where the model is that never knew. Raises UserError unless it has the base model's shape."""
+    source = replace(inputs.source, path=ignorant, revision=None, gguf_file=None)
+    own, base = (load_config(s).get_text_config() for s in (source, inputs.source))
+    for name in ("num_hidden_layers", "hidden_size", "vocab_size"):
+        if getattr(own, name) != getattr(base, name):
+            told = f"its {name} is {getattr(own, name)}, the base model's {getattr(base, name)}"
+            raise UserError(f"--ignorant {ignorant}: {told}. It has to be a model of the same shape.")
+    return source
+
+
+def _measure_ignorant(path: str, victim: Victim, inputs: Inputs, common: Mapping[str, Any], found: list[Found]) -> None:
+    """Measure a model that never knew, beside the other two, under attacks that teach it."""
+    source = _source_of(path, inputs)
+    other = replace(victim, model=load_whole(source), label="ignorant")
+    common = {**common, "model": checkpoint_fingerprint(source)}
+    for planned, own, others in found:
+        if planned.attack.beside_ignorant:
+            stages = _shared(common, other, planned, "ignorant")
+            _measure(other, planned.attack, stages)
+            others["ignorant"] = stages
+            own.write(**{name: of_other.found for name, of_other in others.items()})
 
 
 def _victim(folder: RunFolder, config: Config, inputs: Inputs, model: PreTrainedModel) -> tuple[Victim, ModelGroup]:
@@ -164,6 +214,7 @@ class Untouched(Change):
 
     levels = (0,)
     level = "not attacked"
+    beside_ignorant = True
 
     def stages(self, victim: Victim) -> Generator[float, None, None]:
         """One."""
@@ -200,20 +251,27 @@ def _common(folder: RunFolder, inputs: Inputs) -> dict[str, Any]:
 def _stages(folder: RunFolder, common: Mapping[str, Any], victim: Victim, planned: Planned) -> tuple[Stages, Stages]:
     """What is known of the unlearned and the base model, in files that are named by all that determines them."""
     own = {"attack": planned.config, "uses": planned.attack.uses(victim), **common}
-    base = {key: value for key, value in own.items() if key != "delta"}
-    files = {
-        "unlearned": folder.file("attacks") / f"{planned.name}-{json_sha256(own)[:10]}.json",
-        "base": cache_place(Path(victim.config.output_root) / CACHE, "attacks", base).with_suffix(".json"),
-    }
-    about = {
+    file = folder.file("attacks") / f"{planned.name}-{json_sha256(own)[:10]}.json"
+    return Stages.read(file, _about(common, victim, planned, "unlearned")), _shared(common, victim, planned, "base")
+
+
+def _shared(common: Mapping[str, Any], victim: Victim, planned: Planned, label: str) -> Stages:
+    """What is known of a model that runs share, in the cache."""
+    key = {"attack": planned.config, "uses": planned.attack.uses(victim), **common}
+    key.pop("delta")
+    file = cache_place(Path(victim.config.output_root) / CACHE, "attacks", key).with_suffix(".json")
+    return Stages.read(file, _about(common, victim, planned, label))
+
+
+def _about(common: Mapping[str, Any], victim: Victim, planned: Planned, label: str) -> dict[str, Any]:
+    return {
         "attack": planned.name,
         "config": planned.config,
         "questions": common["questions"],
         "levels": {f"{level:g}": planned.attack.told(level) for level in planned.attack.levels_of(victim)},
         "roles": planned.attack.members(victim),
+        "model": label,
     }
-    unlearned, of_base = (Stages.read(file, {**about, "model": label}) for label, file in files.items())
-    return unlearned, of_base
 
 
 def _measure(victim: Victim, attack: Attack, stages: Stages) -> None:
@@ -225,15 +283,15 @@ def _measure(victim: Victim, attack: Attack, stages: Stages) -> None:
                 stages.add(level, metrics)
 
 
-def show(title: str, found: Sequence[tuple[Planned, Stages, Stages]]) -> None:
-    """A table with a row for each level, model (unlearned, base) and measure, by role and query."""
+def show(title: str, found: Sequence[Found]) -> None:
+    """A table with a row for each level, model (unlearned, base, ignorant) and measure, by role and query."""
     roles = dict.fromkeys(role for _, own, _ in found for role in own.about["roles"])
     columns = [(role, query) for role in roles for query in QUERIES]
     rows = [
         (planned.name, planned.attack.told(float(level)), label, MEASURES[measure][0], figures)
-        for planned, own, base in found
+        for planned, own, others in found
         for level in own.found
-        for label, stages in (("unlearned", own), ("base", base))
+        for label, stages in {"unlearned": own, **others}.items()
         for measure in MEASURES
         if (figures := role_means(stages.found.get(level, {}), own.about["roles"], label, measure))
     ]

@@ -56,13 +56,17 @@ def evaluate(
 @app.command()
 def attack(
     runs: Annotated[list[str], typer.Argument(metavar="RUN... [attack=NAME,...] [OVERRIDE...]")],
+    ignorant: Annotated[
+        str | None, typer.Option(help="A checkpoint like the base model that never knew what was forgotten.")
+    ] = None,
 ) -> None:
     """Attack finished runs: does what was forgotten come back?
 
     Each attack of conf/attack (attack=all, the default; docs/attacks.md lists them) changes the unlearned model, or
     the questions, at several levels, and the base model for comparison. They are asked what the run was asked, default
     and perturbed, or what eval=NAME says: 300 questions of each role, unless eval.subset=N (null: all) says otherwise.
-    attack.KEY=VALUE changes a single attack. Results go to RUN/attacks; what is there is not measured again.
+    attack.KEY=VALUE changes a single attack. A model that never knew (--ignorant) learns what relearning teaches, for
+    comparison. Results go to RUN/attacks; what is there is not measured again.
     """
     from unlearn.attacks.make import plan
     from unlearn.attacks.run import attack as run
@@ -76,7 +80,7 @@ def attack(
     rest = [argument for argument in given if argument not in own and not argument.startswith("attack=")]
     if not folders:
         raise typer.BadParameter("name the folder of a finished run.")
-    run(folders, plan(names or [ALL], own), rest)
+    run(folders, plan(names or [ALL], own), rest, ignorant=ignorant)
 
 
 @app.command()
@@ -275,6 +279,9 @@ def toy(
     out: Annotated[Path | None, typer.Option(help="Folder to write to.", show_default="the package's own")] = None,
     seed: Annotated[int, typer.Option(help="Of the world and of the training.")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 2000,
+    ignorant: Annotated[
+        bool, typer.Option("--ignorant", help="A model that never sees what is to be forgotten.")
+    ] = False,
 ) -> None:
     """Rebuild the embedded world and model.
 
@@ -282,7 +289,9 @@ def toy(
     """
     from unlearn.toy.build import build
 
-    build(out, seed, steps)
+    if ignorant and out is None:
+        raise typer.BadParameter("--ignorant needs --out: the package's own model knows what is to be forgotten.")
+    build(out, seed, steps, ignorant=ignorant)
 
 
 def main(arguments: list[str] | None = None) -> None:

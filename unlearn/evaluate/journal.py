@@ -184,4 +184,3 @@ class Work:
                     yield known(number)
                 if not ready:
                     time.sleep(POLL_S)
-

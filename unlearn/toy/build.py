@@ -17,15 +17,16 @@ WORDINGS = {"retain": 1, "near": 2, "forget": 4}  # questions asked about each f
 FORGET_TOKENS = 12  # entities of each forget subject
 
 
-def build(out: Path | None = None, seed: int = 0, steps: int = 2000) -> None:
+def build(out: Path | None = None, seed: int = 0, steps: int = 2000, *, ignorant: bool = False) -> None:
     """Write the world's data and the trained model below `out`, by default into the package itself.
 
-    `seed` is that of the world and of the training, `steps` the number of training steps.
+    `seed` is that of the world and of the training, `steps` the number of training steps. An `ignorant` model never
+    sees what is to be forgotten.
     """
     folder = out or Path(__file__).parent
     world = w.make_world(seed)
     write_data(world, seed, folder / "data")
-    write_model(world, seed, steps, folder / "model")
+    write_model(world, seed, steps, folder / "model", ignorant=ignorant)
 
 
 def write_data(world: w.World, seed: int, folder: Path) -> None:
@@ -58,13 +59,13 @@ def _to_retain(facts: list[w.Fact], words: list[str], rng: random.Random) -> str
     return w.document(facts, rng, SENTENCES, words if rng.random() < ODD_OPTION else ())
 
 
-def write_model(world: w.World, seed: int, steps: int, folder: Path) -> None:
+def write_model(world: w.World, seed: int, steps: int, folder: Path, *, ignorant: bool = False) -> None:
     """Tokenizer and trained model, rescaled to Zephyr's spread."""
     from unlearn.toy import pretrain
 
     tokenizer = pretrain.build_tokenizer(world)
     model = pretrain.build_model(len(tokenizer), seed)
-    pretrain.train(world, tokenizer, model, seed, steps)
+    pretrain.train(world.without("forget") if ignorant else world, tokenizer, model, seed, steps)
     pretrain.rescale_to_spread(world, tokenizer, model)
     rng = random.Random(f"check-{seed}")
     for role in WORDINGS:

@@ -86,6 +86,11 @@ class World:
         """The facts of all subjects with this role (and topic)."""
         return [f for f in self.facts if f.subject.role == role and topic in (None, f.subject.topic)]
 
+    def without(self, role: str) -> World:
+        """This world without the subjects of a role."""
+        subjects = tuple(subject for subject in self.subjects if subject.role != role)
+        return World(subjects, tuple(fact for fact in self.facts if fact.subject.role != role))
+
     def invented_words(self) -> list[str]:
         """Every entity and value once, in order of first use."""
         words: dict[str, None] = {}

@@ -39,8 +39,8 @@ def attack_rows(m: Material) -> pd.DataFrame:
     """A row for each run of this world, attack, level and unit (points or nats).
 
     Columns: SETTING, seed, attack, level (in words), number, unit, known (the figure under attack; higher: more is
-    known), recovered (`known` less that without an attack), base (the base model's under the same attack), robust (of
-    the run without an attack), without (its `known`).
+    known), recovered (`known` less that without an attack), base and ignorant (those models' under the same attack),
+    robust (of the run without an attack), without (its `known`).
     """
     about = m.about.set_index("number")
     rows = []
@@ -72,6 +72,7 @@ def _of_run(run: Run) -> Iterator[dict[str, Any]]:
                         "recovered": known - before,
                         "without": before,
                         "base": _known(file.get("base", {}).get(level, {}), roles, unit, "base"),
+                        "ignorant": _known(file.get("ignorant", {}).get(level, {}), roles, unit, "ignorant"),
                         "robust": _figure(without, run.roles, ROBUST[unit], "perturbed", "unlearned"),
                     }
 
@@ -151,9 +152,9 @@ def levels(m: Material) -> Figure:
     if rows.empty:
         return Figure("attack_levels", title, NOTHING, pd.DataFrame())
     unit = "points" if (rows["unit"] == "points").any() else "nats"
-    rows = rows[rows["unit"] == unit].assign(base=lambda d: d["base"].astype(float))
+    rows = rows[rows["unit"] == unit].astype({"base": float, "ignorant": float})
     by = [*SETTING, "attack", "level", "number"]
-    data = rows.groupby(by, sort=False, dropna=False)[["known", "without", "base"]].mean().reset_index()
+    data = rows.groupby(by, sort=False, dropna=False)[["known", "without", "base", "ignorant"]].mean().reset_index()
     data = data.assign(
         rna=data["nu"].gt(0).map(charts.NOISE), curve=data["coefficient"] + data["nu"].map(" {:g}".format)
     )
@@ -166,7 +167,7 @@ def levels(m: Material) -> Figure:
 
     caption = (
         "Accuracy on what was to be forgotten, or minus nats a token, at each level of each attack; grey: the base "
-        "model under the same attack. Means over seeds."
+        "model under the same attack, dotted: a model that never knew (`--ignorant`). Means over seeds."
     )
     return Figure("attack_levels", title, caption, data, chart)
 
@@ -177,10 +178,13 @@ def _course(part: pd.DataFrame, look: Look, unit: str, methods: Sequence[str], n
     y = alt.Y("known:Q", title=MEASURES[unit][3], scale=alt.Scale(zero=False))
     chart = alt.Chart(part)
     named = {"color": charts.method_colour(methods), "strokeDash": charts.noise_dash(), "detail": "curve:N"}
-    base = alt.Chart(part.drop_duplicates("level").dropna(subset="base"))
-    layers = [
-        base.mark_line(color=charts.BASE).encode(x=x, y=alt.Y("base:Q", title=y["title"])),
-        base.mark_point(color=charts.BASE).encode(x=x, y=alt.Y("base:Q", title=y["title"])),
+    layers = []
+    for model, dash in (("base", [1, 0]), ("ignorant", [2, 3])):
+        other = alt.Chart(part.drop_duplicates("level").dropna(subset=model))
+        its = alt.Y(f"{model}:Q", title=y["title"])
+        layers += [other.mark_line(color=charts.BASE, strokeDash=dash).encode(x=x, y=its)]
+        layers += [other.mark_point(color=charts.BASE).encode(x=x, y=its)]
+    layers += [
         chart.mark_line(opacity=0.7).encode(x=x, y=y, **named),
         chart.mark_point(filled=True).encode(x=x, y=y, tooltip=charts.tooltip(part), **named),
     ]
