@@ -38,7 +38,9 @@ class ReadingSettings(Protocol):
 
     text_column: str
     errors: str
-    chat_template: bool
+
+    @property
+    def chat_template(self) -> bool: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
