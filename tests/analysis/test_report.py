@@ -192,6 +192,8 @@ def test_a_run_that_was_not_evaluated_is_told(tmp_path):
     made_up_run(tmp_path / "b", seed=1)
     (tmp_path / "b/metrics.json").write_text('{"train/steps": 40}')
     assert table("unusable", gather(collect([tmp_path])))["status"].tolist() == ["not evaluated"]
+    (tmp_path / "b/metrics.json").write_text('{"unlearned/forget_text_wiki/default/nats": 3.0}')
+    assert table("unusable", gather(collect([tmp_path])))["status"].tolist() == []
 
 
 def test_a_long_error_is_cut(tmp_path, capsys):

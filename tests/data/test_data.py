@@ -13,8 +13,9 @@ import torch
 from tests.conftest import ROOT, write_jsonl
 from unlearn.config.identity import identity
 from unlearn.data.batches import batches, documents_needed, pad
-from unlearn.data.corpora import Reading, Topic, first_tokens, load_topic, read_corpus
+from unlearn.data.corpora import Reading, Topic, first_tokens, load_texts, load_topic, read_corpus
 from unlearn.errors import UserError
+from unlearn.evaluate.questions import load_questions
 from unlearn.models.loading import Source, load_tokenizer
 
 KEY = "data.topics.bio.forget"
@@ -203,6 +204,17 @@ def test_padding_goes_where_it_is_told():
     assert left.ids_BT.tolist() == [[1, 2, 3], [0, 0, 4]]
     assert torch.equal(right.mask_BT, torch.tensor([[True] * 3, [True, False, False]]))
     assert torch.equal(left.mask_BT, right.mask_BT[:, [2, 1, 0]])
+
+
+def test_texts_that_the_tokenizer_does_not_know_are_told(tmp_path, conf, tokenizer, capsys):
+    for name, told in (("river harbour", False), ("online Wikipedia encyclopaedia", True)):
+        file = write_jsonl(tmp_path / "a.jsonl", [{"text": f"the {name}"}] * 2)
+        load_texts(str(file), KEY, tokenizer, max_length=9, documents=2)
+        said = capsys.readouterr().err
+        assert ("does not know" in said) is told
+    config = conf("eval=real", "eval.texts.documents=2", "eval.queries=[default]")
+    load_questions(config, Source.of(config.model), tokenizer)
+    assert "retain_text_wikipedia: the model's tokenizer does not know" in capsys.readouterr().err
 
 
 DIALOGUE = [{"role": "user", "content": "river harbour"}, {"role": "assistant", "content": "ruler mountain"}]

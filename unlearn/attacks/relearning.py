@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from unlearn.attacks.attack import Change, Victim, check_levels, check_positive
 from unlearn.data.batches import Padded, pad
-from unlearn.data.corpora import Reading, corpus_sha256, load_texts
+from unlearn.data.corpora import UNKNOWN, Reading, corpus_sha256, load_texts, unknown_share
 from unlearn.errors import UserError
 from unlearn.models.architectures import decoder_layers
 
 KEY = "attack.texts"
 IGNORED = -100  # a label that is not counted
-UNKNOWN = 0.5  # share of unknown tokens from which on texts are not the tokenizer's
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,7 @@ class Relearning(Change):
 
     def why_not(self, victim: Victim) -> str | None:
         """Texts that the tokenizer does not know teach nothing."""
-        tokens = [token for row in self._rows(victim) for token in row]
-        known = tokens.count(victim.tokenizer.unk_token_id) <= UNKNOWN * len(tokens)
+        known = unknown_share(self._rows(victim), victim.tokenizer) <= UNKNOWN
         return None if known else f"the model's tokenizer does not know the texts of {self.texts}"
 
     def stages(self, victim: Victim) -> Generator[float, None, None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -19,9 +19,11 @@ from transformers import PreTrainedTokenizerBase
 
 from unlearn.data.formats import file_rows
 from unlearn.errors import UserError
+from unlearn.screen import say
 
 BROKEN = re.compile("[\x00\ud800-\udfff]")  # NUL and lone surrogates, which are no text
 CHARACTERS = 16  # of a token, to begin with; where that gives too few tokens, the whole text is tokenised
+UNKNOWN = 0.5  # share of unknown tokens from which on texts are not the tokenizer's
 MARGIN = 64  # tokens that may differ because a text was cut behind them
 
 
@@ -254,7 +256,21 @@ def _tokenise(
     for ids, place in zip(encoded, corpus.places, strict=True):
         if not any(i not in special for i in ids):
             raise UserError(f"{key}: {place}: the text has no tokens of its own for this model's tokenizer.")
+    warn_of_unknown(encoded, tokenizer, key)
     return encoded
+
+
+def unknown_share(rows: Iterable[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> float:
+    """The share of tokens for which the tokenizer has no word."""
+    tokens = [token for row in rows for token in row]
+    return tokens.count(tokenizer.unk_token_id) / max(1, len(tokens))
+
+
+def warn_of_unknown(rows: Iterable[Sequence[int]], tokenizer: PreTrainedTokenizerBase, key: str) -> None:
+    """Say if most tokens are unknown: then figures mean little."""
+    share = unknown_share(rows, tokenizer)
+    if share > UNKNOWN:
+        say(f"{key}: the model's tokenizer does not know {share:.0%} of the tokens of these texts.")
 
 
 def first_tokens(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int, *, special: bool = True) -> list[int]:

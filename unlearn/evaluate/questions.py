@@ -14,7 +14,7 @@ from transformers import AutoModel, PreTrainedTokenizerBase
 
 from unlearn.config.identity import RESULTS_VERSION
 from unlearn.config.schema import NGRAM_QUERIES, Config, EvalConfig, text_tasks
-from unlearn.data.corpora import Reading, corpus_sha256, documents
+from unlearn.data.corpora import Reading, corpus_sha256, documents, warn_of_unknown
 from unlearn.evaluate.cache import cache_place
 from unlearn.evaluate.chat import Chat
 from unlearn.evaluate.forms import Form
@@ -62,7 +62,10 @@ def load_questions(
     e = config.eval
     chat = Chat.of(tokenizer, e.system_instruction, e.fewshot_as_multiturn) if e.chat_template else None
     words = query_words(config, source, tokenizer)
-    return Questions(words, _suite(e, words, chat, form), _course(e, words, chat))
+    suite = _suite(e, words, chat, form)
+    for task, passages in suite.passages.get("default", {}).items():
+        warn_of_unknown(tokenizer([p.beginning + p.rest for p in passages])["input_ids"], tokenizer, task)
+    return Questions(words, suite, _course(e, words, chat))
 
 
 def query_words(config: Config, source: Source, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[str]]:

@@ -141,5 +141,5 @@ def mean_over_seeds(values: Sequence[float]) -> Contrast:
         return Contrast(mean, seeds=len(values))
     error = float(stats.sem(values))
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * error
-    p = float(stats.ttest_1samp(values, 0.0).pvalue) if error else float(mean == 0)
+    p = float(2 * stats.t.sf(abs(mean) / error, len(values) - 1)) if error else float(mean == 0)
     return Contrast(mean, seeds=len(values), seeds_low=mean - half, seeds_high=mean + half, seeds_p=p)

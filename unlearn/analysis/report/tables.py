@@ -113,8 +113,9 @@ def unusable(m: Material) -> Table:
     """Runs without a result, or of which something could not be read, and why."""
     data = m.about[["run", "status", "method", "coefficient", "nu", "seed", "why", "folder"]].copy()
     measured = set(m.accuracies["number"]) if len(m.accuracies) else set()
+    measured |= {number for number, run in enumerate(m.runs) if any(name.endswith("/nats") for name in run.metrics)}
     bare = (data["status"] == "done") & ~m.about["number"].isin(measured)
-    data.loc[bare, ["status", "why"]] = ["not evaluated", "done, but metrics.json has no accuracies of its roles"]
+    data.loc[bare, ["status", "why"]] = ["not evaluated", "done, but metrics.json has neither accuracies nor texts"]
     for folder, problem in m.problems.items():
         place = (data["folder"] == folder) & (data["status"] == "done")
         data.loc[place, ["status", "why"]] = ["partly unreadable", problem]
