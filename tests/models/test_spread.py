@@ -1,6 +1,7 @@
 """A model spread over CPU and disk, as over GPUs: the same answers, states and checkpoints as in one piece."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import ROOT, untimed
 from tests.evaluate.test_scorer import prompts, requests
+from tests.models.families import build, families
 from unlearn.analysis.theory.predicted import Predicted
 from unlearn.analysis.theory.run import plain_kernels
 from unlearn.cli.main import main
@@ -17,6 +19,7 @@ from unlearn.evaluate.scorer import Scorer
 from unlearn.experiment import run
 from unlearn.methods.randomness import generator
 from unlearn.models.cutting import CutModel
+from unlearn.models.delta import check_delta
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_tokenizer, load_whole
 from unlearn.models.spread import keep_loaded, placement
@@ -96,6 +99,27 @@ def test_a_run_and_its_export_are_the_same(short, tmp_path):
     with pytest.raises(SystemExit) as told:
         main(["attack", str(folders[1]), "attack=lens"])
     assert "attacks change weights, on one device only" in str(told.value)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "gpt2", "llama4", "mixtral"])  # towers, tied heads, experts
+def test_other_models(family, tmp_path):
+    source = build(families()[family], tmp_path)
+    whole = load_whole(source)
+    most = f"{sum(p.numel() * p.element_size() for p in whole.parameters()) // 2048}KiB"
+    spread = load_whole(replace(source, device="balanced", max_memory={"cpu": most}))
+    assert "disk" in spread.hf_device_map.values()
+    weights = {name: w + 0.01 for name, w in CutModel(whole, 3).frozen.items()}
+    assert CutModel(spread, 3).frozen.keys() == weights.keys()
+    answers = []
+    for model in (whole, spread):
+        check_delta(model, weights)
+        group = ModelGroup(model, [weights])
+        scored = Scorer(group, load_tokenizer(WHOLE), 100).loglikelihood(requests(prompts()[:6]))
+        [measured] = max_logits(
+            group, load_tokenizer(WHOLE), ["The river is", "The soil"], count=3, tokens_per_batch=50
+        )
+        answers.append([loglikelihood for loglikelihood, _ in scored] + measured.values_NK.flatten().tolist())
+    assert answers[1] == pytest.approx(answers[0], rel=1e-5)  # grouped products of experts differ by rounding
 
 
 def test_what_cannot_be_spread_is_refused(short):

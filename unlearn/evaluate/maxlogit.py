@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from unlearn.data.batches import pad
 from unlearn.evaluate.chat import encode_prompts
 from unlearn.evaluate.journal import NO_JOURNALS, Journals, Work, fingerprint
+from unlearn.models.architectures import input_device
 from unlearn.models.group import Forward, ModelGroup
 from unlearn.models.memory import in_batches
 
@@ -135,7 +136,7 @@ def continue_greedily(
 
     `forward` runs the prompts in place of the model, see `ModelGroup.each`.
     """
-    part = pad(prompts, 0, "left").to(model.device)
+    part = pad(prompts, 0, "left").to(input_device(model))
     ids_BT, mask_BT = part.ids_BT, part.mask_BT.long()
     positions_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
     cache, values, tokens = None, [], []

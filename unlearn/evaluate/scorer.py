@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerBase
 
 from unlearn.evaluate.journal import NO_JOURNALS, Journals, Work, fingerprint
 from unlearn.evaluate.tree import Tree, grow, mask, shared_length
-from unlearn.models.architectures import head_of
+from unlearn.models.architectures import head_of, input_device
 from unlearn.models.group import Forward, ModelGroup
 from unlearn.models.memory import in_batches
 from unlearn.storage.hashing import json_sha256
@@ -68,6 +68,7 @@ class Scorer(HFLM):
     ) -> None:
         rows = max(1, tokens_per_batch // GENERATION_LENGTH)
         super().__init__(pretrained=group.model, tokenizer=tokenizer, batch_size=rows, backend="causal")
+        self._device = input_device(group.model)  # lm-eval takes that of any part
         self.group = group
         self.tokens_per_batch = tokens_per_batch
         self.truncated: set[tuple[str, str]] = set()  # requests longer than the model's context, cut on the left

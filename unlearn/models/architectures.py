@@ -79,6 +79,11 @@ def parameter_count(config: PretrainedConfig) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where a model's inputs have to be: with its embeddings. Other parts may be elsewhere, or offloaded."""
+    return model.get_input_embeddings().weight.device
+
+
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The list of decoder layers: the first ModuleList with as many entries as the language model has layers."""
     if hasattr(model, KEPT):

@@ -25,7 +25,15 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from unlearn.errors import UserError
-from unlearn.models.architectures import SPAN, decoder_layers, decoders, head_of, is_multimodal, parameter_names
+from unlearn.models.architectures import (
+    SPAN,
+    decoder_layers,
+    decoders,
+    head_of,
+    input_device,
+    is_multimodal,
+    parameter_names,
+)
 from unlearn.models.replay import Outputs, forward_replaced, owners, recorded, replayed
 from unlearn.models.spread import keep_loaded
 
@@ -102,7 +110,7 @@ class CutModel:
     @property
     def device(self) -> torch.device:
         """The device of the model, where inputs must be."""
-        return next(self.model.parameters()).device
+        return input_device(self.model)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from unlearn.models.architectures import decoder_layers
+from unlearn.models.architectures import decoder_layers, input_device
 from unlearn.models.replay import Outputs, owners, recorded, replayed
 
 Result = TypeVar("Result")
@@ -72,7 +72,7 @@ class ModelGroup:
     @torch.inference_mode()
     def _check(self) -> bool:
         """Whether replaying changes nothing, to the bit: with a cache and without, and when it is done twice."""
-        ids_BT = torch.arange(2, 10, device=self.model.device).view(2, 4)
+        ids_BT = torch.arange(2, 10, device=input_device(self.model)).view(2, 4)
 
         def run(forward: Forward) -> Tensor:
             first = forward(input_ids=ids_BT, use_cache=True)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from unlearn.analysis.theory.run import Question
-from unlearn.models.architectures import decoder_layers
+from unlearn.models.architectures import decoder_layers, input_device
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ class Predicted:
 
     def __init__(self, model: PreTrainedModel, layer: int, ids: Sequence[int]) -> None:
         assert len(ids) > 1, ids
-        self.dim, self.device = model.config.get_text_config().hidden_size, model.get_input_embeddings().weight.device
+        self.dim, self.device = model.config.get_text_config().hidden_size, input_device(model)
         self._model, self._layer = model, decoder_layers(model)[layer]
         ids_1T = torch.tensor([ids], device=self.device)
         self._last_11 = ids_1T[:, -1:]
