@@ -383,8 +383,10 @@ def test_a_wandb_that_does_not_start_ends_no_run_unless_it_was_asked_for(short, 
     monkeypatch.setattr(wandb, "init", dead)
     assert RunFolder(run(short("tracker=wandb"))).done
     assert "no W&B run (ConnectionResetError: Connection lost). Files are" in capsys.readouterr().err
-    with pytest.raises(ConnectionResetError):
-        run(short("tracker=wandb", "tracker.mode=offline", "seed=1"))
+    asked_for = short("tracker=wandb", "tracker.mode=online", "tracker.entity=nope", "seed=1")
+    with pytest.raises(UserError, match=r"tracker\.mode=online, project=unlearn, entity=nope: no W&B run \(Connection"):
+        run(asked_for)
+    assert not (run_folder(asked_for) / "train.jsonl").exists()  # before anything is trained
 
 
 def test_files_are_whole_before_wandb_is_told(short, monkeypatch):

@@ -225,7 +225,10 @@ def _failing(folder: RunFolder) -> Iterator[None]:
 
 
 def _wandb_run(config: Config, folder: RunFolder) -> wandb.Run | None:
-    """The W&B run of this folder, new or resumed. With tracker.mode=auto, None and a message if that fails."""
+    """The W&B run of this folder, new or resumed. With tracker.mode=auto, None and a message if that fails.
+
+    Raises UserError if it fails in another mode, before anything is trained: no server, project or entity.
+    """
     if config.tracker.name != "wandb":
         return None
     if "wandb_id" not in folder.record:
@@ -249,6 +252,7 @@ def _wandb_run(config: Config, folder: RunFolder) -> wandb.Run | None:
         )
     except Exception as error:
         if tracker.mode != "auto":
-            raise
+            told = f"tracker.mode={tracker.mode}, project={tracker.project}, entity={tracker.entity}: no W&B run"
+            raise UserError(f"{told} ({describe(error)}). tracker.mode=auto goes on without one.") from error
         say(f"{folder.path}: no W&B run ({describe(error)}). Files are written as always.")
         return None
