@@ -130,6 +130,7 @@ def test_a_model_that_never_knew_learns_the_same_texts(finished, tmp_path, capsy
     limits = ["eval=toy", "eval.limit=10"]
     attack([folder], planned, limits, ignorant=str(ignorant))
     said = capsys.readouterr().err
+    [relearning] = [f.name for f in (folder / "attacks").glob("relearning-*")]
     found = {f.name.partition("-")[0]: json.loads(f.read_text()) for f in (folder / "attacks").iterdir()}
     accuracy = "ignorant/toy_retain/default/acc"
     assert found["none"]["ignorant"]["0"][accuracy] < 0.6 < found["none"]["base"]["0"]["base/toy_retain/default/acc"]
@@ -138,8 +139,10 @@ def test_a_model_that_never_knew_learns_the_same_texts(finished, tmp_path, capsy
     assert [line.split()[3] for line in said.splitlines() if line.split()[:3] == ["relearning", "2", "steps"]] == [
         "unlearned", "base", "ignorant"
     ]  # fmt: skip
-    attack([folder], planned, limits, ignorant=str(ignorant))  # nothing is measured again
+    attack([folder], planned, limits, ignorant=str(ignorant))  # nothing is measured again ...
+    attack([folder], planned, limits)  # ... or lost
     assert "Evaluating" not in capsys.readouterr().err
+    assert json.loads((folder / "attacks" / relearning).read_text()) == found["relearning"]
     config = json.loads((ignorant / "config.json").read_text())
     (ignorant / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 7}))
     with pytest.raises(UserError, match=r"--ignorant .*: its num_hidden_layers is 7, the base model's 8\."):

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from unlearn.storage.lock import FolderLock
 QUERIES = ("default", "perturbed")  # that are asked under attack, of those of the run
 QUESTIONS = 300  # of a role: accuracies are good to about 3 points, and there are many levels
 UNATTACKED = "none"
+BASE, IGNORANT = "base", "ignorant"  # labels of the models beside the unlearned one
 MEASURES = {
     "acc": ("accuracy, %", 100.0, 1),
     "nats": ("nats a token", 1.0, 2),
@@ -54,25 +55,27 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class Stages:
-    """A model's metrics at each level of an attack, in a file that is written after each."""
+    """A model's metrics at each level of an attack, in a file that is written after each; beside it other models'."""
 
     file: Path
     about: Mapping[str, Any]
     found: dict[str, Metrics]
+    others: dict[str, dict[str, Metrics]] = field(default_factory=dict)  # "base" and "ignorant"
 
     @classmethod
     def read(cls, file: Path, about: Mapping[str, Any]) -> Stages:
         """What the file has; nothing if there is none."""
-        return cls(file, about, json.loads(file.read_text())["stages"] if file.is_file() else {})
+        known = json.loads(file.read_text()) if file.is_file() else {"stages": {}}
+        return cls(file, about, known["stages"], {name: known[name] for name in (BASE, IGNORANT) if name in known})
 
     def add(self, level: float, metrics: Metrics) -> None:
         """Keep a level."""
         self.found[f"{level:g}"] = metrics
         self.write()
 
-    def write(self, **more: Any) -> None:
+    def write(self) -> None:
         """Write the file."""
-        write_json(self.file, {**self.about, "stages": self.found, **more})
+        write_json(self.file, {**self.about, "stages": self.found, **self.others})
 
 
 class BaseModel:
@@ -91,8 +94,7 @@ class BaseModel:
         return self._model
 
 
-# An attack, what it found of the unlearned model, and of the others: "base" and, if there is one, "ignorant".
-Found = tuple[Planned, Stages, dict[str, Stages]]
+Found = tuple[Planned, Stages]
 
 
 def attack(
@@ -138,9 +140,10 @@ def _attack(
         own, of_base = _stages(folder, common, victim, planned)
         with group.use(0):
             _measure(replace(victim, base=lambda: group.use(1)), planned.attack, own)
-        _measure(replace(victim, label="base"), planned.attack, of_base)
-        own.write(base=of_base.found)
-        found.append((planned, own, {"base": of_base}))
+        _measure(replace(victim, label=BASE), planned.attack, of_base)
+        own.others[BASE] = of_base.found
+        own.write()
+        found.append((planned, own))
     if ignorant is not None:
         _measure_ignorant(ignorant, victim, inputs, common, found)
     show(folder.path.name, found)
@@ -161,14 +164,14 @@ def _source_of(ignorant: str, inputs: Inputs) -> Source:
 def _measure_ignorant(path: str, victim: Victim, inputs: Inputs, common: Mapping[str, Any], found: list[Found]) -> None:
     """Measure a model that never knew, beside the other two, under attacks that teach it."""
     source = _source_of(path, inputs)
-    other = replace(victim, model=load_whole(source), label="ignorant")
+    other = replace(victim, model=load_whole(source), label=IGNORANT)
     common = {**common, "model": checkpoint_fingerprint(source)}
-    for planned, own, others in found:
+    for planned, own in found:
         if planned.attack.beside_ignorant:
-            stages = _shared(common, other, planned, "ignorant")
+            stages = _shared(common, other, planned, IGNORANT)
             _measure(other, planned.attack, stages)
-            others["ignorant"] = stages
-            own.write(**{name: of_other.found for name, of_other in others.items()})
+            own.others[IGNORANT] = stages.found
+            own.write()
 
 
 def _victim(folder: RunFolder, config: Config, inputs: Inputs, model: PreTrainedModel) -> tuple[Victim, ModelGroup]:
@@ -252,7 +255,7 @@ def _stages(folder: RunFolder, common: Mapping[str, Any], victim: Victim, planne
     """What is known of the unlearned and the base model, in files that are named by all that determines them."""
     own = {"attack": planned.config, "uses": planned.attack.uses(victim), **common}
     file = folder.file("attacks") / f"{planned.name}-{json_sha256(own)[:10]}.json"
-    return Stages.read(file, _about(common, victim, planned, "unlearned")), _shared(common, victim, planned, "base")
+    return Stages.read(file, _about(common, victim, planned, "unlearned")), _shared(common, victim, planned, BASE)
 
 
 def _shared(common: Mapping[str, Any], victim: Victim, planned: Planned, label: str) -> Stages:
@@ -285,15 +288,15 @@ def _measure(victim: Victim, attack: Attack, stages: Stages) -> None:
 
 def show(title: str, found: Sequence[Found]) -> None:
     """A table with a row for each level, model (unlearned, base, ignorant) and measure, by role and query."""
-    roles = dict.fromkeys(role for _, own, _ in found for role in own.about["roles"])
+    roles = dict.fromkeys(role for _, own in found for role in own.about["roles"])
     columns = [(role, query) for role in roles for query in QUERIES]
     rows = [
         (planned.name, planned.attack.told(float(level)), label, MEASURES[measure][0], figures)
-        for planned, own, others in found
+        for planned, own in found
         for level in own.found
-        for label, stages in {"unlearned": own, **others}.items()
+        for label, stages in {"unlearned": own.found, **own.others}.items()
         for measure in MEASURES
-        if (figures := role_means(stages.found.get(level, {}), own.about["roles"], label, measure))
+        if (figures := role_means(stages.get(level, {}), own.about["roles"], label, measure))
     ]
     shown = [column for column in columns if any(column in figures for *_, figures in rows)]
     table = Table(title=f"Attacks, {title}", box=SIMPLE_HEAD, pad_edge=False)
