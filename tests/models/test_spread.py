@@ -73,7 +73,9 @@ def test_states_logits_and_derivatives_are_the_same(models):
         h_BTD = cut.span(cut.prefix(ids_BT), changed(model))
         logits_NV = cut.logits(cut.suffix(h_BTD, ids_BT).flatten(0, 1))
         at = Predicted(plain_kernels(model), 3, [5, 6, 7])
-        found.append((h_BTD, logits_NV, *at.loss_and_gradient(at.nothing_1D, 9)))
+        direction_1V = torch.ones(1, model.config.vocab_size)
+        derivatives = at.pushed(torch.ones_like(at.nothing_1D)), at.pulled(direction_1V)
+        found.append((h_BTD, logits_NV, *at.loss_and_gradient(at.nothing_1D, 9), *derivatives))
     for whole, spread in zip(*found, strict=True):
         assert torch.equal(whole, spread)
 

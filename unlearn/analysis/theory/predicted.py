@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -66,8 +67,9 @@ class Predicted:
 
     def pushed(self, tangent_BD: Tensor) -> Tensor:
         """A tangent = J^T tangent, the linear change of the output, by one JVP for the batch: [B, V]."""
-        with torch.no_grad():
-            return torch.func.jvp(self.output, (torch.zeros_like(tangent_BD),), (tangent_BD,))[1]
+        with torch.no_grad(), forward_ad.dual_level():
+            dual_BD = forward_ad.make_dual(torch.zeros_like(tangent_BD), tangent_BD)
+            return forward_ad.unpack_dual(self.output(dual_BD)).tangent
 
     def pulled(self, direction_BV: Tensor) -> Tensor:
         """J direction, the gradients of the output along directions, by one VJP for the batch: [B, D]."""
