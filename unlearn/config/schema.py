@@ -188,11 +188,6 @@ class TextConfig:
     text_column: str = "text"
     errors: str = "error"
 
-    @property
-    def chat_template(self) -> bool:
-        """Held-out texts are no dialogues: words are inserted into them."""
-        return False
-
 
 @dataclass
 class EvalConfig:

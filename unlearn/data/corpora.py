@@ -40,9 +40,7 @@ class ReadingSettings(Protocol):
 
     text_column: str
     errors: str
-
-    @property
-    def chat_template(self) -> bool: ...  # noqa: D102
+    chat_template: bool
 
 
 @dataclass(frozen=True)

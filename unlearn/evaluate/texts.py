@@ -60,10 +60,11 @@ def load_passages(
     """
     most = min((n for n in (config.documents, limit) if n is not None), default=None)
     found: Passages = {query: {} for query in queries}
+    reading = Reading(config.text_column, config.errors)  # never of dialogues: words are inserted
     for role, corpora in config.corpora.items():
         for name, path in corpora.items():
             key = f"eval.texts.corpora.{role}.{name}"
-            numbered = ((i, text) for i, (text, _) in enumerate(documents(path, key, Reading.of(config))))
+            numbered = ((i, text) for i, (text, _) in enumerate(documents(path, key, reading)))
             long_enough = ((i, text) for i, text in numbered if len(text.split()) >= FEWEST_WORDS)
             texts = list(islice(long_enough, config.skip, None if most is None else config.skip + most))
             if not texts:

@@ -36,8 +36,9 @@ def export(run_dir: Path, out_dir: Path, model_path: str | None = None) -> None:
     weights, metadata = load_delta(run_dir / "delta.safetensors")
     names = {field.name for field in dataclasses.fields(Source)}
     settings = {key: value for key, value in model_config.items() if key in names}
-    spread = {"device": BALANCED} if settings.get("device") == BALANCED else {"device": "cpu"}
-    settings |= {**spread, "dtype": str(next(iter(weights.values())).dtype).removeprefix("torch.")}
+    if settings.get("device") != BALANCED:
+        settings["device"] = "cpu"
+    settings |= {"dtype": str(next(iter(weights.values())).dtype).removeprefix("torch.")}
     source = Source(**settings | ({"path": model_path} if model_path else {}))
     tokenizer = load_tokenizer(source)
     model = load_whole(source)

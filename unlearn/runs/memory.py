@@ -33,6 +33,17 @@ def needed_memory(configs: Sequence[Config], shape: Shape, *, weight_bytes: int,
     return training_memory(shape, tokens, weight_bytes=weight_bytes, precision=precision)
 
 
+def least_memory(configs: Sequence[Config], source: Source) -> Memory:
+    """`needed_memory` of a checkpoint, its activations recomputed unless that is forbidden.
+
+    Raises UserError if the model's configuration cannot be read, or its layers hold nothing to train.
+    """
+    first = configs[0]
+    shape = Shape.of(load_config(source), first.model.layer, first.model.parameters)
+    recompute = first.train.recompute != "never"
+    return needed_memory(configs, shape, weight_bytes=source.torch_dtype.itemsize, recompute=recompute)
+
+
 def check_training_memory(config: Config, source: Source) -> None:
     """Raise UserError if the memory of the device cannot hold the training of this run alone.
 
@@ -40,10 +51,7 @@ def check_training_memory(config: Config, source: Source) -> None:
     """
     if source.trust_remote_code:
         return
-    shape = Shape.of(load_config(source), config.model.layer, config.model.parameters)
-    recompute = config.train.recompute != "never"
-    weight_bytes = source.torch_dtype.itemsize
-    need = needed_memory([config], shape, weight_bytes=weight_bytes, recompute=recompute).total(1)
+    need = least_memory([config], source).total(1)
     there = all_memory(source.torch_device)
     if (1 - TOO_HIGH) * need > there:
         raise UserError(

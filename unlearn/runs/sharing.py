@@ -54,17 +54,17 @@ def other_devices(config: Config) -> list[str | None]:
     Raises UserError if `eval.devices` is more than there are. On a machine without a GPU, it is the number of
     processes.
     """
-    wanted, model = config.eval.devices, config.model
-    gpus = count_gpus()
-    if model.device == "cpu" or not gpus:
+    wanted, device = config.eval.devices, config.model.device
+    if device == "cpu" or not count_gpus():
         return [None] * ((wanted or 1) - 1)
-    visible = visible_devices() if gpus > 1 and model.device in ("auto", "cuda") else [""]
-    if wanted is not None and wanted > len(visible):
+    visible = visible_devices()
+    here = len(visible) if device in ("auto", "cuda") else 1
+    if wanted is not None and wanted > here:
         raise UserError(
-            f"eval.devices={wanted}: there are {gpus} GPUs, of which {len(visible)} can share an evaluation with "
-            f"model.device={model.device}."
+            f"eval.devices={wanted}: there are {len(visible)} GPUs, of which {here} can share an evaluation with "
+            f"model.device={device}."
         )
-    return list(visible[1:wanted])
+    return list(visible[1 : wanted or here])
 
 
 class Others:

@@ -39,16 +39,12 @@ def packs(configs: Mapping[int, Config], pack_size: int | None) -> list[list[int
 
 def fitting(configs: Sequence[Config]) -> int:
     """How many of these runs, which agree in `SHARED`, the device's free memory holds together; at least 1."""
-    from unlearn.models.loading import Source, load_config
-    from unlearn.runs.memory import needed_memory, usable
-    from unlearn.training.cost import Shape
+    from unlearn.models.loading import Source
+    from unlearn.runs.memory import least_memory, usable
 
-    first = configs[0]
-    source = Source.of(first.model)
+    source = Source.of(configs[0].model)
     try:
-        shape = Shape.of(load_config(source), first.model.layer, first.model.parameters)
+        need = least_memory(configs, source)
     except UserError:  # the run itself will report it
         return len(configs)
-    recompute = first.train.recompute != "never"
-    need = needed_memory(configs, shape, weight_bytes=source.torch_dtype.itemsize, recompute=recompute)
     return max(1, min(len(configs), need.variants(usable(source.torch_device))))
