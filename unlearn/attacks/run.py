@@ -153,7 +153,10 @@ def _attack(
 def _source_of(ignorant: str, inputs: Inputs) -> Source:
     """Where the model is that never knew. Raises UserError unless it has the base model's shape."""
     source = replace(inputs.source, path=ignorant, revision=None, gguf_file=None)
-    own, base = (load_config(s).get_text_config() for s in (source, inputs.source))
+    try:
+        own, base = (load_config(s).get_text_config() for s in (source, inputs.source))
+    except UserError as error:  # it speaks of model.path
+        raise UserError(f"--ignorant {ignorant}: {error}") from None
     for name in ("num_hidden_layers", "hidden_size", "vocab_size"):
         if getattr(own, name) != getattr(base, name):
             told = f"its {name} is {getattr(own, name)}, the base model's {getattr(base, name)}"
