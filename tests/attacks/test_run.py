@@ -143,7 +143,7 @@ def test_a_model_that_never_knew_learns_the_same_texts(finished, tmp_path, capsy
     attack([folder], planned, limits)  # ... or lost
     assert "Evaluating" not in capsys.readouterr().err
     assert json.loads((folder / "attacks" / relearning).read_text()) == found["relearning"]
-    with pytest.raises(UserError, match="--ignorant /nope: .*: there is no such folder"):
+    with pytest.raises(UserError, match=r"--ignorant /nope: .*: there is no such folder"):
         attack([folder], planned, limits, ignorant="/nope")
     config = json.loads((ignorant / "config.json").read_text())
     (ignorant / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 7}))
