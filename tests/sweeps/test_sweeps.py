@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -198,6 +199,15 @@ def test_states_of_a_job_that_slurm_has(one_job, monkeypatch, tmp_path):
     folder.finish({})
     assert now(None) == ("done", "")
     assert now({"7_0": "RUNNING"}) == ("running", "starting")  # of a run that is to be repeated
+    with monkeypatch.context() as here:
+        here.setenv("SLURM_JOB_ID", "7_0")
+        folder.start({}, {}, {})
+    folder.finish({})
+    assert now({"7_0": "COMPLETING"}) == ("done", "")
+    sweep.jobs[0] = replace(sweep.jobs[0], attacks=True)  # they come afterwards
+    assert now({"7_0": "RUNNING"}) == now(None) == ("running", "attacks")
+    assert now({}) == ("done", "")
+    sweep.jobs[0] = replace(sweep.jobs[0], attacks=False)
     sweep.keep_error(0, "7_0", "other inputs")
     assert now({}) == ("failed", "other inputs")
     sweep.keep_error(0, "7_0", None)

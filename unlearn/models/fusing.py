@@ -7,9 +7,9 @@ are, so that modules can be cut, recorded and replayed as before.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import cache, partial
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -26,21 +26,28 @@ GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}  # the parts of an MLP t
 def fuse(model: PreTrainedModel) -> None:
     """Compile what can be fused in every decoder layer, each kind of module once, when it first runs.
 
-    The rotary embedding is a function of transformers' module, so it is replaced for all models of this process that
-    share the module.
+    Other models of this process stay as they are: derivatives in forward mode do not pass through compiled functions.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
     for module in decoder_layers(model).modules():
-        code = sys.modules[type(module).__module__]
-        if hasattr(code, ROTARY) and code.__name__.startswith("transformers.models."):
-            original = getattr(code, ROTARY)
-            setattr(code, ROTARY, _compiled(getattr(original, "_torchdynamo_orig_callable", original)))
+        forward = type(module).forward
         if "RMSNorm" in type(module).__name__:
-            module.forward = partial(_compiled(type(module).forward), module)
+            module.forward = partial(_compiled(forward), module)
+        elif isinstance(forward, FunctionType) and ROTARY in forward.__code__.co_names:
+            module.forward = partial(_with_compiled_rotary(forward), module)
         elif {name for name, _ in module.named_children()} == GATED:
             for gated in (_silu, _gelu):
                 if _computes(module, gated):
                     module.forward = partial(_mlp, module, _compiled(gated))
+
+
+@cache
+def _with_compiled_rotary(forward: FunctionType) -> FunctionType:
+    """A copy of an attention's `forward`. The rotary embedding is a function of its module, so it sees another one."""
+    names = {**forward.__globals__, ROTARY: _compiled(forward.__globals__[ROTARY])}
+    copy = FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
+    copy.__kwdefaults__ = forward.__kwdefaults__
+    return copy
 
 
 @cache

@@ -44,6 +44,7 @@ class Job:
     hydra_folder: str | None = None
     folder: str | None = None
     error: str | None = None
+    attacks: bool = False  # come after the run is done, in the same SLURM task
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ class Sweep:
 
     def add(self, number: int, overrides: list[str], config: Config, hydra_folder: Path) -> None:
         """Add a job that is ready to run."""
-        self.jobs[number] = Job(number, overrides, str(hydra_folder.absolute()), str(run_folder(config).absolute()))
+        folders = str(hydra_folder.absolute()), str(run_folder(config).absolute())
+        self.jobs[number] = Job(number, overrides, *folders, attacks=bool(config.attacks))
         self.keep_error(number, None, None)  # of a former sweep in this folder
 
     def add_failed(self, number: int, overrides: list[str], error: BaseException) -> None:
@@ -151,6 +153,9 @@ class Sweep:
         if (said := self._said(job, task)) is not None:
             return State("failed", said, interruptions=times)
         of_this_task = task is None or run.last_attempt.get("slurm_job") == task
+        ended = task is None or (queue is not None and waiting is None)
+        if status == "done" and of_this_task and job.attacks and not ended:
+            return State("running", "attacks", interruptions=times)
         if status == "done" and (waiting is None or of_this_task):
             return State("done", interruptions=times)
         holder = live_holder(run.path)
