@@ -14,7 +14,6 @@ from unlearn.attacks.weights import Noise, Pruning, Rounding
 from unlearn.data.batches import pad
 from unlearn.errors import UserError
 from unlearn.evaluate.harness import evaluate
-from unlearn.evaluate.suite import load_suite
 from unlearn.models.architectures import decoder_layers
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_tokenizer, load_whole
@@ -35,11 +34,6 @@ def state(model):
 
 def same(model, before):
     return all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-@pytest.fixture(scope="module")
-def asked():
-    return load_suite({"forget": ["toy_forget_bio"]}, {"default": []}, include_path=str(TOY / "tasks"), subset=60)
 
 
 def accuracy(model, suite):

@@ -23,6 +23,8 @@ BAD = {
     ("pruning", "attack.levels=0.3"): r"attack\.levels=0\.3 is not allowed: it must be a list",
     ("rounding", "attack.levels=[]"): "integers from 2 to 16",
     ("rounding", "attack.levels=[4.5]"): "integers from 2 to 16",
+    ("quantization", "attack.levels=[3]"): "list of 8 and 4",
+    ("quantization", "attack.four_bits=nf5"): "Did you mean 'nf4'",
     ("relearning", "attack.parameters=head"): r"attack\.parameters=head is not allowed\. Allowed: span, whole, lora",
     ("relearning", "attack.rank=0"): r"attack\.rank=0",
     ("lens", "attack.levels=[1.5]"): "layers, integers from 0",
