@@ -119,6 +119,9 @@ def _train(runs: list[ActiveRun], shared: Config, inputs: Inputs) -> None:
     model = load_whole(inputs.source) if whole else load_up_to(inputs.source, layer)
     cut = CutModel(model, layer, parameters=parameters)
     say(f"Trained parameters: {', '.join(cut.frozen)}")
+    plain = sum(active.config.rna.nu == 0 for active in runs)
+    if plain:
+        say("Without RNA (rna.nu=0)" + (f": {plain} of {len(runs)} runs" if len(runs) > 1 else ""))
     check_space(run_folder(shared).parent, len(runs) * _bytes_of_files(shared, cut))
     noise = Ahead(cut.dim, cut.device)
     pairs: list[tuple[ActiveRun, Variant]] = []
