@@ -206,7 +206,10 @@ def test_states_of_a_job_that_slurm_has(one_job, monkeypatch, tmp_path):
     assert now({"7_0": "COMPLETING"}) == ("done", "")
     sweep.jobs[0] = replace(sweep.jobs[0], attacks=True)  # they come afterwards
     assert now({"7_0": "RUNNING"}) == now(None) == ("running", "attacks")
-    assert now({}) == ("done", "")
+    assert now({}) == ("failed", "SLURM: TIMEOUT, in the attacks")
+    with monkeypatch.context() as answered:
+        answered.setattr("unlearn.sweeps.slurm.endings", lambda tasks: dict.fromkeys(tasks, "COMPLETED"))
+        assert now({}) == ("done", "")
     sweep.jobs[0] = replace(sweep.jobs[0], attacks=False)
     sweep.keep_error(0, "7_0", "other inputs")
     assert now({}) == ("failed", "other inputs")

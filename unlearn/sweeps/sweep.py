@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -153,11 +153,9 @@ class Sweep:
         if (said := self._said(job, task)) is not None:
             return State("failed", said, interruptions=times)
         of_this_task = task is None or run.last_attempt.get("slurm_job") == task
-        ended = task is None or (queue is not None and waiting is None)
-        if status == "done" and of_this_task and job.attacks and not ended:
-            return State("running", "attacks", interruptions=times)
         if status == "done" and (waiting is None or of_this_task):
-            return State("done", interruptions=times)
+            ending = self._ending_of_attacks(task, queue, endings) if job.attacks and task else State("done")
+            return replace(ending, interruptions=times)
         holder = live_holder(run.path)
         # If SLURM says that the task has ended, a lock of that task is out of date.
         if holder is not None and (holder.slurm_job != task or queue is None or waiting is not None or task is None):
@@ -174,6 +172,18 @@ class Sweep:
         if live_holder(self.folder) is not None:
             return State("pending", interruptions=times)
         return State("interrupted" if status == "running" else "missing", interruptions=times)
+
+    @staticmethod
+    def _ending_of_attacks(
+        task: str, queue: Mapping[str, str] | None, endings: Callable[[], Mapping[str, str]]
+    ) -> State:
+        """The state of a job whose run is done: its attacks may go on in its task, or have been ended with it."""
+        if queue is None or task in queue:
+            return State("running", "attacks")
+        how = endings().get(task, "COMPLETED")
+        if how.startswith(("COMPLETED", "FAILED")):  # of a failed task, the errors are known
+            return State("done")
+        return State("failed", f"SLURM: {how}, in the attacks")
 
     def _said(self, job: Job, task: str | None) -> str | None:
         """The error of a job outside of its run's folder, in its last task, or None."""
