@@ -32,6 +32,7 @@ from unlearn.storage.lock import Phase, live_holder, phase_of
 from unlearn.sweeps import slurm
 
 ROOT = Path(__file__).parents[2]
+KILLED = ("BOOT_FAIL", "CANCELLED", "DEADLINE", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT")  # SLURM's words
 ENDED = ("done", "failed", "interrupted", "missing")
 
 
@@ -180,10 +181,8 @@ class Sweep:
         """The state of a job whose run is done: its attacks may go on in its task, or have been ended with it."""
         if queue is None or task in queue:
             return State("running", "attacks")
-        how = endings().get(task, "COMPLETED")
-        if how.startswith(("COMPLETED", "FAILED")):  # of a failed task, the errors are known
-            return State("done")
-        return State("failed", f"SLURM: {how}, in the attacks")
+        how = endings().get(task, "")
+        return State("failed", f"SLURM: {how}, in the attacks") if how.startswith(KILLED) else State("done")
 
     def _said(self, job: Job, task: str | None) -> str | None:
         """The error of a job outside of its run's folder, in its last task, or None."""
