@@ -109,6 +109,13 @@ def test_what_a_run_leaves(short):
     assert set(tensors) == matrices | {"control.bio", "control.cyber"}
 
 
+def test_a_run_without_rna_says_so(short, capsys):
+    run(short("rna.nu=0.1"))
+    assert "Without RNA" not in capsys.readouterr().err
+    run(short("rna=none"))
+    assert "Without RNA (rna.nu=0)" in capsys.readouterr().err
+
+
 def test_a_finished_run_is_not_repeated_unless_forced(short, capsys):
     folder = run(short())
     before = (folder / "train.jsonl").stat().st_mtime_ns
