@@ -22,6 +22,7 @@ SWITCHES: Mapping[str, tuple[Any, Sequence[str]]] = {
     "data.text_column": ("text", ()),
     "data.errors": ("error", ()),
     "data.chat_template": (False, ()),
+    "data.shuffle": (False, ()),
     "train.schedule": ("constant", ()),
     "eval.asked_of": ({}, ()),
     "eval.chat_template": (False, ("system_instruction", "fewshot_as_multiturn")),

@@ -121,6 +121,7 @@ class DataConfig:
     text_column: str = "text"  # runs from before this key and the next ones had no choice
     errors: str = "error"
     chat_template: bool = False
+    shuffle: bool = False
 
 
 @dataclass
@@ -260,8 +261,12 @@ class Config:
 
 
 def unshared(a: Config, b: Config) -> Iterator[str]:
-    """The keys of `SHARED` in which two configurations differ. If there are any, they cannot share a process."""
-    return (key for key in SHARED if _value(a, key) != _value(b, key))
+    """The keys in which two configurations differ, of those that runs of one process share.
+
+    They are `SHARED`, and the seed where it draws the order of the documents.
+    """
+    keys = (*SHARED, "seed") if a.data.shuffle else SHARED
+    return (key for key in keys if _value(a, key) != _value(b, key))
 
 
 def _value(config: Config, key: str) -> Any:

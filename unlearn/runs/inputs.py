@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from unlearn.config.schema import Config
@@ -18,6 +19,7 @@ from unlearn.evaluate.harness import MaxLogitPlan
 from unlearn.evaluate.questions import CACHE, Questions, load_questions
 from unlearn.evaluate.turns import Sharing
 from unlearn.methods.make import needs_logits
+from unlearn.methods.randomness import generator
 from unlearn.models.architectures import parameter_count
 from unlearn.models.fingerprint import checkpoint_fingerprint
 from unlearn.models.loading import BALANCED, Source, check_weights, load_config, load_tokenizer
@@ -145,7 +147,7 @@ def _load_topics(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[Top
     data = config.data
     names = data.use or list(data.topics)
     documents = documents_needed(config.train.steps, config.train.batch_size, len(names))
-    return [
+    topics = [
         load_topic(
             name,
             data.topics[name].forget,
@@ -159,3 +161,14 @@ def _load_topics(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[Top
         )
         for name in names
     ]
+    return [_shuffled(topic, config.seed) for topic in topics] if data.shuffle else topics
+
+
+def _shuffled(topic: Topic, seed: int) -> Topic:
+    """The same documents in an order that comes from the seed."""
+
+    def drawn(part: str, rows: list[list[int]]) -> list[list[int]]:
+        order = torch.randperm(len(rows), generator=generator(seed, "order", topic.name, part))
+        return [rows[i] for i in order.tolist()]
+
+    return replace(topic, forget=drawn("forget", topic.forget), retain=drawn("retain", topic.retain))
