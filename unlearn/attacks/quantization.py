@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from unlearn.errors import UserError, nearest
 from unlearn.models.architectures import decoder_layers
 
 FOUR_BITS = ("nf4", "fp4")
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line for each product of a float32 model
 
 
 @dataclass(frozen=True)
