@@ -109,6 +109,21 @@ def test_what_a_run_leaves(short):
     assert set(tensors) == matrices | {"control.bio", "control.cyber"}
 
 
+def test_two_runs_that_want_one_folder_are_refused(short, tmp_path):
+    one, two = (short(f"output_dir={tmp_path / 'mine'}", f"rna.nu={nu}") for nu in (0.1, 0.2))
+    with pytest.raises(UserError, match="the folder of two different runs"):
+        run_together([one, two])
+    assert not (tmp_path / "mine").exists()
+
+
+def test_a_forced_run_drops_the_attacks_on_the_former_one(short):
+    folder = run(short())
+    (folder / "attacks").mkdir()
+    (folder / "attacks" / "rounding-0.json").write_text("{}")
+    run(short("train.force=true"))
+    assert not (folder / "attacks").exists()
+
+
 def test_a_run_without_rna_says_so(short, capsys):
     run(short("rna.nu=0.1"))
     assert "Without RNA" not in capsys.readouterr().err

@@ -11,8 +11,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
-from unlearn.config.identity import run_folder
+from unlearn.config.identity import identity, run_folder
 from unlearn.config.schema import Config, unshared
 from unlearn.data.batches import batches
 from unlearn.data.corpora import Topic
@@ -70,6 +71,7 @@ def run_together(configs: list[Config], hydra_folders: Sequence[Path | None] = (
     _ = other_devices(shared)  # are there
     inputs = load_inputs(shared)
     check_training_memory(shared, inputs.source)
+    _check_folders(configs)
     errors: dict[Path, Exception | None] = {}
     with ExitStack() as stack:
         runs = []
@@ -87,14 +89,24 @@ def run_together(configs: list[Config], hydra_folders: Sequence[Path | None] = (
             except Exception as error:
                 errors[path] = error
         if runs:
-            _train(runs, shared, inputs)
-            for active in runs:
-                if active.error is not None:  # its traceback would keep the model in memory
-                    traceback.clear_frames(active.error.__traceback__)
-            _evaluate(runs, shared, inputs)
+            for part in (_train, _evaluate):
+                part(runs, shared, inputs)
+                for active in runs:
+                    if active.error is not None:  # its traceback would keep the model in memory
+                        traceback.clear_frames(active.error.__traceback__)
     errors |= {active.folder.path: active.error for active in runs}
     _attack(configs, errors)
     return [Outcome(run_folder(config), errors[run_folder(config)]) for config in configs]
+
+
+def _check_folders(configs: list[Config]) -> None:
+    """Raise UserError if two different runs want one folder, so that one of them could not be made."""
+    owners: dict[Path, dict[str, Any]] = {}
+    for config in configs:
+        if owners.setdefault(run_folder(config), identity(config)) != identity(config):
+            raise UserError(
+                f"output_dir={config.output_dir}: the folder of two different runs. In a grid, leave it out."
+            )
 
 
 def _shared(configs: list[Config]) -> Config:

@@ -475,3 +475,13 @@ def test_no_secret_is_in_any_file_or_on_the_screen(tmp_path):
     for secret in map(str.encode, secrets.values()):
         assert [f for f, content in files.items() if secret in content] == []
         assert secret not in done.stdout + done.stderr
+
+
+def test_a_line_without_room_on_the_disk_does_not_fail_again_on_closing(tmp_path):
+    tracker = Tracker(tmp_path)
+    tracker._lines.close()
+    tracker._lines = open("/dev/full", "a")  # noqa: SIM115
+    tracker._lines.write("a line")
+    with pytest.raises(OSError, match="No space left"):
+        tracker._lines.flush()
+    tracker.close(failed=True)

@@ -245,7 +245,7 @@ def _quiet_transformers() -> Iterator[None]:
 
 def _pruned_checkpoint(source: Source, layer: int, scratch: Path) -> str:
     """A folder with links to the shards that hold layers 0 .. `layer`; `source.path` where there is no index."""
-    index_file = cached(source, "model.safetensors.index.json")
+    index_file = None if source.gguf_file else cached(source, "model.safetensors.index.json")
     if index_file is None or source.trust_remote_code:
         return source.path
     index = json.loads(Path(index_file).read_text())

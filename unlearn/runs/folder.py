@@ -95,7 +95,8 @@ class RunFolder:
                 self.file(name).unlink(missing_ok=True)
             for file in self.path.glob("theory*.json"):
                 file.unlink()
-            shutil.rmtree(self.file("samples"), ignore_errors=True)
+            for name in ("samples", "attacks", "evaluations"):
+                shutil.rmtree(self.file(name), ignore_errors=True)
             self._remove_unfinished()
         remove_scratch(self.path)
         code = code_version()

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
@@ -194,7 +194,8 @@ class Tracker:
 
     def close(self, failed: bool) -> None:
         """Finish the W&B run, as failed if it did."""
-        self._lines.close()
+        with suppress(OSError):  # a line that the disk had no room for: the run has failed by it already
+            self._lines.close()
         run, self._wandb = self._wandb, None
         if run is not None:
             with self._surviving("the end of the run"):

@@ -214,7 +214,7 @@ class _LossCheck:
         if values_3.device.type == "cuda":
             self._values_3 = torch.empty(3, dtype=values_3.dtype, pin_memory=True).copy_(values_3, non_blocking=True)
             self._ready = torch.cuda.Event()
-            self._ready.record()
+            self._ready.record(torch.cuda.current_stream(values_3.device))
         else:
             self._values_3 = values_3
 
