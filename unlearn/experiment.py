@@ -25,12 +25,14 @@ from unlearn.models.cutting import CutModel
 from unlearn.models.loading import load_up_to, load_whole
 from unlearn.models.memory import reuse_memory
 from unlearn.runs.active import ActiveRun, open_run
+from unlearn.runs.folder import RunFolder
 from unlearn.runs.inputs import Inputs, load_inputs
 from unlearn.runs.memory import check_training_memory, must_recompute
 from unlearn.runs.results import measure_course, results_of
 from unlearn.runs.sharing import open_evaluator, other_devices
 from unlearn.screen import say
 from unlearn.storage.files import check_space, check_writable
+from unlearn.storage.lock import FolderLock
 from unlearn.tracking.terminal import show_result, training_progress
 from unlearn.training.loop import Record, train
 from unlearn.training.optimizer import schedule
@@ -103,7 +105,8 @@ def _check_folders(configs: list[Config]) -> None:
     """Raise UserError if two different runs want one folder, so that one of them could not be made."""
     owners: dict[Path, dict[str, Any]] = {}
     for config in configs:
-        if owners.setdefault(run_folder(config), identity(config)) != identity(config):
+        own = identity(config)
+        if owners.setdefault(run_folder(config), own) != own:
             raise UserError(
                 f"output_dir={config.output_dir}: the folder of two different runs. In a grid, leave it out."
             )
@@ -241,6 +244,8 @@ def _attack(configs: list[Config], errors: dict[Path, Exception | None]) -> None
         if errors[path] is None:
             try:
                 attack([path], plan(names, []), [], base)
+                with FolderLock(path):
+                    RunFolder(path).add_attacks(names)
             except Exception as error:
                 errors[path] = error
 

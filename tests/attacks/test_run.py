@@ -176,6 +176,7 @@ def test_a_run_makes_the_attacks_of_its_configuration_and_keeps_its_name(tmp_pat
     assert json.loads(file.read_text())["levels"] == {"0": "order 0"}
     run(conf(*short, "attacks=[shuffled,rounding]"))  # the finished run is attacked further
     assert any((folder / "attacks").glob("rounding-*.json"))
+    assert json.loads((folder / "run.json").read_text())["attacked"] == ["rounding", "shuffled"]
     assert list(json.loads(file.read_text())["stages"]) == ["0"]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import gguf
 import pytest
@@ -19,7 +20,15 @@ from transformers import (
 from unlearn.errors import UserError
 from unlearn.models.architectures import decoder_layers, parameter_names
 from unlearn.models.cutting import CutModel
-from unlearn.models.loading import Source, check_weights, load_config, load_tokenizer, load_up_to, load_whole
+from unlearn.models.loading import (
+    Source,
+    _pruned_checkpoint,
+    check_weights,
+    load_config,
+    load_tokenizer,
+    load_up_to,
+    load_whole,
+)
 
 IDS_BT = torch.tensor([[3, 4, 5, 6, 7], [8, 9, 10, 11, 12]])
 
@@ -285,3 +294,10 @@ def test_the_saved_whole_model_is_the_one_that_was_cut(tiny_llama, tmp_path):
     tiny_llama.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
     assert all(torch.equal(again[name], p) for name, p in before.items())
+
+
+def test_a_gguf_file_is_not_passed_over_for_shards_beside_it(multimodal, tmp_path):
+    source, scratch = Source(str(multimodal), device="cpu"), tmp_path / "scratch"
+    scratch.mkdir()
+    assert _pruned_checkpoint(source, 3, scratch) == str(scratch)
+    assert _pruned_checkpoint(replace(source, gguf_file="model.gguf"), 3, scratch) == source.path

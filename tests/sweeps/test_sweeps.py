@@ -161,6 +161,10 @@ def test_states_of_a_job_that_runs_here(one_job):
     folder.start({}, {}, {})
     folder.finish({})
     assert sweep.states()[0].name == "done"
+    sweep.jobs[0] = replace(sweep.jobs[0], attacks=["lens"])
+    assert sweep.states()[0].name == "interrupted"  # killed before its attacks were made
+    folder.add_attacks(["lens"])
+    assert sweep.states()[0].name == "done"
 
 
 def test_the_error_of_a_former_sweep_in_the_folder_is_forgotten(one_job, short):
@@ -204,13 +208,12 @@ def test_states_of_a_job_that_slurm_has(one_job, monkeypatch, tmp_path):
         folder.start({}, {}, {})
     folder.finish({})
     assert now({"7_0": "COMPLETING"}) == ("done", "")
-    sweep.jobs[0] = replace(sweep.jobs[0], attacks=True)  # they come afterwards
-    assert now({"7_0": "RUNNING"}) == now(None) == ("running", "attacks")
-    assert now({}) == ("failed", "SLURM: TIMEOUT, in the attacks")
-    with monkeypatch.context() as answered:
-        answered.setattr("unlearn.sweeps.slurm.endings", lambda tasks: dict.fromkeys(tasks, "COMPLETED"))
-        assert now({}) == ("done", "")
-    sweep.jobs[0] = replace(sweep.jobs[0], attacks=False)
+    sweep.jobs[0] = replace(sweep.jobs[0], attacks=["lens"])  # they come afterwards
+    assert now({"7_0": "RUNNING"})[0] == now(None)[0] == "running"
+    assert now({}) == ("failed", "SLURM: TIMEOUT, slurmstepd: DUE TO TIME LIMIT")
+    folder.add_attacks(["lens", "probe"])
+    assert now({"7_0": "COMPLETING"}) == now({}) == ("done", "")
+    sweep.jobs[0] = replace(sweep.jobs[0], attacks=[])
     sweep.keep_error(0, "7_0", "other inputs")
     assert now({}) == ("failed", "other inputs")
     sweep.keep_error(0, "7_0", None)

@@ -24,6 +24,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,11 @@ class RunFolder:
             "attempts": [*before.get("attempts", []), attempt() | {"commit": code["commit"]}],
             **{key: before[key] for key in ("trained", "training_from", "wandb_id") if key in before},
         }
+        self.write()
+
+    def add_attacks(self, names: Sequence[str]) -> None:
+        """Record that these were made, by the names under which the configuration asked for them. Hold the lock."""
+        self.record["attacked"] = sorted({*names, *self.record.get("attacked", [])})
         self.write()
 
     def write(self) -> None:

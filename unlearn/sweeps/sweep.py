@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,6 @@ from unlearn.storage.lock import Phase, live_holder, phase_of
 from unlearn.sweeps import slurm
 
 ROOT = Path(__file__).parents[2]
-KILLED = ("BOOT_FAIL", "CANCELLED", "DEADLINE", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT")  # SLURM's words
 ENDED = ("done", "failed", "interrupted", "missing")
 
 
@@ -45,7 +44,7 @@ class Job:
     hydra_folder: str | None = None
     folder: str | None = None
     error: str | None = None
-    attacks: bool = False  # come after the run is done, in the same SLURM task
+    attacks: list[str] = field(default_factory=list)  # that are made after the run
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ class Sweep:
     def add(self, number: int, overrides: list[str], config: Config, hydra_folder: Path) -> None:
         """Add a job that is ready to run."""
         folders = str(hydra_folder.absolute()), str(run_folder(config).absolute())
-        self.jobs[number] = Job(number, overrides, *folders, attacks=bool(config.attacks))
+        self.jobs[number] = Job(number, overrides, *folders, attacks=config.attacks)
         self.keep_error(number, None, None)  # of a former sweep in this folder
 
     def add_failed(self, number: int, overrides: list[str], error: BaseException) -> None:
@@ -148,6 +147,8 @@ class Sweep:
             return State("failed", job.error or "")
         run, task = RunFolder(Path(job.folder)), self.tasks.get(job.number)
         status, times = run.record.get("status"), run.interruptions
+        if status == "done" and not set(job.attacks) <= set(run.record.get("attacked", [])):
+            status = "running"  # the job goes on with its attacks
         waiting = (queue or {}).get(task) if task else None
         if waiting is not None and waiting.partition(" ")[0] not in ("RUNNING", "COMPLETING"):
             return State("pending", waiting, interruptions=times)
@@ -155,8 +156,7 @@ class Sweep:
             return State("failed", said, interruptions=times)
         of_this_task = task is None or run.last_attempt.get("slurm_job") == task
         if status == "done" and (waiting is None or of_this_task):
-            ending = self._ending_of_attacks(task, queue, endings) if job.attacks and task else State("done")
-            return replace(ending, interruptions=times)
+            return State("done", interruptions=times)
         holder = live_holder(run.path)
         # If SLURM says that the task has ended, a lock of that task is out of date.
         if holder is not None and (holder.slurm_job != task or queue is None or waiting is not None or task is None):
@@ -173,16 +173,6 @@ class Sweep:
         if live_holder(self.folder) is not None:
             return State("pending", interruptions=times)
         return State("interrupted" if status == "running" else "missing", interruptions=times)
-
-    @staticmethod
-    def _ending_of_attacks(
-        task: str, queue: Mapping[str, str] | None, endings: Callable[[], Mapping[str, str]]
-    ) -> State:
-        """The state of a job whose run is done: its attacks may go on in its task, or have been ended with it."""
-        if queue is None or task in queue:
-            return State("running", "attacks")
-        how = endings().get(task, "")
-        return State("failed", f"SLURM: {how}, in the attacks") if how.startswith(KILLED) else State("done")
 
     def _said(self, job: Job, task: str | None) -> str | None:
         """The error of a job outside of its run's folder, in its last task, or None."""
