@@ -59,6 +59,33 @@ def test_rows_tell_what_came_back(grid):
     assert set(best["level"]) == {"50 bits"}
 
 
+def test_variants_of_an_attack_are_told_apart(grid, tmp_path):
+    """Relearning on retained texts brings nothing back, and does not stand for relearning on forgotten ones."""
+    for file in tmp_path.glob("*/attacks/relearning-0.json"):
+        record = json.loads(file.read_text())
+        of = {"levels": [5, 50], "lr": 1e-4}
+        file.write_text(json.dumps({**record, "config": {**of, "texts": "forget"}}))
+        nothing = {level: asked(PLAIN) for level in record["stages"]}
+        other = {**record, "config": {**of, "texts": "retain", "levels": [50]}, "stages": nothing}
+        file.with_name("relearning-1.json").write_text(json.dumps(other))
+    rows = attack_rows(gather(collect([tmp_path])))
+    assert set(rows["attack"]) == {"rounding", "relearning, texts=forget", "relearning, texts=retain"}
+    by = rows[rows["level"] == "50 bits"].groupby(["attack", "nu"])["recovered"].mean()
+    assert by["relearning, texts=forget", 0.0] == pytest.approx(21)
+    assert by["relearning, texts=retain", 0.0] == pytest.approx(0)
+
+
+def test_questions_that_most_runs_were_asked_stand_for_an_attack(grid, tmp_path):
+    file = next(tmp_path.glob("0.0-0/attacks/rounding-0.json"))
+    for name in ("none", "rounding"):
+        record = json.loads(file.with_name(f"{name}-0.json").read_text())
+        record["stages"] = {level: asked(PLAIN if name == "none" else 0.9) for level in record["stages"]}
+        file.with_name(f"{name}-!.json").write_text(json.dumps({**record, "questions": "others"}))  # sorted first
+    rows = attack_rows(gather(collect([tmp_path])))
+    row = rows[(rows["nu"] == 0) & (rows["seed"] == 0) & (rows["level"] == "4 bits")]
+    assert list(row["recovered"]) == pytest.approx([10])
+
+
 def test_the_figures_are_drawn_from_these_rows(grid):
     plane = figure(grid)
     by_nu = plane.data.set_index("nu")

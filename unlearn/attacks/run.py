@@ -248,7 +248,8 @@ def _common(folder: RunFolder, inputs: Inputs) -> dict[str, Any]:
         "model": inputs.model_hash,
         "dtype": str(inputs.source.torch_dtype),
         "device": inputs.source.torch_device.type,
-        "questions": inputs.questions.suite.sha256(),
+        "tokenizer": inputs.hashes["tokenizer"],
+        "questions": json_sha256(inputs.hashes["questions"]),
         "version": RESULTS_VERSION,
         "delta": hashlib.sha256(folder.file("delta.safetensors").read_bytes()).hexdigest(),
     }

@@ -46,6 +46,8 @@ def identity(config: Config) -> dict[str, Any]:
     for key in ("methods", "grids", "masks", "schedules", "alpha", "lr"):  # other keys take their values from these
         model.pop(key)
     plain["method"].pop("preferred", None)
+    if data["use"] is None and list(data["topics"]) != sorted(data["topics"]):  # whose order the names do not tell
+        data["use"] = list(data["topics"])
     for topic in data["topics"].values():
         for key in ("forget", "retain"):
             if not topic[key].startswith("hub:"):
@@ -64,6 +66,16 @@ def identity(config: Config) -> dict[str, Any]:
     for key in ("preset", "tracker", "output_root", "output_dir", "attacks"):
         plain.pop(key)
     return {**plain, "results_version": RESULTS_VERSION}
+
+
+def paths(config: Mapping[str, Any]) -> list[str | None]:
+    """Where the inputs of a configuration, given as a dictionary, are: `identity` leaves it out, and takes hashes."""
+    evaluation, model = config["eval"], config["model"]
+    found = [model["path"], model.get("gguf_file"), config["method"].get("preferred")]
+    found += [topic[part] for topic in config["data"]["topics"].values() for part in ("forget", "retain")]
+    found += [path for corpora in evaluation.get("texts", {}).get("corpora", {}).values() for path in corpora.values()]
+    tokens = evaluation["forget_tokens"]
+    return [*found, evaluation["include_path"], evaluation["local_dir"], tokens if isinstance(tokens, str) else None]
 
 
 def _leave_out_unused(plain: dict[Any, Any]) -> None:

@@ -23,11 +23,13 @@ from unlearn.evaluate.roles import ROLES
 from unlearn.evaluate.suite import Suite
 from unlearn.evaluate.turns import Sharing
 from unlearn.models.delta import check_delta, load_delta
+from unlearn.models.fingerprint import tokenizer_fingerprint
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_whole
 from unlearn.models.memory import in_batches
 from unlearn.screen import say
 from unlearn.storage.files import remove_scratch, write_json
+from unlearn.storage.hashing import json_sha256
 from unlearn.storage.lock import Busy, FolderLock
 
 POLL_S = 2.0  # seconds between looks at the answers that another process is computing
@@ -210,7 +212,8 @@ class Evaluator:
             "device": self._source.torch_device.type,
             "attention": self._source.attn_implementation,
             **({"compile": True} if self._source.compile else {}),
-            "questions": self.suite.sha256(),
+            "tokenizer": tokenizer_fingerprint(self._tokenizer),
+            "questions": json_sha256(self.suite.hashes),
             "maxlogit": asdict(self._maxlogit),
             "lm_eval": version("lm_eval"),
             "version": RESULTS_VERSION,

@@ -12,7 +12,7 @@ import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import lm_eval.api.task
@@ -27,6 +27,7 @@ from unlearn.evaluate.forms import Form, with_documents, with_fair_examples
 from unlearn.evaluate.local_data import local_data
 from unlearn.evaluate.perturb import perturb
 from unlearn.evaluate.texts import Passages
+from unlearn.storage.hashing import json_sha256
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
 # One bar for each model is enough: lm-eval shows another one for each task while it builds prompts.
@@ -83,14 +84,32 @@ class Suite:
         texts = (passage for tasks in self.passages.values() for of_task in tasks.values() for passage in of_task)
         return asked + [passage.request for passage in texts]
 
-    def sha256(self) -> str:
-        """Hash of everything that is asked, few-shot examples, options and order included."""
-        digest = hashlib.sha256()
-        for query in self.tasks:
-            for request in self.instances(query):
-                digest.update(repr((query, request.request_type, request.task_name, request.args)).encode())
-        for query, tasks in self.passages.items():
-            digest.update(repr((query, sorted(tasks.items()))).encode())
+    @cached_property
+    def hashes(self) -> dict[str, dict[str, str]]:
+        """Of each kind of query, and each role that it is asked of, the hash of all that its figures are computed from.
+
+        Few-shot examples, options, order, right answers and metrics are included.
+        """
+        found: dict[str, dict[str, str]] = {}
+        for query in self.queries:
+            for role, members in self.members.items():
+                parts = {name: self._sha256(query, name) for name in members}
+                if any(parts.values()):
+                    found.setdefault(query, {})[role] = json_sha256([self.roles.get(role), parts])
+        return found
+
+    def _sha256(self, query: str, name: str) -> str | None:
+        """The hash of a task, or of the passages of a corpus, in a query; None if it is not asked."""
+        if name in self.passages.get(query, {}):
+            return hashlib.sha256(repr(self.passages[query][name]).encode()).hexdigest()
+        if name not in self.tasks.get(query, {}).get("tasks", {}):
+            return None
+        task = self.tasks[query]["tasks"][name]
+        digest = hashlib.sha256(repr(sorted(task.aggregation())).encode())
+        for request in task.instances:
+            digest.update(repr((request.doc_id, request.request_type, request.args)).encode())
+            if request.idx == 0:
+                digest.update(repr(task.doc_to_target(request.doc)).encode())
         return digest.hexdigest()
 
 

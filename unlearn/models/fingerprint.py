@@ -1,13 +1,18 @@
-"""The fingerprint of a checkpoint: it says which model a run used, wherever the files are."""
+"""Fingerprints of a checkpoint and of its tokenizer: they say what a run used, wherever the files are."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from unlearn.models.loading import Source, load_config
+from unlearn.storage.hashing import json_sha256
 
 SAMPLE, CHUNKS = 1 << 20, 64  # bytes of a sample; how many of a file are hashed
+# Letters of both cases, accents composed and not, spaces, digits, other scripts: what tokenizers treat differently.
+PROBE = "An  unlearned\tModel's caf\u00e9 cafe\u0301, 12345.67 (na\u00efve)\n\u6a21\u578b \U0001f642 "
 
 
 def checkpoint_fingerprint(source: Source) -> str:
@@ -25,6 +30,14 @@ def checkpoint_fingerprint(source: Source) -> str:
         digest.update(f"{file.name}:{file.stat().st_size}".encode())
         _hash_samples(file, digest)
     return digest.hexdigest()
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of the vocabulary and of the token ids of a text, special tokens included.
+
+    It does not depend on how a version of a library writes a tokenizer down.
+    """
+    return json_sha256([tokenizer.get_vocab(), tokenizer(PROBE)["input_ids"]])
 
 
 def _hash_samples(file: Path, digest: hashlib._Hash) -> None:

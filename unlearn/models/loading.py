@@ -19,7 +19,7 @@ from transformers.utils import cached_file
 
 from unlearn.errors import UserError
 from unlearn.models import spread
-from unlearn.models.architectures import auto_class, decoder_layers, is_multimodal, keep_up_to, layer_count
+from unlearn.models.architectures import auto_class, is_multimodal, keep_up_to, layer_count
 from unlearn.models.fusing import fuse
 
 # What the names of a tower's tensors begin with; deeper down, such a name belongs to the language model.
@@ -130,15 +130,21 @@ def check_weights(source: Source, layer: int | None) -> None:
     folder = Path(source.path)
     if source.gguf_file is not None or not (folder.is_dir() or constants.HF_HUB_OFFLINE):
         return
-    index_file = cached(source, "model.safetensors.index.json")
-    shards = {"model.safetensors"}
-    if index_file is not None:
-        weight_map = json.loads(Path(index_file).read_text())["weight_map"]
-        shards = {shard for tensor, shard in weight_map.items() if layer is None or _needed(tensor, layer)}
-    missing = sorted(shard for shard in shards if cached(source, shard) is None)
-    if missing and cached(source, "pytorch_model.bin") is None:
+    missing = _missing(source, "model.safetensors", layer)
+    # transformers reads the older form, too, with pickle's safe subset, and always whole.
+    if missing and _missing(source, "pytorch_model.bin", None):
         advice = "" if folder.is_dir() else " `unlearn prefetch` fetches all that a job needs."
         raise UserError(f"model.path={source.path}: weight files are missing: {', '.join(missing)}.{advice}")
+
+
+def _missing(source: Source, name: str, layer: int | None) -> list[str]:
+    """Of the weight files of this name, one or several with an index, those that are not there."""
+    index_file = cached(source, f"{name}.index.json")
+    files = {name}
+    if index_file is not None:
+        weight_map = json.loads(Path(index_file).read_text())["weight_map"]
+        files = {file for tensor, file in weight_map.items() if layer is None or _needed(tensor, layer)}
+    return sorted(file for file in files if cached(source, file) is None)
 
 
 def cached(source: Source, name: str) -> str | None:
@@ -222,9 +228,7 @@ def _from_pretrained(cls: Any, path: str, source: Source, **kwargs: Any) -> tran
         kwargs["quantization_config"] = transformers.GgufConfig(dequantize=True)
     with _quiet_transformers(), _told(source, "cannot load the model"):
         model, info = cls.from_pretrained(path, dtype=source.torch_dtype, output_loading_info=True, **kwargs)
-    parts = (decoder_layers(model), model.get_input_embeddings())
-    prefixes = tuple(f"{name}." for name, module in model.named_modules() if module in parts)
-    missing = sorted(name for name in info["missing_keys"] if name.startswith(prefixes))
+    missing = sorted(name for name in info["missing_keys"] if not TOWER.match(name))
     if missing:  # transformers would draw them at random
         raise UserError(f"model.path={source.path}: the checkpoint lacks {', '.join(missing[:3])}.")
     return model

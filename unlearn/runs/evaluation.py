@@ -16,7 +16,7 @@ from unlearn.config.settle import settle
 from unlearn.errors import UserError
 from unlearn.evaluate.evaluator import Unlearned
 from unlearn.runs.folder import RunFolder
-from unlearn.runs.inputs import load_evaluation_inputs
+from unlearn.runs.inputs import Inputs, load_evaluation_inputs
 from unlearn.runs.sharing import open_evaluator
 from unlearn.storage.files import write_json
 from unlearn.storage.hashing import json_sha256
@@ -69,7 +69,7 @@ def _evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
     before = json.loads(folder.file("metrics.json").read_text()) if folder.file("metrics.json").is_file() else {}
     home = folder.path
     if before.keys() & result.metrics.keys():
-        home, before = folder.file("evaluations") / _name(config), {}
+        home, before = folder.file("evaluations") / _name(config, inputs), {}
     result.write_samples(home / "samples")
     write_json(home / "metrics.json", before | result.metrics)
     folder.record.setdefault("evaluations", []).append(
@@ -77,6 +77,7 @@ def _evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
             **asdict(config.eval),
             "query_words": inputs.questions.word_hashes,
             "text_hashes": inputs.questions.text_hashes,
+            "questions": inputs.questions.suite.hashes,
         }
     )
     folder.write()
@@ -85,9 +86,9 @@ def _evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
     return home
 
 
-def _name(config: Config) -> str:
+def _name(config: Config, inputs: Inputs) -> str:
     """The name of an evaluation: its configuration's name and the hash of what determines it."""
-    return f"{config.eval.name}-{json_sha256(identity(config)['eval'])[:10]}"
+    return f"{config.eval.name}-{json_sha256([identity(config)['eval'], inputs.hashes])[:10]}"
 
 
 def evaluate_checkpoint(overrides: list[str]) -> Path:

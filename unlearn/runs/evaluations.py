@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from unlearn.config.schema import is_asked, text_tasks
+from unlearn.storage.hashing import json_sha256
+
+CHAT = {"chat_template": False, "system_instruction": None, "fewshot_as_multiturn": None}  # without a chat
 
 
 def evaluations(record: dict[str, Any]) -> list[dict[str, Any]]:
     """All evaluations of a run, its own and later ones, from its run.json; each with `query_words`."""
     own, inputs = {**record.get("config", {}).get("eval", {}), **record["identity"]["eval"]}, record.get("inputs", {})
     hashes = {"query_words": inputs.get("query_words"), "text_hashes": inputs.get("texts", {})}
+    hashes["questions"] = inputs.get("questions")
     return [own | hashes, *record.get("evaluations", [])]
 
 
@@ -30,16 +34,42 @@ def asked(record: dict[str, Any], query: str, role: str | None = None) -> dict[s
 
     They are those of the first evaluation, the run's own or a later one, that asked it; empty if none did.
     """
+    evaluation = _first(record, query, role)
+    if not evaluation:
+        return {}
+    words = evaluation.get("query_words") or {}
+    chosen = {key: evaluation.get(key) for key in ("num_fewshot", "limit", "subset")}
+    if evaluation.get("chat_template"):
+        chosen |= {key: evaluation.get(key) for key in CHAT}
+    if evaluation.get("text_hashes") and (role is None or role not in evaluation["tasks"]):
+        cut = {key: value for key, value in evaluation["texts"].items() if key != "corpora"}
+        chosen |= {"texts": cut, "text_hashes": evaluation["text_hashes"]}
+    if query != "default":
+        chosen |= {key: evaluation.get(key) for key in ("seed", "replaced", "position")}
+        # Older runs have one hash for all queries.
+        chosen["words"] = words.get(query) if isinstance(words, dict) else words
+    return chosen
+
+
+def content(record: dict[str, Any], query: str, role: str | None = None) -> str | None:
+    """The hash of those questions and their right answers; None if they were not asked, or by an older version."""
+    hashes = (_first(record, query, role).get("questions") or {}).get(query, {})
+    return hashes.get(role) if role else json_sha256(hashes) if hashes else None
+
+
+def same_part(a: dict[str, Any], b: dict[str, Any], query: str, role: str | None = None) -> bool:
+    """Whether two runs were to be asked the same part of the same tasks, whatever these contain."""
+    one, other = (_first(record, query, role) for record in (a, b))
+    same = all(one.get(key) == other.get(key) for key in ("limit", "subset"))
+    return same and bool(one and other) and _tasks(one, role) == _tasks(other, role)
+
+
+def _tasks(evaluation: dict[str, Any], role: str | None) -> Any:
+    return roles_of(evaluation)[role] if role else roles_of(evaluation)
+
+
+def _first(record: dict[str, Any], query: str, role: str | None) -> dict[str, Any]:
     for evaluation in evaluations(record):
         if any(in_role(evaluation, query, r) for r in ([role] if role else roles_of(evaluation))):
-            words = evaluation.get("query_words") or {}
-            chosen = {key: evaluation.get(key) for key in ("num_fewshot", "limit", "subset")}
-            if evaluation.get("text_hashes") and (role is None or role not in evaluation["tasks"]):
-                cut = {key: value for key, value in evaluation["texts"].items() if key != "corpora"}
-                chosen |= {"texts": cut, "text_hashes": evaluation["text_hashes"]}
-            if query != "default":
-                chosen |= {key: evaluation.get(key) for key in ("seed", "replaced", "position")}
-                # Older runs have one hash for all queries.
-                chosen["words"] = words.get(query) if isinstance(words, dict) else words
-            return chosen
+            return evaluation
     return {}

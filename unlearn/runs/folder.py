@@ -24,7 +24,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ from unlearn.storage import slurm_job
 from unlearn.storage.files import remove_scratch, write_json
 from unlearn.storage.hashing import json_sha256
 from unlearn.storage.lock import LOCK, PROGRESS
+
+OF_TRAINING = ("model", "tokenizer", "data", "preferred")  # the inputs that determine the training
 
 
 class RunFolder:
@@ -72,12 +74,12 @@ class RunFolder:
 
     def verify(self, inputs: dict[str, Any]) -> None:
         """Raise UserError if this folder's run used other data or another model under the same names."""
-        other = self.record.get("inputs")
-        if other is not None and other != inputs:
-            differing = ", ".join(sorted(_differences(other, inputs)))
+        if not same_inputs(self.record, inputs):
+            known = {key: value for key, value in self.record["inputs"].items() if key in inputs}
+            differing = ", ".join(sorted(_differences(known, {key: inputs[key] for key in known})))
             raise UserError(
                 f"{self.path} holds a run of the same configuration over other inputs (they differ in {differing}). "
-                f"Set data.name or model.name to tell them apart, or choose an output_dir."
+                f"Set data.name, model.name or eval.name to tell them apart, or choose an output_dir."
             )
 
     def start(
@@ -85,19 +87,24 @@ class RunFolder:
     ) -> None:
         """Write run.json. Files of an unfinished run of the same identity and inputs are kept, unless `anew`.
 
-        The caller must hold the folder's lock.
+        Where only what is asked has changed, those of the training are kept. The caller must hold the folder's lock.
         """
-        same = self.record.get("identity") == identity and self.record.get("inputs") == inputs
-        continued = same and not self.done and not anew
-        before = self.record if continued else {}
+        same = self.record.get("identity") == identity and not self.done and not anew
+        continued = same and same_inputs(self.record, inputs)
+        trained = same and same_inputs(self.record, inputs, OF_TRAINING)
+        before = self.record if trained else {}
+        if not trained:
+            self.file("run.json").unlink(missing_ok=True)  # first, since it says that the other files are there
         if not continued:
-            # run.json first, since it says that the other files are there.
-            for name in ("run.json", "train.jsonl", "metrics.json", "course.jsonl", "delta.safetensors"):
+            for name in ("metrics.json", "course.jsonl"):
                 self.file(name).unlink(missing_ok=True)
             for file in self.path.glob("theory*.json"):
                 file.unlink()
-            for name in ("samples", "attacks", "evaluations"):
+            for name in ("samples", "attacks", "evaluations", "partial"):
                 shutil.rmtree(self.file(name), ignore_errors=True)
+        if not trained:
+            for name in ("train.jsonl", "delta.safetensors"):
+                self.file(name).unlink(missing_ok=True)
             self._remove_unfinished()
         remove_scratch(self.path)
         code = code_version()
@@ -112,6 +119,7 @@ class RunFolder:
             "packages": package_versions(),
             "attempts": [*before.get("attempts", []), attempt() | {"commit": code["commit"]}],
             **{key: before[key] for key in ("trained", "training_from", "wandb_id") if key in before},
+            **({"evaluations": self.record["evaluations"]} if continued and "evaluations" in self.record else {}),
         }
         self.write()
 
@@ -140,8 +148,10 @@ class RunFolder:
         self.file("checkpoint.safetensors").unlink(missing_ok=True)
 
     def finish(self, metrics: dict[str, float]) -> None:
-        """Write the metrics, then set the status to done."""
-        write_json(self.file("metrics.json"), metrics)
+        """Write the metrics, beside those of an evaluation that was made meanwhile, then set the status to done."""
+        file = self.file("metrics.json")
+        before = json.loads(file.read_text()) if file.is_file() else {}
+        write_json(file, before | metrics)
         self._end("done")
         self.write()
         self._remove_unfinished()
@@ -197,6 +207,12 @@ class RunFolder:
         source = hydra_folder / ".hydra"
         if source.is_dir() and source.resolve() != self.file(".hydra").resolve():
             shutil.copytree(source, self.file(".hydra"), dirs_exist_ok=True)
+
+
+def same_inputs(record: Mapping[str, Any], inputs: Mapping[str, Any], keys: Collection[str] | None = None) -> bool:
+    """Whether a run read these inputs, or these of them; those that the versions of either do not know are left out."""
+    seen = record.get("inputs", inputs)
+    return all(seen[key] == inputs[key] for key in seen.keys() & inputs.keys() if keys is None or key in keys)
 
 
 def _differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from unlearn.evaluate.turns import Sharing
 from unlearn.methods.make import needs_logits
 from unlearn.methods.randomness import generator
 from unlearn.models.architectures import parameter_count
-from unlearn.models.fingerprint import checkpoint_fingerprint
+from unlearn.models.fingerprint import checkpoint_fingerprint, tokenizer_fingerprint
 from unlearn.models.loading import BALANCED, Source, check_weights, load_config, load_tokenizer
 from unlearn.models.memory import all_memory
 
@@ -37,13 +38,15 @@ class Inputs:
     topics: list[Topic] = field(default_factory=list)
     preferred: Texts | None = None  # what the method prefers to the forget texts, if it has such texts
 
-    @property
+    @cached_property
     def hashes(self) -> dict[str, Any]:
         """What run.json keeps of the inputs: the same configuration over other inputs is another run."""
         return {
             "model": self.model_hash,
+            "tokenizer": tokenizer_fingerprint(self.tokenizer),
             "data": {topic.name: topic.sha256 for topic in self.topics},
             "query_words": self.questions.word_hashes,
+            "questions": self.questions.suite.hashes,
             **({"texts": hashes} if (hashes := self.questions.text_hashes) else {}),
             **({"preferred": self.preferred.sha256} if self.preferred else {}),
         }

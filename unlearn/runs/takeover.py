@@ -9,7 +9,7 @@ from typing import Any
 
 from unlearn.config.identity import RUNS, identity, name_of, prefix, training_identity
 from unlearn.config.schema import Config
-from unlearn.runs.folder import RunFolder
+from unlearn.runs.folder import OF_TRAINING, RunFolder, same_inputs
 from unlearn.storage.files import replacing
 
 
@@ -33,8 +33,7 @@ def _same_training(run: RunFolder, whole: dict[str, Any], inputs: dict[str, Any]
     other = run.record.get("identity", {})
     if run.trained is None or other == whole or training_identity(other) != training_identity(whole):
         return False
-    seen = run.record.get("inputs", {})
-    return all(seen.get(key) == inputs.get(key) for key in ("model", "data", "preferred"))
+    return "inputs" in run.record and same_inputs(run.record, inputs, OF_TRAINING)
 
 
 def take_over(folder: RunFolder, other: RunFolder) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from unlearn.config.identity import identity, run_folder
+from unlearn.config.identity import identity, paths, run_folder
 from unlearn.config.schema import Config
 from unlearn.config.settle import settle
 from unlearn.errors import UserError, describe
@@ -194,18 +194,20 @@ class Sweep:
 
 
 def finished(config: Config) -> bool:
-    """Whether a configuration's run is done and newer than all texts it used.
+    """Whether a configuration's run is done and newer than all files that it read, which are where they were.
 
-    If a text is newer, the run itself decides whether its content has changed. Attacks have files of their own.
+    If not, the run itself decides whether their content has changed. Attacks have files of their own.
     """
     run = RunFolder(run_folder(config))
     if config.train.force or config.attacks or not run.done or run.record.get("identity") != identity(config):
         return False
+    read = paths(asdict(config))
+    if paths(run.record["config"]) != read:
+        return False
     written = run.file("run.json").stat().st_mtime
-    texts = [path for topic in config.data.topics.values() for path in (topic.forget, topic.retain)]
-    if isinstance(config.eval.forget_tokens, str):
-        texts.append(config.eval.forget_tokens)
-    return all(not Path(text).is_file() or Path(text).stat().st_mtime < written for text in texts)
+    there = [Path(path) for path in read if path is not None and Path(path).exists()]
+    files = (file for path in there for file in ([path] if path.is_file() else path.rglob("*")))
+    return all(file.stat().st_mtime < written for file in files)
 
 
 def failure_list(sweep: Sweep, failed: Mapping[int, str], of: int) -> str:

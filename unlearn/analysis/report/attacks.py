@@ -6,6 +6,7 @@ more, or nats a token less on held-out texts to forget.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -38,9 +39,9 @@ ROBUST = {
 def attack_rows(m: Material) -> pd.DataFrame:
     """A row for each run of this world, attack, level and unit (points or nats).
 
-    Columns: SETTING, seed, attack, level (in words), number, unit, known (the figure under attack; higher: more is
-    known), recovered (`known` less that without an attack), base and ignorant (those models' under the same attack),
-    robust (of the run without an attack), without (its `known`).
+    Columns: SETTING, seed, attack (with what its variants differ in), level (in words), number, unit, known (the figure
+    under attack; higher: more is known), recovered (`known` less that without an attack), base and ignorant (those
+    models' under the same attack), robust (of the run without an attack), without (its `known`).
     """
     about = m.about.set_index("number")
     rows = []
@@ -49,8 +50,25 @@ def attack_rows(m: Material) -> pd.DataFrame:
             with m.reading(run):
                 named = about.loc[number, [*SETTING, "seed"]].to_dict()
                 rows += [named | row for row in _of_run(run)]
-    frame = pd.DataFrame(rows)
-    return frame.drop_duplicates(["setting", "seed", "attack", "level", "unit"]) if rows else frame
+    if not rows:
+        return pd.DataFrame()
+    frame = pd.DataFrame(_with_variants(rows))
+    # Of an attack that was made on several sets of questions, that which most runs were asked.
+    often = frame.groupby("questions")["questions"].transform("size")
+    frame = frame.loc[often.sort_values(ascending=False, kind="stable").index]
+    return frame.drop_duplicates(["setting", "seed", "attack", "level", "unit"]).drop(columns="questions").sort_index()
+
+
+def _with_variants(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rows without their `config`, whose keys that differ between the variants of an attack go into its name."""
+    values: dict[tuple[str, str], set[str]] = {}
+    for row in rows:
+        for key, value in row["config"].items():
+            values.setdefault((row["attack"], key), set()).add(json.dumps(value))
+    for row in rows:
+        config = {key: value for key, value in row.pop("config").items() if key != "levels"}
+        told = [f"{key}={value}" for key, value in config.items() if len(values[row["attack"], key]) > 1]
+        yield row | {"attack": ", ".join([row["attack"], *told])}
 
 
 def _of_run(run: Run) -> Iterator[dict[str, Any]]:
@@ -63,6 +81,7 @@ def _of_run(run: Run) -> Iterator[dict[str, Any]]:
         for level, metrics in file["stages"].items():
             named = str(file.get("levels", {}).get(level, level))
             told = {"attack": file["attack"], "level": named, "number": float(level)}
+            told |= {"config": file.get("config", {}), "questions": str(file.get("questions"))}
             for unit in MEASURES:
                 known, before = _known(metrics, roles, unit), _known(without, run.roles, unit)
                 if known is not None and before is not None:

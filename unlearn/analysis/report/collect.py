@@ -13,7 +13,7 @@ from typing import Any
 
 from unlearn.config.identity import identity
 from unlearn.errors import UserError, describe
-from unlearn.runs.evaluations import asked, evaluations, roles_of
+from unlearn.runs.evaluations import asked, content, evaluations, roles_of
 from unlearn.storage.files import read_object
 from unlearn.sweeps.sweep import Job, Sweep
 
@@ -51,12 +51,11 @@ class Run:
 
     @property
     def roles(self) -> dict[str, list[str]]:
-        """Its tasks by role, those of later evaluations included."""
+        """Its tasks by role, each role as the first evaluation that asked it has it: later ones may add roles."""
         found: dict[str, list[str]] = {}
         for evaluation in self._evaluations:
             for role, tasks in roles_of(evaluation).items():
-                known = found.setdefault(role, [])
-                known += [task for task in tasks if task not in known]
+                found[role] = found.get(role) or tasks
         return found
 
     @property
@@ -70,6 +69,16 @@ class Run:
         if not self.identity:
             return {}
         return next((found for query in ("perturbed", "default") if (found := asked(self.record, query))), {})
+
+    @property
+    def content(self) -> str | None:
+        """The hash of its default questions and their right answers; None if it is not known."""
+        return content(self.record, "default") if self.identity else None
+
+    @property
+    def own_roles(self) -> dict[str, list[str]]:
+        """The tasks by role of its first evaluation that asked anything."""
+        return next((roles for evaluation in self._evaluations if (roles := roles_of(evaluation))), {})
 
     @property
     def _evaluations(self) -> list[dict[str, Any]]:

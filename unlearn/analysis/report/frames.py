@@ -60,10 +60,10 @@ def run_frame(runs: Sequence[Run]) -> pd.DataFrame:
     numeric keys under their dotted names.
     """
     described = [flat(run.identity) for run in runs]
-    facts = [_facts(run) for run in runs]
+    facts = _facts(runs)
     differing, uncertain = _differing(described), _differing_facts(facts)
     rows = []
-    for number, (run, keys, setting) in enumerate(zip(runs, described, _settings(runs), strict=True)):
+    for number, (run, keys, setting) in enumerate(zip(runs, described, _settings(runs, facts), strict=True)):
         arguments = {k: v for k, v in keys.items() if k.startswith("method.") and is_number(v)}
         other = {k: keys[k] for k in differing if k in keys and k not in arguments}
         said = {**other, **{k: facts[number][k] for k in uncertain if k in facts[number]}}
@@ -80,7 +80,7 @@ def run_frame(runs: Sequence[Run]) -> pd.DataFrame:
                 "seed": keys.get("seed"),
                 "other": SEPARATOR.join(f"{k}={v}" for k, v in said.items()),
                 "setting": setting,
-                "world": _world(run) if run.done else "",
+                "world": _world(run, facts[number]) if run.done else "",
                 **arguments,
                 **{k: v for k, v in other.items() if is_number(v)},
             }
@@ -110,17 +110,25 @@ def _differing(described: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
-def _facts(run: Run) -> dict[str, str]:
-    """Hashes, shortened, of what determines a run's figures and is not in its configuration."""
-    if not run.done:
-        return {}
+def _facts(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """Of each run, hashes, shortened, of what determines its figures and is not in its configuration.
+
+    The questions' content is left out if it is not known of all: runs of older versions have no hash of it.
+    """
+    known = all(run.content for run in runs if run.done)
+    return [
+        {**_facts_of(run), **({"content": str(run.content)[:8]} if known else {})} if run.done else {} for run in runs
+    ]
+
+
+def _facts_of(run: Run) -> dict[str, str]:
     asked = {k: v for k, v in run.question_set.items() if v is not None}
     words = str(asked.pop("words", ""))[:6]
     return {
         "weights": str(run.record["inputs"].get("model"))[:8],
         "corpora": _hash(run.record["inputs"].get("data")),
         "questions": ",".join([*(f"{k}:{v}" for k, v in asked.items()), *([words] if words else [])]),
-        "tasks": " ".join(f"{role}:{','.join(tasks)}" for role, tasks in run.roles.items()),
+        "tasks": " ".join(f"{role}:{','.join(tasks)}" for role, tasks in run.own_roles.items()),
     }
 
 
@@ -133,25 +141,25 @@ def _differing_facts(facts: Sequence[Mapping[str, str]]) -> list[str]:
     return [name for name in (known[0] if known else ()) if len({fact[name] for fact in known}) > 1]
 
 
-def _world(run: Run) -> str:
+def _world(run: Run, facts: Mapping[str, str]) -> str:
     """The world of a run: its model and its questions. Figures that compare methods are of one world."""
-    facts = _facts(run)
-    return json.dumps([run.identity["model"]["name"], *(facts[k] for k in ("weights", "questions", "tasks"))])
+    kept = ("weights", "questions", "tasks", "content")
+    return json.dumps([run.identity["model"]["name"], *(facts[k] for k in kept if k in facts)])
 
 
-def _settings(runs: Sequence[Run]) -> list[str]:
+def _settings(runs: Sequence[Run], facts: Sequence[Mapping[str, str]]) -> list[str]:
     """Each run's setting, as JSON of its configuration and of its facts.
 
     A run that has no results gets the setting of one that has, and is like it in all that is known of both.
     """
     found: list[tuple[str, str]] = []
     alike: dict[str, str] = {}
-    for run in runs:
+    for run, known in zip(runs, facts, strict=True):
         kept = {key: _floats(value) for key, value in run.identity.items() if key not in ("seed", "eval")}
         if not kept.get("rna", {}).get("nu", 1):
             kept["rna"] = {"nu": 0.0}  # whatever scale it would be of
         likeness = json.dumps([kept, {k: v for k, v in run.question_set.items() if k != "words"}], sort_keys=True)
-        found.append((likeness, json.dumps([kept, _facts(run)], sort_keys=True)))
+        found.append((likeness, json.dumps([kept, known], sort_keys=True)))
         if run.done:
             alike.setdefault(*found[-1])
     return [
