@@ -56,6 +56,14 @@ def test_refused_before_a_model_is_loaded(name_and_override):
         plan([name], [override])
 
 
+def test_an_attack_knows_the_topics_that_were_unlearned_and_no_others(short, monkeypatch):
+    victims = []
+    monkeypatch.setattr("unlearn.attacks.run._measure", lambda victim, *_: victims.append(victim))
+    folder = run(short("data.use=[bio]", "train.steps=2", "eval=toy", "eval.subset=4", "eval.queries=[default]"))
+    attack([folder], plan(["relearning"], []), [])
+    assert [list(victim.corpora) for victim in victims] == [["bio"]] * 4
+
+
 def test_all_attacks_of_the_folder_are_planned():
     names = [file.stem for file in sorted((ROOT / "conf/attack").glob("*.yaml"))]
     assert [p.name for p in plan(["all"], [])] == names

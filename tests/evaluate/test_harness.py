@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
+from unlearn.analysis.compare import compare, read_drawn, read_samples
 from unlearn.config.schema import TextConfig, text_tasks
 from unlearn.errors import UserError
+from unlearn.evaluate.evaluator import Result
 from unlearn.evaluate.harness import Answers, MaxLogitPlan, against_base, evaluate
 from unlearn.evaluate.statistics import paired
 from unlearn.evaluate.suite import load_suite
@@ -200,6 +202,38 @@ def test_max_logits_of_held_out_texts_follow_the_whole_text(tmp_path):
     assert first["maxlogit"] == pytest.approx(largest.item(), abs=1e-4)
     assert "base/retain_text_wiki/perturbed/maxlogit_std" in answers.metrics
     assert "base/retain_text_wiki/default/maxlogit_mean" not in answers.metrics
+
+
+def test_a_tag_is_no_task(tmp_path):
+    for file in (TOY / "tasks").iterdir():
+        (tmp_path / file.name).write_text(f"{file.read_text()}\ntag: every\n")
+    with pytest.raises(UserError, match=r"'every' is a tag, .* name tasks or groups, here \[toy_forget_bio, "):
+        suite_of("every", include_path=str(tmp_path))
+
+
+def test_a_task_of_two_roles_does_not_weigh_more_in_either(tmp_path):
+    """As MMLU and the subjects near to what is forgotten: of those more questions are asked than of others."""
+    (tmp_path / "all.yaml").write_text(
+        "group: all\ntask: [toy_retain, toy_near_bio]\naggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
+    )
+    for file in (TOY / "tasks").iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    roles, queries = {"retain": ["all"], "near": ["toy_near_bio"]}, {"default": [], "perturbed": TOKENS}
+    suite = load_suite(roles, queries, include_path=str(tmp_path), subset=60)
+    sizes = {name: len(documents(suite, "default", name)) for name in ("toy_retain", "toy_near_bio")}
+    own = suite.drawn["retain"]["toy_near_bio"]
+    assert len(own) == pytest.approx(60 * sizes["toy_near_bio"] / sum(sizes.values()), abs=1)
+    assert len(suite.samples["toy_near_bio"]) >= 60 > 2 * len(own)
+    group, tokenizer = ModelGroup(load_whole(SOURCE)), load_tokenizer(SOURCE)
+    [answers] = evaluate(group, tokenizer, suite, label="base", tokens_per_batch=4000)
+    acc = {name: answers.metrics[f"base/{name}/perturbed/acc"] for name in ("all", *sizes)}
+    assert acc["all"] == pytest.approx(sum(acc[n] * size for n, size in sizes.items()) / sum(sizes.values()))
+    assert len(answers.correct(suite, "all", "base", "default")) == 60
+    assert len(answers.correct(suite, "toy_near_bio", "base", "default")) >= 60
+    Result(answers.metrics, [answers], suite.members, suite.drawn).write_samples(tmp_path / "run/samples")
+    samples = read_samples(tmp_path / "run", model="base")
+    found = compare(samples, samples, suite.members, read_drawn(tmp_path / "run"))
+    assert found["retain", "default"].questions == 60
 
 
 def test_a_subset_is_drawn_from_all_tasks_of_a_role_in_proportion():

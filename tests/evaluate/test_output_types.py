@@ -11,7 +11,7 @@ from lm_eval.tasks import TaskManager
 from tests.conftest import ROOT, write_jsonl
 from unlearn.errors import UserError
 from unlearn.evaluate.chat import Chat, encode_prompts
-from unlearn.evaluate.harness import MaxLogitPlan, evaluate
+from unlearn.evaluate.harness import MaxLogitPlan, against_base, evaluate
 from unlearn.evaluate.journal import Journals
 from unlearn.evaluate.suite import load_suite
 from unlearn.models.group import ModelGroup
@@ -73,6 +73,26 @@ def test_every_output_type_is_evaluated_as_lm_eval_does(folder, toy, name):
     assert len(answers.samples[f"base/x_{name}/default"]) == 6
     if name == "generate_until":
         assert answers.metrics[f"base/x_{name}/default/exact_match"] > 0.5
+
+
+def test_a_second_filter_does_not_count_questions_twice(folder, toy, tmp_path):
+    """As gsm8k has two: the first one's figures have the metric's name, the second one's lm-eval's."""
+    text = (folder / "generate_until.yaml").read_text().replace("x_generate_until", "x_filters")
+    word = "{filter: [{function: regex, regex_pattern: '(\\w+)'}, {function: take_first}], name: word}"
+    never = word.replace("(\\w+)", "(never)").replace("name: word", "name: never")
+    (tmp_path / "filters.yaml").write_text(f"{text}\nfilter_list: [{word}, {never}]\n")
+    suite = load_suite({"retain": ["x_filters"]}, {"default": []}, include_path=str(tmp_path))
+    [answers] = evaluate(ModelGroup(toy[0]), toy[1], suite, label="base", tokens_per_batch=512)
+    assert len(answers.samples["base/x_filters/default"]) == 6
+    assert answers.metrics["base/x_filters/default/exact_match"] > 0.5
+    assert answers.metrics["base/x_filters/default/exact_match,never"] == 0
+
+
+def test_answers_that_are_not_right_or_wrong_are_not_compared(folder, toy):
+    suite = load_suite({"retain": ["x_loglikelihood_rolling"]}, {"default": []}, include_path=str(folder))
+    [answers] = evaluate(ModelGroup(toy[0]), toy[1], suite, label="base", tokens_per_batch=512)
+    assert all("correct" not in record for record in answers.samples["base/x_loglikelihood_rolling/default"])
+    assert against_base(answers, answers, suite) == {}
 
 
 @pytest.mark.parametrize("name", WAYS)

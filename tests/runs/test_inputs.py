@@ -5,6 +5,9 @@ import os
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from tests.conftest import ROOT, write_jsonl
 from unlearn.analysis.compare import compare_runs
@@ -138,3 +141,18 @@ def test_another_tokenizer_is_another_input(short, tmp_path):
     (model / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(UserError, match="differ in tokenizer"):
         run(config)
+
+
+def test_a_padding_token_that_the_model_lacks_is_not_used(short, tmp_path):
+    """Many a tokenizer has [PAD] added, for which the model has no embedding."""
+    model = tmp_path / "model"
+    shutil.copytree(TOY / "model", model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_special_tokens({"pad_token": "[ADDED]"})
+    tokenizer.save_pretrained(model)
+    config = short(f"model.path={model}")
+    assert tokenizer.pad_token_id >= json.loads((model / "config.json").read_text())["vocab_size"]
+    plain = run(short("model.name=plain"))
+    added = run(config)
+    one, other = (load_file(folder / "delta.safetensors") for folder in (plain, added))
+    assert all(torch.equal(one[name], other[name]) for name in one)

@@ -16,7 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from unlearn.errors import UserError
-from unlearn.evaluate.roles import ROLES
+from unlearn.evaluate.roles import DRAWN, ROLES
 from unlearn.evaluate.statistics import Paired, PairedMeans, nats_a_token, paired, paired_means
 from unlearn.runs.evaluations import CHAT, asked, content, same_part
 from unlearn.screen import console, say
@@ -42,11 +42,14 @@ def read_samples(run_dir: Path, wanted: Iterable[tuple[str, str]] | None = None,
 
 def _values(file: Path) -> dict[int, Any]:
     """Question -> correct, or document -> nats a token. Raises UserError for a line that is not a record of one."""
-    found = {}
+    found: dict[int, Any] = {}
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             record = json.loads(line)
-            found[record["id"]] = nats_a_token([record])[0] if "nats" in record else record["correct"]
+            if "nats" in record:
+                found[record["id"]] = nats_a_token([record])[0]
+            elif "correct" in record:  # what has neither is an answer that is not right or wrong
+                found[record["id"]] = record["correct"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file}, line {number}: not a record of a question or of a text: {error}") from None
     return found
@@ -89,23 +92,36 @@ def read_roles(run_dir: Path) -> dict[str, list[str]]:
     return read_object(file) if file.is_file() else {}
 
 
-def compare(a: Samples, b: Samples, roles: Mapping[str, Sequence[str]] | None = None) -> Compared:
+def read_drawn(run_dir: Path) -> dict[str, dict[str, list[int]]]:
+    """Role -> task -> the questions that a role's figures are of; all that were asked, where there are none."""
+    file = run_dir / "samples" / DRAWN
+    return read_object(file) if file.is_file() else {}
+
+
+def compare(
+    a: Samples,
+    b: Samples,
+    roles: Mapping[str, Sequence[str]] | None = None,
+    drawn: Mapping[str, Mapping[str, Sequence[int]]] = {},
+) -> Compared:
     """For each task and query of both, and for each role's tasks together, over the questions of both.
 
-    Without `roles` all tasks together are called "all".
+    Without `roles` all tasks together are called "all". `drawn`: see `read_drawn`.
     """
     pairs: dict[tuple[str, str], tuple[list[Any], list[Any]]] = {}
+    together: dict[tuple[str, str], tuple[list[Any], list[Any]]] = {}
     for task, query in sorted(a.keys() & b.keys()):
         questions = sorted(a[task, query].keys() & b[task, query].keys())
-        if questions:
-            left, right = ([run[task, query][q] for q in questions] for run in (a, b))
-            pairs[task, query] = (left, right)
-    together: dict[tuple[str, str], tuple[list[Any], list[Any]]] = {}
-    for (task, query), (left, right) in pairs.items():
+        if not questions:
+            continue
+        left, right = ([run[task, query][q] for q in questions] for run in (a, b))
+        pairs[task, query] = (left, right)
         for role in ["all"] if roles is None else [r for r, tasks in roles.items() if task in tasks]:
+            wanted = drawn.get(role, {}).get(task, questions)
+            kept = [i for i, question in enumerate(questions) if question in wanted]
             both = together.setdefault((role, query), ([], []))
-            both[0].extend(left)
-            both[1].extend(right)
+            both[0].extend(left[i] for i in kept)
+            both[1].extend(right[i] for i in kept)
     return {name: _paired(*pair) for name, pair in (pairs | dict(sorted(together.items()))).items()}
 
 
@@ -128,7 +144,7 @@ def compare_runs(a: Path, b: Path) -> tuple[Compared, dict[str, str]]:
     found = [(q, differing_questions(record_a, record_b, q, role)) for q in queries for role in roles or [None]]
     refused = {query: why for query, why in found if why is not None}
     left, right = ({key: v for key, v in side.items() if key[1] not in refused} for side in sides)
-    return compare(left, right, roles), refused
+    return compare(left, right, roles, read_drawn(b)), refused
 
 
 def show_comparison(a: Path, b: Path) -> None:

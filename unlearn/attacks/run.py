@@ -180,6 +180,7 @@ def _measure_ignorant(path: str, victim: Victim, inputs: Inputs, common: Mapping
 def _victim(folder: RunFolder, config: Config, inputs: Inputs, model: PreTrainedModel) -> tuple[Victim, ModelGroup]:
     """The base model as a victim, and a group of the unlearned model (0) and the base model (1)."""
     delta = folder.file("delta.safetensors")
+    topics = {name: config.data.topics[name] for name in config.data.use or config.data.topics}
     weights, metadata = load_delta(delta)
     check_delta(model, weights, metadata)
     group = ModelGroup(model, [weights, {name: model.get_parameter(name).data for name in weights}])
@@ -189,9 +190,9 @@ def _victim(folder: RunFolder, config: Config, inputs: Inputs, model: PreTrained
         config.model.layer,
         trained=list(weights),
         controls={name: u_D for name, u_D in load_state(delta).items() if name.startswith(CONTROL)},
-        corpora={name: {"forget": t.forget, "retain": t.retain} for name, t in config.data.topics.items()},
+        corpora={name: {"forget": t.forget, "retain": t.retain} for name, t in topics.items()},
         reading=Reading.of(config.data, inputs.tokenizer),
-        max_length=max(topic.max_length for topic in config.data.topics.values()),
+        max_length=max(topic.max_length for topic in topics.values()),
         seed=config.seed,
         suite=inputs.questions.suite,
         config=config,

@@ -19,7 +19,7 @@ from unlearn.config.identity import RESULTS_VERSION
 from unlearn.evaluate.cache import CachedAnswers, cache_place
 from unlearn.evaluate.harness import Answers, MaxLogitPlan, against_base, evaluate
 from unlearn.evaluate.journal import Journals, Report
-from unlearn.evaluate.roles import ROLES
+from unlearn.evaluate.roles import DRAWN, ROLES
 from unlearn.evaluate.suite import Suite
 from unlearn.evaluate.turns import Sharing
 from unlearn.models.delta import check_delta, load_delta
@@ -37,16 +37,19 @@ POLL_S = 2.0  # seconds between looks at the answers that another process is com
 
 @dataclass(frozen=True)
 class Result:
-    """Metrics and answers of one or two models, and which tasks belong to which role."""
+    """Metrics and answers of one or two models, which tasks belong to which role, and `Suite.drawn`."""
 
     metrics: dict[str, float]
     answers: list[Answers]
     roles: dict[str, list[str]]
+    drawn: dict[str, dict[str, list[int]]]
 
     def write_samples(self, folder: Path) -> None:
-        """Write every answer and ROLES. What an earlier evaluation left in the folder stays."""
+        """Write every answer, ROLES and DRAWN. What an earlier evaluation left in the folder stays."""
         for answers in self.answers:
             answers.write_samples(folder)
+        if self.drawn:
+            write_json(folder / DRAWN, self.drawn)
         file = folder / ROLES
         before = json.loads(file.read_text()) if file.is_file() else {}
         write_json(file, {r: sorted({*before.get(r, ()), *self.roles.get(r, ())}) for r in before | self.roles})
@@ -120,7 +123,7 @@ class Evaluator:
     def evaluate_base(self) -> Result:
         """Ask the base model."""
         base = self._base_answers([])
-        return Result(base.metrics, [base], self.suite.members)
+        return Result(base.metrics, [base], self.suite.members, self.suite.drawn)
 
     def evaluate(self, models: Sequence[Unlearned]) -> list[Result]:
         """Ask unlearned models together, ask the base model, and compare each with it.
@@ -129,9 +132,9 @@ class Evaluator:
         """
         # Before the base model, whose answers another process may be computing at the same time.
         parts, _ = in_batches(self._ask_unlearned, models, len(models))  # smaller groups, if memory runs out
-        base, roles = self._base_answers(models), self.suite.members
+        base, suite = self._base_answers(models), self.suite
         return [
-            Result(base.metrics | own.metrics | against_base(base, own, self.suite), [base, own], roles)
+            Result(base.metrics | own.metrics | against_base(base, own, suite), [base, own], suite.members, suite.drawn)
             for part in parts
             for own in part
         ]

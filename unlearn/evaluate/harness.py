@@ -52,9 +52,19 @@ class Answers:
         """Each held-out text's mean negative log-likelihood, in nats a token."""
         return nats_a_token(self.samples[f"{label}/{task}/{query}"])
 
-    def correct(self, leaves: list[str], label: str, query: str) -> list[bool]:
-        """Whether each question of these tasks was answered correctly, task after task."""
-        return [record["correct"] for leaf in leaves for record in self.samples[f"{label}/{leaf}/{query}"]]
+    def correct(self, suite: Suite, name: str, label: str, query: str) -> list[bool]:
+        """Whether each question of a task or group was answered correctly, task after task.
+
+        Empty if its tasks say of no question whether it was.
+        """
+        drawn = suite.drawn_of(name)
+        asked = [
+            record
+            for leaf in suite.leaves[name]
+            for record in self.samples[f"{label}/{leaf}/{query}"]
+            if leaf not in drawn or record["id"] in drawn[leaf]
+        ]
+        return [record["correct"] for record in asked] if all("correct" in record for record in asked) else []
 
 
 def evaluate(
@@ -101,14 +111,13 @@ def _answers(scorer: Scorer, suite: Suite, label: str) -> Answers:
             request.resps, request.filtered_resps = [], {}
         results = harness_evaluate(scorer, tasks, samples=suite.samples, bootstrap_iters=STDERR_DRAWS, log_samples=True)
         assert results is not None
-        for task, values in results["results"].items():
-            for key, value in values.items():
-                metric = key.partition(",")[0]  # the rest is the name of lm-eval's filter
-                if metric not in ("alias", "sample_len") and isinstance(value, (int, float)):
-                    answers.metrics[f"{label}/{task}/{query}/{metric}"] = value
-        for task, asked in results["samples"].items():
-            answers.samples[f"{label}/{task}/{query}"] = [_sample_record(sample, query) for sample in asked]
-            cut = sum(any(_strings(a) in scorer.truncated for a in sample["arguments"]) for sample in asked)
+        for task, values in {**results["results"], **_in_proportion(results["results"], tasks, suite)}.items():
+            for metric, value in _figures(values).items():
+                answers.metrics[f"{label}/{task}/{query}/{metric}"] = value
+        for task, by_filter in results["samples"].items():
+            once = [sample for sample in by_filter if sample["filter"] == by_filter[0]["filter"]]
+            answers.samples[f"{label}/{task}/{query}"] = [_sample_record(sample, query) for sample in once]
+            cut = sum(any(_strings(a) in scorer.truncated for a in sample["arguments"]) for sample in once)
             if cut:
                 answers.metrics[f"{label}/{task}/{query}/truncated"] = cut
     for query, asked in suite.passages.items():
@@ -117,6 +126,25 @@ def _answers(scorer: Scorer, suite: Suite, label: str) -> Answers:
             answers.metrics.update({f"{label}/{task}/{query}/{k}": v for k, v in texts.figures(records).items()})
     answers.metrics.update(_against_default(answers, suite, label))
     return answers
+
+
+def _figures(values: Mapping[str, Any]) -> dict[str, float]:
+    """lm-eval's METRIC,FILTER as METRIC; those of a second filter keep their names."""
+    found: dict[str, float] = {}
+    for key, value in values.items():
+        metric = key.partition(",")[0]
+        if metric not in ("alias", "sample_len") and isinstance(value, (int, float)):
+            found[key if metric in found else metric] = value
+    return found
+
+
+def _in_proportion(results: Mapping[str, Any], tasks: Mapping[str, Any], suite: Suite) -> dict[str, Any]:
+    """The figures of groups with tasks of which more was asked for another role: by the sizes of their tasks."""
+    if not suite.drawn:
+        return {}
+    sizes = {name: len(task.eval_docs) for name, task in tasks["tasks"].items()}
+    whole = {name: {**results[name], "sample_len": size} for name, size in sizes.items()}
+    return {name: group.aggregate(whole) for name, group in tasks["groups"].items()}
 
 
 def _strings(arguments: Sequence[Any]) -> tuple[Any, ...]:
@@ -141,7 +169,8 @@ def _sample_record(sample: Mapping[str, Any], query: str) -> dict[str, Any]:
         loglikelihoods = [float(response[0]) for response in responses]
         record["loglikelihoods"] = loglikelihoods
         record["choice"] = max(range(len(loglikelihoods)), key=loglikelihoods.__getitem__)
-    return record | {"correct": bool(sample.get("acc", sample.get("exact_match", False)))}
+    right = sample.get("acc", sample.get("exact_match"))
+    return record if right is None else record | {"correct": bool(right)}
 
 
 def _against_default(answers: Answers, suite: Suite, label: str) -> dict[str, float]:
@@ -150,9 +179,9 @@ def _against_default(answers: Answers, suite: Suite, label: str) -> dict[str, fl
     for query in suite.tasks:
         if query == "default" or "default" not in suite.tasks:
             continue
-        for name, leaves in suite.asked("default", query).items():
-            default, other = (answers.correct(leaves, label, q) for q in ("default", query))
-            found[f"{name}/{query}"] = paired(default, other)
+        for name in suite.asked("default", query):
+            if default := answers.correct(suite, name, label, "default"):
+                found[f"{name}/{query}"] = paired(default, answers.correct(suite, name, label, query))
     for query, tasks in suite.passages.items():
         for task in tasks if query != "default" else ():
             if task in suite.passages.get("default", ()):
@@ -165,9 +194,9 @@ def against_base(base: Answers, unlearned: Answers, suite: Suite) -> dict[str, f
     """Paired difference, interval and test of the unlearned model against the base model, for every query."""
     found: dict[str, PairedMeans | Paired] = {}
     for query in suite.tasks:
-        for name, leaves in suite.asked(query).items():
-            pair = base.correct(leaves, "base", query), unlearned.correct(leaves, "unlearned", query)
-            found[f"{name}/{query}"] = paired(*pair)
+        for name in suite.asked(query):
+            if before := base.correct(suite, name, "base", query):
+                found[f"{name}/{query}"] = paired(before, unlearned.correct(suite, name, "unlearned", query))
     for query, tasks in suite.passages.items():
         for task in tasks:
             values = base.nats_a_token(task, "base", query), unlearned.nats_a_token(task, "unlearned", query)

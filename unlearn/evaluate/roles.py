@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 ROLES = "roles.json"  # inside samples/: {role: tasks}
+DRAWN = "drawn.json"  # inside samples/, if `eval.subset` drew others of the same task for another role: `Suite.drawn`
 
 
 def role_means(

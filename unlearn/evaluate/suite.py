@@ -44,6 +44,8 @@ class Suite:
     samples: dict[str, list[int]] | None  # task -> numbers of the documents that are asked; None: all
     passages: Passages = field(default_factory=dict)
     text_roles: dict[str, list[str]] = field(default_factory=dict)  # role -> names in `passages`
+    # Role -> task -> the questions that were drawn for it, where others were drawn for another role of the same task.
+    drawn: dict[str, dict[str, list[int]]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.tasks or self.passages)
@@ -63,6 +65,10 @@ class Suite:
         """The tasks and groups that are asked in full in each of these queries, and the tasks that each consists of."""
         common = set.intersection(*(set(self.tasks[query]["tasks"]) for query in queries))
         return {name: leaves for name, leaves in self.leaves.items() if common.issuperset(leaves)}
+
+    def drawn_of(self, name: str) -> Mapping[str, Sequence[int]]:
+        """The questions of each task of a task or group that its figures are of; tasks that are left out: all asked."""
+        return next((self.drawn.get(role, {}) for role, names in self.roles.items() if name in names), {})
 
     def instances(self, query: str) -> Iterator[Any]:
         """lm-eval's requests of a query, those of texts not among them."""
@@ -145,7 +151,7 @@ def load_suite(
         chat: makes chats of the questions.
         form: makes each task another form of it, before its options are replaced.
 
-    Raises UserError for an unknown task and for one whose data cannot be had.
+    Raises UserError for an unknown task, a tag, and a task whose data cannot be had.
     """
     names = list(dict.fromkeys(name for group in roles.values() for name in group))
     if not names:
@@ -159,9 +165,11 @@ def load_suite(
     with local_data(local_dir, examples=num_fewshot > 0):
         loaded = _load(manager, names, num_fewshot, form)
     leaves = _leaves(loaded)
-    samples = None
+    samples, drawn = None, {}
     if subset is not None:
-        samples = _stratified(loaded["tasks"], roles, leaves, subset, seed)
+        drawn = {role: _stratified(loaded["tasks"], named, leaves, subset, seed) for role, named in roles.items()}
+        samples = {name: sorted({n for of in drawn.values() for n in of.get(name, ())}) for name in loaded["tasks"]}
+        drawn = {role: part for role, of in drawn.items() if (part := {k: v for k, v in of.items() if v != samples[k]})}
     elif limit is not None:
         samples = {name: list(range(min(limit, len(task.eval_docs)))) for name, task in loaded["tasks"].items()}
     suite = {}
@@ -179,7 +187,7 @@ def load_suite(
             _build(task, None if samples is None else samples[name], chat)
         suite[query] = {"tasks": tasks, **_groups_of(loaded, leaves, tasks)}
     asked = {role: list(named) for role, named in roles.items()}
-    return Suite(suite, asked, leaves, samples, passages or {}, dict(text_roles))
+    return Suite(suite, asked, leaves, samples, passages or {}, dict(text_roles), drawn)
 
 
 @lru_cache  # scanning lm-eval's thousands of task files takes seconds
@@ -202,6 +210,11 @@ def _load(manager: TaskManager, names: list[str], num_fewshot: int, form: Form |
                 f"eval.tasks: cannot load the data of task {name!r}: {error}. Without a network: fetch it beforehand "
                 f"(`unlearn prefetch`), or eval.local_dir=DIR for MMLU and WMDP from a folder."
             ) from error
+        if name not in {**loaded["tasks"], **loaded["groups"]}:
+            raise UserError(
+                f"eval.tasks: {name!r} is a tag, for which lm-eval has no figure of its own: name tasks or groups, "
+                f"here [{', '.join(loaded['tasks'])}]."
+            )
         for kind, found in loaded.items():
             merged[kind].update(found)
     for name, task in merged["tasks"].items():
@@ -236,23 +249,16 @@ def _build(task: Task, samples: list[int] | None, chat: Chat | None) -> None:
 
 
 def _stratified(
-    tasks: Mapping[str, Task], roles: Mapping[str, Sequence[str]], leaves: dict[str, list[str]], size: int, seed: int
+    tasks: Mapping[str, Task], asked: Sequence[str], leaves: dict[str, list[str]], size: int, seed: int
 ) -> dict[str, list[int]]:
-    """Numbers of the questions to ask of each task: `size` for each role, in proportion to the tasks' sizes.
-
-    A task of two roles is asked what either drew.
-    """
-    chosen: dict[str, set[int]] = {name: set() for name in tasks}
-    for asked in roles.values():
-        members = list(dict.fromkeys(leaf for name in asked for leaf in leaves[name]))
-        sizes = {name: len(tasks[name].eval_docs) for name in members}
-        total = sum(sizes.values())
-        exact = {name: min(size, total) * n / total for name, n in sizes.items()}
-        shares = {name: max(1, int(share)) for name, share in exact.items()}
-        rest = min(size, total) - sum(shares.values())
-        for name in sorted(members, key=lambda name: int(exact[name]) - exact[name])[: max(0, rest)]:
-            shares[name] += 1
-        for name in members:
-            draw = random.Random(f"{seed}/subset/{name}").sample(range(sizes[name]), min(shares[name], sizes[name]))
-            chosen[name] |= set(draw)
-    return {name: sorted(numbers) for name, numbers in chosen.items()}
+    """Numbers of the questions to ask of each task of a role: `size` in all, in proportion to the tasks' sizes."""
+    members = list(dict.fromkeys(leaf for name in asked for leaf in leaves[name]))
+    sizes = {name: len(tasks[name].eval_docs) for name in members}
+    total = sum(sizes.values())
+    exact = {name: min(size, total) * n / total for name, n in sizes.items()}
+    shares = {name: max(1, int(share)) for name, share in exact.items()}
+    rest = min(size, total) - sum(shares.values())
+    for name in sorted(members, key=lambda name: int(exact[name]) - exact[name])[: max(0, rest)]:
+        shares[name] += 1
+    draws = {name: random.Random(f"{seed}/subset/{name}") for name in members}
+    return {name: sorted(draws[name].sample(range(n), min(shares[name], n))) for name, n in sizes.items()}

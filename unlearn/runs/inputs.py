@@ -53,9 +53,10 @@ class Inputs:
 
     @property
     def pad_id(self) -> int:
-        """The token id of padding. Where there is none, any id will do: padding is masked or comes after all tokens."""
+        """The token id of padding. Where the model has none, any will do: padding is masked or comes after all tokens."""
+        known = load_config(self.source).get_text_config().vocab_size  # a tokenizer may have more, with [PAD] added
         ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        return next(i for i in ids if i is not None)
+        return next(i for i in ids if i is not None and i < known)
 
 
 def load_inputs(config: Config) -> Inputs:

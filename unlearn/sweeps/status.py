@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -99,6 +100,9 @@ def retry(sweep: Sweep) -> list[int]:
     if not again:
         return []
     say(f"Starting again: {', '.join(f'#{n}' for n in again)}")
+    if not Path(sweep.cwd).is_dir():
+        raise UserError(f"{sweep.folder}: the sweep was started in {sweep.cwd}, which is no longer there.")
+    os.chdir(sweep.cwd)  # relative paths of its configuration are from there
     if sweep.local is not None:
         from unlearn.sweeps.local import run_local
 

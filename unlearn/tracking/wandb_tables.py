@@ -63,7 +63,7 @@ def question_rows(base: Answers, unlearned: Answers) -> Iterator[Row]:
         before = {record["id"]: record for record in base.samples[f"base/{task}/{query}"]}
         for after in records:
             both = before[after["id"]], after
-            facts = [[r["correct"] for r in both], [r.get("choice") for r in both], [_margin(r) for r in both]]
+            facts = [[r.get("correct") for r in both], [r.get("choice") for r in both], [_margin(r) for r in both]]
             yield [task, query, after["id"], *(value for pair in facts for value in pair)]
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from unlearn.analysis.compare import differing_questions, read_roles, read_samples
+from unlearn.analysis.compare import differing_questions, read_drawn, read_roles, read_samples
 from unlearn.analysis.report.choose import Chosen, family
 from unlearn.analysis.report.collect import Run
 from unlearn.analysis.report.material import Material
@@ -95,10 +95,12 @@ def answers(m: Material, run: Run, role: str, query: str, model: str = "unlearne
     found: Answers = {}
     with m.reading(run):
         parts = read_roles(run.folder).get(role, [])
-        asked = set(run.roles.get(role, []))
+        asked, drawn = set(run.roles.get(role, [])), read_drawn(run.folder).get(role, {})
         for (part, _), right in read_samples(run.folder, [(part, query) for part in parts], model).items():
             task = part if part in asked else "parts of a group"
-            found.setdefault(task, {}).update({(part, q): correct for q, correct in right.items()})
+            found.setdefault(task, {}).update(
+                {(part, q): correct for q, correct in right.items() if q in drawn.get(part, right)}
+            )
     return found
 
 
