@@ -332,6 +332,17 @@ def test_of_several_coefficients_one_stands_for_both(tmp_path):
     assert '"c": 6.5' in choice.rna
 
 
+def test_seeds_that_are_one_run_are_told(tmp_path):
+    """A method that draws nothing, without RNA and data.shuffle."""
+    for name, same in (("npo", True), ("rmu", False)):
+        for seed in range(3):
+            file = made_up_run(tmp_path / f"{name}{seed}", method=name, seed=seed) / "metrics.json"
+            loss = 0.5 if same else 0.5 + seed
+            file.write_text(json.dumps({**json.loads(file.read_text()), "train/forget_loss": loss}))
+    [told] = [w for w in gather(collect([tmp_path])).warnings if "data.shuffle" in w]
+    assert told.startswith("1 settings have the same losses with several seeds")
+
+
 def test_an_argument_that_is_no_number_tells_settings_apart(tmp_path):
     for norm in ("sample", "first_batch"):
         made_up_run(tmp_path / norm, argument={"c": 6.5, "norm": norm})

@@ -53,7 +53,7 @@ class Inputs:
 
     @property
     def pad_id(self) -> int:
-        """The token id of padding. Where the model has none, any will do: padding is masked or comes after all tokens."""
+        """The token id of padding. Where the model has none, any will do: it is masked or comes last."""
         known = load_config(self.source).get_text_config().vocab_size  # a tokenizer may have more, with [PAD] added
         ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         return next(i for i in ids if i is not None and i < known)

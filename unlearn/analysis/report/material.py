@@ -23,6 +23,8 @@ from unlearn.analysis.report.frames import (
 from unlearn.config.schema import is_number
 from unlearn.errors import describe
 
+LOSSES = ("train/forget_loss", "train/retain_loss")  # of the last logged step
+
 
 @dataclass(frozen=True)
 class Material:
@@ -112,7 +114,22 @@ class Material:
         repeated = repeated_seeds(self.about)
         if repeated:
             found.append(f"{repeated} runs repeat a seed of the same setting; each seed counts once.")
+        alike = self._alike_over_seeds()
+        if alike:
+            found.append(
+                f"{alike} settings have the same losses with several seeds, as nothing in them is drawn at random: the "
+                "seeds are one run, and their intervals over seeds mean nothing. data.shuffle=true draws the order."
+            )
         return found
+
+    def _alike_over_seeds(self) -> int:
+        """How many settings ended with the same losses for two seeds."""
+        losses: dict[str, dict[int, tuple[float, ...]]] = {}
+        for run, (setting, seed) in zip(self.runs, self.about[["setting", "seed"]].values, strict=True):
+            ended = tuple(v for k, v in sorted(run.metrics.items()) if k in LOSSES)
+            if run.done and ended:
+                losses.setdefault(setting, {})[seed] = ended
+        return sum(len(set(of.values())) < len(of) for of in losses.values())
 
 
 def _brief(value: object) -> str:
