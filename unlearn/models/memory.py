@@ -72,9 +72,10 @@ def in_batches(function: Callable[[Rows], Result], rows: Rows, size: int) -> tup
         except RuntimeError as error:
             if not (isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)):
                 raise
-            if size == 1:
-                raise UserError(f"out of memory with a batch of one row: {error}") from None
+            told = str(error)
         # Outside of the except block: the exception's traceback holds the tensors of the failed attempt.
+        if size == 1:
+            raise UserError(f"out of memory with a batch of one row: {told}")
         gc.collect()
         torch.cuda.empty_cache()
         size = max(1, min(size, len(rows) - start) // 2)

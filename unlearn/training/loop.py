@@ -298,7 +298,7 @@ def _record(batch: Batch, losses: Losses, variant: Variant, tokens: int) -> Reco
 def peak_memory_mb() -> float:
     """Peak memory in MiB: of the GPU's allocator if there is a GPU, else of this process."""
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
+        return max(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count()))) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
