@@ -84,14 +84,14 @@ def largest_deviation(ours: dict[str, Any], baseline: dict[str, Any]) -> float:
 
 def counted(shape: Shape, method: str, parts: Parts, variants: int) -> int:
     """The fewest FLOPs of a step, each variant with a nu of its own."""
-    if method == "npo":
+    if shapes.METHODS[method][0].needs_logits:
         return shape.likelihood_step(parts, variants, reference=["forget"], noises=variants)
     return shape.training_step(parts, variants, frozen_forget=False)
 
 
 def counted_baseline(shape: Shape, method: str, parts: Parts) -> int:
     """FLOPs of a step of the baseline."""
-    if method == "npo":
+    if shapes.METHODS[method][0].needs_logits:
         return shape.published_likelihood_step(parts, reference=["forget", "retain"])
     return shape.published_step(parts, frozen_forget=False)
 

@@ -332,6 +332,15 @@ def test_of_several_coefficients_one_stands_for_both(tmp_path):
     assert '"c": 6.5' in choice.rna
 
 
+def test_a_rate_that_a_method_brings_with_it_is_not_told_and_one_that_was_chosen_is(tmp_path):
+    made_up_run(tmp_path / "rmu", changes={"identity.train.lr": 1e-3})
+    made_up_run(tmp_path / "npo", method="npo", argument={"beta": 0.1}, changes={"identity.train.lr": 1e-4})
+    assert set(gather(collect([tmp_path])).about["other"]) == {""}
+    made_up_run(tmp_path / "other", method="npo", argument={"beta": 0.1}, changes={"identity.train.lr": 5e-4})
+    told = gather(collect([tmp_path])).about.set_index("run")["other"]
+    assert (told["npo"], told["other"]) == ("train.lr=0.0001", "train.lr=0.0005")
+
+
 def test_seeds_that_are_one_run_are_told(tmp_path):
     """A method that draws nothing, without RNA and data.shuffle."""
     for name, same in (("npo", True), ("rmu", False)):

@@ -32,6 +32,7 @@ DIGITS = 4  # of what is shown, behind the point
 SEPARATOR = "; "  # between the parts of `other`
 SETTING = ["setting", "method", "coefficient", "nu", "other"]
 MEAN = "mean"  # the task of a role's row
+BY_METHOD = ("train.lr", "loss.alpha", "model.layer")  # conf/model has a value of its own for each method
 # Keys that have columns of their own, or that say what was asked.
 OWN = ("method.name", "method._target_", "rna.nu", "seed", "eval.", "results_version")
 
@@ -89,7 +90,7 @@ def run_frame(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def _differing(described: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Keys, beside those with columns of their own, that have several values; of a method, among its own runs.
+    """Keys, beside those with columns of their own, that have several values; what a method determines, among its runs.
 
     A key that only some runs have differs, too.
     """
@@ -97,7 +98,7 @@ def _differing(described: Sequence[Mapping[str, Any]]) -> list[str]:
     found = []
     for key in dict.fromkeys(key for keys in known for key in keys if not key.startswith(OWN)):
         having = [keys for keys in known if key in keys]
-        if key.startswith("method."):
+        if key.startswith("method.") or key in BY_METHOD:
             values = {(keys["method.name"], keys[key]) for keys in having}
             differs = len(values) > len({method for method, _ in values})
         else:
