@@ -96,6 +96,9 @@ def test_a_checkpoint_is_evaluated_as_the_base_model(tmp_path, capsys):
     assert metrics["base/toy_retain/default/acc"] == 1
     assert "100.0 ± 0.0" in capsys.readouterr().err
     assert not any(name.startswith("unlearned") for name in metrics)
+    more = evaluate_checkpoint([f"model.path={model}", "eval=toy", "eval.limit=4", f"output_root={tmp_path}"])
+    assert more != folder
+    assert json.loads((folder / "metrics.json").read_text()) == metrics
 
 
 def test_the_base_models_answers_are_computed_once(short, monkeypatch):

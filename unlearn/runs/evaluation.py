@@ -97,8 +97,7 @@ def evaluate_checkpoint(overrides: list[str]) -> Path:
     inputs = load_evaluation_inputs(config)
     with open_evaluator(config, inputs) as evaluator:
         result = evaluator.evaluate_base()
-    name = f"{config.model.name}-{inputs.model_hash[:10]}"
-    folder = Path(config.output_root) / "evaluations" / name
+    folder = Path(config.output_root) / "evaluations" / f"{config.model.name}-{_name(config, inputs)}"
     result.write_samples(folder / "samples")
     write_json(folder / "metrics.json", result.metrics)
     show_result(result.metrics, config.eval.roles, config.eval.queries, folder, None)
