@@ -97,13 +97,17 @@ def test_layers_that_are_not_there_are_refused(knowing):
         LogitLens([3, 99]).levels_of(knowing)
 
 
-def test_a_stopped_lens_leaves_all_layers(knowing):
-    count = len(decoder_layers(knowing.model))
-    stages = LogitLens([1, 2]).stages(knowing)
-    next(stages)
-    assert len(decoder_layers(knowing.model)) == 2
-    stages.close()
-    assert len(decoder_layers(knowing.model)) == count
+def test_the_lens_asks_each_layer_as_if_the_model_ended_there(knowing, suite):
+    config, layers = knowing.model.config, decoder_layers(knowing.model)
+    metrics = found(LogitLens([2, 0, 1]), knowing)
+    behind = list(layers[2:])
+    del layers[2:]
+    config.num_hidden_layers = 2
+    try:
+        assert metrics[1][ACC] == accuracy(knowing.model, suite)
+    finally:
+        layers.extend(behind)
+        config.num_hidden_layers = len(layers)
 
 
 def test_answers_by_likelihood_get_round_a_refusal_to_say_letters(knowing, ignorant, suite):

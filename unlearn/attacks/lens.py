@@ -5,17 +5,19 @@ What an earlier layer says, and the last one does not, is hidden, not erased.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from unlearn.attacks.attack import Change, Victim, check_levels
+from unlearn.attacks.attack import Attack, Measured, Victim, check_levels
 from unlearn.errors import UserError
+from unlearn.evaluate.harness import evaluate
 from unlearn.models.architectures import decoder_layers
+from unlearn.models.depths import Depths
 
 
 @dataclass(frozen=True)
-class LogitLens(Change):
-    """The model without the layers behind each of `levels`."""
+class LogitLens(Attack):
+    """The model without the layers behind each of `levels`. All are asked together."""
 
     levels: Sequence[int] | None = None  # numbers of layers, from 0; None: all
     level = "after layer {:g}"
@@ -32,15 +34,16 @@ class LogitLens(Change):
             raise UserError(f"attack.levels={list(levels)}: the model's layers are 0 to {count - 1}.")
         return levels
 
-    def stages(self, victim: Victim) -> Generator[float, None, None]:
-        """Layers."""
-        config, layers = victim.model.config.get_text_config(), decoder_layers(victim.model)
-        whole, depth = list(layers), config.num_hidden_layers
-        for level in self.levels_of(victim):
-            try:
-                del layers[level + 1 :]
-                config.num_hidden_layers = level + 1
-                yield level
-            finally:
-                layers.extend(whole[len(layers) :])
-                config.num_hidden_layers = depth
+    def measure(self, victim: Victim, missing: Collection[float]) -> Measured:
+        """Ask what each layer says."""
+        levels = [level for level in self.levels_of(victim) if level in missing]
+        answers = evaluate(
+            Depths(victim.model, levels),
+            victim.tokenizer,
+            victim.suite,
+            label=victim.label,
+            about=f"after each of {len(levels)} layers",
+            tokens_per_batch=victim.tokens_per_batch,
+        )
+        for level, of_level in zip(levels, answers, strict=True):
+            yield level, of_level.metrics

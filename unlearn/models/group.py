@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -58,12 +59,15 @@ class ModelGroup:
         """
         if len(members) < 2 or not self.shares:
             return [self._alone(run, number) for number in members]
-        recording = _Recording(self.model, self._changed)
+        recording = self._recording()
         results = []
         for i, number in enumerate(members):
             with self.use(number):
                 results.append(run(recording.record if i == 0 else recording.replay()))
         return results
+
+    def _recording(self) -> Recording:
+        return Recording(self.model, partial(_until, self.model, self._changed))
 
     def _alone(self, run: Callable[[Forward], Result], number: int) -> Result:
         with self.use(number):
@@ -92,37 +96,54 @@ class ModelGroup:
         return all(torch.equal(a, self._alone(run, n)) for a, n in zip(shared, members, strict=True))
 
 
-class _Recording:
-    """The forward passes of the group's first member, for the others. Each makes the same calls in the same order."""
+class Recording:
+    """The forward passes of the group's first member, for the others. Each makes the same calls in the same order.
 
-    def __init__(self, model: PreTrainedModel, changed: set[nn.Module]) -> None:
-        self._model, self._changed = model, changed
+    Args:
+        recorder: a context, inside of which outputs of modules are recorded.
+    """
+
+    def __init__(self, model: PreTrainedModel, recorder: Callable[[], AbstractContextManager[Outputs]]) -> None:
+        self._model, self._recorder = model, recorder
         self._calls: list[tuple[Outputs, dict[int, Any]]] = []  # and the cache of the layers that are shared
 
     def record(self, **inputs: Any) -> Any:
         """A forward pass of the first member."""
-        with recorded(self._model, self._changed) as outputs:
+        with self._recorder() as outputs:
             output = self._model(**inputs)
-        # The states behind the last whole layer are all that the next one needs.
-        whole = [layer for layer in decoder_layers(self._model) if layer in outputs]
-        for layer in whole[:-1]:
-            outputs[layer] = outputs[whole[-1]]
         self._calls.append((outputs, _cached_layers(outputs, output)))
         return output
 
     def replay(self) -> Forward:
-        """The forward passes of another member."""
+        """The forward passes of the member in use."""
         calls = iter(self._calls)
 
         def forward(**inputs: Any) -> Any:
             outputs, cached = next(calls)
-            with replayed(outputs):
+            with replayed(self._outputs(outputs)):
                 output = self._model(**inputs)
-            for number, layer in cached.items():
-                output.past_key_values.layers[number] = copy.copy(layer)
+            if cached:
+                kept = output.past_key_values.layers
+                for number in cached.keys() & set(range(len(kept))):
+                    kept[number] = copy.copy(cached[number])
             return output
 
         return forward
+
+    def _outputs(self, outputs: Outputs) -> Outputs:
+        """What the member in use has of the recorded outputs."""
+        return outputs
+
+
+@contextmanager
+def _until(model: PreTrainedModel, changed: set[nn.Module]) -> Iterator[Outputs]:
+    """Record what runs before `changed`."""
+    with recorded(model, changed) as outputs:
+        yield outputs
+    # The states behind the last whole layer are all that the next one needs.
+    whole = [layer for layer in decoder_layers(model) if layer in outputs]
+    for layer in whole[:-1]:
+        outputs[layer] = outputs[whole[-1]]
 
 
 def _cached_layers(outputs: Outputs, output: Any) -> dict[int, Any]:
