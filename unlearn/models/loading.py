@@ -19,7 +19,7 @@ from transformers.utils import cached_file
 
 from unlearn.errors import UserError
 from unlearn.models import spread
-from unlearn.models.architectures import auto_class, is_multimodal, keep_up_to, layer_count
+from unlearn.models.architectures import auto_class, decoder_layers, head_of, is_multimodal, keep_up_to, layer_count
 from unlearn.models.fusing import fuse
 
 # What the names of a tower's tensors begin with; deeper down, such a name belongs to the language model.
@@ -228,7 +228,13 @@ def _from_pretrained(cls: Any, path: str, source: Source, **kwargs: Any) -> tran
         kwargs["quantization_config"] = transformers.GgufConfig(dequantize=True)
     with _quiet_transformers(), _told(source, "cannot load the model"):
         model, info = cls.from_pretrained(path, dtype=source.torch_dtype, output_loading_info=True, **kwargs)
-    missing = sorted(name for name in info["missing_keys"] if not TOWER.match(name))
+    # Layers and what is beside them, embeddings, head. Other parts of a multimodal model do not count: some are saved
+    # by transformers under names that it does not find again.
+    parts = (decoder_layers(model), head_of(model), model.get_input_embeddings())
+    places = {module: name for name, module in model.named_modules() if module in parts}
+    places[parts[0]] = places[parts[0]].rpartition(".")[0]
+    prefixes = tuple(f"{name}." if name else "" for name in places.values())
+    missing = sorted(name for name in info["missing_keys"] if name.startswith(prefixes))
     if missing:  # transformers would draw them at random
         raise UserError(f"model.path={source.path}: the checkpoint lacks {', '.join(missing[:3])}.")
     return model
