@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 import transformers
 from huggingface_hub import constants
+from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import cached_file
 
@@ -228,16 +229,26 @@ def _from_pretrained(cls: Any, path: str, source: Source, **kwargs: Any) -> tran
         kwargs["quantization_config"] = transformers.GgufConfig(dequantize=True)
     with _quiet_transformers(), _told(source, "cannot load the model"):
         model, info = cls.from_pretrained(path, dtype=source.torch_dtype, output_loading_info=True, **kwargs)
-    # Layers and what is beside them, embeddings, head. Other parts of a multimodal model do not count: some are saved
-    # by transformers under names that it does not find again.
-    parts = (decoder_layers(model), head_of(model), model.get_input_embeddings())
-    places = {module: name for name, module in model.named_modules() if module in parts}
-    places[parts[0]] = places[parts[0]].rpartition(".")[0]
-    prefixes = tuple(f"{name}." if name else "" for name in places.values())
+    parts = _read_parts(model)
+    prefixes = tuple(f"{name}." for name, module in model.named_modules() if module in parts)
     missing = sorted(name for name in info["missing_keys"] if name.startswith(prefixes))
     if missing:  # transformers would draw them at random
         raise UserError(f"model.path={source.path}: the checkpoint lacks {', '.join(missing[:3])}.")
     return model
+
+
+def _read_parts(model: transformers.PreTrainedModel) -> list[nn.Module]:
+    """What the states, and the logits of a model with a head, are computed with.
+
+    Other parts of a multimodal model are not among them: transformers saves some under names that it does not find.
+    """
+    layers, head = decoder_layers(model), head_of(model)
+    parts = [layers, model.get_input_embeddings()]
+    if head is not None:
+        parent = next(m for m in model.modules() if layers in m.children())
+        norms = [m for m in parent.children() if all(p.dim() == 1 for p in m.parameters())]
+        parts += [head, *norms]
+    return parts
 
 
 @contextmanager
