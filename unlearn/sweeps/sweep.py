@@ -202,12 +202,18 @@ def finished(config: Config) -> bool:
     if config.train.force or config.attacks or not run.done or run.record.get("identity") != identity(config):
         return False
     read = paths(asdict(config))
-    if paths(run.record["config"]) != read:
+    if list(map(_inside, paths(run.record["config"]))) != list(map(_inside, read)):
         return False
     written = run.file("run.json").stat().st_mtime
     there = [Path(path) for path in read if path is not None and Path(path).exists()]
     files = (file for path in there for file in ([path] if path.is_file() else path.rglob("*")))
     return all(file.stat().st_mtime < written for file in files)
+
+
+def _inside(path: str | None) -> str | None:
+    """A path of the package without the place of the package: a job of SLURM runs a copy, with the same files."""
+    place, package, inside = (path or "").rpartition("/unlearn/")
+    return package + inside if (Path(place) / "unlearn/experiment.py").is_file() else path
 
 
 def failure_list(sweep: Sweep, failed: Mapping[int, str], of: int) -> str:
