@@ -233,7 +233,8 @@ def test_a_process_that_dies_fails_alone_and_the_same_command_completes_the_grid
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_processes_end_with_their_launcher_and_a_retry_spreads_the_rest(how, tmp_path):
-    quick = ("tracker=none", "eval=none", "train.steps=300", "train.checkpoint_every=10", "seed=0,1,2")
+    long = ("train.steps=600", "data.on_exhausted=cycle")  # both processes are to be found while they train
+    quick = ("tracker=none", "eval=none", *long, "train.checkpoint_every=10", "seed=0,1,2")
     one_by_one = ("hydra.launcher.pack_size=1", f"output_root={tmp_path}", f"hydra.sweep.dir={tmp_path / 's'}")
     launcher = start(*DEVICES, *quick, *one_by_one)
     workers = [worker_of(launcher, device, tmp_path / "runs") for device in ("5", "MIG-a")]
