@@ -77,6 +77,11 @@ def test_runs_that_were_asked_otherwise_are_not_compared_and_the_reason_is_told(
     assert {query for _, query in results} == {"default"}
 
 
+def test_runs_asked_with_and_without_a_chat_template_are_not_compared(tmp_path):
+    a, b = made_up_run(tmp_path / "a"), made_up_run(tmp_path / "b", changes={"identity.eval.chat_template": True})
+    assert compare_runs(a, b)[1]["default"] == "eval.chat_template differs: None and True"
+
+
 def test_a_role_that_was_asked_later_is_compared_by_what_that_evaluation_asked(tmp_path):
     """Control queries of the retain role alike, and later of the near role with other words replaced."""
     first, later = {"control": ["retain"]}, {"control": ["near"]}

@@ -27,9 +27,9 @@ def launch(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def status(*arguments):
+def status(*arguments, cwd=ROOT):
     command = [sys.executable, "-m", "unlearn", "status", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
@@ -105,7 +105,8 @@ def job_folder(sweep, number):
 def test_the_view_and_the_retry_of_a_sweep_that_ran_here(tmp_path):
     good = tmp_path / "good.jsonl"
     arguments = (*QUICK, f"output_root={tmp_path}", "data=jsonl", "rna.nu=0.01,0.02")
-    topic = f"+data.topics.a={{forget: {good}, retain: {good}, max_length: 16}}"
+    named = os.path.relpath(good, ROOT)  # from where the sweep is started, and not from where it is retried
+    topic = f"+data.topics.a={{forget: {named}, retain: {named}, max_length: 16}}"
     done = launch(*arguments, topic)
     assert done.returncode == 1
     assert done.stderr.count("there is no such file") == 2
@@ -115,12 +116,12 @@ def test_the_view_and_the_retry_of_a_sweep_that_ran_here(tmp_path):
     assert "2 failed" in seen.stdout
     assert "there is no such file" in seen.stdout
     good.write_text(json.dumps({"text": "soil blossom river"}) + "\n" + json.dumps({"text": "harbour"}) + "\n" * 1)
-    again = status(folder, "--retry")
+    again = status(folder, "--retry", cwd=tmp_path)
     assert again.returncode == 1, again.stderr
     assert "training needs" in again.stdout
     with good.open("a") as out:
         out.writelines(json.dumps({"text": f"river {i}"}) + "\n" for i in range(4))
-    again = status(folder, "--retry")
+    again = status(folder, "--retry", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "2 done" in again.stdout
     assert status(folder).returncode == 0

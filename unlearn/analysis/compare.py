@@ -18,7 +18,7 @@ from rich.table import Table
 from unlearn.errors import UserError
 from unlearn.evaluate.roles import DRAWN, ROLES
 from unlearn.evaluate.statistics import Paired, PairedMeans, nats_a_token, paired, paired_means
-from unlearn.runs.evaluations import CHAT, asked, content, same_part
+from unlearn.runs.evaluations import asked, other_content
 from unlearn.screen import console, say
 from unlearn.storage.files import read_object
 
@@ -72,16 +72,12 @@ def differing_questions(a: dict[str, Any], b: dict[str, Any], query: str, role: 
     Runs over different subsets can be paired on their common questions.
     """
     left, right = (asked(record, query, role) for record in (a, b))
-    if not left or not right:  # one of them was not asked
-        return None
-    known = (left.keys() | CHAT.keys()) & (right.keys() | CHAT.keys()) - {"limit", "subset"}
-    left, right = CHAT | left, CHAT | right
-    for key in [key for key in left if key in known and left[key] != right[key]]:
+    shared = left.keys() & right.keys() - {"limit", "subset"}  # none if one of them was not asked
+    for key in [key for key in left if key in shared and left[key] != right[key]]:
         if key == "words":
             return "the words that replace options differ (eval.forget_tokens, or the corpora that n-grams are of)"
         return f"eval.{key} differs: {left[key]} and {right[key]}"
-    hashes = {content(record, query, role) for record in (a, b)}
-    if None not in hashes and len(hashes) > 1 and same_part(a, b, query, role):
+    if other_content(a, b, query, role):
         return "the questions or their right answers differ (eval.local_dir, eval.include_path)"
     return None
 

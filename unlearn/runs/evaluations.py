@@ -7,7 +7,7 @@ from typing import Any
 from unlearn.config.schema import is_asked, text_tasks
 from unlearn.storage.hashing import json_sha256
 
-CHAT = {"chat_template": False, "system_instruction": None, "fewshot_as_multiturn": None}  # without a chat
+CHAT = ("chat_template", "system_instruction", "fewshot_as_multiturn")
 
 
 def evaluations(record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -39,8 +39,7 @@ def asked(record: dict[str, Any], query: str, role: str | None = None) -> dict[s
         return {}
     words = evaluation.get("query_words") or {}
     chosen = {key: evaluation.get(key) for key in ("num_fewshot", "limit", "subset")}
-    if evaluation.get("chat_template"):
-        chosen |= {key: evaluation.get(key) for key in CHAT}
+    chosen |= {key: evaluation.get(key) if evaluation.get("chat_template") else None for key in CHAT}
     if evaluation.get("text_hashes") and (role is None or role not in evaluation["tasks"]):
         cut = {key: value for key, value in evaluation["texts"].items() if key != "corpora"}
         chosen |= {"texts": cut, "text_hashes": evaluation["text_hashes"]}
@@ -57,15 +56,16 @@ def content(record: dict[str, Any], query: str, role: str | None = None) -> str 
     return hashes.get(role) if role else json_sha256(hashes) if hashes else None
 
 
-def same_part(a: dict[str, Any], b: dict[str, Any], query: str, role: str | None = None) -> bool:
-    """Whether two runs were to be asked the same part of the same tasks, whatever these contain."""
-    one, other = (_first(record, query, role) for record in (a, b))
-    same = all(one.get(key) == other.get(key) for key in ("limit", "subset"))
-    return same and bool(one and other) and _tasks(one, role) == _tasks(other, role)
+def other_content(a: dict[str, Any], b: dict[str, Any], query: str, role: str | None = None) -> bool:
+    """Whether two runs that were to be asked the same part of the same tasks found other questions or answers there."""
+    one, other = (content(record, query, role) for record in (a, b))
+    return None not in (one, other) and one != other and _part(a, query, role) == _part(b, query, role)
 
 
-def _tasks(evaluation: dict[str, Any], role: str | None) -> Any:
-    return roles_of(evaluation)[role] if role else roles_of(evaluation)
+def _part(record: dict[str, Any], query: str, role: str | None) -> tuple[Any, ...]:
+    evaluation = _first(record, query, role)
+    roles = roles_of(evaluation)
+    return evaluation.get("limit"), evaluation.get("subset"), roles[role] if role else roles
 
 
 def _first(record: dict[str, Any], query: str, role: str | None) -> dict[str, Any]:

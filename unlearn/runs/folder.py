@@ -93,8 +93,11 @@ class RunFolder:
         continued = same and same_inputs(self.record, inputs)
         trained = same and same_inputs(self.record, inputs, OF_TRAINING)
         before = self.record if trained else {}
+        kept = ["trained", "training_from", "wandb_id", *(["evaluations"] if continued else [])]
         if not trained:
-            self.file("run.json").unlink(missing_ok=True)  # first, since it says that the other files are there
+            for name in ("run.json", "train.jsonl", "delta.safetensors"):  # run.json says that the others are there
+                self.file(name).unlink(missing_ok=True)
+            self._remove_unfinished()
         if not continued:
             for name in ("metrics.json", "course.jsonl"):
                 self.file(name).unlink(missing_ok=True)
@@ -102,10 +105,6 @@ class RunFolder:
                 file.unlink()
             for name in ("samples", "attacks", "evaluations", "partial"):
                 shutil.rmtree(self.file(name), ignore_errors=True)
-        if not trained:
-            for name in ("train.jsonl", "delta.safetensors"):
-                self.file(name).unlink(missing_ok=True)
-            self._remove_unfinished()
         remove_scratch(self.path)
         code = code_version()
         self.record = {
@@ -118,8 +117,7 @@ class RunFolder:
             "python": sys.version.split()[0],
             "packages": package_versions(),
             "attempts": [*before.get("attempts", []), attempt() | {"commit": code["commit"]}],
-            **{key: before[key] for key in ("trained", "training_from", "wandb_id") if key in before},
-            **({"evaluations": self.record["evaluations"]} if continued and "evaluations" in self.record else {}),
+            **{key: before[key] for key in kept if key in before},
         }
         self.write()
 

@@ -116,7 +116,7 @@ def _facts(runs: Sequence[Run]) -> list[dict[str, str]]:
 
     The questions' content is left out if it is not known of all: runs of older versions have no hash of it.
     """
-    known = all(run.content for run in runs if run.done)
+    known = all(run.content for run in runs if run.done and run.question_set)
     return [
         {**_facts_of(run), **({"content": str(run.content)[:8]} if known else {})} if run.done else {} for run in runs
     ]
