@@ -106,6 +106,17 @@ def test_what_a_forget_token_costs_is_judged_against_c(material):
     assert claim.effect(one_value).why_not == "fewer than two values of it in enough seeds"
 
 
+def test_a_nu_of_too_few_seeds_is_shown_and_not_judged(tmp_path):
+    for seed in range(2):
+        text_run(tmp_path, 2, 0, seed, forgotten=3.0, cost=0.9)
+        text_run(tmp_path, 2, 0.1, seed, forgotten=2.5, cost=0.5)
+    text_run(tmp_path, 2, 0.2, 0, forgotten=2.4, cost=9.9)
+    evidence = Evidence(gather(collect([tmp_path])))
+    [(_, rows)] = claims.by_method(evidence).items()
+    assert set(rows["nu"]) == {0, 0.1}
+    assert "0.2 (too few seeds)" in document(evidence, "Claims")
+
+
 def test_how_sure_models_are_after_a_text_is_a_panel_and_two_claims(tmp_path):
     for seed in range(2):
         text_run(tmp_path, 2, 0, seed, forgotten=3.0, cost=0.9)
