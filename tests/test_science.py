@@ -32,7 +32,13 @@ SHORT = Scale((("rmu",),), questions=150, least_drop=4, least_above_control=2)
 LONG = Scale((("rmu", "adaptive_rmu"), ("rsv",)), questions=600, least_drop=6, least_above_control=2)
 
 
-@pytest.fixture(scope="module", params=[SHORT, pytest.param(LONG, marks=pytest.mark.slow)], ids=["short", "long"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(SHORT, marks=pytest.mark.short, id="short"),
+        pytest.param(LONG, marks=pytest.mark.slow, id="long"),
+    ],
+)
 def scale(request):
     return request.param
 

@@ -280,7 +280,7 @@ def two_runs(conf, tmp_path_factory):
 
 def test_the_command_measures_all_of_it_and_again_the_same(two_runs, monkeypatch, capsys):
     rna, rm = map(str, two_runs)
-    arguments = ["theory", rna, "--against", rm, "--limit", "8", "--draws", "3", "--directions", "4", "--batch", "2"]
+    arguments = ["theory", rna, "--against", rm, "--limit", "8", "--draws", "2", "--directions", "2", "--batch", "4"]
     main(arguments)
     told = capsys.readouterr().err
     for title in ("Assumption 4.2", "Theorem 4.3", "P[ratio <= 0]", "measured [95 %]", "Assumption 5.1"):

@@ -40,6 +40,20 @@ def test_every_section_leaves_figures_and_all_checks_pass(tmp_path):
     assert [row["cut"] for row in rows if "cut" in row] == ["exact"] * 10
     [killed] = [row for row in rows if row["case"].startswith("killed")]
     assert (killed["exit_status"], killed["resumed_after"]) == (-9, 3)
+    assert_methods_on_likelihoods([row for row in rows if row["section"] == "n"])
+
+
+def assert_methods_on_likelihoods(rows):
+    """They are timed beside the published way, and their memory is estimated."""
+    timed = [row for row in rows if "seconds" in row]
+    assert [row["case"].split(",")[0] for row in timed] == ["ours", "ours", "ours", "published"]
+    assert all(row["share_of_gemm"] > 0 and row["steps"] >= 4 for row in timed)
+    kept, recomputed, several, published = (row["tflop"] for row in timed)
+    assert kept < recomputed < several
+    assert kept < published
+    estimates = [row["estimated_gb"] for row in rows if "estimated_gb" in row]
+    assert len(estimates) == 3
+    assert estimates[1] < estimates[0]  # recomputing saves memory
 
 
 def test_a_case_that_fails_is_a_row_and_the_others_go_on(tmp_path, monkeypatch, capsys):
@@ -93,20 +107,6 @@ def test_memory_passes_below_the_bound_and_a_little_below_the_estimate(monkeypat
     shape = SimpleNamespace(hidden=4096)
     training._Bench(results, None, CPU, 4, 1.0, shape).memory("", 512, 1, "master", peak)
     assert rows[0]["passed"] is passed
-
-
-def test_methods_on_likelihoods_are_timed_beside_the_published_way(tmp_path):
-    code, rows = measured(tmp_path / "gpu.json", "--sections", "n")
-    timed = [row for row in rows if "seconds" in row]
-    assert code == 0
-    assert [row["case"].split(",")[0] for row in timed] == ["ours", "ours", "ours", "published"]
-    assert all(row["share_of_gemm"] > 0 and row["steps"] >= 4 for row in timed)
-    kept, recomputed, several, published = (row["tflop"] for row in timed)
-    assert kept < recomputed < several
-    assert kept < published
-    estimates = [row["estimated_gb"] for row in rows if "estimated_gb" in row]
-    assert len(estimates) == 3
-    assert estimates[1] < estimates[0]  # recomputing saves memory
 
 
 def test_sections_that_are_chosen_twice_run_once():
