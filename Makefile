@@ -67,7 +67,7 @@ REAL_JOBS := OMP_NUM_THREADS=1 $(BIN)/python launch.py -m hydra/launcher=packed 
 	experiment=smollm2_real train.steps=225 eval.texts.skip=20 eval.texts.documents=18 eval.texts.words=45
 REAL_SEEDS := seed=10,11,12
 
-real: $(INSTALLED) smollm2 ## the paper on a real language model and real texts, docs/real.md (about an hour)
+real: $(INSTALLED) smollm2 ## the paper on a real language model and real texts, docs/real.md (one to two hours)
 	$(MAKE) -j 2 $(REAL_PARTS)
 	$(BIN)/unlearn claims $(REAL) -o docs/real.md --title "The paper on a real model" --preface docs/real_preface.md
 	$(BIN)/unlearn report $(REAL) -o $(REAL)/report.html --figures $(REAL)/figures
