@@ -57,7 +57,7 @@ def unmoved(frozen, weights) -> float:
 def test_without_a_master_copy_updates_round_away_and_less_is_forgotten(record_property):
     # After one step every number has been updated by lr (AdamW's first step), so what has not moved rounded away.
     lost = {p: unmoved(*trained(p, 1)[:2]) for p in ("master", "model")}
-    losses = {p: trained(p, 50)[2] for p in ("master", "model")}
+    losses = {p: trained(p, 100)[2] for p in ("master", "model")}
     first = losses["master"][0].forget_loss
     last = {p: sum(r.forget_loss for r in losses[p][-10:]) / 10 for p in losses}
     for precision in ("master", "model"):
@@ -65,4 +65,4 @@ def test_without_a_master_copy_updates_round_away_and_less_is_forgotten(record_p
     assert lost["master"] < 0.01
     assert lost["model"] > 0.1
     assert losses["model"][0].forget_loss == pytest.approx(first)  # both start from the same model
-    assert first - last["model"] < 0.9 * (first - last["master"])
+    assert first - last["model"] < 0.8 * (first - last["master"])

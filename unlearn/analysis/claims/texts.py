@@ -164,15 +164,14 @@ CLAIMS = (
 def by_method(evidence: Evidence) -> dict[str, pd.DataFrame]:
     """method -> its rows, where runs have held-out texts; `judged`: whether of the model without RNA that is judged.
 
-    `doublings`: log2 of c or beta of the models that differ from that one in nothing else; NaN for others. Models with
-    RNA of too few seeds are left out, lest their seeds be judged by other nu than the others.
+    `doublings`: log2 of c or beta of the models that differ from that one in nothing else; NaN for others. A nu
+    of too few seeds is left out, lest its seeds be judged by other nu than the others.
     """
     rows, found = run_rows(evidence.material), {}
     for subject in evidence.subjects:
         of = rows[rows["method"] == subject.method] if len(rows) else rows
         if len(of):
-            seeds = of.groupby("setting")["seed"].transform("nunique")
-            of = of[(of["nu"] == 0) | (seeds >= FEWEST)]
+            of = of[~of["setting"].isin(set(subject.by_nu.values()) - set(subject.compared.values()))]
             doublings = {setting: math.log2(value) for value, setting in subject.by_coefficient.items() if value > 0}
             settings = of["setting"]
             found[subject.method] = of.assign(judged=settings == subject.plain, doublings=settings.map(doublings))
