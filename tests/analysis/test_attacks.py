@@ -96,7 +96,7 @@ def test_the_figures_are_drawn_from_these_rows(grid):
     course = levels(grid)
     assert len(course.data) == 3 * 4
     for drawn in (plane, course):
-        assert "mark" in json.dumps(drawn.chart(SCREEN).to_dict())
+        assert "diamond" in json.dumps(drawn.chart(SCREEN).to_dict())  # RNA shows, also where there is no line
 
 
 def test_without_attacks_the_figures_say_so(tmp_path):

@@ -150,7 +150,6 @@ def _plane(data: pd.DataFrame, look: Look, unit: str, methods: Sequence[str]) ->
     x = alt.X("robust:Q", title=ROBUST[unit][3], scale=alt.Scale(zero=False))
     y = alt.Y("recovered:Q", title=f"the strongest attack brings back ({more})", scale=alt.Scale(zero=True))
     colour, plane = charts.method_colour(methods), alt.Chart(data)
-    shape = alt.Shape("rna:N", title=None, scale=charts.NOISE_SHAPES)
     across = alt.X("robust_low:Q", title=x["title"])
     upwards = alt.Y("recovered_low:Q", title=y["title"])
     layers = [
@@ -158,7 +157,7 @@ def _plane(data: pd.DataFrame, look: Look, unit: str, methods: Sequence[str]) ->
         plane.mark_rule(opacity=0.35).encode(x=across, x2="robust_high:Q", y=y, color=colour),
         plane.mark_line(opacity=0.4).encode(x=x, y=y, color=colour, order="nu:Q"),
         plane.mark_point(filled=True, size=5 * look.size, opacity=0.9).encode(
-            x=x, y=y, color=colour, shape=shape, tooltip=charts.tooltip(data)
+            x=x, y=y, color=colour, shape=charts.noise_shape(), tooltip=charts.tooltip(data)
         ),
     ]
     return alt.layer(*layers).properties(width=int(1.5 * look.width), height=int(1.3 * look.height))
@@ -205,6 +204,8 @@ def _course(part: pd.DataFrame, look: Look, unit: str, methods: Sequence[str], n
         layers += [other.mark_point(color=charts.BASE).encode(x=x, y=its)]
     layers += [
         chart.mark_line(opacity=0.7).encode(x=x, y=y, **named),
-        chart.mark_point(filled=True).encode(x=x, y=y, tooltip=charts.tooltip(part), **named),
+        chart.mark_point(filled=True, size=3 * look.size).encode(
+            x=x, y=y, shape=charts.noise_shape(), tooltip=charts.tooltip(part), **named
+        ),
     ]
     return alt.layer(*layers).properties(width=look.width, height=look.height, title=name)

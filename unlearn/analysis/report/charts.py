@@ -85,6 +85,11 @@ def noise_dash() -> alt.StrokeDash:
     return alt.StrokeDash("rna:N", title=None, scale=NOISE_DASHES)
 
 
+def noise_shape() -> alt.Shape:
+    """A point for models with RNA and one for those without."""
+    return alt.Shape("rna:N", title=None, scale=NOISE_SHAPES)
+
+
 def dashes(queries: Sequence[str]) -> alt.Scale:
     """A stroke for each kind of query."""
     return alt.Scale(domain=list(queries), range=[QUERY_DASHES.get(q, [3, 2, 1, 2]) for q in queries])

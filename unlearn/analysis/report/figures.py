@@ -146,7 +146,7 @@ def pareto(m: Material) -> Figure:
             x=x,
             y=y,
             color=colour,
-            shape=alt.Shape("rna:N", title=None, scale=charts.NOISE_SHAPES),
+            shape=charts.noise_shape(),
             opacity=alt.condition(pick, alt.value(0.9), alt.value(0.08)),
             tooltip=charts.tooltip(data),
         )

@@ -232,7 +232,7 @@ def course(m: Material) -> Figure:
 def _panel(data: pd.DataFrame, look: Look, name: str, methods: Sequence[str]) -> alt.LayerChart:
     x = alt.X("forgotten:Q", title=AXES["forgotten"], scale=alt.Scale(nice=True, zero=True))
     y = alt.Y(f"{name}:Q", title=AXES[name], scale=alt.Scale(nice=True, zero=True))
-    shape = alt.Shape("rna:N", title=None, scale=charts.NOISE_SHAPES)
+    shape = charts.noise_shape()
     plane = alt.Chart(data)
     ends = {"y": alt.Y(f"{name}_low:Q", title=y["title"]), "y2": f"{name}_high:Q"}
     layers = [
