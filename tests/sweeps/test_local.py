@@ -116,7 +116,8 @@ def test_without_slurm_several_gpus_are_the_default(count, device, jobs, spread_
 
 def start(*overrides):
     """A grid's launcher, and its lines."""
-    command = [sys.executable, str(ROOT / "launch.py"), "-m", *overrides]
+    heard = ("env", "--default-signal=INT")  # where the tests run behind a shell's "&", SIGINT is ignored
+    command = [*heard, sys.executable, str(ROOT / "launch.py"), "-m", *overrides]
     quiet = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     return subprocess.Popen(command, cwd=ROOT, env=quiet, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -233,7 +234,7 @@ def test_a_process_that_dies_fails_alone_and_the_same_command_completes_the_grid
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_processes_end_with_their_launcher_and_a_retry_spreads_the_rest(how, tmp_path):
-    long = ("train.steps=600", "data.on_exhausted=cycle")  # both processes are to be found while they train
+    long = ("train.steps=400", "data.on_exhausted=cycle")  # both processes are to be found while they train
     quick = ("tracker=none", "eval=none", *long, "train.checkpoint_every=10", "seed=0,1,2")
     one_by_one = ("hydra.launcher.pack_size=1", f"output_root={tmp_path}", f"hydra.sweep.dir={tmp_path / 's'}")
     launcher = start(*DEVICES, *quick, *one_by_one)
