@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.analysis.made_up import ROLES, made_up_run
+from unlearn.analysis.claims.attacks import by_method
 from unlearn.analysis.claims.document import document
 from unlearn.analysis.claims.evidence import Evidence
 from unlearn.analysis.report.attacks import attack_rows, figure, levels, strongest
@@ -122,6 +123,16 @@ def test_claims_say_where_rna_makes_it_easier(grid):
     assert "**seen**" in lines["rounding"]
     assert "**contrary** +20.0" in lines["relearning"]
     assert "**contrary** +20.0" in lines["the strongest of them"]
+
+
+def test_claims_in_points_are_of_the_best_nu(grid):
+    """Where a nu has left nothing forgotten, nothing can come back."""
+    evidence = Evidence(grid)
+    [subject] = evidence.subjects
+    [rows] = by_method(evidence).values()
+    assert len(subject.compared) == 2
+    for seed, of in rows.groupby("seed"):
+        assert set(of["nu"]) == {0.0, subject.best_nu[seed]}
 
 
 def test_a_broken_file_is_named_and_the_rest_is_shown(grid, tmp_path):

@@ -16,13 +16,18 @@ SAME_NATS = 0.25  # nats a token: what counts as "no more"
 
 
 def by_method(evidence: Evidence) -> dict[str, pd.DataFrame]:
-    """method -> the rows (`attack_rows`) of the model without RNA that is judged, and of those with it."""
+    """method -> the rows (`attack_rows`) of the model without RNA that is judged, and of those with it.
+
+    In points these are the runs with their seed's best nu: where a nu has left nothing forgotten, nothing can come back.
+    On texts all nu are compared, at equal forgetting.
+    """
     rows, found = attack_rows(evidence.material), {}
     for subject in evidence.subjects:
         settings = {subject.plain, *subject.by_nu.values()}
         of = rows[rows["setting"].isin(settings)] if len(rows) else rows
         if len(of):
-            found[subject.method] = of
+            best = of["nu"] == of["seed"].map(subject.best_nu)
+            found[subject.method] = of[best | (of["nu"] == 0) | (of["unit"] == "nats")]
     return found
 
 
@@ -47,7 +52,7 @@ def claims(methods: dict[str, pd.DataFrame]) -> list[Claim]:
 
 
 def _more(rows: pd.DataFrame, attack: str, unit: str) -> Contrast:
-    """How much more comes back with RNA: mean over nu, and on texts at equal forgetting."""
+    """How much more comes back with RNA: with the best nu, and on texts at equal forgetting."""
     chosen = rows[(rows["unit"] == unit) & ((rows["attack"] == attack) | (attack == STRONGEST))]
     if chosen.empty:
         return Contrast(why_not="no such attack was made")

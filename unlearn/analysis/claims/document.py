@@ -130,8 +130,7 @@ def _under_attack(evidence: Evidence) -> list[Table]:
     rows = _judged(attacks.claims(methods), methods)
     note = (
         "What an attack brings back at its best level, against the same model without an attack: points of accuracy on "
-        "what was to be forgotten, mean over the values of nu; or nats a token on held-out texts to forget, at equal "
-        "forgetting."
+        "what was to be forgotten, with the best nu; or nats a token on held-out texts to forget, at equal forgetting."
     )
     return [Table("attacks", "Under attack", note, pd.DataFrame(rows))] if rows else []
 
