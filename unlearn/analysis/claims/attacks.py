@@ -18,7 +18,7 @@ SAME_NATS = 0.25  # nats a token: what counts as "no more"
 def by_method(evidence: Evidence) -> dict[str, pd.DataFrame]:
     """method -> the rows (`attack_rows`) of the model without RNA that is judged, and of those with it.
 
-    In points these are the runs with their seed's best nu: where a nu has left nothing forgotten, nothing can come back.
+    In points these are the runs with their seed's best nu: if a nu left nothing forgotten, nothing can come back.
     On texts all nu are compared, at equal forgetting.
     """
     rows, found = attack_rows(evidence.material), {}
