@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,11 @@ TIMED = ("tokens_per_second", "seconds", "peak_memory_mb", "memory_mb")  # what 
 
 def untimed(values: dict) -> dict:
     return {name: value for name, value in values.items() if name.rpartition("/")[2] not in TIMED}
+
+
+def pytest_configure() -> None:
+    """Let processes that tests start hear Ctrl-C: behind a shell's `&` they would ignore it, as pytest does."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

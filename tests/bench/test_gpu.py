@@ -20,7 +20,7 @@ from unlearn.data.batches import batches
 from unlearn.training.cost import Shape
 
 SMALL = ["--width", "0.03125", "--batch", "1", "--lengths", "32", "--questions", "2", "--steps", "4"]
-SMALL += ["--seconds", "86400"]  # a busy machine is slow
+SMALL += ["--seconds", "86400"]  # on a busy machine, too, no section is left out
 CPU = torch.device("cpu")
 
 

@@ -116,8 +116,7 @@ def test_without_slurm_several_gpus_are_the_default(count, device, jobs, spread_
 
 def start(*overrides):
     """A grid's launcher, and its lines."""
-    heard = ("env", "--default-signal=INT")  # where the tests run behind a shell's "&", SIGINT is ignored
-    command = [*heard, sys.executable, str(ROOT / "launch.py"), "-m", *overrides]
+    command = [sys.executable, str(ROOT / "launch.py"), "-m", *overrides]
     quiet = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     return subprocess.Popen(command, cwd=ROOT, env=quiet, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -63,5 +63,5 @@ def _more(rows: pd.DataFrame, attack: str, unit: str) -> Contrast:
     else:
         means = most.groupby(["seed", most["nu"] > 0])["recovered"].mean().unstack().dropna()
         found = dict(means[True] - means[False]) if {True, False} <= set(means) else {}
-        why = "no seed with RNA and without"
+        why = "no seed with RNA, whose best nu is known, and without"
     return mean_over_seeds(list(found.values())) if len(found) >= FEWEST else Contrast(why_not=why)
