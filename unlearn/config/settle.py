@@ -60,6 +60,15 @@ def settle(raw: DictConfig) -> Config:
     return config
 
 
+# What OmegaConf says of a value of another type -> what is allowed.
+_ALLOWED = {
+    "converted to Float": "a number, as 0.05 or 3e-3",
+    "converted to Integer": "a whole number",
+    "not a valid bool": "true or false",
+    "not a ListConfig": "a list, as [a,b]",
+}
+
+
 def _explain(error: OmegaConfBaseException) -> str:
     """A type error or an unknown key of the typed schema, in one line."""
     key = error.full_key or str(error.key)
@@ -68,7 +77,8 @@ def _explain(error: OmegaConfBaseException) -> str:
         names = [f.name for f in fields(error.object_type)]
         if str(error.key) not in names:
             return f"{key}: unknown key.{nearest(str(error.key), names)} Allowed: {', '.join(names)}."
-    return f"{key}: {first_line}."
+    allowed = next((f" Allowed: {what}." for end, what in _ALLOWED.items() if end in first_line), "")
+    return f"{key}: {first_line}.{allowed}"
 
 
 def _resolve(raw: DictConfig) -> DictConfig:
