@@ -12,6 +12,8 @@ from tests.conftest import ROOT
 from unlearn.attacks import attack as asking
 from unlearn.attacks.make import plan
 from unlearn.attacks.run import attack
+from unlearn.attacks.stages import Stages
+from unlearn.attacks.table import nothing_forgotten
 from unlearn.cli.main import main
 from unlearn.errors import UserError
 from unlearn.experiment import run
@@ -100,6 +102,7 @@ def test_results_are_kept_after_each_stage_and_not_asked_again(finished, monkeyp
     assert record["config"] == {"target": "unlearn.attacks.weights.Rounding", "levels": [6, 3]}
     assert record["stages"]["3"]["unlearned/toy_retain/perturbed/acc"] >= 0
     said = capsys.readouterr().err
+    assert "Nothing was forgotten" in said  # two steps
     assert "Evaluating the unlearned model, 3 bits: default, perturbed queries" in said
     rows = [line.split() for line in said.splitlines() if line.split()[:3] == ["rounding", "3", "bits"]]
     assert [row[3] for row in rows[-2:]] == ["unlearned", "base"]
@@ -111,6 +114,32 @@ def test_results_are_kept_after_each_stage_and_not_asked_again(finished, monkeyp
     [untouched] = (finished / "attacks").glob("none-*.json")
     found = json.loads(untouched.read_text())["stages"]["0"]
     assert {name: metrics[name] for name in found} == found  # without an attack, what the run's own evaluation found
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "nats", "nothing"),
+    [
+        (0.97, 3.0, True),
+        (0.6, 3.0, False),
+        (0.97, 5.0, False),
+        (None, 3.05, True),
+        (None, 5.0, False),
+        (None, None, False),
+    ],
+)
+def test_whether_nothing_was_forgotten(tmp_path, accuracy, nats, nothing):
+    """In questions or in texts; where neither was asked nothing is said."""
+
+    def metrics(label, acc, nll):
+        found = {f"{label}/bio/default/acc": acc, f"{label}/papers/default/nats": nll}
+        return {name: value for name, value in found.items() if value is not None}
+
+    base = metrics("base", accuracy and 0.98, nats and 3.0)
+    roles = {"forget": ["bio"], "forget_text": ["papers"]}
+    untouched = Stages(
+        tmp_path / "x", {"roles": roles}, {"0": metrics("unlearned", accuracy, nats)}, {"base": {"0": base}}
+    )
+    assert nothing_forgotten(untouched) is nothing
 
 
 def test_runs_that_share_a_model_load_it_once_and_find_it_as_it_was(finished, tmp_path, monkeypatch):

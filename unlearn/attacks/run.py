@@ -7,26 +7,24 @@ to the run's file in the end. What is there is not measured again.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from transformers import PreTrainedModel
 
-from unlearn.attacks.attack import Attack, Change, Metrics, Victim
+from unlearn.attacks.attack import Attack, Change, Victim
 from unlearn.attacks.make import Planned
+from unlearn.attacks.stages import BASE, IGNORANT, Stages
+from unlearn.attacks.table import QUERIES, Found, nothing_forgotten, show
 from unlearn.config.identity import RESULTS_VERSION
 from unlearn.config.schema import Config
 from unlearn.data.corpora import Reading
 from unlearn.errors import UserError
 from unlearn.evaluate.cache import cache_place
 from unlearn.evaluate.questions import CACHE
-from unlearn.evaluate.roles import role_means
 from unlearn.methods.misdirection import CONTROL
 from unlearn.models.delta import check_delta, load_delta, load_state
 from unlearn.models.fingerprint import checkpoint_fingerprint
@@ -35,47 +33,12 @@ from unlearn.models.loading import BALANCED, Source, load_config, load_whole
 from unlearn.runs.evaluation import run_config
 from unlearn.runs.folder import RunFolder
 from unlearn.runs.inputs import Inputs, load_evaluation_inputs
-from unlearn.screen import console, say
-from unlearn.storage.files import write_json
+from unlearn.screen import say
 from unlearn.storage.hashing import json_sha256
 from unlearn.storage.lock import FolderLock
 
-QUERIES = ("default", "perturbed")  # that are asked under attack, of those of the run
 QUESTIONS = 300  # of a role: accuracies are good to about 3 points, and there are many levels
 UNATTACKED = "none"
-BASE, IGNORANT = "base", "ignorant"  # labels of the models beside the unlearned one
-MEASURES = {
-    "acc": ("accuracy, %", 100.0, 1),
-    "nats": ("nats a token", 1.0, 2),
-    "rouge": ("ROUGE-L recall, %", 100.0, 1),
-    "repeated": ("repeated, %", 100.0, 1),
-    "base_nats": ("nats, base model", 1.0, 2),
-}  # metric -> what the table calls it, its factor, digits
-
-
-@dataclass(frozen=True)
-class Stages:
-    """A model's metrics at each level of an attack, in a file that is written after each; beside it other models'."""
-
-    file: Path
-    about: Mapping[str, Any]
-    found: dict[str, Metrics]
-    others: dict[str, dict[str, Metrics]] = field(default_factory=dict)  # "base" and "ignorant"
-
-    @classmethod
-    def read(cls, file: Path, about: Mapping[str, Any]) -> Stages:
-        """What the file has; nothing if there is none."""
-        known = json.loads(file.read_text()) if file.is_file() else {"stages": {}}
-        return cls(file, about, known["stages"], {name: known[name] for name in (BASE, IGNORANT) if name in known})
-
-    def add(self, level: float, metrics: Metrics) -> None:
-        """Keep a level."""
-        self.found[f"{level:g}"] = metrics
-        self.write()
-
-    def write(self) -> None:
-        """Write the file."""
-        write_json(self.file, {**self.about, "stages": self.found, **self.others})
 
 
 class BaseModel:
@@ -92,9 +55,6 @@ class BaseModel:
             self._model, self._source = load_whole(source), source
         assert self._model is not None
         return self._model
-
-
-Found = tuple[Planned, Stages]
 
 
 def attack(
@@ -144,6 +104,8 @@ def _attack(
         own.others[BASE] = of_base.found
         own.write()
         found.append((planned, own))
+        if planned.name == UNATTACKED and nothing_forgotten(own):
+            say("Nothing was forgotten, as far as the evaluation can tell, so nothing can come back.")
     if ignorant is not None:
         _measure_ignorant(ignorant, victim, inputs, common, found)
     show(folder.path.name, found)
@@ -289,29 +251,3 @@ def _measure(victim: Victim, attack: Attack, stages: Stages) -> None:
         with closing(attack.measure(victim, missing)) as measured:
             for level, metrics in measured:
                 stages.add(level, metrics)
-
-
-def show(title: str, found: Sequence[Found]) -> None:
-    """A table with a row for each level, model (unlearned, base, ignorant) and measure, by role and query."""
-    roles = dict.fromkeys(role for _, own in found for role in own.about["roles"])
-    columns = [(role, query) for role in roles for query in QUERIES]
-    rows = [
-        (planned.name, planned.attack.told(float(level)), label, MEASURES[measure][0], figures)
-        for planned, own in found
-        for level in own.found
-        for label, stages in {"unlearned": own.found, **own.others}.items()
-        for measure in MEASURES
-        if (figures := role_means(stages.get(level, {}), own.about["roles"], label, measure))
-    ]
-    shown = [column for column in columns if any(column in figures for *_, figures in rows)]
-    table = Table(title=f"Attacks, {title}", box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("attack", "level", "model", "measure"):
-        table.add_column(name)
-    for role, query in shown:
-        table.add_column(f"{role} {query}", justify="right")
-    scale = {name: (factor, digits) for name, factor, digits in MEASURES.values()}
-    for *named, measure, figures in rows:
-        factor, digits = scale[measure]
-        cells = (f"{factor * figures[c]:.{digits}f}" if c in figures else "" for c in shown)
-        table.add_row(*named, measure, *cells)
-    console.print(table)
