@@ -135,6 +135,19 @@ def test_without_scripts_the_tables_are_there(chromium, report):
     context.close()
 
 
+@pytest.mark.parametrize("library", ['<script type="text/plain" id="datatables">', "<script>"])
+def test_if_a_library_fails_the_tables_are_there(chromium, report, tmp_path, library):
+    """The one for tables, which is text until it is imported, or the one for figures."""
+    broken = tmp_path / "broken.html"
+    before, found, after = report.read_text().partition(library)
+    broken.write_text(f"{before}{found}]{after}")
+    page = chromium.new_page()
+    page.goto(broken.as_uri(), timeout=HANGS)
+    expect(page.locator("#overview")).to_be_visible()
+    assert page.locator("#overview tbody tr").count() == 35
+    page.close()
+
+
 def test_sorting_with_the_keyboard_alone(opened, report):
     page = opened(report)
     names = headings(page)
