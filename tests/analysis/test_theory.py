@@ -316,7 +316,7 @@ def test_what_the_paper_is_about_is_not_overwritten_by_another_query(tmp_path):
 
 def test_a_role_that_a_later_evaluation_asked_is_known(two_runs, tmp_path):
     def later(record):
-        asked = {**record["config"]["eval"], "tasks": {"retain": ["toy_retain"]}}
+        asked = {**record["config"]["eval"], "tasks": {"retain": ["toy_retain"]}, "text_hashes": {}, "folder": None}
         record["config"]["eval"]["tasks"]["retain"] = []
         record["evaluations"] = [asked]
 

@@ -1,10 +1,12 @@
 """Evaluation without training: of a finished run, of a checkpoint; prefetching; the base model's answers kept."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from tests.conftest import ROOT
+from unlearn.analysis.report.collect import read_run
 from unlearn.cli.main import main
 from unlearn.errors import UserError
 from unlearn.evaluate import harness
@@ -30,15 +32,42 @@ def test_a_finished_run_is_evaluated_later_as_it_would_have_been_at_once(short, 
     assert record["evaluations"][0]["limit"] == 4
 
 
-def test_another_evaluation_does_not_replace_what_was_evaluated_before(short):
+def test_another_evaluation_does_not_replace_what_was_evaluated_before(short, capsys):
     folder = run(short("eval=toy", "eval.limit=4"))
     before = {f: f.read_bytes() for f in folder.rglob("*") if f.is_file() and f.name != "run.json"}
     fewer = evaluate_run(RunFolder(folder), ["eval=toy", "eval.limit=2"])
     assert fewer.parent == folder / "evaluations"
+    assert "where reports do not look" not in capsys.readouterr().err
     assert len((fewer / "samples/unlearned/toy_retain/default.jsonl").read_text().splitlines()) == 2
     other = evaluate_run(RunFolder(folder), ["eval=toy", "eval.limit=2", "eval.seed=1"])
     assert other not in (fewer, folder)
     assert all(file.read_bytes() == content for file, content in before.items())
+
+
+def test_new_kinds_of_query_beside_old_ones_are_told_to_be_asked_alone(short, capsys):
+    folder = run(short("eval=toy", "eval.limit=2", "eval.queries=[default]"))
+    asked_twice = evaluate_run(RunFolder(folder), ["eval.queries=[default,control]"])
+    assert asked_twice.parent == folder / "evaluations"
+    assert "For them: eval.queries=[control] alone." in capsys.readouterr().err.replace("\n", " ")
+    assert read_run(folder).queries == ["default"]
+    assert evaluate_run(RunFolder(folder), ["eval.queries=[control]"]) == folder
+    assert read_run(folder).queries == ["default", "control"]
+    assert len(json.loads((folder / "run.json").read_text())["evaluations"]) == 2
+
+
+def test_single_keys_change_the_runs_own_evaluation(short):
+    """Not the default one, whose questions another model cannot be asked."""
+    own_tasks = "+eval.tasks={retain: [toy_retain], forget: [toy_forget_bio]}"
+    folder = RunFolder(run(short("eval=toy", "~eval.tasks", own_tasks, "eval.limit=4", "eval.queries=[default]")))
+    del folder.record["config"]["eval"]["subset"]  # from before there was this key
+    own = run_config(folder, [])
+    assert (own.eval.limit, own.eval.queries) == (4, ["default"])
+    assert own.eval.tasks == {"retain": ["toy_retain"], "forget": ["toy_forget_bio"]}
+    fewer = run_config(folder, ["eval.limit=null", "eval.subset=3", "+eval.asked_of.default=[retain]"])
+    assert fewer.eval == replace(own.eval, limit=None, subset=3, asked_of={"default": ["retain"]})
+    assert "near" in run_config(folder, ["eval=toy", "eval.limit=2"]).eval.tasks
+    asked = evaluate_run(folder, ["eval.limit=2"]) / "samples" / "unlearned"
+    assert sorted(task.name for task in asked.iterdir()) == ["toy_forget_bio", "toy_retain"]
 
 
 def test_only_the_evaluation_can_be_chosen_anew(short):
@@ -71,6 +100,11 @@ def test_the_command(short, capsys):
     [
         (["evaluate", "RUN", "eval=toyy"], "eval=toyy: no such option. Did you mean 'toy'?"),
         (["evaluate", "RUN", "eval=none"], "eval.tasks and eval.texts are empty"),
+        (["evaluate", "RUN", "eval.limit=2"], "eval.tasks and eval.texts are empty"),  # the run has no evaluation
+        (["evaluate", "RUN"], "eval.tasks and eval.texts are empty"),
+        (["evaluate", "RUN", "eval.limt=2"], "eval.limt: unknown key. Did you mean 'eval.limit'?"),
+        (["evaluate", "RUN", "eval.limit=2,3"], "eval.limit=2,3: one value is needed here."),
+        (["evaluate", "RUN", "evals.limit=2"], "evals.limit=2: of a finished run only eval"),
         (["evaluate", "/nowhere", "eval=toy"], "model.path=/nowhere: there is no such folder."),
         (["compare", "RUN", "/nowhere"], "no run is here"),
         (["prefetch", "rna.nu=-1"], "rna.nu=-1 is not allowed"),

@@ -195,7 +195,7 @@ def _configuration(folder: RunFolder, overrides: list[str]) -> Config:
 
     Of each role at most QUESTIONS are asked, unless eval.subset or eval.limit says otherwise.
     """
-    config = run_config(folder, overrides, own=True)
+    config = run_config(folder, overrides)
     if config.eval.subset is None and config.eval.limit is None and not any("eval.subset" in o for o in overrides):
         config.eval.subset = QUESTIONS
     queries = [query for query in QUERIES if query in config.eval.queries]

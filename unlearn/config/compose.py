@@ -6,7 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from unlearn.errors import UserError
 
 ALL = "all"
 CONF = Path(__file__).parents[2] / "conf"
@@ -23,3 +28,13 @@ def composed(overrides: list[str], name: str = "config") -> Any:
         return compose(name, overrides)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(name, overrides)
+
+
+def changed(config: DictConfig, overrides: list[str]) -> None:
+    """Override keys of a configuration that is composed already. Raises Hydra's errors."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    for override in parsed:
+        if override.is_sweep_override():
+            raise UserError(f"{override.input_line}: one value is needed here.")
+    OmegaConf.set_struct(config, True)
+    ConfigLoaderImpl._apply_overrides_to_config(parsed, config)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from unlearn.config.compose import composed
+from unlearn.config.compose import changed, composed
 from unlearn.config.identity import identity
 from unlearn.config.schema import Config
 from unlearn.config.settle import settle
@@ -18,6 +18,7 @@ from unlearn.evaluate.evaluator import Unlearned
 from unlearn.runs.folder import RunFolder
 from unlearn.runs.inputs import Inputs, load_evaluation_inputs
 from unlearn.runs.sharing import open_evaluator
+from unlearn.screen import say
 from unlearn.storage.files import write_json
 from unlearn.storage.hashing import json_sha256
 from unlearn.storage.lock import FolderLock
@@ -35,18 +36,22 @@ def evaluate(what: str, overrides: list[str]) -> Path:
     return evaluate_checkpoint([what if "=" in what else f"model.path={what}", *overrides])
 
 
-def run_config(folder: RunFolder, overrides: list[str], *, own: bool = False) -> Config:
-    """The configuration of a run with another evaluation; with `own` and no overrides, with its own.
+def run_config(folder: RunFolder, overrides: list[str]) -> Config:
+    """The configuration of a run, with `eval=NAME` as its evaluation, or with keys of its own one changed.
 
     Raises UserError for overrides of anything else.
     """
     for override in overrides:
-        if not override.lstrip("+~").startswith("eval"):
+        if override.lstrip("+~").partition("=")[0].partition(".")[0] != "eval":
             raise UserError(f"{override}: of a finished run only eval and its keys can be chosen anew.")
-    raw, new = OmegaConf.create(folder.record["config"]), composed(overrides)
-    raw.tracker = new.tracker  # not used here; that of an older run may lack a key
-    if overrides or not own:
-        raw.eval = new.eval
+    raw, keys = OmegaConf.create(folder.record["config"]), composed(["eval=none"])
+    OmegaConf.set_struct(keys, False)
+    raw.tracker = keys.tracker  # not used here; that of an older run may lack a key
+    raw.eval = OmegaConf.merge(keys.eval, raw.eval)  # and so may its evaluation
+    if any(override.startswith("eval=") for override in overrides):
+        raw.eval = composed(overrides).eval
+    else:
+        changed(raw, overrides)
     return settle(raw)
 
 
@@ -68,8 +73,11 @@ def _evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
         [result] = evaluator.evaluate([Unlearned(folder.file("delta.safetensors"), partial)])
     before = json.loads(folder.file("metrics.json").read_text()) if folder.file("metrics.json").is_file() else {}
     home = folder.path
-    if before.keys() & result.metrics.keys():
-        home, before = folder.file("evaluations") / _name(config, inputs), {}
+    repeated = before.keys() & result.metrics.keys()
+    if repeated:
+        home = folder.file("evaluations") / _name(config, inputs)
+        _say_what_is_new(config, before, home)
+        before = {}
     result.write_samples(home / "samples")
     write_json(home / "metrics.json", before | result.metrics)
     folder.record.setdefault("evaluations", []).append(
@@ -78,12 +86,22 @@ def _evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
             "query_words": inputs.questions.word_hashes,
             "text_hashes": inputs.questions.text_hashes,
             "questions": inputs.questions.suite.hashes,
+            "folder": str(home.relative_to(folder.path)) if repeated else None,
         }
     )
     folder.write()
     shutil.rmtree(partial, ignore_errors=True)
     show_result(result.metrics, config.eval.roles, config.eval.queries, home, None)
     return home
+
+
+def _say_what_is_new(config: Config, before: dict[str, float], home: Path) -> None:
+    """Reports and claims read a run's own results. What was not asked before could be among them."""
+    known = {name.split("/")[-2] for name in before if name.startswith("unlearned/")}
+    new = [query for query in config.eval.queries if query not in known]
+    if new:
+        ask = f"eval.queries=[{','.join(new)}]"
+        say(f"A part was asked before, so the results go to {home}, where reports do not look. For them: {ask} alone.")
 
 
 def _name(config: Config, inputs: Inputs) -> str:

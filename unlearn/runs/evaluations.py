@@ -11,11 +11,14 @@ CHAT = ("chat_template", "system_instruction", "fewshot_as_multiturn")
 
 
 def evaluations(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """All evaluations of a run, its own and later ones, from its run.json; each with `query_words`."""
+    """The evaluations whose results are the run's, its own and later ones, from its run.json; with `query_words`.
+
+    Those that repeat a part of an earlier one have a folder of their own, and are left out.
+    """
     own, inputs = {**record.get("config", {}).get("eval", {}), **record["identity"]["eval"]}, record.get("inputs", {})
     hashes = {"query_words": inputs.get("query_words"), "text_hashes": inputs.get("texts", {})}
     hashes["questions"] = inputs.get("questions")
-    return [own | hashes, *record.get("evaluations", [])]
+    return [own | hashes, *(later for later in record.get("evaluations", []) if not later.get("folder"))]
 
 
 def roles_of(evaluation: dict[str, Any]) -> dict[str, list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from unlearn.analysis.compare import read_record
 from unlearn.config.compose import composed
 from unlearn.config.identity import name_of
-from unlearn.config.schema import Config
+from unlearn.config.schema import Config, EvalConfig
 from unlearn.config.settle import settle
 from unlearn.errors import UserError, nearest
 from unlearn.evaluate.scorer import Scorer
@@ -76,7 +76,7 @@ def _evaluation_with(record: dict[str, Any], query: str, role: str, folder: Path
     for evaluation in (record["config"]["eval"], *record.get("evaluations", [])):
         roles = [r for r in evaluation["tasks"] if in_role(evaluation, query, r)]
         if role in roles:
-            return {key: value for key, value in evaluation.items() if key != "query_words"}
+            return {key.name: evaluation[key.name] for key in fields(EvalConfig) if key.name in evaluation}
         known += roles
     if known:
         listed = ", ".join(dict.fromkeys(known))
