@@ -233,7 +233,10 @@ def _make_variant(config: Config, method: Method, cut: CutModel, topics: list[To
 
 def _attack(configs: list[Config], errors: dict[Path, Exception | None]) -> None:
     """The attacks that these configurations ask for, on finished runs; what goes wrong is put into `errors`."""
-    attacked = {run_folder(config): config.attacks for config in configs if config.attacks}
+    attacked: dict[Path, list[str]] = {}
+    for config in configs:  # several can be one run, which differ in their attacks alone
+        if config.attacks:
+            attacked.setdefault(run_folder(config), []).extend(config.attacks)
     if not attacked:
         return
     from unlearn.attacks.make import plan  # imports scikit-learn and peft, which takes seconds
@@ -243,7 +246,7 @@ def _attack(configs: list[Config], errors: dict[Path, Exception | None]) -> None
     for path, names in attacked.items():
         if errors[path] is None:
             try:
-                attack([path], plan(names, []), [], base)
+                attack([path], plan(names, []), [], base, required=False)
                 with FolderLock(path):
                     RunFolder(path).add_attacks(names)
             except Exception as error:

@@ -87,6 +87,57 @@ def test_questions_that_most_runs_were_asked_stand_for_an_attack(grid, tmp_path)
     assert list(row["recovered"]) == pytest.approx([10])
 
 
+def test_an_evaluation_that_the_run_itself_did_not_have_is_shown(tmp_path):
+    """`launch.py eval=none`, then `unlearn attack RUN eval=quick`: the files of attacks have roles of their own."""
+    folder = made_up_run(tmp_path / "run", changes={"identity.eval.tasks": {}, "config.eval.tasks": {}})
+    attacked(folder, rounding={"4": PLAIN + 0.1})
+    for file in (folder / "attacks").iterdir():
+        file.write_text(json.dumps({**json.loads(file.read_text()), "roles": ROLES}))
+    [recovered] = attack_rows(gather(collect([tmp_path])))["recovered"]
+    assert recovered == pytest.approx(10)
+
+
+def test_each_method_has_its_own_base_model(tmp_path):
+    """What relearning does to the base model depends on which matrices it trains."""
+    for method, of_base in (("rmu", 0.9), ("rsv", 0.7)):
+        folder = made_up_run(tmp_path / method, method=method)
+        attacked(folder, relearning={"10": 0.4, "50": 0.6})
+        file = folder / "attacks" / "relearning-0.json"
+        base = {level: asked(of_base, "base") for level in ("10", "50")}
+        file.write_text(json.dumps({**json.loads(file.read_text()), "base": base}))
+    spec = levels(gather(collect([tmp_path]))).chart(SCREEN).to_dict()
+    [panel] = spec["vconcat"] if "vconcat" in spec else spec["concat"]
+    lines = [x for x in panel["layer"] if x["encoding"]["y"]["field"] == "base"]
+    assert lines
+    for line in lines:
+        rows = spec["datasets"][line.get("data", panel.get("data"))["name"]]
+        assert {(row["method"], round(row["base"])) for row in rows} == {("RMU", 90), ("RSV", 70)}
+        assert line["encoding"]["detail"]["field"] == "method"
+
+
+def nats(forgotten, label="unlearned"):
+    return {f"{label}/papers/default/nats": forgotten}
+
+
+def test_claims_on_texts_compare_all_runs_of_a_method_at_equal_forgetting(tmp_path):
+    """Without RNA three c forget 7, 8 and 9 nats, of which 1 comes back; with it 7.5, of which 3 come back."""
+    for seed in range(3):
+        for c, nu, forgotten, back in (
+            (3.0, 0.0, 7, 1),
+            (6.5, 0.0, 8, 1),
+            (10.0, 0.0, 9, 1),
+            (6.5, 0.1, 7.5, 3 + seed / 10),
+        ):
+            folder = made_up_run(tmp_path / f"{c}-{nu}-{seed}", argument={"c": c}, nu=nu, seed=seed)
+            attacked(folder, rounding={"4": PLAIN})
+            for file in (folder / "attacks").iterdir():
+                record = json.loads(file.read_text())
+                stages = {level: nats(forgotten - (level == "4") * back) for level in record["stages"]}
+                file.write_text(json.dumps({**record, "stages": stages, "roles": {"forget_text": ["papers"]}}))
+    [line] = [x for x in document(Evidence(gather(collect([tmp_path]))), "x").splitlines() if "undo: rounding" in x]
+    assert "**contrary** +2.10" in line
+
+
 def test_the_figures_are_drawn_from_these_rows(grid):
     plane = figure(grid)
     by_nu = plane.data.set_index("nu")

@@ -20,7 +20,7 @@ from tests.conftest import ROOT
 from unlearn.analysis.report import published
 from unlearn.analysis.report.charts import PAPER, SCREEN
 from unlearn.analysis.report.collect import collect
-from unlearn.analysis.report.curves import against
+from unlearn.analysis.report.curves import against, figure_3
 from unlearn.analysis.report.figures import figures
 from unlearn.analysis.report.frames import missing_seeds, without
 from unlearn.analysis.report.material import gather
@@ -303,6 +303,17 @@ def test_what_was_asked_later_is_shown_as_well(tmp_path):
     assert set(m.unlearned["nu"]) == {0.0, 0.1}
     rows = table("contrasts", m).set_index(["role", "effect of"])
     assert rows.loc[("retain", "RNA, perturbed"), "questions"] == 60
+
+
+def test_runs_of_two_versions_of_the_results_have_curves_of_their_own(tmp_path):
+    """A warning tells of the mixture; the figure must not fail on two values at the same nu."""
+    for version in (2, 3):
+        for nu in (0.0, 0.1, 0.2, 0.3):
+            changes = {"identity.results_version": version}
+            made_up_run(tmp_path / f"{version}-{nu}", nu=nu, changes=changes)
+    drawn = figure_3(gather(collect([tmp_path])))
+    assert set(drawn.data["curve"]) == {"RMU", "RMU (2)"}
+    drawn.chart(SCREEN)
 
 
 def test_a_sweep_of_one_seed_beside_one_of_five_lacks_none(tmp_path):

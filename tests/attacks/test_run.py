@@ -16,7 +16,8 @@ from unlearn.attacks.stages import Stages
 from unlearn.attacks.table import nothing_forgotten
 from unlearn.cli.main import main
 from unlearn.errors import UserError
-from unlearn.experiment import run
+from unlearn.evaluate.suite import Suite
+from unlearn.experiment import run, run_together
 from unlearn.models.loading import Source, load_whole
 
 TOY = str(ROOT / "unlearn/toy/model")
@@ -217,6 +218,46 @@ def test_a_run_makes_the_attacks_of_its_configuration_and_keeps_its_name(tmp_pat
     assert list(json.loads(file.read_text())["stages"]) == ["0"]
 
 
+def test_points_of_a_grid_that_differ_in_their_attacks_are_one_run_with_all_of_them(tmp_path, conf):
+    short = ("train.steps=2", "eval=toy", "eval.subset=12", "tracker=none", f"output_root={tmp_path}")
+    a, b = run_together([conf(*short, f"attacks=[{name}]") for name in ("shuffled", "rounding")])
+    assert (a.folder, a.error) == (b.folder, b.error) == (a.folder, None)
+    assert json.loads((a.folder / "run.json").read_text())["attacked"] == ["rounding", "shuffled"]
+    assert {file.name.partition("-")[0] for file in (a.folder / "attacks").iterdir()} == {
+        "none",
+        "rounding",
+        "shuffled",
+    }
+
+
+def test_an_attack_that_a_run_does_not_allow_is_left_out_and_the_run_is_done(tmp_path, conf, capsys):
+    """In a grid over methods the others have it. A command for this attack alone is refused."""
+    short = ("train.steps=2", "eval=toy", "eval.subset=12", "tracker=none", f"output_root={tmp_path}")
+    folder = run(conf(*short, "method=grad_diff", "attacks=[projection]"))
+    assert "Left out: attack=projection: this run's method has no control vectors" in capsys.readouterr().err
+    assert json.loads((folder / "run.json").read_text())["attacked"] == ["projection"]
+    with pytest.raises(UserError, match="attack=projection: this run's method"):
+        attack([folder], plan(["projection"], []), [])
+
+
+def test_other_tasks_are_a_part_of_what_determines_their_figures(finished, monkeypatch):
+    """Corrected answers, or more questions, of tasks that the run itself was not asked."""
+    asked, real = [], asking.evaluate
+    monkeypatch.setattr(asking, "evaluate", lambda *a, label, **k: asked.append(label) or real(*a, label=label, **k))
+    planned, without = (
+        plan(["rephrased"], ["+attack.tasks.forget=[toy_near_bio]"]),
+        ["eval.subset=4", "~eval.tasks.near"],
+    )
+    attack([finished], planned, without)
+    before = len(asked)
+    attack([finished], planned, without)
+    assert len(asked) == before
+    sha256 = Suite._sha256
+    monkeypatch.setattr(Suite, "_sha256", lambda *a: sha256(*a) + ("corrected" if a[-1] == "toy_near_bio" else ""))
+    attack([finished], planned, without)
+    assert asked[before:] == ["unlearned", "base"]
+
+
 def test_a_failed_attack_leaves_the_run_finished(tmp_path, conf, monkeypatch):
     short = ("train.steps=2", "eval=toy", "eval.subset=12", "tracker=none", f"output_root={tmp_path}")
 
@@ -235,6 +276,7 @@ def test_a_failed_attack_leaves_the_run_finished(tmp_path, conf, monkeypatch):
     {
         ("attacks=[lense]",): r"attacks=lense is not allowed\. Did you mean 'lens'\?",
         ("attacks=[lens]", "eval=none"): "attacks need something to ask",
+        ("attacks=[lens]", "model.device=balanced"): r"attacks with model\.device=balanced: .* on one device only",
     }.items(),
 )
 def test_attacks_are_checked_at_the_start(conf, overrides, said):

@@ -25,7 +25,7 @@ class Asking(OnQuestions):
     """The run's tasks and queries in another form."""
 
     def uses(self, victim: Victim) -> dict[str, Any]:
-        """The harness that builds the questions; which questions, is known of the run."""
+        """The harness that builds the questions; of which, is known of the run."""
         return {"lm_eval": version("lm_eval")}
 
     def measure(self, victim: Victim, missing: Collection[float]) -> Measured:
@@ -62,6 +62,10 @@ class FewShot(Asking):
 
     def __post_init__(self) -> None:
         check_levels(self.levels, "numbers of examples", lambda x: isinstance(x, int) and x > 0)
+
+    def uses(self, victim: Victim) -> dict[str, Any]:
+        """The examples, too."""
+        return super().uses(victim) | {"asked": [self.suite(victim, level).hashes for level in self.levels]}
 
     def asked(self, e: EvalConfig, level: float) -> tuple[EvalConfig, Form | None]:
         """With examples."""
@@ -118,6 +122,10 @@ class Rephrased(Asking):
     def why_not(self, victim: Victim) -> str | None:
         """Somebody must name them."""
         return None if self.tasks else "name the tasks, e.g. +attack.tasks.forget=[TASK]"
+
+    def uses(self, victim: Victim) -> dict[str, Any]:
+        """The questions of the other tasks."""
+        return super().uses(victim) | {"asked": self.suite(victim, 1).hashes}
 
     def members(self, victim: Victim) -> dict[str, list[str]]:
         """Those of the other tasks."""

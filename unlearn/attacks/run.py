@@ -63,11 +63,13 @@ def attack(
     overrides: Sequence[str],
     base: BaseModel | None = None,
     ignorant: str | None = None,
+    required: bool = True,
 ) -> None:
     """Attack finished runs, show a table of each.
 
     `ignorant` is a checkpoint of a model like the base model that never knew what was to be forgotten: it learns the
-    same texts for comparison.
+    same texts for comparison. Attacks that a run does not allow are left out, which is said; if these are all, this is
+    an error where attacks are `required`.
 
     Raises UserError for a folder that holds no finished run, and for an ignorant model of another shape.
     """
@@ -77,7 +79,7 @@ def attack(
         if not folder.done:
             raise UserError(f"{path}: there is no finished run here (no run.json with the status done).")
         with FolderLock(folder.path):
-            _attack(folder, attacks, list(overrides), base, ignorant)
+            _attack(folder, attacks, list(overrides), base, ignorant, required)
 
 
 def _attack(
@@ -86,6 +88,7 @@ def _attack(
     overrides: list[str],
     base: BaseModel,
     ignorant: str | None,
+    required: bool,
 ) -> None:
     config = _configuration(folder, overrides)
     if config.model.device == BALANCED:
@@ -95,8 +98,11 @@ def _attack(
         _source_of(ignorant, inputs)
     victim, group = _victim(folder, config, inputs, base.load(inputs.source))
     common = _common(folder, inputs)
+    possible = _possible(attacks, victim, required)
+    if not possible:
+        return
     found: list[Found] = []
-    for planned in [Planned(UNATTACKED, Untouched(), {}), *_possible(attacks, victim)]:
+    for planned in [Planned(UNATTACKED, Untouched(), {}), *possible]:
         own, of_base = _stages(folder, common, victim, planned)
         with group.use(0):
             _measure(replace(victim, base=lambda: group.use(1)), planned.attack, own)
@@ -164,11 +170,14 @@ def _victim(folder: RunFolder, config: Config, inputs: Inputs, model: PreTrained
     return victim, group
 
 
-def _possible(attacks: Sequence[Planned], victim: Victim) -> list[Planned]:
-    """Those that can be made; the others are named. Raises UserError if none can, or one's texts cannot be read."""
+def _possible(attacks: Sequence[Planned], victim: Victim, required: bool = True) -> list[Planned]:
+    """Those that can be made; the others are named.
+
+    Raises UserError if none can and one is required, or if one's texts cannot be read.
+    """
     why_not = {planned.name: planned.attack.why_not(victim) for planned in attacks}
     told = [f"attack={name}: {why}." for name, why in why_not.items() if why is not None]
-    if len(told) == len(attacks):
+    if required and len(told) == len(attacks):
         raise UserError("\n".join(told))
     for line in told:
         say(f"Left out: {line}")

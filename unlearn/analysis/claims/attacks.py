@@ -19,15 +19,16 @@ def by_method(evidence: Evidence) -> dict[str, pd.DataFrame]:
     """method -> the rows (`attack_rows`) of the model without RNA that is judged, and of those with it.
 
     In points these are the runs with their seed's best nu: if a nu left nothing forgotten, nothing can come back.
-    On texts all nu are compared, at equal forgetting.
+    On texts all runs of the method are compared, at equal forgetting, but those with a nu of too few seeds.
     """
     rows, found = attack_rows(evidence.material), {}
     for subject in evidence.subjects:
-        settings = {subject.plain, *subject.by_nu.values()}
-        of = rows[rows["setting"].isin(settings)] if len(rows) else rows
+        of = rows[rows["method"] == subject.method] if len(rows) else rows
         if len(of):
-            best = of["nu"] == of["seed"].map(subject.best_nu)
-            found[subject.method] = of[best | (of["nu"] == 0) | (of["unit"] == "nats")]
+            judged = of["setting"].isin({subject.plain, *subject.by_nu.values()})
+            best = (of["nu"] == of["seed"].map(subject.best_nu)) | (of["nu"] == 0)
+            few = of["setting"].isin(set(subject.by_nu.values()) - set(subject.compared.values()))
+            found[subject.method] = of[(of["unit"] == "nats") & ~few | (of["unit"] == "points") & judged & best]
     return found
 
 

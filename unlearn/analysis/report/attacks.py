@@ -73,17 +73,18 @@ def _with_variants(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 def _of_run(run: Run) -> Iterator[dict[str, Any]]:
     files = [read_object(path) for path in sorted(run.folder.glob("attacks/*.json"))]
-    plain = {str(f.get("questions")): f["stages"].get("0", {}) for f in files if f["attack"] == UNATTACKED}
+    plain = {str(f.get("questions")): f for f in files if f["attack"] == UNATTACKED}
     for file in files:
-        without, roles = plain.get(str(file.get("questions"))), file.get("roles", run.roles)
-        if file["attack"] == UNATTACKED or without is None:
+        untouched, roles = plain.get(str(file.get("questions"))), file.get("roles", run.roles)
+        if file["attack"] == UNATTACKED or untouched is None:
             continue
+        without, own_roles = untouched["stages"].get("0", {}), untouched.get("roles", run.roles)
         for level, metrics in file["stages"].items():
             named = str(file.get("levels", {}).get(level, level))
             told = {"attack": file["attack"], "level": named, "number": float(level)}
             told |= {"config": file.get("config", {}), "questions": str(file.get("questions"))}
             for unit in MEASURES:
-                known, before = _known(metrics, roles, unit), _known(without, run.roles, unit)
+                known, before = _known(metrics, roles, unit), _known(without, own_roles, unit)
                 if known is not None and before is not None:
                     yield told | {
                         "unit": unit,
@@ -92,7 +93,7 @@ def _of_run(run: Run) -> Iterator[dict[str, Any]]:
                         "without": before,
                         "base": _known(file.get("base", {}).get(level, {}), roles, unit, "base"),
                         "ignorant": _known(file.get("ignorant", {}).get(level, {}), roles, unit, "ignorant"),
-                        "robust": _figure(without, run.roles, ROBUST[unit], "perturbed", "unlearned"),
+                        "robust": _figure(without, own_roles, ROBUST[unit], "perturbed", "unlearned"),
                     }
 
 
@@ -174,7 +175,8 @@ def levels(m: Material) -> Figure:
     by = [*SETTING, "attack", "level", "number"]
     data = rows.groupby(by, sort=False, dropna=False)[["known", "without", "base", "ignorant"]].mean().reset_index()
     data = data.assign(
-        rna=data["nu"].gt(0).map(charts.NOISE), curve=data["coefficient"] + data["nu"].map(" {:g}".format)
+        rna=data["nu"].gt(0).map(charts.NOISE),
+        curve=data["coefficient"] + data["nu"].map(" {:g} ".format) + data["other"],
     )
     data = data.drop(columns="setting").sort_values(["attack", "number"])
     methods = list(dict.fromkeys(data["method"]))
@@ -185,7 +187,8 @@ def levels(m: Material) -> Figure:
 
     caption = (
         "Accuracy on what was to be forgotten, or minus nats a token, at each level of each attack; grey: the base "
-        "model under the same attack, dotted: a model that never knew (`--ignorant`). Means over seeds."
+        "model under the same attack (an attack can do other things to it for each method), dotted: a model that never "
+        "knew (`--ignorant`). Means over seeds."
     )
     return Figure("attack_levels", title, caption, data, chart)
 
@@ -198,10 +201,10 @@ def _course(part: pd.DataFrame, look: Look, unit: str, methods: Sequence[str], n
     named = {"color": charts.method_colour(methods), "strokeDash": charts.noise_dash(), "detail": "curve:N"}
     layers = []
     for model, dash in (("base", [1, 0]), ("ignorant", [2, 3])):
-        other = alt.Chart(part.drop_duplicates("level").dropna(subset=model))
-        its = alt.Y(f"{model}:Q", title=y["title"])
-        layers += [other.mark_line(color=charts.BASE, strokeDash=dash).encode(x=x, y=its)]
-        layers += [other.mark_point(color=charts.BASE).encode(x=x, y=its)]
+        its = part.dropna(subset=model).drop_duplicates(["method", "level", model])
+        other = alt.Chart(its).encode(x=x, y=alt.Y(f"{model}:Q", title=y["title"]), detail="method:N")
+        layers += [other.mark_line(color=charts.BASE, strokeDash=dash)]
+        layers += [other.mark_point(color=charts.BASE).encode(tooltip=charts.tooltip(part[["method", "level", model]]))]
     layers += [
         chart.mark_line(opacity=0.7).encode(x=x, y=y, **named),
         chart.mark_point(filled=True, size=3 * look.size).encode(
