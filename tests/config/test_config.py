@@ -185,6 +185,7 @@ def test_alpha_may_be_each_topics_own_and_depend_on_method_and_retain_loss(conf)
     assert (mse.loss.alpha, mse.train.steps, mse.train.lr) == ({"bio": 10.0, "cyber": 5.0}, 50, 2e-5)
     assert (conf().loss.alpha, conf("loss.alpha=10").loss.alpha) == (10.0, 10.0)
     assert run_name(conf("loss.alpha=10")) == run_name(conf("loss.alpha=10.0"))
+    assert run_name(conf("method.c=3")) == run_name(conf("method.c=3.0")) != run_name(conf("method.c=3.5"))
 
 
 def test_preferred_texts_are_no_part_of_a_name_and_separate_processes(conf):

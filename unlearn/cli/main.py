@@ -44,8 +44,9 @@ def evaluate(
 ) -> None:
     """Evaluate a finished run once more, or any checkpoint.
 
-    RUN is a run's folder: its metrics.json and samples/ are extended. What it was asked before stays; if the same
-    tasks and queries are asked once more, the results go into RUN/evaluations/. CHECKPOINT is a folder or an id of
+    RUN is a run's folder. It is asked what eval=NAME says, or what it was asked before, with eval.KEY=VALUE changed.
+    Its metrics.json and samples/ are extended; if a part of it was asked before, all results go into RUN/evaluations/
+    instead, and reports do not look there: ask for what is new alone. CHECKPOINT is a folder or an id of
     the hub, and model=NAME a file of conf/model: these are evaluated as base models.
     """
     from unlearn.runs.evaluation import evaluate as run

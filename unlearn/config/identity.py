@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from unlearn.config.schema import Config
+from unlearn.config.schema import Config, as_float
 from unlearn.storage.hashing import json_sha256
 
 # Raise by hand when the same configuration would give other numbers than before.
@@ -46,6 +46,7 @@ def identity(config: Config) -> dict[str, Any]:
     for key in ("methods", "grids", "masks", "schedules", "alpha", "lr"):  # other keys take their values from these
         model.pop(key)
     plain["method"].pop("preferred", None)
+    plain["method"] = {key: as_float(value) for key, value in plain["method"].items()}  # method.c=3 is 3.0
     if data["use"] is None and list(data["topics"]) != sorted(data["topics"]):  # whose order the names do not tell
         data["use"] = list(data["topics"])
     for topic in data["topics"].values():

@@ -134,8 +134,8 @@ class LossConfig:
     def __post_init__(self) -> None:
         """Whole numbers become floats, as they are for keys of type float."""
         if isinstance(self.alpha, dict):
-            self.alpha = {topic: _as_float(value) for topic, value in self.alpha.items()}
-        self.alpha = _as_float(self.alpha)
+            self.alpha = {topic: as_float(value) for topic, value in self.alpha.items()}
+        self.alpha = as_float(self.alpha)
 
 
 @dataclass
@@ -280,7 +280,8 @@ def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _as_float(value: Any) -> Any:
+def as_float(value: Any) -> Any:
+    """A number as a float; anything else as it is."""
     return float(value) if is_number(value) else value
 
 

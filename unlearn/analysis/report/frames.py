@@ -16,7 +16,7 @@ import pandas as pd
 from scipy import stats
 
 from unlearn.analysis.report.collect import Run
-from unlearn.config.schema import is_number
+from unlearn.config.schema import as_float, is_number
 from unlearn.evaluate.statistics import CONFIDENCE, NORMAL
 
 METHODS = {
@@ -173,7 +173,7 @@ def _floats(value: Any) -> Any:
     """Convert all numbers to floats, so that c=3 and c=3.0 are one setting."""
     if isinstance(value, dict):
         return {key: _floats(inner) for key, inner in value.items()}
-    return float(value) if is_number(value) else value
+    return as_float(value)
 
 
 def without(setting: str, key: str) -> str:
