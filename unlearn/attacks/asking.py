@@ -25,7 +25,7 @@ class Asking(OnQuestions):
     """The run's tasks and queries in another form."""
 
     def uses(self, victim: Victim) -> dict[str, Any]:
-        """The harness that builds the questions; of which, is known of the run."""
+        """The harness that makes the questions from those of the run, which are known."""
         return {"lm_eval": version("lm_eval")}
 
     def measure(self, victim: Victim, missing: Collection[float]) -> Measured:

@@ -35,9 +35,8 @@ def against(m: Material, key: str) -> pd.DataFrame:
     left_out = "rna" if key == "rna.nu" else key  # without noise, its scale has no meaning
     rows = rows.assign(common=[without(setting, left_out) for setting in rows["setting"]])
     rows = rows[rows.groupby("common")["x"].transform("nunique") > 1]
-    rows = rows.assign(curve=_apart(_names(rows, key), rows["common"])).drop(
-        columns=["setting", "world", "model", "task"]
-    )
+    rows = rows.assign(curve=_apart(_names(rows, key), rows["common"]))
+    rows = rows.drop(columns=["setting", "world", "model", "task"])
     place = {curve: number for number, curve in enumerate(rows["curve"].unique())}
     order = {"role": ROLES.index, "curve": place.get, "x": float}
     return rows.sort_values(list(order), key=lambda column: column.map(order[str(column.name)])).reset_index(drop=True)
