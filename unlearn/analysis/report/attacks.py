@@ -201,8 +201,8 @@ def _course(part: pd.DataFrame, look: Look, unit: str, methods: Sequence[str], n
     named = {"color": charts.method_colour(methods), "strokeDash": charts.noise_dash(), "detail": "curve:N"}
     layers = []
     for model, dash in (("base", [1, 0]), ("ignorant", [2, 3])):
-        its = part.dropna(subset=model).drop_duplicates(["method", "level", model])
-        other = alt.Chart(its).encode(x=x, y=alt.Y(f"{model}:Q", title=y["title"]), detail="method:N")
+        its = alt.Y(f"{model}:Q", title=y["title"])
+        other = alt.Chart(part.dropna(subset=model)).encode(x=x, y=its, detail=["method:N", "curve:N"])
         layers += [other.mark_line(color=charts.BASE, strokeDash=dash)]
         layers += [other.mark_point(color=charts.BASE).encode(tooltip=charts.tooltip(part[["method", "level", model]]))]
     layers += [

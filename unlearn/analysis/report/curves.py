@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import altair as alt
 import pandas as pd
@@ -35,8 +35,10 @@ def against(m: Material, key: str) -> pd.DataFrame:
     left_out = "rna" if key == "rna.nu" else key  # without noise, its scale has no meaning
     rows = rows.assign(common=[without(setting, left_out) for setting in rows["setting"]])
     rows = rows[rows.groupby("common")["x"].transform("nunique") > 1]
-    rows = rows.assign(curve=_apart(_names(rows, key), rows["common"]))
-    rows = rows.drop(columns=["setting", "world", "model", "task"])
+    rows = rows.assign(curve=_names(rows, key)).drop(columns=["setting", "world", "model", "task"])
+    # Curves can differ in what no name tells, as the results' version: these are numbered.
+    number = rows.groupby("curve")["common"].transform(lambda common: pd.factorize(common)[0])
+    rows["curve"] += number.map(lambda n: f" ({n + 1})" if n else "")
     place = {curve: number for number, curve in enumerate(rows["curve"].unique())}
     order = {"role": ROLES.index, "curve": place.get, "x": float}
     return rows.sort_values(list(order), key=lambda column: column.map(order[str(column.name)])).reset_index(drop=True)
@@ -59,19 +61,6 @@ def _names(rows: pd.DataFrame, key: str) -> list[str]:
         if (parts.groupby("method")[column].nunique() > 1).any() or column == "noise":
             shown.append(column)
     return [" ".join(part for part in row if part) for row in parts[shown].itertuples(index=False)]
-
-
-def _apart(names: Sequence[str], common: Sequence[str]) -> list[str]:
-    """The names; numbered where curves have the same, as they differ in what no name tells (the results' version)."""
-    known: dict[str, list[str]] = {}
-    found = []
-    for name, its in zip(names, common, strict=True):
-        of_name = known.setdefault(name, [])
-        if its not in of_name:
-            of_name.append(its)
-        number = of_name.index(its) + 1
-        found.append(name if number == 1 else f"{name} ({number})")
-    return found
 
 
 def figure_2(m: Material) -> Figure:
