@@ -100,7 +100,9 @@ def test_a_run_and_its_export_are_the_same(short, tmp_path):
     assert all(torch.equal(w, exported[1][name]) for name, w in exported[0].items())
     with pytest.raises(SystemExit) as told:
         main(["attack", str(folders[1]), "attack=lens"])
-    assert "attacks change weights, on one device only" in str(told.value)
+    assert "attacks change weights, on one device only. Add e.g. model.device=auto." in str(told.value)
+    main(["attack", str(folders[1]), "attack=lens", "model.device=cpu", "model.max_memory=null"])
+    assert list((folders[1] / "attacks").glob("lens-*.json"))
 
 
 @pytest.mark.parametrize("family", ["gemma3", "gpt2", "llama4", "mixtral"])  # towers, tied heads, experts

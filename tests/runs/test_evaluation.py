@@ -1,6 +1,7 @@
 """Evaluation without training: of a finished run, of a checkpoint; prefetching; the base model's answers kept."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -76,6 +77,18 @@ def test_only_the_evaluation_can_be_chosen_anew(short):
         evaluate_run(folder, ["eval=toy", "rna.nu=3"])
 
 
+def test_a_run_whose_base_model_was_moved_is_evaluated_with_its_new_place(short, tmp_path):
+    before, now = tmp_path / "before", tmp_path / "now"
+    shutil.copytree(ROOT / "unlearn/toy/model", before)
+    folder = RunFolder(run(short(f"model.path={before}", "eval=toy", "eval.limit=2", "eval.queries=[default]")))
+    before.rename(now)
+    with pytest.raises(UserError, match=r"model\.path=.*before: there is no such folder"):
+        evaluate_run(folder, ["eval.queries=[control]"])
+    moved = [f"model.path={now}", "model.device=cpu"]
+    assert evaluate_run(folder, ["eval.queries=[control]", *moved]) == folder.path
+    assert run_config(folder, ["eval=toy_paper", *moved]).model.path == str(now)
+
+
 def test_a_run_from_before_a_key_of_the_tracker_can_be_evaluated(short):
     folder = RunFolder(run(short()))
     del folder.record["config"]["tracker"]["questions"]
@@ -105,6 +118,7 @@ def test_the_command(short, capsys):
         (["evaluate", "RUN", "eval.limt=2"], "eval.limt: unknown key. Did you mean 'eval.limit'?"),
         (["evaluate", "RUN", "eval.limit=2,3"], "eval.limit=2,3: one value is needed here."),
         (["evaluate", "RUN", "evals.limit=2"], "evals.limit=2: of a finished run only eval"),
+        (["evaluate", "RUN", "model.layer=3"], "only eval, its keys, and model.path, model.gguf_file"),
         (["evaluate", "/nowhere", "eval=toy"], "model.path=/nowhere: there is no such folder."),
         (["compare", "RUN", "/nowhere"], "no run is here"),
         (["prefetch", "rna.nu=-1"], "rna.nu=-1 is not allowed"),

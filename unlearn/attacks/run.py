@@ -92,7 +92,8 @@ def _attack(
 ) -> None:
     config = _configuration(folder, overrides)
     if config.model.device == BALANCED:
-        raise UserError(f"{folder.path}: model.device={BALANCED}: attacks change weights, on one device only.")
+        told = f"{folder.path}: model.device={BALANCED}: attacks change weights, on one device only."
+        raise UserError(f"{told} Add e.g. model.device=auto.")
     inputs = load_evaluation_inputs(config)
     if ignorant is not None:
         _source_of(ignorant, inputs)

@@ -46,8 +46,9 @@ def evaluate(
 
     RUN is a run's folder. It is asked what eval=NAME says, or what it was asked before, with eval.KEY=VALUE changed.
     Its metrics.json and samples/ are extended; if a part of it was asked before, all results go into RUN/evaluations/
-    instead, and reports do not look there: ask for what is new alone. CHECKPOINT is a folder or an id of
-    the hub, and model=NAME a file of conf/model: these are evaluated as base models.
+    instead, and reports do not look there: ask for what is new alone. Where its base model is now, if it was moved, says
+    model.path=PATH; where it runs, model.device=DEVICE. CHECKPOINT is a folder or an id of the hub, and model=NAME a
+    file of conf/model: these are evaluated as base models.
     """
     from unlearn.runs.evaluation import evaluate as run
 
@@ -67,7 +68,8 @@ def attack(
     the questions, at several levels, and the base model for comparison. They are asked what the run was asked, default
     and perturbed, or what eval=NAME says: 300 questions of each role, unless eval.subset=N (null: all) says otherwise.
     attack.KEY=VALUE changes a single attack. A model that never knew (--ignorant) learns what relearning teaches, for
-    comparison. Results go to RUN/attacks; what is there is not measured again.
+    comparison. model.path, model.device as for `unlearn evaluate`. Results go to RUN/attacks; what is there is not
+    measured again.
     """
     from unlearn.attacks.make import plan
     from unlearn.attacks.run import attack as run

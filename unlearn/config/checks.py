@@ -110,7 +110,7 @@ def _attacks(c: Config) -> Iterator[str]:
             allowed = attack_names()
             yield f"attacks={name} is not allowed.{nearest(name, allowed)} Allowed: {', '.join(allowed)}."
     if c.attacks and c.model.device == "balanced":
-        yield "attacks with model.device=balanced: attacks change weights, on one device only."
+        yield "attacks with model.device=balanced: attacks change weights, on one device only. Choose e.g. auto."
     if c.attacks and not c.eval.roles:
         yield "attacks need something to ask: eval.tasks and eval.texts are empty."
 

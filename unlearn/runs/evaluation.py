@@ -24,6 +24,8 @@ from unlearn.storage.hashing import json_sha256
 from unlearn.storage.lock import FolderLock
 from unlearn.tracking.terminal import show_result
 
+WHERE = ("model.path", "model.gguf_file", "model.device", "model.max_memory")  # the same model, in another place
+
 
 def evaluate(what: str, overrides: list[str]) -> Path:
     """Evaluate a run's folder, a checkpoint, or the model of a configuration (model=NAME); returns the results' folder.
@@ -39,11 +41,14 @@ def evaluate(what: str, overrides: list[str]) -> Path:
 def run_config(folder: RunFolder, overrides: list[str]) -> Config:
     """The configuration of a run, with `eval=NAME` as its evaluation, or with keys of its own one changed.
 
-    Raises UserError for overrides of anything else.
+    Its base model may be in another place now, or on another device. Raises UserError for overrides of anything else.
     """
+    place = [override for override in overrides if override.partition("=")[0] in WHERE]
+    overrides = [override for override in overrides if override not in place]
     for override in overrides:
         if override.lstrip("+~").partition("=")[0].partition(".")[0] != "eval":
-            raise UserError(f"{override}: of a finished run only eval and its keys can be chosen anew.")
+            allowed = f"eval, its keys, and {', '.join(WHERE)}"
+            raise UserError(f"{override}: of a finished run only {allowed} can be chosen anew.")
     raw, keys = OmegaConf.create(folder.record["config"]), composed(["eval=none"])
     OmegaConf.set_struct(keys, False)
     raw.tracker = keys.tracker  # not used here; that of an older run may lack a key
@@ -52,6 +57,7 @@ def run_config(folder: RunFolder, overrides: list[str]) -> Config:
         raw.eval = composed(overrides).eval
     else:
         changed(raw, overrides)
+    changed(raw, place)
     return settle(raw)
 
 

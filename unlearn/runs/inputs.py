@@ -89,7 +89,8 @@ def load_evaluation_inputs(config: Config) -> Inputs:
     tokenizer = load_tokenizer(source)
     questions = load_questions(config, source, tokenizer)
     if not questions.suite:
-        raise UserError("eval.tasks and eval.texts are empty: choose an evaluation, e.g. eval=quick.")
+        ask = "choose an evaluation, e.g. eval=quick, or with model=toy eval=toy"
+        raise UserError(f"eval.tasks and eval.texts are empty: {ask}.")
     return Inputs(source, checkpoint_fingerprint(source), tokenizer, questions)
 
 

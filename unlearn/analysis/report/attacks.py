@@ -148,20 +148,28 @@ def _summary(group: pd.DataFrame) -> dict[str, Any]:
 
 def _plane(data: pd.DataFrame, look: Look, unit: str, methods: Sequence[str]) -> alt.LayerChart:
     more = "points more" if unit == "points" else "nats a token less"
-    x = alt.X("robust:Q", title=ROBUST[unit][3], scale=alt.Scale(zero=False))
+    x = alt.X("robust:Q", title=ROBUST[unit][3], scale=_robust_scale(data, unit))
     y = alt.Y("recovered:Q", title=f"the strongest attack brings back ({more})", scale=alt.Scale(zero=True))
     colour, plane = charts.method_colour(methods), alt.Chart(data)
-    across = alt.X("robust_low:Q", title=x["title"])
+    across = alt.X("robust_low:Q", title=x["title"], scale=x["scale"])
     upwards = alt.Y("recovered_low:Q", title=y["title"])
     layers = [
-        plane.mark_rule(opacity=0.35).encode(x=x, y=upwards, y2="recovered_high:Q", color=colour),
-        plane.mark_rule(opacity=0.35).encode(x=across, x2="robust_high:Q", y=y, color=colour),
+        plane.mark_rule(opacity=0.35, clip=True).encode(x=x, y=upwards, y2="recovered_high:Q", color=colour),
+        plane.mark_rule(opacity=0.35, clip=True).encode(x=across, x2="robust_high:Q", y=y, color=colour),
         plane.mark_line(opacity=0.4).encode(x=x, y=y, color=colour, order="nu:Q"),
         plane.mark_point(filled=True, size=5 * look.size, opacity=0.9).encode(
             x=x, y=y, color=colour, shape=charts.noise_shape(), tooltip=charts.tooltip(data)
         ),
     ]
     return alt.layer(*layers).properties(width=int(1.5 * look.width), height=int(1.3 * look.height))
+
+
+def _robust_scale(data: pd.DataFrame, unit: str) -> alt.Scale:
+    """Of accuracies: within 0 and 100 %, where Student's intervals of two or three seeds go beyond."""
+    if unit != "points":
+        return alt.Scale(zero=False)
+    half = (data["robust_high"] - data["robust_low"]).median() / 2
+    return charts.span(data["robust"], 2 + (0.0 if pd.isna(half) else float(half)))
 
 
 def levels(m: Material) -> Figure:
