@@ -12,7 +12,10 @@ from unlearn.analysis.theory.run import check_delta, read_run
 from unlearn.config.identity import identity, name_of, run_folder, training_identity
 from unlearn.errors import UserError
 from unlearn.experiment import run, run_together
-from unlearn.models.delta import load_delta
+from unlearn.models.delta import dtype_of, load_delta
+from unlearn.models.loading import Source
+from unlearn.runs.evaluation import evaluate_run, run_config
+from unlearn.runs.folder import RunFolder
 from unlearn.storage.hashing import json_sha256
 
 ASKED = ("eval=toy", "eval.limit=2", "eval.queries=[default,perturbed]")
@@ -84,10 +87,46 @@ def test_force_trains_again(short, trained):
     assert trained == [1, 1]
 
 
+@pytest.fixture
+def auto_is_bfloat16(monkeypatch):
+    """As on a GPU."""
+
+    def dtype(source):
+        return torch.bfloat16 if source.dtype == "auto" else getattr(torch, source.dtype)
+
+    return lambda: monkeypatch.setattr(Source, "torch_dtype", property(dtype))
+
+
+def test_a_training_in_another_dtype_is_not_taken(short, trained, auto_is_bfloat16):
+    first = run(short())
+    auto_is_bfloat16()
+    second = run(short(*ASKED))
+    assert trained == [1, 1]
+    weights, _ = load_delta(second / "delta.safetensors")
+    assert dtype_of(weights) == "bfloat16"
+    with pytest.raises(UserError, match=r"holds this run in float32, .* Set model\.dtype=bfloat16 for a run"):
+        run(short())
+    assert run(short("model.dtype=bfloat16")) not in (first, second)
+    run(short("train.force=true"))
+    assert json.loads((first / "run.json").read_text())["inputs"]["dtype"] == "bfloat16"
+
+
+def test_a_run_is_evaluated_in_the_dtype_of_its_training(short, auto_is_bfloat16):
+    folder = RunFolder(run(short(*ASKED, "eval.queries=[default]")))
+    auto_is_bfloat16()
+    assert run_config(folder, []).model.dtype == "float32"
+    assert evaluate_run(folder, ["eval.queries=[control]"]) == folder.path
+
+
+def test_float16_is_for_evaluation_alone(short):
+    with pytest.raises(UserError, match=r"model\.dtype=float16: in training, small gradients would become zero"):
+        run(short("model.dtype=float16"))
+
+
 def test_other_inputs_or_an_unfinished_training_are_not_taken(short, trained):
     first = run(short())
     record = json.loads((first / "run.json").read_text())
-    changed = {**record, "inputs": {**record["inputs"], "model": "another"}}
+    changed = {**record, "inputs": {**record["inputs"], "checkpoint": "another"}}
     (first / "run.json").write_text(json.dumps(changed))
     second = run(short(*ASKED))
     (first / "run.json").write_text("{")  # not readable

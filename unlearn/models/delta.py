@@ -57,6 +57,11 @@ def load_delta(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {name: stored.get_tensor(name) for name in names}, metadata
 
 
+def dtype_of(weights: Mapping[str, Tensor]) -> str:
+    """The dtype of a delta's matrices, which is that of the model that was trained: bfloat16, for instance."""
+    return str(next(iter(weights.values())).dtype).removeprefix("torch.")
+
+
 def load_state(file: Path) -> dict[str, Tensor]:
     """What a delta holds beside the matrices: control vectors, and what the method measured."""
     weights, _ = load_delta(file)

@@ -11,7 +11,7 @@ from typing import Any
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME
 
 from unlearn.errors import UserError
-from unlearn.models.delta import apply_delta, load_delta
+from unlearn.models.delta import apply_delta, dtype_of, load_delta
 from unlearn.models.loading import BALANCED, Source, cached, load_tokenizer, load_whole
 
 PROCESSORS = (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME)  # of images, of a multimodal checkpoint
@@ -38,7 +38,7 @@ def export(run_dir: Path, out_dir: Path, model_path: str | None = None) -> None:
     settings = {key: value for key, value in model_config.items() if key in names}
     if settings.get("device") != BALANCED:
         settings["device"] = "cpu"
-    settings |= {"dtype": str(next(iter(weights.values())).dtype).removeprefix("torch.")}
+    settings |= {"dtype": dtype_of(weights)}
     source = Source(**settings | ({"path": model_path} if model_path else {}))
     tokenizer = load_tokenizer(source)
     model = load_whole(source)

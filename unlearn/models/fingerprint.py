@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -10,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from unlearn.models.loading import Source, load_config
 from unlearn.storage.hashing import json_sha256
 
-SAMPLE, CHUNKS = 1 << 20, 64  # bytes of a sample; how many of a file are hashed
+SMALL = 1 << 26  # bytes up to which a file is hashed whole
+SAMPLE, SAMPLES = 1 << 13, 8  # bytes of a sample; how many of a tensor are hashed
 # Letters of both cases, accents composed and not, spaces, digits, other scripts: what tokenizers treat differently.
 PROBE = "An  unlearned\tModel's caf\u00e9 cafe\u0301, 12345.67 (na\u00efve)\n\u6a21\u578b \U0001f642 "
 
@@ -18,8 +21,8 @@ PROBE = "An  unlearned\tModel's caf\u00e9 cafe\u0301, 12345.67 (na\u00efve)\n\u6
 def checkpoint_fingerprint(source: Source) -> str:
     """The commit of a hub model; for a local folder a hash of its configuration and weight files.
 
-    Of a file larger than 64 MiB, 64 evenly spaced samples of 1 MiB are hashed: enough to tell checkpoints apart
-    without reading all of a 70B model.
+    Of safetensors larger than 64 MiB, samples of each tensor are hashed: enough to tell a checkpoint from its export
+    with three other matrices, without reading all of a 70B model.
     """
     folder = Path(source.path)
     if not folder.is_dir():
@@ -28,7 +31,8 @@ def checkpoint_fingerprint(source: Source) -> str:
     digest = hashlib.sha256()
     for file in sorted(f for pattern in wanted for f in folder.glob(pattern)):
         digest.update(f"{file.name}:{file.stat().st_size}".encode())
-        _hash_samples(file, digest)
+        for part in _parts(file):
+            digest.update(part)
     return digest.hexdigest()
 
 
@@ -40,11 +44,19 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return json_sha256([tokenizer.get_vocab(), tokenizer(PROBE)["input_ids"]])
 
 
-def _hash_samples(file: Path, digest: hashlib._Hash) -> None:
-    size = file.stat().st_size
-    count = min(CHUNKS, -(-size // SAMPLE))
+def _parts(file: Path) -> Iterator[bytes]:
+    """What is hashed of a file: all of it, or the header of large safetensors and samples of each tensor."""
     with file.open("rb") as stream:
-        for i in range(count):
-            # Whole files up to CHUNKS samples; beyond that from the first to the last byte at equal distances.
-            stream.seek(i * SAMPLE if size <= CHUNKS * SAMPLE else i * (size - SAMPLE) // (count - 1))
-            digest.update(stream.read(SAMPLE))
+        if file.suffix != ".safetensors" or file.stat().st_size <= SMALL:
+            while block := stream.read(SMALL):
+                yield block
+            return
+        size = stream.read(8)  # of the header, which says where each tensor lies behind it
+        header = stream.read(int.from_bytes(size, "little"))
+        yield header
+        tensors = {name: about for name, about in json.loads(header).items() if name != "__metadata__"}
+        for begin, end in (about["data_offsets"] for about in tensors.values()):
+            last = max(begin, end - SAMPLE)
+            for start in sorted({begin + i * (last - begin) // (SAMPLES - 1) for i in range(SAMPLES)}):
+                stream.seek(len(size) + len(header) + start)
+                yield stream.read(min(SAMPLE, end - start))

@@ -175,6 +175,8 @@ def open_run(config: Config, inputs: dict[str, Any], hydra_folder: Path | None) 
     """
     folder = RunFolder(run_folder(config))
     folder.claim(identity(config))
+    if not config.train.force:
+        folder.check_dtype(inputs)
     if _finished(config, folder, inputs):
         if folder.untidy:
             with suppress(Busy), FolderLock(folder.path):

@@ -15,6 +15,7 @@ from unlearn.config.schema import Config
 from unlearn.config.settle import settle
 from unlearn.errors import UserError
 from unlearn.evaluate.evaluator import Unlearned
+from unlearn.models.delta import dtype_of, load_delta
 from unlearn.runs.folder import RunFolder
 from unlearn.runs.inputs import Inputs, load_evaluation_inputs
 from unlearn.runs.sharing import open_evaluator
@@ -53,6 +54,8 @@ def run_config(folder: RunFolder, overrides: list[str]) -> Config:
     OmegaConf.set_struct(keys, False)
     raw.tracker = keys.tracker  # not used here; that of an older run may lack a key
     raw.eval = OmegaConf.merge(keys.eval, raw.eval)  # and so may its evaluation
+    weights, _ = load_delta(folder.file("delta.safetensors"))
+    raw.model.dtype = dtype_of(weights)  # auto could be another one on this device
     if any(override.startswith("eval=") for override in overrides):
         raw.eval = composed(overrides).eval
     else:

@@ -37,7 +37,7 @@ from unlearn.storage.files import remove_scratch, write_json
 from unlearn.storage.hashing import json_sha256
 from unlearn.storage.lock import LOCK, PROGRESS
 
-OF_TRAINING = ("model", "tokenizer", "data", "preferred")  # the inputs that determine the training
+OF_TRAINING = ("checkpoint", "dtype", "tokenizer", "data", "preferred")  # the inputs that determine the training
 
 
 class RunFolder:
@@ -70,6 +70,15 @@ class RunFolder:
             raise UserError(
                 f"{self.path} holds another run (it differs in {differing}). Choose another output_dir, or leave it "
                 f"out: runs then get a folder of their own."
+            )
+
+    def check_dtype(self, inputs: dict[str, Any]) -> None:
+        """Raise UserError if this folder's run has another dtype, because model.dtype=auto depends on the device."""
+        seen = self.record.get("inputs", {}).get("dtype", inputs["dtype"])
+        if seen != inputs["dtype"]:
+            raise UserError(
+                f"{self.path} holds this run in {seen}, which model.dtype=auto was where it began; here it is "
+                f"{inputs['dtype']}. Set model.dtype={inputs['dtype']} for a run of its own."
             )
 
     def verify(self, inputs: dict[str, Any]) -> None:
@@ -205,6 +214,12 @@ class RunFolder:
         source = hydra_folder / ".hydra"
         if source.is_dir() and source.resolve() != self.file(".hydra").resolve():
             shutil.copytree(source, self.file(".hydra"), dirs_exist_ok=True)
+
+
+def checkpoint_of(record: Mapping[str, Any]) -> str | None:
+    """The fingerprint of a run's base model, from its run.json."""
+    inputs = record.get("inputs", {})
+    return inputs.get("checkpoint", inputs.get("model"))
 
 
 def same_inputs(record: Mapping[str, Any], inputs: Mapping[str, Any], keys: Collection[str] | None = None) -> bool:

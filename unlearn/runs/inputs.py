@@ -42,7 +42,8 @@ class Inputs:
     def hashes(self) -> dict[str, Any]:
         """What run.json keeps of the inputs: the same configuration over other inputs is another run."""
         return {
-            "model": self.model_hash,
+            "checkpoint": self.model_hash,  # "model" in older runs, of whose large files less was hashed
+            "dtype": str(self.source.torch_dtype).removeprefix("torch."),  # model.dtype=auto depends on the device
             "tokenizer": tokenizer_fingerprint(self.tokenizer),
             "data": {topic.name: topic.sha256 for topic in self.topics},
             "query_words": self.questions.word_hashes,
@@ -63,6 +64,11 @@ def load_inputs(config: Config) -> Inputs:
     """The inputs of training and evaluation. Raises UserError for what is wrong with the files that `config` names."""
     source = Source.of(config.model)
     _ = source.torch_device  # is there
+    if source.torch_dtype == torch.float16:
+        raise UserError(
+            "model.dtype=float16: in training, small gradients would become zero. Set bfloat16 or float32; float16 is "
+            "for evaluation alone."
+        )
     _check_layers(config, load_config(source).get_text_config().num_hidden_layers)
     tokenizer = load_tokenizer(source)
     topics = _load_topics(config, tokenizer)

@@ -19,10 +19,11 @@ from unlearn.config.settle import settle
 from unlearn.errors import UserError, nearest
 from unlearn.evaluate.scorer import Scorer
 from unlearn.evaluate.suite import Suite
-from unlearn.models.delta import apply_delta, load_delta
+from unlearn.models.delta import apply_delta, dtype_of, load_delta
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import BALANCED, Source, load_tokenizer, load_whole
 from unlearn.runs.evaluations import in_role
+from unlearn.runs.folder import checkpoint_of
 from unlearn.runs.inputs import load_evaluation_inputs
 
 
@@ -58,6 +59,8 @@ def read_run(folder: Path, query: str, role: str, limit: int) -> FinishedRun:
     evaluation = _evaluation_with(record, query, role, folder)
     raw = OmegaConf.create(record["config"])
     raw.tracker = composed([]).tracker  # not used here; that of an older run may lack a key
+    weights, _ = load_delta(folder / "delta.safetensors")
+    raw.model.dtype = dtype_of(weights)  # auto could be another one on this device
     raw.eval = {
         **evaluation,
         "tasks": {role: evaluation["tasks"][role]},
@@ -118,7 +121,7 @@ def check_counterpart(rna: FinishedRun, rm: FinishedRun) -> list[str]:
         raise UserError(
             f"--against {rm.folder}: trained with RNA (rna.nu={rm.config.rna.nu:g}); take one with rna.nu=0."
         )
-    bases = [run.record.get("inputs", {}).get("model") for run in (rna, rm)]
+    bases = [checkpoint_of(run.record) for run in (rna, rm)]
     if bases[0] != bases[1]:
         raise UserError(f"--against {rm.folder}: its base model is another one than that of {rna.folder}.")
     ours, theirs = (f"{run.config.method['name']} at layer {run.config.model.layer}" for run in (rna, rm))
@@ -131,7 +134,7 @@ def check_counterpart(rna: FinishedRun, rm: FinishedRun) -> list[str]:
 def load_suite_of(run: FinishedRun) -> Suite:
     """The questions, before any weight is loaded. Raises UserError if model or words are not those of the run."""
     inputs = load_evaluation_inputs(run.config)
-    if inputs.model_hash != run.record.get("inputs", {}).get("model"):
+    if run.record.get("inputs", {}).get("checkpoint", inputs.model_hash) != inputs.model_hash:
         raise UserError(f"{inputs.source.path}: the model there is not the one that {run.folder} was trained from.")
     expected = _recorded_words(run.record, run.query)
     if expected is not None and inputs.questions.word_hashes[run.query] != expected:
