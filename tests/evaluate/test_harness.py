@@ -7,6 +7,7 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests.conftest import ROOT
 from unlearn.analysis.compare import compare, read_drawn, read_samples
@@ -14,6 +15,7 @@ from unlearn.config.schema import TextConfig, text_tasks
 from unlearn.errors import UserError
 from unlearn.evaluate.evaluator import Result
 from unlearn.evaluate.harness import Answers, MaxLogitPlan, against_base, evaluate
+from unlearn.evaluate.maxlogit import continue_greedily, max_logits
 from unlearn.evaluate.statistics import paired
 from unlearn.evaluate.suite import load_suite
 from unlearn.evaluate.texts import load_passages
@@ -180,6 +182,21 @@ def test_max_logits_are_those_of_greedy_decoding_one_query_at_a_time():
     assert answers.metrics["base/toy_retain/perturbed/maxlogit_p50"] == pytest.approx(
         torch.tensor(values).quantile(0.5).item(), abs=1e-3
     )
+
+
+def test_prompts_longer_than_the_context_lose_their_beginning(capsys):
+    """Positions of GPT-2 are learned: there is none beyond the last one."""
+    tokenizer = load_tokenizer(SOURCE)
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=16, n_embd=16, n_layer=2, n_head=2)
+    model = GPT2LMHeadModel(config).eval()
+    long, end = "the river " * 20, "of the soil and the river of the soil of the harbour"
+    prompts = [f"{long}{end}", "the soil"]
+    cut, short = max_logits(ModelGroup(model), tokenizer, prompts, count=5, tokens_per_batch=100)[0].values_NK
+    assert "MaxLogit: 1 prompts are too long for the model's context" in capsys.readouterr().err.replace("\n", " ")
+    ids_BT = tokenizer(prompts[0], return_tensors="pt").input_ids[:, -12:]
+    expected = continue_greedily(model, ids_BT.tolist(), 5)[0][0]
+    assert cut.tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+    assert len(short) == 5
 
 
 def test_max_logits_of_held_out_texts_follow_the_whole_text(tmp_path):

@@ -95,6 +95,22 @@ def test_answers_that_are_not_right_or_wrong_are_not_compared(folder, toy):
     assert against_base(answers, answers, suite) == {}
 
 
+def test_an_accuracy_that_is_a_share_is_not_taken_for_right_or_wrong(folder, toy, tmp_path):
+    """As in truthfulqa_mc2: the probability that the right options have together."""
+    (tmp_path / "share.py").write_text("def results(doc, results):\n    return {'acc': len(doc['answer']) / 9}\n")
+    text = (folder / "loglikelihood.yaml").read_text().replace("x_loglikelihood", "x_share")
+    metrics = "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]"
+    text = f"{text.partition('metric_list')[0]}process_results: !function share.results\n{metrics}\n"
+    (tmp_path / "share.yaml").write_text(text)
+    suite = load_suite({"retain": ["x_share"]}, {"default": []}, include_path=str(tmp_path))
+    [answers] = evaluate(ModelGroup(toy[0]), toy[1], suite, label="base", tokens_per_batch=512)
+    records = answers.samples["base/x_share/default"]
+    assert all("correct" not in record for record in records)
+    mean = sum(record["score"] for record in records) / len(records)
+    assert answers.metrics["base/x_share/default/acc"] == pytest.approx(mean)
+    assert against_base(answers, answers, suite) == {}
+
+
 @pytest.mark.parametrize("name", WAYS)
 def test_what_has_no_options_cannot_be_perturbed(folder, name):
     with pytest.raises(UserError, match=f"task x_{name}, question 0: perturbed queries need"):

@@ -143,6 +143,17 @@ def test_another_tokenizer_is_another_input(short, tmp_path):
         run(config)
 
 
+def test_documents_longer_than_the_context_are_told(short, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(TOY / "model", model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 16}))
+    with pytest.raises(UserError, match=r"data\.topics\.bio\.max_length: a document has \d+ tokens, and .* is 16\."):
+        run(short(f"model.path={model}"))
+    lengths = [f"data.topics.{t}.{key}=16" for t in ("bio", "cyber") for key in ("max_length", "retain_max_length")]
+    assert RunFolder(run(short(f"model.path={model}", *lengths))).done
+
+
 def test_a_padding_token_that_the_model_lacks_is_not_used(short, tmp_path):
     """Many a tokenizer has [PAD] added, for which the model has no embedding."""
     model = tmp_path / "model"

@@ -116,7 +116,7 @@ def _answers(scorer: Scorer, suite: Suite, label: str) -> Answers:
                 answers.metrics[f"{label}/{task}/{query}/{metric}"] = value
         for task, by_filter in results["samples"].items():
             once = [sample for sample in by_filter if sample["filter"] == by_filter[0]["filter"]]
-            answers.samples[f"{label}/{task}/{query}"] = [_sample_record(sample, query) for sample in once]
+            answers.samples[f"{label}/{task}/{query}"] = _sample_records(once, query)
             cut = sum(any(_strings(a) in scorer.truncated for a in sample["arguments"]) for sample in once)
             if cut:
                 answers.metrics[f"{label}/{task}/{query}/truncated"] = cut
@@ -161,16 +161,31 @@ def _measured(scorer: Scorer, passages: list[texts.Passage], query: str) -> list
     ]
 
 
+def _sample_records(samples: Sequence[Mapping[str, Any]], query: str) -> list[dict[str, Any]]:
+    """The records of a task's questions, for paired tests.
+
+    They are correct or not only where the task says so of each: in truthfulqa_mc2, for instance, accuracy is a share.
+    """
+    scores = [sample.get("acc", sample.get("exact_match")) for sample in samples]
+    judged = all(score in (0, 1) for score in scores)
+    records = [_sample_record(sample, query) for sample in samples]
+    for record, score in zip(records, scores, strict=True):
+        if judged:
+            record["correct"] = bool(score)
+        elif score is not None:
+            record["score"] = float(score)
+    return records
+
+
 def _sample_record(sample: Mapping[str, Any], query: str) -> dict[str, Any]:
-    """The record of one question, for paired tests. Tasks without options have no log-likelihoods and no choice."""
+    """The record of one question. Tasks without options have no log-likelihoods and no choice."""
     record: dict[str, Any] = {"id": sample["doc_id"], "query": query}
     responses = sample["filtered_resps"]
     if all(isinstance(response, (tuple, list)) for response in responses):
         loglikelihoods = [float(response[0]) for response in responses]
         record["loglikelihoods"] = loglikelihoods
         record["choice"] = max(range(len(loglikelihoods)), key=loglikelihoods.__getitem__)
-    right = sample.get("acc", sample.get("exact_match"))
-    return record if right is None else record | {"correct": bool(right)}
+    return record
 
 
 def _against_default(answers: Answers, suite: Suite, label: str) -> dict[str, float]:

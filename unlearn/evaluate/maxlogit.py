@@ -20,9 +20,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from unlearn.data.batches import pad
 from unlearn.evaluate.chat import encode_prompts
 from unlearn.evaluate.journal import NO_JOURNALS, Journals, Work, fingerprint
-from unlearn.models.architectures import input_device
+from unlearn.models.architectures import context_length, input_device
 from unlearn.models.group import Forward, ModelGroup
 from unlearn.models.memory import in_batches
+from unlearn.screen import say
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -73,10 +74,10 @@ def max_logits(
 ) -> list[MaxLogits]:
     """Each member of the group generates `count` tokens greedily after each prompt, not stopping at end of text.
 
-    A batch holds about `tokens_per_batch` tokens, of prompts of similar length. Batches in a member's journal are
-    skipped.
+    Prompts that leave no room for them in the model's context are cut on the left, which is said. A batch holds about
+    `tokens_per_batch` tokens, of prompts of similar length. Batches in a member's journal are skipped.
     """
-    encoded = encode_prompts(tokenizer, prompts)
+    encoded = _fitting(encode_prompts(tokenizer, prompts), context_length(group.model.config), count)
     batches = by_length([len(ids) for ids in encoded], count, tokens_per_batch)
     journals = journals or [NO_JOURNALS] * len(group)
     measured = [
@@ -100,6 +101,16 @@ def max_logits(
             own.report(f"MaxLogit {label}", done, len(encoded))
     bar.close()
     return measured
+
+
+def _fitting(prompts: list[list[int]], context: int | None, count: int) -> list[list[int]]:
+    """The ends of the prompts for which, with `count` tokens behind them, the context is long enough."""
+    if context is None:
+        return prompts
+    room = max(1, context - count + 1)  # the last token is generated, and not read
+    if cut := sum(len(ids) > room for ids in prompts):
+        say(f"MaxLogit: {cut} prompts are too long for the model's context and lost their beginning.")
+    return [ids[-room:] for ids in prompts]
 
 
 def _continuations(

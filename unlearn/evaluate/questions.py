@@ -22,6 +22,7 @@ from unlearn.evaluate.ngrams import embedded, in_context, rank_ngrams
 from unlearn.evaluate.suite import Suite, load_suite
 from unlearn.evaluate.texts import load_passages
 from unlearn.evaluate.tokens import control_tokens, corpus_tokens, read_forget_tokens
+from unlearn.models.architectures import context_length
 from unlearn.models.cutting import CutModel
 from unlearn.models.fingerprint import checkpoint_fingerprint
 from unlearn.models.loading import Source, load_tokenizer, load_up_to
@@ -128,7 +129,8 @@ def _ngram_lists(config: Config, source: Source, tokenizer: PreTrainedTokenizerB
 
     if settings.encoder is None:
         cut = CutModel(load_up_to(source, config.model.layer), config.model.layer, parameters=config.model.parameters)
-        measure = partial(in_context, cut=cut, tokenizer=tokenizer, window=settings.window)
+        window = min(settings.window, context_length(cut.model.config) or settings.window)
+        measure = partial(in_context, cut=cut, tokenizer=tokenizer, window=window)
     else:
         encoder = Source(settings.encoder, device=source.device)
         model = AutoModel.from_pretrained(settings.encoder).to(encoder.torch_device).eval()

@@ -72,6 +72,11 @@ def layer_count(config: PretrainedConfig) -> int:
     return count
 
 
+def context_length(config: PretrainedConfig) -> int | None:
+    """The most tokens that the model can read, as its configuration has it; None if it says nothing."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
 def parameter_count(config: PretrainedConfig) -> int:
     """The number of a whole model's parameters, whose weights are never made."""
     with torch.device("meta"):

@@ -21,7 +21,7 @@ from unlearn.evaluate.questions import CACHE, Questions, load_questions
 from unlearn.evaluate.turns import Sharing
 from unlearn.methods.make import needs_logits
 from unlearn.methods.randomness import generator
-from unlearn.models.architectures import parameter_count
+from unlearn.models.architectures import context_length, parameter_count
 from unlearn.models.fingerprint import checkpoint_fingerprint, tokenizer_fingerprint
 from unlearn.models.loading import BALANCED, Source, check_weights, load_config, load_tokenizer
 from unlearn.models.memory import all_memory
@@ -73,6 +73,7 @@ def load_inputs(config: Config) -> Inputs:
     tokenizer = load_tokenizer(source)
     topics = _load_topics(config, tokenizer)
     preferred = _load_preferred(config, tokenizer)
+    _check_lengths(topics, context_length(load_config(source)))
     if needs_logits(config.method) and config.model.device == BALANCED:
         raise UserError(
             f"model.device={BALANCED}: method={config.method['name']} trains through the whole model, which has to fit "
@@ -124,6 +125,19 @@ def _check_layers(config: Config, layers: int) -> None:
             f"model.num_layers={config.model.num_layers}, but the model at {config.model.path} has {layers} layers: "
             f"set model.num_layers={layers} and choose model.layer and the coefficients for that model."
         )
+
+
+def _check_lengths(topics: list[Topic], context: int | None) -> None:
+    """Raise UserError for documents that are longer than the model's context."""
+    if context is None:
+        return
+    for topic in topics:
+        for key, rows in (("max_length", topic.forget), ("retain_max_length", topic.retain)):
+            if (longest := max(map(len, rows))) > context:
+                raise UserError(
+                    f"data.topics.{topic.name}.{key}: a document has {longest} tokens, and the model's context is "
+                    f"{context}. Set at most that."
+                )
 
 
 def _check_memory(config: Config, source: Source) -> None:
