@@ -45,6 +45,15 @@ def test_another_evaluation_does_not_replace_what_was_evaluated_before(short, ca
     assert all(file.read_bytes() == content for file, content in before.items())
 
 
+def test_another_evaluation_leaves_what_the_runs_own_had_begun(short):
+    folder = run(short("eval=toy", "eval.limit=2", "eval.queries=[default]"))
+    begun = folder / "partial" / "step-000001" / "journal"
+    begun.parent.mkdir(parents=True)
+    begun.write_text("answers")
+    evaluate_run(RunFolder(folder), ["eval.queries=[control]"])
+    assert [file for file in (folder / "partial").rglob("*") if file.is_file()] == [begun]
+
+
 def test_new_kinds_of_query_beside_old_ones_are_told_to_be_asked_alone(short, capsys):
     folder = run(short("eval=toy", "eval.limit=2", "eval.queries=[default]"))
     asked_twice = evaluate_run(RunFolder(folder), ["eval.queries=[default,control]"])

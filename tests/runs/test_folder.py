@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 from unlearn.errors import UserError
+from unlearn.experiment import run
 from unlearn.runs.folder import RunFolder
 from unlearn.runs.provenance import code_version
 from unlearn.storage.files import write_atomically
@@ -72,6 +73,37 @@ def test_starting_again_removes_what_was_left(tmp_path):
     (tmp_path / "notes.txt").write_text("the user's own")
     RunFolder(tmp_path).start({}, {}, {})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["notes.txt", "run.json"]
+
+
+@pytest.mark.parametrize("name", ["samples", "metrics.json", "theory_notes.json"])
+def test_files_that_are_no_runs_are_not_replaced(short, tmp_path, name):
+    own = tmp_path / "mine" / name
+    own.parent.mkdir()
+    own.write_text("the user's own")
+    with pytest.raises(UserError, match=r"mine: there is no run \(no run\.json\), and .* would be replaced by one"):
+        run(short(f"output_dir={own.parent}"))
+    assert own.read_text() == "the user's own"
+    assert [file.name for file in own.parent.iterdir()] == [name]
+
+
+def test_a_run_that_was_killed_while_its_files_were_replaced_goes_on(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path)
+    folder.start({}, {"seed": 0}, {"data": 1})
+    for name in ("train.jsonl", "metrics.json"):
+        (tmp_path / name).write_text("old")
+    with monkeypatch.context() as patch:
+        patch.setattr("unlearn.runs.folder.remove_scratch", killed)
+        with pytest.raises(KeyboardInterrupt):
+            RunFolder(tmp_path).start({}, {"seed": 0}, {"data": 2})
+    (tmp_path / "metrics.json").write_text("old")  # as if it had been killed before
+    again = RunFolder(tmp_path)
+    again.claim({"seed": 0})
+    again.start({}, {"seed": 0}, {"data": 2})
+    assert [file.name for file in tmp_path.iterdir()] == ["run.json"]
+
+
+def killed(*_):
+    raise KeyboardInterrupt
 
 
 def test_hydras_record_is_kept(tmp_path):

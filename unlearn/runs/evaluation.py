@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -76,15 +77,16 @@ def evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
 
 def _evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
     config = run_config(folder, overrides)
-    partial = folder.file("partial")
     inputs = load_evaluation_inputs(config)
+    name = _name(config, inputs)
+    partial = folder.file("partial") / name  # beside what the run's own evaluation has left there
     with open_evaluator(config, inputs) as evaluator:
         [result] = evaluator.evaluate([Unlearned(folder.file("delta.safetensors"), partial)])
     before = json.loads(folder.file("metrics.json").read_text()) if folder.file("metrics.json").is_file() else {}
     home = folder.path
     repeated = before.keys() & result.metrics.keys()
     if repeated:
-        home = folder.file("evaluations") / _name(config, inputs)
+        home = folder.file("evaluations") / name
         _say_what_is_new(config, before, home)
         before = {}
     result.write_samples(home / "samples")
@@ -100,6 +102,8 @@ def _evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
     )
     folder.write()
     shutil.rmtree(partial, ignore_errors=True)
+    with suppress(OSError):  # unless there is more in it
+        partial.parent.rmdir()
     show_result(result.metrics, config.eval.roles, config.eval.queries, home, None)
     return home
 

@@ -37,6 +37,10 @@ from unlearn.storage.files import remove_scratch, write_json
 from unlearn.storage.hashing import json_sha256
 from unlearn.storage.lock import LOCK, PROGRESS
 
+REPLACED = (  # by a run
+    *("train.jsonl", "delta.safetensors", "checkpoint.safetensors", "steps"),
+    *("metrics.json", "course.jsonl", "theory*.json", "samples", "attacks", "evaluations", "partial"),
+)
 OF_TRAINING = ("checkpoint", "dtype", "tokenizer", "data", "preferred")  # the inputs that determine the training
 
 
@@ -63,7 +67,13 @@ class RunFolder:
         return self.record.get("status") == "done"
 
     def claim(self, identity: dict[str, Any]) -> None:
-        """Raise UserError if this folder holds a run with another identity."""
+        """Raise UserError if this folder holds a run with another identity, or files that are no run's."""
+        foreign = [name for name in REPLACED if any(self.path.glob(name))]
+        if foreign and not self.file("run.json").is_file():
+            raise UserError(
+                f"{self.path}: there is no run (no run.json), and {', '.join(foreign)} would be replaced by one. "
+                "Choose another output_dir."
+            )
         other = self.record.get("identity")
         if other is not None and other != identity:
             differing = ", ".join(sorted(_differences(other, identity))) or "version of the results"
@@ -104,7 +114,8 @@ class RunFolder:
         before = self.record if trained else {}
         kept = ["trained", "training_from", "wandb_id", *(["evaluations"] if continued else [])]
         if not trained:
-            for name in ("run.json", "train.jsonl", "delta.safetensors"):  # run.json says that the others are there
+            write_json(self.file("run.json"), {})  # no run, but the files are one's
+            for name in ("train.jsonl", "delta.safetensors"):
                 self.file(name).unlink(missing_ok=True)
             self._remove_unfinished()
         if not continued:

@@ -194,7 +194,7 @@ class Sweep:
 
 
 def finished(config: Config) -> bool:
-    """Whether a configuration's run is done and newer than all files that it read, which are where they were.
+    """Whether a configuration's run is done and began after all files that it read had come to be as they are.
 
     If not, the run itself decides whether their content has changed. Attacks have files of their own.
     """
@@ -204,10 +204,10 @@ def finished(config: Config) -> bool:
     read = paths(asdict(config))
     if list(map(_inside, paths(run.record["config"]))) != list(map(_inside, read)):
         return False
-    written = run.file("run.json").stat().st_mtime
+    began = run.last_attempt.get("began", 0.0)
     there = [Path(path) for path in read if path is not None and Path(path).exists()]
     files = (file for path in there for file in ([path] if path.is_file() else path.rglob("*")))
-    return all(file.stat().st_mtime < written for file in files)
+    return all(max(file.stat().st_mtime, file.stat().st_ctime) < began for file in files)  # an old file moved there
 
 
 def _inside(path: str | None) -> str | None:
