@@ -96,6 +96,17 @@ def test_parameters_are_those_of_the_model():
     assert (shape.hidden, shape.attention, shape.intermediate) == (64, 64, 224)
 
 
+def test_trained_norms_are_stored_and_not_multiplied_and_the_mlp_is_as_wide_as_ever():
+    size = MistralConfig(**SIZE)
+    norm, both = "input_layernorm.weight", ["input_layernorm.weight", "mlp.down_proj.weight"]
+    default, norms, more = (Shape.of(size, LAYER, names) for names in (None, [norm], both))
+    assert (norms.trained, norms.trained_active) == (64, 0)
+    assert (more.trained, more.trained_active) == (64 + default.trained, default.trained)
+    assert norms.intermediate == more.intermediate == default.intermediate
+    memory = training_memory(norms, 256, weight_bytes=4, precision="master")
+    assert memory.variant == 3 * 3 * 64 * 4
+
+
 def test_a_mixture_of_experts_multiplies_the_visited_ones_and_stores_all():
     size = SIZE | {"num_local_experts": 4, "num_experts_per_tok": 1}
     dense, mixed = Shape.of(MistralConfig(**SIZE), LAYER), Shape.of(MixtralConfig(**size), LAYER)

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from unlearn.methods.likelihood import CHUNK
-from unlearn.models.architectures import SPAN, auto_class, decoder_layers, head_of, parameter_names
+from unlearn.models.architectures import DOWN_PROJECTIONS, SPAN, auto_class, decoder_layers, head_of, parameter_names
 
 
 @dataclass(frozen=True)
@@ -44,28 +44,30 @@ class Shape:
         visited = getattr(text, "num_experts_per_tok", None) or 1
         decoder = decoder_layers(model)[layer]
         # The experts of a layer are one tensor of three dimensions; a depthwise convolution is one whose second is 1.
-        matrices = {n: p for n, p in decoder.named_parameters() if p.ndim >= 2}
+        stored = dict(decoder.named_parameters())
+        matrices = {n: p for n, p in stored.items() if p.ndim >= 2}  # norms and biases are not multiplied
         experts = {n: len(p) if p.ndim == 3 and p.shape[1] > 1 else visited for n, p in matrices.items()}
         active = {n: p.numel() * visited // experts[n] for n, p in matrices.items()}
         trained = parameter_names(decoder, parameters)
         heads = getattr(own, "num_attention_heads", 0)
         head_size = getattr(own, "head_dim", None) or text.hidden_size // max(1, heads)
-        trained_active = sum(active[n] for n in trained)
+        trained_active = sum(active.get(n, 0) for n in trained)
+        down = next((active[n] for n in DOWN_PROJECTIONS if n in active), trained_active)
         head, embeddings = head_of(model), model.get_input_embeddings()
         assert head is not None
         return Shape(
             layers=text.num_hidden_layers,
             layer=layer,
-            layer_parameters=sum(p.numel() for p in decoder.parameters()),
+            layer_parameters=sum(p.numel() for p in stored.values()),
             active=sum(active.values()),
-            trained=sum(matrices[n].numel() for n in trained),
+            trained=sum(stored[n].numel() for n in trained),
             trained_active=trained_active,
             embeddings=embeddings.weight.numel(),
             head=head.weight.numel(),
             tied=head.weight is embeddings.weight,
             hidden=text.hidden_size,
             attention=heads * head_size,
-            intermediate=trained_active // text.hidden_size,
+            intermediate=down // text.hidden_size,
         )
 
     def forward(self, tokens: int, length: int) -> int:
