@@ -72,7 +72,6 @@ def run_together(configs: list[Config], hydra_folders: Sequence[Path | None] = (
     check_writable(run_folder(shared).parent)
     _ = other_devices(shared)  # are there
     inputs = load_inputs(shared)
-    check_training_memory(shared, inputs.source)
     _check_folders(configs)
     errors: dict[Path, Exception | None] = {}
     with ExitStack() as stack:
@@ -123,9 +122,14 @@ def _shared(configs: list[Config]) -> Config:
 def _train(runs: list[ActiveRun], shared: Config, inputs: Inputs) -> None:
     """Algorithm 1 for all runs at once, then their deltas; the model is gone afterwards.
 
-    Runs that are trained already are left out. Those with a checkpoint resume.
+    Runs that are trained already are left out. Those with a checkpoint resume. One that the memory cannot hold alone
+    fails, before any weight is loaded.
     """
     runs = [active for active in runs if active.folder.trained is None]
+    for active in runs:
+        with active.catching_errors():
+            check_training_memory(active.config, inputs.source)
+    runs = [active for active in runs if active.error is None]
     if not runs:
         return
     layer, parameters = shared.model.layer, shared.model.parameters

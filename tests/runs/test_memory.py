@@ -4,10 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from unlearn.config.identity import run_folder
 from unlearn.errors import UserError
-from unlearn.experiment import run
+from unlearn.experiment import run, run_together
 from unlearn.models.loading import Source, load_config, load_whole
 from unlearn.runs import memory
+from unlearn.runs.folder import RunFolder
 from unlearn.runs.inputs import load_evaluation_inputs
 from unlearn.runs.memory import check_training_memory, must_recompute, needed_memory
 from unlearn.training.cost import Memory, Shape
@@ -75,5 +77,26 @@ def test_a_training_that_does_not_fit_is_told_before_anything_is_loaded(short, m
     there = 850  # the estimate is up to 15 % too high
     check_training_memory(config, Source.of(config.model))
     there = 849
+    monkeypatch.setattr("unlearn.experiment.load_up_to", None)
     with pytest.raises(UserError, match=r"train: about 0\.0 GB are needed, and cpu has 0\.0 GB\. Lower train"):
         run(config)
+    assert RunFolder(run_folder(config)).record["status"] == "failed"
+
+
+def test_what_is_trained_already_needs_no_memory_for_training(short, monkeypatch, capsys):
+    folder = run(short())
+    monkeypatch.setattr(memory, "all_memory", lambda _device: 0)
+    assert run(short()) == folder
+    assert "nothing to do" in capsys.readouterr().err
+    assert RunFolder(run(short("eval=toy", "eval.limit=1"))).done  # takes the training over
+
+
+@pytest.mark.parametrize("methods", [("rmu", "npo"), ("npo", "rmu")])
+def test_of_a_pack_only_the_runs_that_do_not_fit_alone_are_refused(short, shape, monkeypatch, methods):
+    configs = {name: short(f"method={name}") for name in methods}
+    less, more = (needed_memory([configs[n]], shape, weight_bytes=4, recompute=True).total(1) for n in ("rmu", "npo"))
+    monkeypatch.setattr(memory, "all_memory", lambda _device: (less + more) // 2)
+    monkeypatch.setattr(memory, "TOO_HIGH", 0)
+    errors = {name: o.error for name, o in zip(methods, run_together([*configs.values()]), strict=True)}
+    assert errors["rmu"] is None
+    assert str(errors["npo"]).startswith("train: about")
