@@ -1,5 +1,6 @@
 """The memory that training needs, and whether activations are recomputed for it."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -54,6 +55,20 @@ def test_recomputing_needs_less_memory_for_the_same_variants(conf, shape):
     )
     assert again.working < kept.working
     assert (again.weights, again.variant) == (kept.weights, kept.variant)
+
+
+def test_eager_attention_needs_memory_for_each_pair_of_tokens(conf, shape):
+    def working(shape, *overrides):
+        return needed_memory([conf(*overrides)], shape, weight_bytes=4, recompute=False).working
+
+    assert shape.kernel == "sdpa"
+    topics = conf().data.topics.values()
+    pairs = conf().train.batch_size * max(t.max_length**2 + (t.retain_max_length or t.max_length) ** 2 for t in topics)
+    more = working(shape, "model.attn_implementation=eager") - working(shape)
+    assert more == 2 * 4 * shape.heads * pairs  # two layers, float32
+    chosen = replace(shape, kernel="eager")  # by transformers, for a model with no other kernel
+    assert working(chosen) == working(shape) + more
+    assert working(chosen, "model.attn_implementation=sdpa") == working(shape)
 
 
 def test_a_model_that_does_not_fit_is_told_before_it_is_loaded(short, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel
@@ -21,16 +22,22 @@ TOO_HIGH = 0.15  # by which the estimate of training may exceed what is needed
 def needed_memory(configs: Sequence[Config], shape: Shape, *, weight_bytes: int, recompute: bool) -> Memory:
     """The estimate for runs that agree in `SHARED`. `recompute` matters to methods that need logits only."""
     first = configs[0]
-    topics = [first.data.topics[name] for name in first.data.use or first.data.topics]
-    longest = max(t.max_length + (t.retain_max_length or t.max_length) for t in topics)
-    if first.method.get("preferred"):
-        longest += max(t.max_length for t in topics)
-    tokens = first.train.batch_size * longest
+    lengths = configured_lengths(first)
+    tokens = first.train.batch_size * max(map(sum, lengths))
+    eager = (first.model.attn_implementation or shape.kernel) == "eager"
+    pairs = first.train.batch_size * max(sum(n * n for n in parts) for parts in lengths) if eager else 0
     precision = "master" if any(c.train.precision == "master" for c in configs) else "model"
+    estimate = training_memory
     if any(needs_logits(c.method) for c in configs):
-        how = {"weight_bytes": weight_bytes, "precision": precision}
-        return likelihood_memory(shape, tokens, **how, recompute=recompute)  # type: ignore[arg-type]
-    return training_memory(shape, tokens, weight_bytes=weight_bytes, precision=precision)
+        estimate = partial(likelihood_memory, recompute=recompute)
+    return estimate(shape, tokens, weight_bytes=weight_bytes, precision=precision, pairs=pairs)
+
+
+def configured_lengths(config: Config) -> list[list[int]]:
+    """The longest that each topic's parts of a batch can be, in tokens: forget, retain and, if any, preferred texts."""
+    topics = [config.data.topics[name] for name in config.data.use or config.data.topics]
+    preferred = [max(t.max_length for t in topics)] if config.method.get("preferred") else []
+    return [[t.max_length, t.retain_max_length or t.max_length, *preferred] for t in topics]
 
 
 def least_memory(configs: Sequence[Config], source: Source) -> Memory:

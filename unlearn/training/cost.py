@@ -31,7 +31,9 @@ class Shape:
     head: int
     tied: bool  # whether the head is the embeddings
     hidden: int
+    heads: int
     attention: int  # heads times their size
+    kernel: str  # of attention, as transformers chooses it
     intermediate: int  # width of what a token's MLP (or its experts together) computes
 
     @staticmethod
@@ -66,7 +68,9 @@ class Shape:
             head=head.weight.numel(),
             tied=head.weight is embeddings.weight,
             hidden=text.hidden_size,
+            heads=heads,
             attention=heads * head_size,
+            kernel=model.config.get_text_config()._attn_implementation,
             intermediate=down // text.hidden_size,
         )
 
@@ -174,43 +178,57 @@ class Memory:
         return max(0, (available - self.weights - self.working) // self.variant)
 
 
-def likelihood_memory(shape: Shape, tokens: int, *, weight_bytes: int, precision: str, recompute: bool) -> Memory:
+def likelihood_memory(
+    shape: Shape, tokens: int, *, weight_bytes: int, precision: str, recompute: bool, pairs: int = 0
+) -> Memory:
     """The same of a method on likelihoods, which needs the whole model.
 
-    `tokens` are those of all parts of a step. With `recompute`, layers above l keep their inputs only.
+    `tokens` and `pairs` are those of all parts of a step. With `recompute`, layers above l keep their inputs only.
     """
-    spanned = training_memory(shape, tokens, weight_bytes=weight_bytes, precision=precision)
+    spanned = training_memory(shape, tokens, weight_bytes=weight_bytes, precision=precision, pairs=pairs)
     later = shape.layers - shape.layer - 1
-    kept = 12 * shape.hidden + 4 * shape.attention + 4 * shape.intermediate  # as in `training_memory`
-    layers = (later * shape.hidden + kept) if recompute else later * kept
+    kept = _kept(shape, tokens, pairs, weight_bytes)
+    layers = later * tokens * shape.hidden * weight_bytes + kept if recompute else later * kept
     # Of the head: inputs and gradients of all positions; logits, log-probabilities and gradients of some.
     head = tokens * 4 * shape.hidden * weight_bytes + 5 * 4 * CHUNK * shape.head // shape.hidden
     stored = shape.embeddings + shape.layers * shape.layer_parameters + (0 if shape.tied else shape.head)
     return Memory(
         weights=weight_bytes * stored,
-        working=spanned.working + tokens * layers * weight_bytes + head,
+        working=spanned.working + layers + head,
         variant=spanned.variant + tokens * shape.hidden * weight_bytes,  # and the reference's states for its noise
     )
 
 
-def training_memory(shape: Shape, tokens: int, *, weight_bytes: int, precision: str) -> Memory:
+def training_memory(shape: Shape, tokens: int, *, weight_bytes: int, precision: str, pairs: int = 0) -> Memory:
     """Estimate of what training needs.
 
     Args:
         tokens: forget and retain tokens of one step, padding included.
         weight_bytes: of one number of the model, 2 for bfloat16.
         precision: "master" or "model", as in `make_variant`.
+        pairs: of tokens in one row, in all of those rows, where attention is eager; other kernels keep nothing of them.
     """
     state = 4 if precision == "master" else weight_bytes
     trained = SPAN * shape.trained
-    # For a backward pass a layer keeps about 12 vectors of the hidden size a token (float32 norms count twice) and 4
-    # of the MLP's; the part shared in front of the trained matrix keeps 4 and 3; loss and target 6 in float32.
-    kept = (SPAN - 1) * (12 * shape.hidden + 4 * shape.attention + 4 * shape.intermediate)
+    # The part shared in front of the trained matrix keeps 4 vectors of the hidden size and 3 of the MLP's; loss and
+    # target 6 in float32.
     shared = 2 * 4 * shape.hidden + 4 * shape.intermediate
-    activations = tokens * ((kept + shared) * weight_bytes + 6 * 4 * shape.hidden)
+    activations = (SPAN - 1) * _kept(shape, tokens, pairs, weight_bytes)
+    activations += tokens * (shared * weight_bytes + 6 * 4 * shape.hidden)
     cast = trained * weight_bytes if precision == "master" and weight_bytes < 4 else 0
     return Memory(
         weights=weight_bytes * (shape.embeddings + (shape.layer + 1) * shape.layer_parameters),
         working=activations + trained * state + 2 * cast,
         variant=3 * trained * state,  # the matrices and AdamW's two moments
     )
+
+
+def _kept(shape: Shape, tokens: int, pairs: int, weight_bytes: int) -> int:
+    """Bytes that a layer keeps for a backward pass.
+
+    About 12 vectors of the hidden size a token (float32 norms count twice) and 4 of the MLP's; of each head and pair of
+    tokens the attention in float32 and, where the model has another dtype, its cast.
+    """
+    vectors = 12 * shape.hidden + 4 * shape.attention + 4 * shape.intermediate
+    of_pair = 4 + (weight_bytes if weight_bytes < 4 else 0)
+    return tokens * vectors * weight_bytes + shape.heads * pairs * of_pair
