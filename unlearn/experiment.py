@@ -128,7 +128,7 @@ def _train(runs: list[ActiveRun], shared: Config, inputs: Inputs) -> None:
     runs = [active for active in runs if active.folder.trained is None]
     for active in runs:
         with active.catching_errors():
-            check_training_memory(active.config, inputs.source)
+            check_training_memory(active.config, inputs.source, inputs.lengths)
     runs = [active for active in runs if active.error is None]
     if not runs:
         return
@@ -189,7 +189,7 @@ def _train_variants(pairs: list[tuple[ActiveRun, Variant]], shared: Config, inpu
             work(active)
         variant.error = None if active.error is None else describe(active.error)
 
-    recompute = must_recompute([active.config for active, _ in pairs], cut.model)
+    recompute = must_recompute([active.config for active, _ in pairs], cut.model, inputs.lengths)
     with training_progress(shared.train.steps) as show:
 
         def on_record(variant: Variant, record: Record) -> None:

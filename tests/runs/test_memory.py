@@ -11,9 +11,11 @@ from unlearn.experiment import run, run_together
 from unlearn.models.loading import Source, load_config, load_whole
 from unlearn.runs import memory
 from unlearn.runs.folder import RunFolder
-from unlearn.runs.inputs import load_evaluation_inputs
+from unlearn.runs.inputs import load_evaluation_inputs, load_inputs
 from unlearn.runs.memory import check_training_memory, must_recompute, needed_memory
 from unlearn.training.cost import Memory, Shape
+
+LENGTHS = [[30, 40], [35, 20]]
 
 
 @pytest.fixture
@@ -38,9 +40,9 @@ def test_activations_are_recomputed_only_where_they_would_not_fit(conf, shape, m
 
     def decided(free, *overrides):
         monkeypatch.setattr(memory, "free_memory", lambda _device: free)
-        return must_recompute([conf(*overrides)] * 2, model)
+        return must_recompute([conf(*overrides)] * 2, model, LENGTHS)
 
-    need = needed_memory([conf("method=npo")], shape, weight_bytes=4, recompute=False)
+    need = needed_memory([conf("method=npo")], shape, weight_bytes=4, recompute=False, lengths=LENGTHS)
     enough = (need.working + 2 * need.variant) / 0.9 + 100
     assert decided(enough - 200, "method=npo")
     assert not decided(enough, "method=npo")
@@ -71,6 +73,26 @@ def test_eager_attention_needs_memory_for_each_pair_of_tokens(conf, shape):
     assert working(chosen, "model.attn_implementation=sdpa") == working(shape)
 
 
+def test_texts_need_memory_for_as_long_as_they_are(short, shape, tmp_path, monkeypatch):
+    corpora = {f: tmp_path / f"{f}.txt" for f in ("forget", "retain", "preferred")}
+    for words, file in enumerate(corpora.values(), 1):
+        file.write_text(("river " * words).strip() + "\n")
+    config = short(
+        "data=jsonl", f"+data.topics.a={{forget: {corpora['forget']}, retain: {corpora['retain']}, max_length: 99}}",
+        "method=dpo", f"method.preferred={corpora['preferred']}", "data.on_exhausted=cycle",
+    )  # fmt: skip
+    [[forget, retain, preferred]] = load_inputs(config).lengths
+    assert (retain - forget, preferred - retain) == (1, 1)
+    need, configured = (
+        needed_memory([config], shape, weight_bytes=4, recompute=True, lengths=lengths).total(1)
+        for lengths in ([[forget, retain, preferred]], None)
+    )
+    monkeypatch.setattr(memory, "TOO_HIGH", 0)
+    monkeypatch.setattr(memory, "all_memory", lambda _device: need)
+    assert need < configured
+    assert RunFolder(run(config)).done
+
+
 def test_a_model_that_does_not_fit_is_told_before_it_is_loaded(short, monkeypatch):
     config = short("eval=toy", "model.dtype=float32")
     whole = sum(w.numel() * w.element_size() for w in load_whole(Source.of(config.model)).parameters())
@@ -90,7 +112,7 @@ def test_a_training_that_does_not_fit_is_told_before_anything_is_loaded(short, m
     monkeypatch.setattr(memory, "needed_memory", lambda *_, **__: Memory(800, 100, 100))
     monkeypatch.setattr(memory, "all_memory", lambda _device: there)
     there = 850  # the estimate is up to 15 % too high
-    check_training_memory(config, Source.of(config.model))
+    check_training_memory(config, Source.of(config.model), LENGTHS)
     there = 849
     monkeypatch.setattr("unlearn.experiment.load_up_to", None)
     with pytest.raises(UserError, match=r"train: about 0\.0 GB are needed, and cpu has 0\.0 GB\. Lower train"):
@@ -109,7 +131,11 @@ def test_what_is_trained_already_needs_no_memory_for_training(short, monkeypatch
 @pytest.mark.parametrize("methods", [("rmu", "npo"), ("npo", "rmu")])
 def test_of_a_pack_only_the_runs_that_do_not_fit_alone_are_refused(short, shape, monkeypatch, methods):
     configs = {name: short(f"method={name}") for name in methods}
-    less, more = (needed_memory([configs[n]], shape, weight_bytes=4, recompute=True).total(1) for n in ("rmu", "npo"))
+    lengths = load_inputs(configs["rmu"]).lengths
+    less, more = (
+        needed_memory([configs[name]], shape, weight_bytes=4, recompute=True, lengths=lengths).total(1)
+        for name in ("rmu", "npo")
+    )
     monkeypatch.setattr(memory, "all_memory", lambda _device: (less + more) // 2)
     monkeypatch.setattr(memory, "TOO_HIGH", 0)
     errors = {name: o.error for name, o in zip(methods, run_together([*configs.values()]), strict=True)}

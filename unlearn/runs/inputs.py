@@ -53,6 +53,12 @@ class Inputs:
         }
 
     @property
+    def lengths(self) -> list[list[int]]:
+        """Of each topic's forget, retain and, if there are any, preferred texts: the longest, in tokens."""
+        preferred = [self.preferred.rows] if self.preferred else []
+        return [[max(map(len, rows)) for rows in (t.forget, t.retain, *preferred)] for t in self.topics]
+
+    @property
     def pad_id(self) -> int:
         """The token id of padding. Where the model has none, any will do: it is masked or comes last."""
         known = load_config(self.source).get_text_config().vocab_size  # a tokenizer may have more, with [PAD] added

@@ -18,11 +18,18 @@ from unlearn.training.cost import Memory, Shape, likelihood_memory, training_mem
 RESERVE = 0.1  # share of the free memory that is kept free, since the estimate is rough
 TOO_HIGH = 0.15  # by which the estimate of training may exceed what is needed
 
+Lengths = list[list[int]]  # of each topic's parts of a batch: the longest row, in tokens (`Inputs.lengths`)
 
-def needed_memory(configs: Sequence[Config], shape: Shape, *, weight_bytes: int, recompute: bool) -> Memory:
-    """The estimate for runs that agree in `SHARED`. `recompute` matters to methods that need logits only."""
+
+def needed_memory(
+    configs: Sequence[Config], shape: Shape, *, weight_bytes: int, recompute: bool, lengths: Lengths | None = None
+) -> Memory:
+    """The estimate for runs that agree in `SHARED`, without `lengths` for those that are configured.
+
+    `recompute` matters to methods that need logits only.
+    """
     first = configs[0]
-    lengths = configured_lengths(first)
+    lengths = lengths or _configured_lengths(first)
     tokens = first.train.batch_size * max(map(sum, lengths))
     eager = (first.model.attn_implementation or shape.kernel) == "eager"
     pairs = first.train.batch_size * max(sum(n * n for n in parts) for parts in lengths) if eager else 0
@@ -33,14 +40,14 @@ def needed_memory(configs: Sequence[Config], shape: Shape, *, weight_bytes: int,
     return estimate(shape, tokens, weight_bytes=weight_bytes, precision=precision, pairs=pairs)
 
 
-def configured_lengths(config: Config) -> list[list[int]]:
-    """The longest that each topic's parts of a batch can be, in tokens: forget, retain and, if any, preferred texts."""
+def _configured_lengths(config: Config) -> Lengths:
+    """The most that rows of the forget, the retain and, if there are any, the preferred texts can have."""
     topics = [config.data.topics[name] for name in config.data.use or config.data.topics]
     preferred = [max(t.max_length for t in topics)] if config.method.get("preferred") else []
     return [[t.max_length, t.retain_max_length or t.max_length, *preferred] for t in topics]
 
 
-def least_memory(configs: Sequence[Config], source: Source) -> Memory:
+def least_memory(configs: Sequence[Config], source: Source, lengths: Lengths | None = None) -> Memory:
     """`needed_memory` of a checkpoint, its activations recomputed unless that is forbidden.
 
     Raises UserError if the model's configuration cannot be read, or its layers hold nothing to train.
@@ -48,17 +55,18 @@ def least_memory(configs: Sequence[Config], source: Source) -> Memory:
     first = configs[0]
     shape = Shape.of(load_config(source), first.model.layer, first.model.parameters)
     recompute = first.train.recompute != "never"
-    return needed_memory(configs, shape, weight_bytes=source.torch_dtype.itemsize, recompute=recompute)
+    itemsize = source.torch_dtype.itemsize
+    return needed_memory(configs, shape, weight_bytes=itemsize, recompute=recompute, lengths=lengths)
 
 
-def check_training_memory(config: Config, source: Source) -> None:
+def check_training_memory(config: Config, source: Source, lengths: Lengths) -> None:
     """Raise UserError if the memory of the device cannot hold the training of this run alone.
 
     Models with code of their own are not checked, as that code would have to run.
     """
     if source.trust_remote_code:
         return
-    need = least_memory([config], source).total(1)
+    need = least_memory([config], source, lengths).total(1)
     there = all_memory(source.torch_device)
     if (1 - TOO_HIGH) * need > there:
         raise UserError(
@@ -67,13 +75,13 @@ def check_training_memory(config: Config, source: Source) -> None:
         )
 
 
-def must_recompute(configs: Sequence[Config], model: PreTrainedModel) -> bool:
+def must_recompute(configs: Sequence[Config], model: PreTrainedModel, lengths: Lengths) -> bool:
     """`train.recompute`; if it is auto, whether these runs would not fit otherwise. Their whole model is loaded."""
     wish = configs[0].train.recompute
     if wish != "auto" or not any(needs_logits(c.method) for c in configs):
         return wish == "always"
     shape = Shape.of(model.config, configs[0].model.layer, configs[0].model.parameters)
-    need = needed_memory(configs, shape, weight_bytes=model.dtype.itemsize, recompute=False)
+    need = needed_memory(configs, shape, weight_bytes=model.dtype.itemsize, recompute=False, lengths=lengths)
     return need.total(len(configs)) - need.weights > usable(model.device)
 
 
