@@ -189,7 +189,8 @@ def _train_variants(pairs: list[tuple[ActiveRun, Variant]], shared: Config, inpu
             work(active)
         variant.error = None if active.error is None else describe(active.error)
 
-    recompute = must_recompute([active.config for active, _ in pairs], cut.model, inputs.lengths)
+    made = sum(variant.nbytes for _, variant in pairs)
+    recompute = must_recompute([active.config for active, _ in pairs], cut.model, inputs.lengths, made)
     with training_progress(shared.train.steps) as show:
 
         def on_record(variant: Variant, record: Record) -> None:

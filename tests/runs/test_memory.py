@@ -40,7 +40,7 @@ def test_activations_are_recomputed_only_where_they_would_not_fit(conf, shape, m
 
     def decided(free, *overrides):
         monkeypatch.setattr(memory, "free_memory", lambda _device: free)
-        return must_recompute([conf(*overrides)] * 2, model, LENGTHS)
+        return must_recompute([conf(*overrides)] * 2, model, LENGTHS, made=0)
 
     need = needed_memory([conf("method=npo")], shape, weight_bytes=4, recompute=False, lengths=LENGTHS)
     enough = (need.working + 2 * need.variant) / 0.9 + 100
@@ -49,6 +49,25 @@ def test_activations_are_recomputed_only_where_they_would_not_fit(conf, shape, m
     assert not decided(0, "method=rmu")  # no layer above l is trained through
     assert not decided(0, "method=npo", "train.recompute=never")
     assert decided(enough, "method=npo", "train.recompute=always")
+
+
+def test_matrices_that_are_there_need_no_memory_again(short, shape, monkeypatch):
+    configs = [short("method=npo", f"seed={seed}") for seed in range(3)]
+    lengths = load_inputs(configs[0]).lengths
+    need = needed_memory(configs, shape, weight_bytes=4, recompute=False, lengths=lengths)
+    left = need.working + 3 * need.variant - 3 * 3 * 4 * shape.trained  # three runs, each with three float32 matrices
+    decided = []
+
+    def noted(*_args, recompute, **_kwargs):
+        decided.append(recompute)
+        raise UserError("that is enough")
+
+    monkeypatch.setattr("unlearn.experiment.train", noted)
+    for free in (left / 0.9 + 100, left / 0.9 - 100):
+        monkeypatch.setattr(memory, "free_memory", lambda _device, free=free: free)
+        with pytest.raises(UserError, match="that is enough"):
+            run_together(configs)
+    assert decided == [False, True]
 
 
 def test_recomputing_needs_less_memory_for_the_same_variants(conf, shape):

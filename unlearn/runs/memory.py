@@ -75,14 +75,17 @@ def check_training_memory(config: Config, source: Source, lengths: Lengths) -> N
         )
 
 
-def must_recompute(configs: Sequence[Config], model: PreTrainedModel, lengths: Lengths) -> bool:
-    """`train.recompute`; if it is auto, whether these runs would not fit otherwise. Their whole model is loaded."""
+def must_recompute(configs: Sequence[Config], model: PreTrainedModel, lengths: Lengths, made: int) -> bool:
+    """`train.recompute`; if it is auto, whether these runs would not fit otherwise.
+
+    Their whole model is loaded, and their variants have `made` bytes.
+    """
     wish = configs[0].train.recompute
     if wish != "auto" or not any(needs_logits(c.method) for c in configs):
         return wish == "always"
     shape = Shape.of(model.config, configs[0].model.layer, configs[0].model.parameters)
     need = needed_memory(configs, shape, weight_bytes=model.dtype.itemsize, recompute=False, lengths=lengths)
-    return need.total(len(configs)) - need.weights > usable(model.device)
+    return need.total(len(configs)) - need.weights - made > usable(model.device)
 
 
 def usable(device: torch.device) -> int:
