@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import TypeVar
 
 import psutil
@@ -19,6 +21,11 @@ Result = TypeVar("Result")
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names of glibc's mallopt
 LARGE = 1 << 30
+
+# Of control groups: which controllers a line of /proc/self/cgroup names, the folder below /sys/fs/cgroup, the files
+# with the limit and what is used, and what memory.stat calls pages of files that can be dropped.
+V2 = ("", "", "memory.max", "memory.current", "inactive_file")
+V1 = ("memory", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
 
 def reuse_memory() -> None:
@@ -37,17 +44,41 @@ def reuse_memory() -> None:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free now: of the GPU, or of the machine."""
+    """Bytes that are free now: of the GPU, or of the machine and this process's control groups."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+    return min([psutil.virtual_memory().available, *(free for _, free in group_memory())])
 
 
 def all_memory(device: torch.device) -> int:
-    """Bytes that this process could have: of a GPU what others leave, on a CPU all that the machine has."""
+    """Bytes that this process could have: of a GPU what others leave, on a CPU all of the machine or control group."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-    return psutil.virtual_memory().total
+    return min([psutil.virtual_memory().total, *(limit for limit, _ in group_memory())])
+
+
+def group_memory(root: Path = Path("/")) -> Iterator[tuple[int, int]]:
+    """For each control group around this process that limits memory: its limit, and what is free of it, in bytes.
+
+    Containers and jobs of SLURM are such groups. Where there are none, it yields nothing.
+    """
+    with suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            for controller, folder, *files in (V2, V1):
+                if controller in controllers.split(","):
+                    own = root / "sys/fs/cgroup" / folder / path.lstrip("/")
+                    # Inside of a container the path may be the host's; its own group is then the topmost folder.
+                    for group in (own, *own.parents):
+                        yield from _of_group(group, *files)
+
+
+def _of_group(group: Path, limit: str, used: str, droppable: str) -> Iterator[tuple[int, int]]:
+    with suppress(OSError, ValueError):  # no such group, or "max"
+        most = int((group / limit).read_text())
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        taken = int((group / used).read_text()) - int(statistics.get(droppable, 0))
+        yield most, max(0, most - taken)
 
 
 def in_batches(function: Callable[[Rows], Result], rows: Rows, size: int) -> tuple[list[Result], int]:
