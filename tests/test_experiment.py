@@ -15,7 +15,9 @@ from unlearn.evaluate.harness import evaluate
 from unlearn.experiment import run, run_together
 from unlearn.models.delta import load_delta, save_delta
 from unlearn.models.export import export
+from unlearn.models.loading import Source, load_config
 from unlearn.runs.folder import RunFolder
+from unlearn.training.cost import Shape
 
 METHODS = sorted(f.stem for f in (ROOT / "conf/method").glob("*.yaml"))
 EXPERIMENTS = sorted(f.stem for f in (ROOT / "conf/experiment").glob("*.yaml"))
@@ -289,3 +291,26 @@ def test_a_full_disk_is_named_before_training(short, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))  # a mock: no disk is filled
     with pytest.raises(UserError, match=r"0\.0 GB are free on its disk, and deltas and checkpoints need"):
         run(short())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "matrices"),
+    [
+        ((), 2),  # of each run its delta: no checkpoint before the last step
+        (("train.checkpoint_every=2",), 2 * (1 + 3) + 3),  # with moments, and one run's next checkpoint
+        (("eval=toy", "eval.every=1", "eval.every_questions=1"), 2 * (1 + 2)),
+    ],
+)
+def test_a_disk_has_to_hold_what_two_runs_write_and_no_more(short, monkeypatch, overrides, matrices):
+    def stop(*_args, **_kwargs):
+        raise UserError("that is enough")
+
+    monkeypatch.setattr("unlearn.experiment.train", stop)
+    configs = [short(*overrides, f"seed={seed}") for seed in range(2)]
+    shape = Shape.of(load_config(Source.of(configs[0].model)), configs[0].model.layer)
+    needed = matrices * 3 * 4 * shape.trained  # three layers, float32
+    usage = shutil.disk_usage("/")
+    for free, told in ((needed, "that is enough"), (needed - 1, "are free on its disk")):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
+        with pytest.raises(UserError, match=told):
+            run_together(configs)

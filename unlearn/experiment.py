@@ -141,7 +141,7 @@ def _train(runs: list[ActiveRun], shared: Config, inputs: Inputs) -> None:
     plain = sum(active.config.rna.nu == 0 for active in runs)
     if plain:
         say("Without RNA (rna.nu=0)" + (f": {plain} of {len(runs)} runs" if len(runs) > 1 else ""))
-    check_space(run_folder(shared).parent, len(runs) * _bytes_of_files(shared, cut))
+    check_space(run_folder(shared).parent, _bytes_of_files(shared, cut, len(runs)))
     noise = Ahead(cut.dim, cut.device)
     pairs: list[tuple[ActiveRun, Variant]] = []
     for active, method in zip(runs, methods, strict=True):
@@ -157,12 +157,17 @@ def _train(runs: list[ActiveRun], shared: Config, inputs: Inputs) -> None:
                 active.finish_training(variant, cut.frozen)
 
 
-def _bytes_of_files(shared: Config, cut: CutModel) -> int:
-    """What a run's delta, checkpoint and weights along the course take, in float32; samples and logs are small."""
-    t = shared.train
-    along = 0 if shared.eval.every is None else t.steps // shared.eval.every
-    checkpoint = 2 * CHECKPOINT if t.checkpoint_every else 0  # the next one is written before the last is removed
-    return 4 * (1 + along + checkpoint) * sum(weight.numel() for weight in cut.frozen.values())
+def _bytes_of_files(shared: Config, cut: CutModel, runs: int) -> int:
+    """What deltas, checkpoints and weights along the course take at most, in float32; samples and logs are small."""
+
+    def before_the_last_step(every: int | None) -> int:
+        return (shared.train.steps - 1) // every if every else 0
+
+    along = before_the_last_step(shared.eval.every)
+    checkpoint = CHECKPOINT if before_the_last_step(shared.train.checkpoint_every) else 0
+    # A run's next checkpoint is written before its last one is removed, of one run at a time.
+    matrices = runs * (1 + along + checkpoint) + checkpoint
+    return 4 * matrices * sum(weight.numel() for weight in cut.frozen.values())
 
 
 def _train_variants(pairs: list[tuple[ActiveRun, Variant]], shared: Config, inputs: Inputs, cut: CutModel) -> None:
