@@ -3,12 +3,15 @@
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig
 
+from tests.conftest import ROOT
 from unlearn.analysis.theory import output, rejection
 from unlearn.analysis.theory.counterpart import against
 from unlearn.analysis.theory.differences import describe, isotropy, isotropy_test, mean_test, normality
@@ -16,10 +19,11 @@ from unlearn.analysis.theory.measure import result_file, theory
 from unlearn.analysis.theory.output import covariance_errors, noise_and_output, one_question, real_change
 from unlearn.analysis.theory.predicted import Predicted, States
 from unlearn.analysis.theory.rejection import exact, injected, linear, published, rejected
-from unlearn.analysis.theory.run import plain_kernels, read_run
+from unlearn.analysis.theory.run import load_suite_of, plain_kernels, read_run
 from unlearn.cli.main import main
 from unlearn.errors import UserError
 from unlearn.experiment import run
+from unlearn.models.architectures import parameter_count
 
 IDS, LAYER = [3, 7, 11, 2, 9], 3
 
@@ -369,6 +373,15 @@ def test_a_run_that_cannot_be_measured_is_told_in_a_line(two_runs, tmp_path, mon
 def test_a_counterpart_that_is_none_is_told_in_a_line(two_runs, tmp_path, change, told):
     with pytest.raises(UserError, match=told):
         theory(two_runs[0], edited(two_runs[1], tmp_path / "rm", change))
+
+
+def test_a_model_that_does_not_fit_in_float32_is_told_before_it_is_loaded(two_runs, monkeypatch):
+    measured = read_run(two_runs[0], "perturbed", "retain", 8)
+    measured.config.model.dtype = "bfloat16"
+    count = parameter_count(AutoConfig.from_pretrained(ROOT / "unlearn/toy/model"))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=3 * count, available=3 * count))
+    with pytest.raises(UserError, match=r"the whole model takes 0\.0 GB in torch\.float32, and cpu has 0\.0 GB"):
+        load_suite_of(measured)
 
 
 def test_other_mistakes_are_told(two_runs, tmp_path):

@@ -87,7 +87,7 @@ def load_inputs(config: Config) -> Inputs:
         )
     whole = config.eval.roles or needs_logits(config.method)
     check_weights(source, None if whole else config.model.layer)
-    _check_memory(config, source)
+    check_memory(config, source)
     questions = load_questions(config, source, tokenizer)
     return Inputs(source, checkpoint_fingerprint(source), tokenizer, questions, topics, preferred)
 
@@ -98,7 +98,7 @@ def load_evaluation_inputs(config: Config) -> Inputs:
     _ = source.torch_device  # is there
     load_config(source)
     check_weights(source, None)
-    _check_memory(config, source)
+    check_memory(config, source)
     tokenizer = load_tokenizer(source)
     questions = load_questions(config, source, tokenizer)
     if not questions.suite:
@@ -146,7 +146,7 @@ def _check_lengths(topics: list[Topic], context: int | None) -> None:
                 )
 
 
-def _check_memory(config: Config, source: Source) -> None:
+def check_memory(config: Config, source: Source) -> None:
     """Raise UserError if the memory of the device cannot hold the whole model, which the evaluation needs.
 
     Models with code of their own are not checked, as that code would have to run.

@@ -24,7 +24,7 @@ from unlearn.models.group import ModelGroup
 from unlearn.models.loading import BALANCED, Source, load_tokenizer, load_whole
 from unlearn.runs.evaluations import in_role
 from unlearn.runs.folder import checkpoint_of
-from unlearn.runs.inputs import load_evaluation_inputs
+from unlearn.runs.inputs import check_memory, load_evaluation_inputs
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,11 @@ def check_counterpart(rna: FinishedRun, rm: FinishedRun) -> list[str]:
 
 
 def load_suite_of(run: FinishedRun) -> Suite:
-    """The questions, before any weight is loaded. Raises UserError if model or words are not those of the run."""
+    """The questions, before any weight is loaded.
+
+    Raises UserError if model or words are not those of the run, or the memory cannot hold the model in float32.
+    """
+    check_memory(run.config, replace(Source.of(run.config.model), dtype="float32"))  # as `load_unlearned` makes it
     inputs = load_evaluation_inputs(run.config)
     if run.record.get("inputs", {}).get("checkpoint", inputs.model_hash) != inputs.model_hash:
         raise UserError(f"{inputs.source.path}: the model there is not the one that {run.folder} was trained from.")
