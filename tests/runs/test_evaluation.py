@@ -13,6 +13,7 @@ from unlearn.errors import UserError
 from unlearn.evaluate import harness
 from unlearn.experiment import run
 from unlearn.runs.evaluation import evaluate_checkpoint, evaluate_run, run_config
+from unlearn.runs.evaluations import asked as asked_of
 from unlearn.runs.folder import RunFolder
 from unlearn.runs.prefetch import prefetch
 
@@ -54,11 +55,40 @@ def test_another_evaluation_leaves_what_the_runs_own_had_begun(short):
     assert [file for file in (folder / "partial").rglob("*") if file.is_file()] == [begun]
 
 
-def test_new_kinds_of_query_beside_old_ones_are_told_to_be_asked_alone(short, capsys):
+def test_a_new_kind_of_query_beside_the_same_default_questions_is_compared_with_them(short):
+    folder = run(short("eval=toy", "eval.limit=4", "eval.queries=[default]"))
+    before = json.loads((folder / "metrics.json").read_text())
+    assert evaluate_run(RunFolder(folder), ["eval.queries=[control]"]) == folder
+    assert "unlearned/toy_retain/control/default_difference" not in json.loads((folder / "metrics.json").read_text())
+    assert evaluate_run(RunFolder(folder), ["eval.queries=[default,control]"]) == folder
+    found = json.loads((folder / "metrics.json").read_text())
+    assert before.items() <= found.items()
+    once = run(short("eval=toy", "eval.limit=4", "eval.queries=[default,control]"))
+    expected = {k: v for k, v in json.loads((once / "metrics.json").read_text()).items() if not k.startswith("train/")}
+    assert expected.items() <= found.items()
+    assert "unlearned/toy_retain/control/default_difference" in expected
+    assert read_run(folder).queries == ["default", "control"]
+
+
+def test_held_out_texts_that_are_asked_later_are_the_same_question_set(short):
+    held_out = ROOT / "unlearn/real/data/wikipedia-heldout.jsonl"
+    texts = (f"+eval.texts.corpora.retain.wiki={held_out}", "eval.texts.documents=3", "eval.forget_tokens=[virus]")
+    both = [run(short(*texts, "eval.queries=[default,control]"))]
+    both.append(run(short(*texts, "eval.queries=[default]", "seed=1")))
+    for queries in ("[control]", "[default,control]"):
+        assert evaluate_run(RunFolder(both[1]), [f"eval.queries={queries}"]) == both[1]
+    assert "unlearned/retain_text_wiki/control/default_difference" in json.loads((both[1] / "metrics.json").read_text())
+    records = [json.loads((folder / "run.json").read_text()) for folder in both]
+    sets = [asked_of(record, "control", "retain_text") for record in records]
+    assert sets[0] == sets[1] != {}
+
+
+def test_new_kinds_of_query_beside_other_questions_are_told_to_be_asked_alone(short, capsys):
     folder = run(short("eval=toy", "eval.limit=2", "eval.queries=[default]"))
-    asked_twice = evaluate_run(RunFolder(folder), ["eval.queries=[default,control]"])
+    other = ["eval.queries=[default,control]", "eval.limit=3"]
+    asked_twice = evaluate_run(RunFolder(folder), other)
     assert asked_twice.parent == folder / "evaluations"
-    assert "For them: eval.queries=[control] alone." in capsys.readouterr().err.replace("\n", " ")
+    assert "For reports: eval.queries=[control] alone." in capsys.readouterr().err.replace("\n", " ")
     assert read_run(folder).queries == ["default"]
     assert evaluate_run(RunFolder(folder), ["eval.queries=[control]"]) == folder
     assert read_run(folder).queries == ["default", "control"]

@@ -48,9 +48,9 @@ class Questions:
 
     @property
     def text_hashes(self) -> dict[str, str]:
-        """SHA-256 of the held-out texts of each task, as they are asked."""
-        asked = self.suite.passages.get("default") or next(iter(self.suite.passages.values()), {})
-        return {task: json_sha256([[p.id, p.beginning, p.rest] for p in passages]) for task, passages in asked.items()}
+        """SHA-256 of the held-out texts of each task, without inserted words."""
+        asked = {task: passages for tasks in self.suite.passages.values() for task, passages in tasks.items()}
+        return {task: json_sha256([[p.id, p.plain, p.rest] for p in passages]) for task, passages in asked.items()}
 
 
 def load_questions(

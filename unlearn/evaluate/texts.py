@@ -11,7 +11,7 @@ import math
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from statistics import fmean, stdev
 from types import SimpleNamespace
@@ -33,6 +33,7 @@ class Passage:
     id: int  # number of the document in its corpus
     beginning: str
     rest: str
+    plain: str = field(default="", repr=False)  # the beginning without inserted words
 
     @property
     def request(self) -> Any:
@@ -90,7 +91,8 @@ def _cut(config: TextConfig, task: str, number: int, text: str, words: Sequence[
     }
     begin, end = spans[places[config.place]()]
     inserted = "".join(f"{rng.choice(words)}. " for _ in range(config.inserted)) if words else ""
-    return Passage(number, text[spans[0][0] : begin] + inserted + text[begin:end], text[end : spans[-1][1]])
+    before, behind, rest = text[spans[0][0] : begin], text[begin:end], text[end : spans[-1][1]]
+    return Passage(number, before + inserted + behind, rest, before + behind)
 
 
 def record(passage: Passage, query: str, loglikelihood: float, tokens: int) -> dict[str, Any]:

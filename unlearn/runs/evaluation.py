@@ -17,6 +17,7 @@ from unlearn.config.settle import settle
 from unlearn.errors import UserError
 from unlearn.evaluate.evaluator import Unlearned
 from unlearn.models.delta import dtype_of, load_delta
+from unlearn.runs.evaluations import asked, content
 from unlearn.runs.folder import RunFolder
 from unlearn.runs.inputs import Inputs, load_evaluation_inputs
 from unlearn.runs.sharing import open_evaluator
@@ -68,8 +69,8 @@ def run_config(folder: RunFolder, overrides: list[str]) -> Config:
 def evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
     """Evaluate a run once more; returns the folder of the results.
 
-    It is the run's own folder, or, if some of these tasks and queries were asked before, a folder inside it. Earlier
-    results stay.
+    It is the run's own folder, or, if other questions were asked before under the same names, a folder inside it.
+    Earlier results stay.
     """
     with FolderLock(folder.path):
         return _evaluate_run(folder, overrides)
@@ -85,19 +86,20 @@ def _evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
     before = json.loads(folder.file("metrics.json").read_text()) if folder.file("metrics.json").is_file() else {}
     home = folder.path
     repeated = before.keys() & result.metrics.keys()
-    if repeated:
+    elsewhere = bool(repeated) and not _same_questions(folder, config, inputs)
+    if elsewhere:
         home = folder.file("evaluations") / name
         _say_what_is_new(config, before, home)
         before = {}
     result.write_samples(home / "samples")
-    write_json(home / "metrics.json", before | result.metrics)
+    write_json(home / "metrics.json", result.metrics | before)
     folder.record.setdefault("evaluations", []).append(
         {
             **asdict(config.eval),
             "query_words": inputs.questions.word_hashes,
             "text_hashes": inputs.questions.text_hashes,
             "questions": inputs.questions.suite.hashes,
-            "folder": str(home.relative_to(folder.path)) if repeated else None,
+            "folder": str(home.relative_to(folder.path)) if elsewhere else None,
         }
     )
     folder.write()
@@ -108,13 +110,25 @@ def _evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
     return home
 
 
+def _same_questions(folder: RunFolder, config: Config, inputs: Inputs) -> bool:
+    """Whether this evaluation asks of each role and kind of query what the run was asked before, if it was."""
+    now = {"config": {"eval": asdict(config.eval)}, "identity": identity(config), "inputs": inputs.hashes}
+    places = [(query, role) for query in config.eval.queries for role in config.eval.roles]
+    return all(
+        (asked(now, *place), content(now, *place)) == (before, content(folder.record, *place))
+        for place in places
+        if (before := asked(folder.record, *place))
+    )
+
+
 def _say_what_is_new(config: Config, before: dict[str, float], home: Path) -> None:
     """Reports and claims read a run's own results. What was not asked before could be among them."""
     known = {name.split("/")[-2] for name in before if name.startswith("unlearned/")}
     new = [query for query in config.eval.queries if query not in known]
     if new:
         ask = f"eval.queries=[{','.join(new)}]"
-        say(f"A part was asked before, so the results go to {home}, where reports do not look. For them: {ask} alone.")
+        why = "other questions were asked before under the same names"
+        say(f"Results go to {home}, where reports do not look: {why}. For reports: {ask} alone.")
 
 
 def _name(config: Config, inputs: Inputs) -> str:
