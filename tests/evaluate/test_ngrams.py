@@ -1,10 +1,12 @@
 """n-grams by similarity to their document, in the base model and by embeddings."""
 
+import shutil
+
 import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, write_jsonl
 from unlearn.data.corpora import documents
 from unlearn.evaluate.ngrams import SIZES, Best, _words, embedded, in_context, rank_ngrams
 from unlearn.evaluate.questions import query_words
@@ -89,6 +91,35 @@ def test_words_of_queries_come_from_the_forget_corpora_and_are_kept(conf, tmp_pa
     assert words["default"] == []
     monkeypatch.setattr("unlearn.evaluate.questions.rank_ngrams", None)  # not computed again
     assert query_words(config, source, load_tokenizer(source)) == words
+
+
+def test_what_determines_the_lists_is_what_they_are_kept_by(conf, tmp_path):
+    """Another column of the same file, another dtype, other weights of an encoder in the same folder."""
+    rows = [{"text": "the river is old", "body": "an open harbour"}] * 2
+    corpus, encoder = write_jsonl(tmp_path / "a.jsonl", rows), tmp_path / "encoder"
+    shutil.copytree(SOURCE.path, encoder)
+
+    def listed(*more):
+        topic = f"+data.topics.chem={{forget: {corpus}, retain: {corpus}, max_length: 9}}"
+        asked = ("eval=toy", "eval.queries=[default,similarity-most]", f"output_root={tmp_path}")
+        config = conf(topic, "data.use=[chem]", *asked, *more)
+        source = Source.of(config.model)
+        return query_words(config, source, load_tokenizer(source))["similarity-most"]
+
+    def kept():
+        return len(list((tmp_path / "cache/ngrams").iterdir()))
+
+    assert listed() == listed("data.errors=replace")  # the texts are the same
+    assert "the river" in listed()
+    assert "open harbour" in listed("data.text_column=body")
+    assert kept() == 2
+    listed("model.dtype=bfloat16")
+    listed(f"eval.ngrams.encoder={encoder}")
+    assert kept() == 4
+    with (encoder / "config.json").open("a") as file:
+        file.write(" ")
+    listed(f"eval.ngrams.encoder={encoder}")
+    assert kept() == 5
 
 
 def test_a_sentence_model_may_take_the_place_of_the_states(tokenizer):

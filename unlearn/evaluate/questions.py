@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +15,7 @@ from transformers import AutoModel, PreTrainedTokenizerBase
 
 from unlearn.config.identity import RESULTS_VERSION
 from unlearn.config.schema import NGRAM_QUERIES, Config, EvalConfig, text_tasks
-from unlearn.data.corpora import Reading, corpus_sha256, documents, warn_of_unknown
+from unlearn.data.corpora import Reading, documents, warn_of_unknown
 from unlearn.evaluate.cache import cache_place
 from unlearn.evaluate.chat import Chat
 from unlearn.evaluate.forms import Form
@@ -24,7 +25,7 @@ from unlearn.evaluate.texts import load_passages
 from unlearn.evaluate.tokens import control_tokens, corpus_tokens, read_forget_tokens
 from unlearn.models.architectures import context_length
 from unlearn.models.cutting import CutModel
-from unlearn.models.fingerprint import checkpoint_fingerprint
+from unlearn.models.fingerprint import checkpoint_fingerprint, tokenizer_fingerprint
 from unlearn.models.loading import Source, load_tokenizer, load_up_to
 from unlearn.screen import say
 from unlearn.storage.files import write_json
@@ -115,11 +116,13 @@ def _ngram_lists(config: Config, source: Source, tokenizer: PreTrainedTokenizerB
     """The result of `rank_ngrams`, from the cache if it is there."""
     settings = config.eval.ngrams
     topics = config.data.use or list(config.data.topics)
-    reading = Reading.of(config.data)
+    texts = partial(_texts, config, "forget", topics, settings.documents)
+    encoder = None if settings.encoder is None else Source(settings.encoder, device=source.device)
     key = {
-        "model": checkpoint_fingerprint(source),
+        "model": _loaded(source, tokenizer),
         "layer": config.model.layer,
-        "corpora": [corpus_sha256(path, named, reading) for path, named in _corpora(config, "forget", topics).items()],
+        "encoder": None if encoder is None else _loaded(encoder, load_tokenizer(encoder)),
+        "texts": _sha256(texts()),
         "settings": asdict(settings),
         "version": RESULTS_VERSION,
     }
@@ -127,18 +130,30 @@ def _ngram_lists(config: Config, source: Source, tokenizer: PreTrainedTokenizerB
     if file.is_file():
         return json.loads(file.read_text())
 
-    if settings.encoder is None:
+    if encoder is None:
         cut = CutModel(load_up_to(source, config.model.layer), config.model.layer, parameters=config.model.parameters)
         window = min(settings.window, context_length(cut.model.config) or settings.window)
         measure = partial(in_context, cut=cut, tokenizer=tokenizer, window=window)
     else:
-        encoder = Source(settings.encoder, device=source.device)
-        model = AutoModel.from_pretrained(settings.encoder).to(encoder.torch_device).eval()
+        model = AutoModel.from_pretrained(encoder.path).to(encoder.torch_device).eval()
         measure = partial(embedded, model=model, tokenizer=load_tokenizer(encoder), window=settings.window)
     say("Ranking the n-grams of the forget corpora by their similarity to their documents")
-    lists = rank_ngrams(lambda: _texts(config, "forget", topics, settings.documents), measure, top=settings.top)
+    lists = rank_ngrams(texts, measure, top=settings.top)
     write_json(file, lists)
     return lists
+
+
+def _loaded(source: Source, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What determines a model's states: its weights, their dtype, and its tokenizer."""
+    return [checkpoint_fingerprint(source), str(source.torch_dtype), tokenizer_fingerprint(tokenizer)]
+
+
+def _sha256(texts: Iterable[str]) -> str:
+    """The SHA-256 of texts, which are read one at a time."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(hashlib.sha256(text.encode()).digest())
+    return digest.hexdigest()
 
 
 def _course(e: EvalConfig, words: dict[str, list[str]], chat: Chat | None) -> Suite | None:
