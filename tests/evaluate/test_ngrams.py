@@ -8,6 +8,7 @@ from torch.nn.functional import cosine_similarity
 
 from tests.conftest import ROOT, write_jsonl
 from unlearn.data.corpora import documents
+from unlearn.errors import UserError
 from unlearn.evaluate.ngrams import SIZES, Best, _words, embedded, in_context, rank_ngrams
 from unlearn.evaluate.questions import query_words
 from unlearn.models.cutting import CutModel
@@ -120,6 +121,24 @@ def test_what_determines_the_lists_is_what_they_are_kept_by(conf, tmp_path):
         file.write(" ")
     listed(f"eval.ngrams.encoder={encoder}")
     assert kept() == 5
+
+
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        ("perturbed", r"eval\.forget_tokens=corpus:chem: perturbed queries need at least one word, and the topic"),
+        ("control", r"eval\.forget_tokens=corpus:chem: control queries need at least one word"),
+        ("ngram-16", r"eval\.queries: ngram-16 queries need n-grams of 16 words, and no document"),
+    ],
+)
+def test_a_query_for_which_the_corpora_have_no_word_is_refused(conf, tmp_path, query, told):
+    corpus = write_jsonl(tmp_path / "a.jsonl", [{"text": "the river is old"}])
+    topic = f"+data.topics.chem={{forget: {corpus}, retain: {corpus}, max_length: 9}}"
+    asked = ("eval=toy", f"eval.queries=[default,{query}]", "eval.forget_tokens=corpus:chem", f"output_root={tmp_path}")
+    config = conf(topic, "data.use=[chem]", *asked)
+    source = Source.of(config.model)
+    with pytest.raises(UserError, match=told):
+        query_words(config, source, load_tokenizer(source))
 
 
 def test_a_sentence_model_may_take_the_place_of_the_states(tokenizer):

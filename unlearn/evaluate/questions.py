@@ -16,6 +16,7 @@ from transformers import AutoModel, PreTrainedTokenizerBase
 from unlearn.config.identity import RESULTS_VERSION
 from unlearn.config.schema import NGRAM_QUERIES, Config, EvalConfig, text_tasks
 from unlearn.data.corpora import Reading, documents, warn_of_unknown
+from unlearn.errors import UserError
 from unlearn.evaluate.cache import cache_place
 from unlearn.evaluate.chat import Chat
 from unlearn.evaluate.forms import Form
@@ -84,8 +85,13 @@ def query_words(config: Config, source: Source, tokenizer: PreTrainedTokenizerBa
         elif query in NGRAM_QUERIES:
             n, kind = NGRAM_QUERIES[query]
             words[query] = [entry["ngram"] for entry in lists[str(n)][kind]]
+            if not words[query]:
+                raise UserError(
+                    f"eval.queries: {query} queries need n-grams of {n} words, and no document of the forget corpora "
+                    f"(data.topics) has one within eval.ngrams.window={config.eval.ngrams.window} tokens."
+                )
         else:
-            forget = _forget_tokens(config)
+            forget = _forget_tokens(config, query)
             if query == "control":
                 every = list(config.data.topics)
                 forget = control_tokens(forget, _texts(config, "forget", every), _texts(config, "retain", every))
@@ -93,11 +99,17 @@ def query_words(config: Config, source: Source, tokenizer: PreTrainedTokenizerBa
     return words
 
 
-def _forget_tokens(config: Config) -> list[str]:
+def _forget_tokens(config: Config, query: str) -> list[str]:
     given = config.eval.forget_tokens
     if isinstance(given, str) and given.startswith("corpus:"):
         name = given.removeprefix("corpus:")
-        return corpus_tokens(_texts(config, "forget", [name]), _texts(config, "retain", [name]))
+        found = corpus_tokens(_texts(config, "forget", [name]), _texts(config, "retain", [name]))
+        if not found:
+            raise UserError(
+                f"eval.forget_tokens={given}: {query} queries need at least one word, and the topic's forget corpus "
+                "has none that its retain corpus lacks."
+            )
+        return found
     return read_forget_tokens(given)
 
 
