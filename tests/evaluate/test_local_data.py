@@ -59,6 +59,8 @@ def test_wmdp_from_jsonl_and_everything_from_parquet(tmp_path):
     [
         ("question,choice0\n", r"anatomy_test.csv:1: there is no column answer, choice1, choice2, choice3"),
         ("question,choice0,choice1,choice2,choice3,answer\nq,a,b,c,d,4\n", r"csv:2: answer='4' is not allowed"),
+        ("question,choice0,choice1,choice2,choice3,answer\nq,a,b,c,d,\n", r"csv:2: answer='' is not allowed"),
+        ("question,choice0,choice1,choice2,choice3,answer\nq,a,b,c,d,BC\n", r"csv:2: answer='BC' is not allowed"),
         ("question,choice0,choice1,choice2,choice3,answer\nq,a,b,c\n", r"csv:2: a question has four options"),
         ("question,choice0,choice1,choice2,choice3,answer\n,a,b,c,d,1\n", r"csv:2: there is no question"),
         ("question,choice0,choice1,choice2,choice3,answer\n", r"anatomy_test.csv holds no question"),
@@ -89,5 +91,5 @@ def test_other_mistakes(tmp_path):
 
 
 def test_letters_are_answers_too(tmp_path):
-    write_csv(tmp_path / "test/anatomy_test.csv", [("q", list("abcd"), "C")])
-    assert load_local(tmp_path, "anatomy")["test"][0]["answer"] == 2
+    write_csv(tmp_path / "test/anatomy_test.csv", [("q", list("abcd"), answer) for answer in ("C", "d", " 1 ")])
+    assert load_local(tmp_path, "anatomy")["test"]["answer"][:] == [2, 3, 1]

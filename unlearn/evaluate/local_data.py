@@ -23,7 +23,7 @@ from unlearn.errors import UserError
 
 KEY = "eval.local_dir"
 SOURCES = {"cais/mmlu": "mmlu", "cais/wmdp": "wmdp"}  # data set on the hub -> folder inside local_dir
-LETTERS = "ABCD"
+ANSWERS = {name: i for i, letter in enumerate("ABCD") for name in (letter, letter.lower(), str(i))}
 
 
 @contextmanager
@@ -118,10 +118,8 @@ def _checked(row: dict[str, Any], place: str) -> dict[str, Any]:
         raise UserError(f"{KEY}: {place}: there is no question.")
     if not isinstance(choices, list) or len(choices) != 4 or not all(isinstance(c, str) for c in choices):
         raise UserError(f"{KEY}: {place}: a question has four options, this one has {choices!r}.")
-    if isinstance(answer, str) and answer.strip() in LETTERS:
-        answer = LETTERS.index(answer.strip())
-    elif isinstance(answer, str) and answer.strip().isdigit():
-        answer = int(answer)
+    if isinstance(answer, str):
+        answer = ANSWERS.get(answer.strip())
     if not isinstance(answer, int) or not 0 <= answer <= 3:
         raise UserError(f"{KEY}: {place}: answer={row.get('answer')!r} is not allowed: it must be 0 to 3 or A to D.")
     return {"question": question, "choices": choices, "answer": answer}
