@@ -97,6 +97,14 @@ def test_every_format_gives_the_same_documents(tmp_path, name):
         assert corpus.sha256 == read_corpus(str(tmp_path / "a.jsonl"), KEY).sha256
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_name_that_looks_like_a_pattern_is_a_name(tmp_path, kind):
+    datasets.Dataset.from_dict({"text": ["another file"]}).to_parquet(str(tmp_path / "a1.parquet"))
+    datasets.Dataset.from_dict({"text": ["another file"]}).to_csv(str(tmp_path / "a1.csv"))
+    as_table(kind, tmp_path / f"a[1].{kind}")
+    assert read_corpus(str(tmp_path / f"a[1].{kind}"), KEY).texts == TWO
+
+
 def test_another_column_and_replaced_characters(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"body": "a\\ud800b", "text": "x"}\n')
     corpus = read_corpus(str(tmp_path / "a.jsonl"), KEY, Reading("body", "replace"))

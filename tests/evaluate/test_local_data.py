@@ -41,7 +41,8 @@ def test_lm_evals_own_task_reads_the_folder(tmp_path):
 
 def test_wmdp_from_jsonl_and_everything_from_parquet(tmp_path):
     rows = [{"question": q, "choices": c, "answer": a} for q, c, a in ROWS]
-    (tmp_path / "wmdp").mkdir()
+    tmp_path = tmp_path / "a[1]"  # no pattern, but a name
+    (tmp_path / "wmdp").mkdir(parents=True)
     write_jsonl(tmp_path / "wmdp/wmdp-bio.jsonl", rows)
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "wmdp/wmdp-cyber.parquet")
     (tmp_path / "mmlu/anatomy").mkdir(parents=True)

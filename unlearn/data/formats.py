@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +116,11 @@ def _array(file: Path, key: str, column: str, digest: hashlib._Hash | None) -> I
 
 
 def _table(file: Path, kind: str, key: str, column: str, digest: hashlib._Hash | None) -> Iterator[tuple[Any, str]]:
-    """Rows by the library datasets, which streams them."""
+    """Rows by the library datasets, which streams them, and takes names for patterns."""
     import datasets
 
     try:
-        rows = datasets.load_dataset(kind, data_files=str(file), split="train", streaming=True)
+        rows = datasets.load_dataset(kind, data_files=escape(str(file)), split="train", streaming=True)
         for number, row in enumerate(rows, start=1):
             place = f"{file}, row {number}"
             if column not in row:

@@ -13,6 +13,7 @@ import csv
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -108,7 +109,8 @@ def _jsonl_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _parquet_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, row in enumerate(datasets.Dataset.from_parquet(str(file)), start=1):
+    # A name would be taken for a pattern.
+    for number, row in enumerate(datasets.Dataset.from_parquet(escape(str(file))), start=1):
         yield f"{file} row {number}", row
 
 
