@@ -55,6 +55,11 @@ def test_tokens_come_from_a_list_or_a_file(tmp_path):
     file = tmp_path / "tokens.txt"
     file.write_text("SARS-CoV-2\n\n exploit \n")
     assert read_forget_tokens(str(file)) == TOKENS == read_forget_tokens(TOKENS)
+    file.write_bytes(b"\xef\xbb\xbfSARS-CoV-2\r\nexploit\r\n")  # as Windows programs write it
+    assert read_forget_tokens(str(file)) == TOKENS
+    file.write_bytes("virus\nvirus à ADN\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"eval\.forget_tokens: .*tokens\.txt:2: not UTF-8 text"):
+        read_forget_tokens(str(file))
     file.write_text("\n")
     with pytest.raises(UserError, match="the file is empty"):
         read_forget_tokens(str(file))

@@ -71,6 +71,16 @@ def _whole(lines: io.BufferedReader, file: Path, key: str) -> Iterator[bytes]:
         raise UserError(f"{key}: {file}: cannot be decompressed ({error}).") from None
 
 
+def read_text(file: Path, key: str) -> str:
+    """A file's text with its line ends, without byte order mark. Raises UserError, with file and line, if not UTF-8."""
+    raw = file.read_bytes()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{key}: {file}:{line}: not UTF-8 text ({error.reason}).") from None
+
+
 def _decoded(raw: bytes, place: str, key: str) -> str:
     try:
         return raw.decode("utf-8").removesuffix("\n").removesuffix("\r")

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from unlearn.data.formats import read_text
 from unlearn.errors import UserError
 
 WORD = re.compile(r"[^\W\d_][\w-]{2,}")
@@ -20,7 +21,7 @@ FROM_CORPUS = 100  # words that stand for a topic's corpus
 
 
 def read_forget_tokens(tokens: Sequence[str] | str) -> list[str]:
-    """A literal list, or a file with one token a line. Raises UserError if the file is missing or empty."""
+    """A literal list, or a UTF-8 file with one token a line. Raises UserError for one that is missing or empty."""
     if not isinstance(tokens, str):
         return list(tokens)
     file = Path(tokens)
@@ -28,7 +29,7 @@ def read_forget_tokens(tokens: Sequence[str] | str) -> list[str]:
         raise UserError(
             f"eval.forget_tokens={tokens}: there is no such file. Give a list, a file with one a line, or corpus:TOPIC."
         )
-    words = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    words = [line.strip() for line in read_text(file, "eval.forget_tokens").splitlines() if line.strip()]
     if not words:
         raise UserError(f"eval.forget_tokens={tokens}: the file is empty.")
     return words
