@@ -64,12 +64,13 @@ def test_wmdp_from_jsonl_and_everything_from_parquet(tmp_path):
         ("question,choice0,choice1,choice2,choice3,answer\nq,a,b,c,d,BC\n", r"csv:2: answer='BC' is not allowed"),
         ("question,choice0,choice1,choice2,choice3,answer\nq,a,b,c\n", r"csv:2: a question has four options"),
         ("question,choice0,choice1,choice2,choice3,answer\n,a,b,c,d,1\n", r"csv:2: there is no question"),
+        ("question,choice0,choice1,choice2,choice3,answer\ncafé,a,b,c,d,1\n", r"csv:2: not UTF-8 text"),
         ("question,choice0,choice1,choice2,choice3,answer\n", r"anatomy_test.csv holds no question"),
     ],
 )
 def test_mistakes_are_named_with_file_and_line(tmp_path, content, told):
     (tmp_path / "test").mkdir()
-    (tmp_path / "test/anatomy_test.csv").write_text(content)
+    (tmp_path / "test/anatomy_test.csv").write_text(content, encoding="latin-1")
     with pytest.raises(UserError, match=told):
         load_local(tmp_path, "anatomy")
 
@@ -89,6 +90,18 @@ def test_other_mistakes(tmp_path):
         load_suite({"retain": ["mmlu_anatomy"]}, BOTH, local_dir=str(tmp_path))
     with pytest.raises(UserError, match=r"unknown lm-eval task 'mmlu_anatomi'\. Did you mean 'mmlu_anatomy'"):
         load_suite({"retain": ["mmlu_anatomi"]}, BOTH)
+
+
+def test_unusual_characters_and_a_byte_order_mark_are_read(tmp_path):
+    asked = ("one\u2028two\x85three", list("abcd"), 1)
+    row = dict(zip(("question", "choices", "answer"), asked, strict=True))
+    lines = "\r\n".join([json.dumps(row, ensure_ascii=False)] * 2)
+    (tmp_path / "wmdp-bio.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.encode())
+    write_csv(tmp_path / "test/anatomy_test.csv", [asked])
+    file = tmp_path / "test/anatomy_test.csv"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert load_local(tmp_path, "wmdp-bio")["test"]["question"][:] == [asked[0]] * 2
+    assert load_local(tmp_path, "anatomy")["test"]["question"][:] == [asked[0]]
 
 
 def test_letters_are_answers_too(tmp_path):

@@ -10,6 +10,7 @@ They may also lie in folders `mmlu` and `wmdp` inside that folder.
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from unittest.mock import patch
 
 import datasets
 
+from unlearn.data.formats import read_text
 from unlearn.errors import UserError
 
 KEY = "eval.local_dir"
@@ -86,18 +88,17 @@ def _questions(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _csv_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with file.open(encoding="utf-8", newline="") as stream:
-        reader = csv.DictReader(stream)
-        wanted = {"question", "answer", *(f"choice{i}" for i in range(4))}
-        missing = wanted - set(reader.fieldnames or [])
-        if missing:
-            raise UserError(f"{KEY}: {file}:1: there is no column {', '.join(sorted(missing))}.")
-        for row in reader:
-            yield f"{file}:{reader.line_num}", {**row, "choices": [row[f"choice{i}"] for i in range(4)]}
+    reader = csv.DictReader(io.StringIO(read_text(file, KEY), newline=""))
+    wanted = {"question", "answer", *(f"choice{i}" for i in range(4))}
+    missing = wanted - set(reader.fieldnames or [])
+    if missing:
+        raise UserError(f"{KEY}: {file}:1: there is no column {', '.join(sorted(missing))}.")
+    for row in reader:
+        yield f"{file}:{reader.line_num}", {**row, "choices": [row[f"choice{i}"] for i in range(4)]}
 
 
 def _jsonl_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(io.StringIO(read_text(file, KEY)), start=1):  # lines end with "\n" alone
         place = f"{file}:{number}"
         try:
             row = json.loads(line)
