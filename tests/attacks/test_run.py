@@ -206,6 +206,12 @@ def test_a_command_without_a_run_is_refused(capsys):
     assert "folder of a finished run" in capsys.readouterr().err
 
 
+def test_a_run_whose_folder_has_an_equals_sign_in_its_path_is_attacked(short, tmp_path):
+    folder = run(short("eval=toy", "eval.subset=4", "eval.queries=[default]", f"output_dir='{tmp_path / 'nu=0.5'}'"))
+    main(["attack", str(folder), "attack=rounding"])
+    assert any((folder / "attacks").glob("rounding-*.json"))
+
+
 def test_a_run_makes_the_attacks_of_its_configuration_and_keeps_its_name(tmp_path, conf):
     short = ("train.steps=2", "eval=toy", "eval.subset=12", "tracker=none", f"output_root={tmp_path}")
     folder = run(conf(*short, "attacks=[shuffled]"))

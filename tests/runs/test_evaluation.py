@@ -158,7 +158,10 @@ def test_the_command(short, capsys):
         (["evaluate", "RUN", "eval.limit=2,3"], "eval.limit=2,3: one value is needed here."),
         (["evaluate", "RUN", "evals.limit=2"], "evals.limit=2: of a finished run only eval"),
         (["evaluate", "RUN", "model.layer=3"], "only eval, its keys, and model.path, model.gguf_file"),
-        (["evaluate", "/nowhere", "eval=toy"], "model.path=/nowhere: there is no such folder."),
+        (["evaluate", "/nowhere", "eval=toy"], "/nowhere: no run and no checkpoint is there"),
+        (["evaluate", "outputs/runs/nope", "eval=toy"], "outputs/runs/nope: no run and no checkpoint is there"),
+        (["evaluate", "./lr=1", "eval=toy"], "./lr=1: no run and no checkpoint is there"),
+        (["attack", "./lr=1"], "lr=1: there is no finished run here"),
         (["compare", "RUN", "/nowhere"], "no run is here"),
         (["prefetch", "rna.nu=-1"], "rna.nu=-1 is not allowed"),
         (["prefetch", "rna.nuu=1"], "rna.nuu: unknown key. Did you mean 'rna.nu'?"),
@@ -186,6 +189,17 @@ def test_a_checkpoint_is_evaluated_as_the_base_model(tmp_path, capsys):
     more = evaluate_checkpoint([f"model.path={model}", "eval=toy", "eval.limit=4", f"output_root={tmp_path}"])
     assert more != folder
     assert json.loads((folder / "metrics.json").read_text()) == metrics
+
+
+@pytest.mark.parametrize("name", ["lr=1", "ck,1", "it's [2]"])
+def test_a_checkpoint_of_any_name_is_evaluated(tmp_path, monkeypatch, name):
+    shutil.copytree(ROOT / "unlearn/toy/model", tmp_path / "a" / name)
+    asked = ("eval=toy", "eval.limit=2", "eval.queries=[default]")
+    monkeypatch.chdir(tmp_path / "a")  # where "lr=1" could be a key and its value
+    for number, what in enumerate((name, f"../a/{name}")):
+        main(["evaluate", what, *asked, f"output_root={tmp_path / str(number)}"])
+        [metrics] = tmp_path.glob(f"{number}/evaluations/*/metrics.json")
+        assert json.loads(metrics.read_text())["base/toy_retain/default/acc"] == 1
 
 
 def test_the_base_models_answers_are_computed_once(short, monkeypatch):

@@ -74,10 +74,10 @@ def attack(
     """
     from unlearn.attacks.make import plan
     from unlearn.attacks.run import attack as run
-    from unlearn.config.compose import ALL
+    from unlearn.config.compose import ALL, is_override
 
-    folders = [Path(argument) for argument in runs if "=" not in argument]
-    given = [argument for argument in runs if "=" in argument]
+    folders = [Path(argument) for argument in runs if not is_override(argument)]
+    given = [argument for argument in runs if is_override(argument)]
     chosen = [argument.removeprefix("attack=") for argument in given if argument.startswith("attack=")]
     names = [name for listed in chosen for name in listed.split(",")]
     own = [argument for argument in given if argument.lstrip("+").startswith("attack.")]
@@ -252,10 +252,10 @@ def scale(
     from them values of c, beta, nu and lr for a file in conf/model.
     """
     from unlearn.analysis.scale import show_scale
-    from unlearn.config.compose import composed
+    from unlearn.config.compose import composed, of_model
     from unlearn.config.settle import settle
 
-    given = [model if "=" in model else f"model.path={model}", *(overrides or [])]
+    given = [of_model(model), *(overrides or [])]
     if not any(override.startswith("data=") for override in given):
         given.append("data=real")
     show_scale(settle(composed([*given, "eval=none", "tracker=none"])), layer, documents)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from unlearn.errors import UserError
@@ -28,6 +30,28 @@ def composed(overrides: list[str], name: str = "config") -> Any:
         return compose(name, overrides)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(name, overrides)
+
+
+def is_override(argument: str) -> bool:
+    """Whether an argument is KEY=VALUE, and no path in which an equals sign occurs."""
+    return "=" in argument and "/" not in argument.partition("=")[0] and not Path(argument).is_dir()
+
+
+def of_model(what: str) -> str:
+    """The override that chooses a model: one as it is (model=NAME); the path of a folder or an id of the hub, quoted.
+
+    Raises UserError for what is none of these.
+    """
+    if is_override(what):
+        return what
+    if not Path(what).is_dir():
+        try:
+            validate_repo_id(what)
+        except HFValidationError:
+            raise UserError(
+                f"{what}: no run and no checkpoint is there, and it is no id of the hub (NAME or OWNER/NAME)."
+            ) from None
+    return f"model.path={QuotedString(what, Quote.single).with_quotes()}"
 
 
 def changed(config: DictConfig, overrides: list[str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from unlearn.config.compose import changed, composed
+from unlearn.config.compose import changed, composed, of_model
 from unlearn.config.identity import identity
 from unlearn.config.schema import Config
 from unlearn.config.settle import settle
@@ -38,7 +38,7 @@ def evaluate(what: str, overrides: list[str]) -> Path:
     folder = RunFolder(Path(what))
     if folder.record:
         return evaluate_run(folder, overrides)
-    return evaluate_checkpoint([what if "=" in what else f"model.path={what}", *overrides])
+    return evaluate_checkpoint([of_model(what), *overrides])
 
 
 def run_config(folder: RunFolder, overrides: list[str]) -> Config:
