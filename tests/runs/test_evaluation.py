@@ -199,6 +199,7 @@ def test_a_checkpoint_of_any_name_is_evaluated(tmp_path, monkeypatch, name):
     for number, what in enumerate((name, f"../a/{name}")):
         main(["evaluate", what, *asked, f"output_root={tmp_path / str(number)}"])
         [metrics] = tmp_path.glob(f"{number}/evaluations/*/metrics.json")
+        assert metrics.parent.name.startswith(f"{name}-toy-")
         assert json.loads(metrics.read_text())["base/toy_retain/default/acc"] == 1
 
 

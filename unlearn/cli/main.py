@@ -255,7 +255,7 @@ def scale(
     from unlearn.config.compose import composed, of_model
     from unlearn.config.settle import settle
 
-    given = [of_model(model), *(overrides or [])]
+    given = [*of_model(model), *(overrides or [])]
     if not any(override.startswith("data=") for override in given):
         given.append("data=real")
     show_scale(settle(composed([*given, "eval=none", "tracker=none"])), layer, documents)

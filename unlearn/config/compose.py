@@ -37,13 +37,13 @@ def is_override(argument: str) -> bool:
     return "=" in argument and "/" not in argument.partition("=")[0] and not Path(argument).is_dir()
 
 
-def of_model(what: str) -> str:
-    """The override that chooses a model: one as it is (model=NAME); the path of a folder or an id of the hub, quoted.
+def of_model(what: str) -> list[str]:
+    """Overrides that choose a model: one as it is (model=NAME); a folder or an id of the hub, which give it its name.
 
     Raises UserError for what is none of these.
     """
     if is_override(what):
-        return what
+        return [what]
     if not Path(what).is_dir():
         try:
             validate_repo_id(what)
@@ -51,7 +51,8 @@ def of_model(what: str) -> str:
             raise UserError(
                 f"{what}: no run and no checkpoint is there, and it is no id of the hub (NAME or OWNER/NAME)."
             ) from None
-    return f"model.path={QuotedString(what, Quote.single).with_quotes()}"
+    chosen = {"model.path": what, "model.name": Path(what).resolve().name}
+    return [f"{key}={QuotedString(value, Quote.single).with_quotes()}" for key, value in chosen.items()]
 
 
 def changed(config: DictConfig, overrides: list[str]) -> None:

@@ -38,7 +38,7 @@ def evaluate(what: str, overrides: list[str]) -> Path:
     folder = RunFolder(Path(what))
     if folder.record:
         return evaluate_run(folder, overrides)
-    return evaluate_checkpoint([of_model(what), *overrides])
+    return evaluate_checkpoint([*of_model(what), *overrides])
 
 
 def run_config(folder: RunFolder, overrides: list[str]) -> Config:
