@@ -18,6 +18,7 @@ BAD = {
     "model.compile=perhaps": r"model\.compile: Value 'perhaps'.*Allowed: true or false",
     "loss.alpha=-0.5": r"loss\.alpha=-0\.5 is not allowed: it must be a finite number >= 0",
     "model.layer=1": r"model\.layer=1 is not allowed: .*must be in 2\.\.7",
+    "model.parameters=[]": r"model\.parameters=\[\] is not allowed: name at least one matrix, or null for the MLP",
     "model.layer=8": r"model\.layer=8 is not allowed: .*must be in 2\.\.7",
     "train.steps=0": r"train\.steps=0 is not allowed: it must be an integer >= 1",
     "train.lr=0": r"train\.lr=0 is not allowed",
@@ -31,6 +32,7 @@ BAD = {
     "data.on_exhausted=stop": r"data\.on_exhausted=stop is not allowed.*Allowed: error, cycle",
     "data.use=[bioo]": r"data\.use: unknown topic 'bioo'\. Did you mean 'bio'\? Allowed: bio, cyber",
     "data.use=[]": r"data\.use=\[\] is not allowed",
+    "data.use=[bio,bio]": r"data\.use names topic 'bio' 2 times: steps take the topics in turn, so name each once",
     "data=jsonl": r"data=jsonl has no topics",
     "+data.topics.chem={forget: a.jsonl, retain: b.txt}": r"data\.topics\.chem\.max_length: no value was given",
     "data.topics.bio.max_length=0": r"data\.topics\.bio\.max_length=0 is not allowed",
@@ -42,6 +44,7 @@ BAD = {
     "loss.alpha=much": r"loss\.alpha=much is not allowed: it must be a finite number >= 0",
     "loss.alpha={bio: 1}": r"loss\.alpha has no value for topic 'cyber': give one number, or one for each topic",
     "loss.alpha={bio: 1, cyber: -1}": r"loss\.alpha\.cyber=-1\.0 is not allowed",
+    "loss.alpha={bio: 1, cyber: 1, cybr: 2}": r"loss\.alpha: unknown topic 'cybr'\. Did you mean 'cyber'\? Allowed",
     "train.recompute=yes": r"train\.recompute=yes is not allowed.*Allowed: auto, always, never",
     "eval.queries=[perturbd]": r"eval\.queries=perturbd is not allowed\. Did you mean 'perturbed'\?",
     "eval.forget_tokens=[]": r"eval\.forget_tokens is empty",
@@ -175,6 +178,21 @@ def test_arguments_of_methods_on_likelihoods_are_checked(conf):
     with pytest.raises(UserError, match=r"rna\.nu=0\.1 with method\.retain=nll: that retain loss has no reference"):
         conf("method=grad_diff", "method.retain=nll", "rna.nu=0.1")
     conf("method=grad_diff", "method.retain=nll", "rna=none")
+
+
+def test_the_references_mask_is_left_out_only_where_that_has_an_effect(conf):
+    with pytest.raises(UserError, match=r"method\.reference_mask=maybe is not allowed: it must be true or false"):
+        conf("method=npo", "method.reference_mask=maybe")
+    with pytest.raises(UserError, match=r"method\.reference_mask=false with loss\.mask=padding_and_bos: it has"):
+        conf("method=npo", "method.reference_mask=false")
+    for method in ("npo", "simnpo", "dpo", "grad_diff"):
+        paper = conf(f"method={method}", "preset=paper")
+        assert (paper.method["reference_mask"], paper.loss.mask) == (False, "none")
+
+
+def test_a_models_own_alphas_may_be_of_topics_that_the_data_lack(conf):
+    data = ("data=jsonl", "+data.topics.bio={forget: a.jsonl, retain: b.txt, max_length: 9}")
+    assert conf("model=zephyr_7b_beta", "method=npo", *data).loss.alpha == {"bio": 50.0, "cyber": 50.0}
 
 
 def test_alpha_may_be_each_topics_own_and_depend_on_method_and_retain_loss(conf):

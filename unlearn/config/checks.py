@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 
@@ -91,6 +92,11 @@ def _alpha(c: Config) -> Iterator[str]:
         values = {f"loss.alpha.{topic}": value for topic, value in c.loss.alpha.items()}
         for topic in (topic for topic in c.data.use or c.data.topics if topic not in c.loss.alpha):
             yield f"loss.alpha has no value for topic {topic!r}: give one number, or one for each topic."
+        # A model's own values may be of topics that these data lack.
+        own = c.model.methods.get(str(c.method.get("name")), {}).get("alpha") == c.loss.alpha
+        for topic in () if own else c.loss.alpha.keys() - c.data.topics.keys():
+            allowed = ", ".join(c.data.topics)
+            yield f"loss.alpha: unknown topic {topic!r}.{nearest(str(topic), c.data.topics)} Allowed: {allowed}."
     for key, value in values.items():
         if not is_number(value) or not (math.isfinite(value) and value >= 0):
             yield f"{key}={value} is not allowed: it must be a finite number >= 0."
@@ -171,6 +177,22 @@ def _span_fits(c: Config) -> Iterator[str]:
         )
 
 
+def _trained_matrices(c: Config) -> Iterator[str]:
+    if c.model.parameters == []:
+        yield "model.parameters=[] is not allowed: name at least one matrix, or null for the MLP's down projection."
+
+
+def _reference_mask(c: Config) -> Iterator[str]:
+    value = c.method.get("reference_mask", True)
+    if not isinstance(value, bool):
+        yield f"method.reference_mask={value} is not allowed: it must be true or false."
+    elif not value and c.loss.mask != "none":
+        yield (
+            f"method.reference_mask=false with loss.mask={c.loss.mask}: it has an effect with loss.mask=none only. Set "
+            "that, or method.reference_mask=true."
+        )
+
+
 def _own_targets(c: Config) -> Iterator[str]:
     """Hydra's `_target_` may only name our own classes: a configuration must not run anything else."""
     target = c.method.get("_target_")
@@ -202,6 +224,9 @@ def _topics(c: Config) -> Iterator[str]:
         )
     if c.data.use == []:
         yield "data.use=[] is not allowed: name at least one topic, or null for all."
+    for name, count in Counter(c.data.use).items():
+        if count > 1:
+            yield f"data.use names topic {name!r} {count} times: steps take the topics in turn, so name each once."
     for name in c.data.use or []:
         if name not in c.data.topics:
             allowed = ", ".join(c.data.topics)
@@ -262,6 +287,8 @@ CHECKS = (
     _noise_without_reference,
     _choices,
     _span_fits,
+    _trained_matrices,
+    _reference_mask,
     _own_targets,
     _method_keys,
     _topics,
