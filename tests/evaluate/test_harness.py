@@ -253,6 +253,15 @@ def test_a_task_of_two_roles_does_not_weigh_more_in_either(tmp_path):
     assert found["retain", "default"].questions == 60
 
 
+def test_a_subset_of_fewer_questions_than_tasks_is_one_of_each_and_said(capsys):
+    tasks = ("toy_retain", "toy_near_bio", "toy_forget_bio")
+    suite = suite_of(*tasks, queries=("default",), subset=2)
+    assert [len(suite.samples[name]) for name in tasks] == [1, 1, 1]
+    assert "Role retain is asked 3 questions, not 2" in capsys.readouterr().err
+    suite_of(*tasks, queries=("default",), subset=3)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_subset_is_drawn_from_all_tasks_of_a_role_in_proportion():
     suite = suite_of("toy_retain", "toy_near_bio", "toy_forget_bio", subset=70)
     sizes = {name: len(documents(suite, "default", name)) for name in suite.leaves}

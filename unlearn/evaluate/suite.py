@@ -27,6 +27,7 @@ from unlearn.evaluate.forms import Form, with_documents, with_fair_examples
 from unlearn.evaluate.local_data import local_data
 from unlearn.evaluate.perturb import perturb
 from unlearn.evaluate.texts import Passages
+from unlearn.screen import say
 from unlearn.storage.hashing import json_sha256
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -146,7 +147,8 @@ def load_suite(
         include_path: a folder with task definitions beside lm-eval's own.
         local_dir: a folder with MMLU and WMDP (see `unlearn.evaluate.local_data`).
         limit: the first so many questions of each task.
-        subset: so many questions of each role, drawn from its tasks in proportion to their size.
+        subset: so many questions of each role, drawn from its tasks in proportion to their size, but at least one of
+            each: where these are more, it is said.
         replaced, position: see `perturb`.
         chat: makes chats of the questions.
         form: makes each task another form of it, before its options are replaced.
@@ -168,6 +170,7 @@ def load_suite(
     samples, drawn = None, {}
     if subset is not None:
         drawn = {role: _stratified(loaded["tasks"], named, leaves, subset, seed) for role, named in roles.items()}
+        _say_what_is_more(drawn, subset)
         samples = {name: sorted({n for of in drawn.values() for n in of.get(name, ())}) for name in loaded["tasks"]}
         drawn = {role: part for role, of in drawn.items() if (part := {k: v for k, v in of.items() if v != samples[k]})}
     elif limit is not None:
@@ -248,10 +251,23 @@ def _build(task: Task, samples: list[int] | None, chat: Chat | None) -> None:
     task.build_all_requests = lambda **_kwargs: None
 
 
+def _say_what_is_more(drawn: Mapping[str, Mapping[str, Sequence[int]]], subset: int) -> None:
+    for role, of in drawn.items():
+        asked = sum(map(len, of.values()))
+        if asked > subset:
+            say(
+                f"Role {role} is asked {asked} questions, not {subset} (eval.subset, or eval.every_questions of a "
+                f"course): at least one of each of its {len(of)} tasks."
+            )
+
+
 def _stratified(
     tasks: Mapping[str, Task], asked: Sequence[str], leaves: dict[str, list[str]], size: int, seed: int
 ) -> dict[str, list[int]]:
-    """Numbers of the questions to ask of each task of a role: `size` in all, in proportion to the tasks' sizes."""
+    """Numbers of the questions to ask of each task of a role: `size` in all, in proportion to the tasks' sizes.
+
+    At least one of each: a group without questions of one of its tasks would be another group.
+    """
     members = list(dict.fromkeys(leaf for name in asked for leaf in leaves[name]))
     sizes = {name: len(tasks[name].eval_docs) for name in members}
     total = sum(sizes.values())
