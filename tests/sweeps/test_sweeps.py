@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
 
 from tests.conftest import ROOT
 from unlearn.errors import UserError
@@ -59,6 +60,16 @@ def jobs_of(sweeper, grids):
         return product
 
     return sum(map(size, sweeper["grids"])) if "grids" in sweeper else size(sweeper["params"])
+
+
+@pytest.mark.parametrize("model", sorted(file.stem for file in (ROOT / "conf/model").glob("*.yaml")))
+@pytest.mark.parametrize("sweep", ["noise_scale", "attacks", "likelihood_methods"])
+def test_sweeps_over_the_noise_scale_run_on_any_model(sweep, model):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("config", [f"sweep={sweep}", f"model={model}"], return_hydra_config=True)
+    values = [float(nu) for nu in str(config.hydra.sweeper.params["rna.nu"]).split(",")]
+    assert len(values) > 3
+    assert (0 in values) is (sweep != "noise_scale")
 
 
 def test_make_reproduce_runs_all_that_the_embedded_model_lists():
