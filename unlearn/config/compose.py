@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.utils import HFValidationError, validate_repo_id
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
@@ -42,6 +41,8 @@ def of_model(what: str) -> list[str]:
 
     Raises UserError for what is none of these.
     """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id  # takes longer than composing
+
     if is_override(what):
         return [what]
     if not Path(what).is_dir():
