@@ -3,8 +3,10 @@
 import json
 import shutil
 from dataclasses import replace
+from fnmatch import fnmatch
 
 import pytest
+import torch
 
 from tests.conftest import ROOT
 from unlearn.analysis.report.collect import read_run
@@ -242,6 +244,34 @@ def test_the_whole_of_the_papers_evaluation_leaves_every_metric(short):
             metrics
         )
         assert (folder / f"samples/{model}/toy_retain/perturbed.maxlogit.parquet").is_file()
+
+
+def test_prefetch_asks_for_no_device_and_no_memory(short, monkeypatch):
+    """It runs on a login node."""
+    monkeypatch.setattr("unlearn.runs.inputs.all_memory", lambda device: 1000)
+    gpu = short("eval=toy", "model.device=cuda")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="there is no such device here"):
+            run(gpu)
+    with pytest.raises(UserError, match="eval: the whole model takes"):
+        run(short("eval=toy"))
+    prefetch(gpu)
+
+
+@pytest.mark.parametrize(
+    ("there", "weights"), [(["model.safetensors", "a.bin"], "*.safetensors"), (["a.bin"], "*.bin")]
+)
+def test_prefetch_fetches_weights_in_one_format(short, monkeypatch, there, weights):
+    """No hub is at hand: what it would be asked for is looked at."""
+    wanted = []
+    monkeypatch.setattr("unlearn.runs.prefetch.list_repo_files", lambda path, revision: there)
+    monkeypatch.setattr(
+        "unlearn.runs.prefetch.snapshot_download", lambda path, revision, allow_patterns: wanted.append(allow_patterns)
+    )
+    with pytest.raises(UserError, match=r"model\.path=owner/name: cannot read"):
+        prefetch(short("model.path=owner/name"))
+    [patterns] = wanted
+    assert [p for p in patterns if fnmatch("model.safetensors", p) or fnmatch("pytorch_model.bin", p)] == [weights]
 
 
 def test_prefetch_checks_what_a_job_needs(short, tmp_path, capsys):

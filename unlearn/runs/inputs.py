@@ -66,9 +66,14 @@ class Inputs:
         return next(i for i in ids if i is not None and i < known)
 
 
-def load_inputs(config: Config) -> Inputs:
-    """The inputs of training and evaluation. Raises UserError for what is wrong with the files that `config` names."""
+def load_inputs(config: Config, *, elsewhere: bool = False) -> Inputs:
+    """The inputs of training and evaluation. Raises UserError for what is wrong with the files that `config` names.
+
+    With `elsewhere` the run will be on another machine, whose device and memory are not known here.
+    """
     source = Source.of(config.model)
+    if elsewhere:
+        source = replace(source, device="cpu")
     _ = source.torch_device  # is there
     if source.torch_dtype == torch.float16:
         raise UserError(
@@ -87,7 +92,8 @@ def load_inputs(config: Config) -> Inputs:
         )
     whole = config.eval.roles or needs_logits(config.method)
     check_weights(source, None if whole else config.model.layer)
-    check_memory(config, source)
+    if not elsewhere:
+        check_memory(config, source)
     questions = load_questions(config, source, tokenizer)
     return Inputs(source, checkpoint_fingerprint(source), tokenizer, questions, topics, preferred)
 

@@ -1,14 +1,15 @@
 """Fetching all that a job needs, on a node with a network.
 
-Model, tokenizer, corpora and evaluation data of the configuration are checked as a job checks them at its start. With
-HF_HUB_OFFLINE=1 (and the same HF_HOME) the job then needs no network.
+Model, tokenizer, corpora and evaluation data of the configuration are checked as a job checks them at its start, but
+for its device and its memory, which are another machine's. With HF_HUB_OFFLINE=1 (and the same HF_HOME) the job then
+needs no network.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import list_repo_files, snapshot_download
 
 from unlearn.config.schema import NGRAM_QUERIES, Config
 from unlearn.errors import UserError
@@ -17,23 +18,32 @@ from unlearn.runs.inputs import load_inputs
 from unlearn.screen import say
 
 # The files that transformers loads, without the same weights in other formats.
-FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt", "*.py"]
+FILES = ["*.json", "tokenizer*", "*.model", "*.txt", "*.py"]
 
 
 def prefetch(config: Config) -> None:
     """Fetch and check. Raises UserError for what cannot be fetched."""
-    source = Source.of(config.model)
-    if not Path(source.path).is_dir():
-        try:
-            files = [*FILES, source.gguf_file] if source.gguf_file else FILES
-            snapshot_download(source.path, revision=source.revision, allow_patterns=files)
-        except Exception as error:  # the hub's errors share no base class
-            raise UserError(f"model.path={source.path}: cannot be fetched: {error}") from error
+    _fetch("model.path", Source.of(config.model))
+    if config.eval.ngrams.encoder is not None and NGRAM_QUERIES.keys() & set(config.eval.queries):
+        _fetch("eval.ngrams.encoder", Source(config.eval.ngrams.encoder))
     # Lists of n-grams need a forward pass over the corpora: the job makes them.
     config.eval.queries = [query for query in config.eval.queries if query not in NGRAM_QUERIES]
-    inputs = load_inputs(config)
-    say(f"model {config.model.name}: {source.path}")
+    inputs = load_inputs(config, elsewhere=True)
+    say(f"model {config.model.name}: {config.model.path}")
     for topic in inputs.topics:
         say(f"topic {topic.name}: {len(topic.forget)} documents to forget, {len(topic.retain)} to retain")
     for query, tasks in inputs.questions.suite.tasks.items():
         say(f"{query} queries: {sum(len(task.eval_docs) for task in tasks['tasks'].values())} questions")
+
+
+def _fetch(key: str, source: Source) -> None:
+    """Fetch a model, unless it is in a folder. Raises UserError, with the key that names it, if that fails."""
+    if Path(source.path).is_dir():
+        return
+    try:
+        there = list_repo_files(source.path, revision=source.revision)
+        safe = any(name.endswith(".safetensors") for name in there)
+        weights = source.gguf_file or ("*.safetensors" if safe else "*.bin")
+        snapshot_download(source.path, revision=source.revision, allow_patterns=[*FILES, weights])
+    except Exception as error:  # the hub's errors share no base class
+        raise UserError(f"{key}={source.path}: cannot be fetched: {error}") from error
