@@ -181,6 +181,27 @@ def test_a_loss_that_is_not_finite_stops_its_variant_only(tiny_llama, late, log_
     assert variants[1].error is None
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_a_gradient_that_is_not_finite_is_no_update_either(tiny_llama, late):
+    """The loss is finite, and the derivative of the square root at 0 is not."""
+    cut = CutModel(tiny_llama, 3)
+    good = objective()
+
+    class Bad:
+        prepare, state, restore = good.prepare, good.state, good.restore
+
+        def __call__(self, batch, frozen, updated):
+            losses = good(batch, frozen, updated)
+            zero = 0 * losses.retain if batch.step == 2 else losses.retain.detach()
+            return Losses(losses.forget + zero.sqrt(), losses.retain, losses.alpha, losses.facts)
+
+    variants = [make_variant(o, cut.frozen, **SETTINGS) for o in (Bad(), good)]
+    run(cut, variants, steps=3, check_late=late)  # in the last step, too
+    assert "the gradient's norm became nan at step 2, topic bio" in variants[0].error
+    assert all(weight.isfinite().all() for weight in variants[0].weights.values())
+    assert variants[1].error is None
+
+
 def test_only_coming_steps_are_prepared(tiny_llama):
     """A variant that was resumed ahead of the others would draw noise that nobody takes."""
     cut = CutModel(tiny_llama, 3)

@@ -151,16 +151,16 @@ def train(
         keep_every, on_keep: the same for weights that are kept to be evaluated later.
         recompute: keep only the inputs of layers above l for the backward pass (activation checkpointing), for methods
             that need logits.
-        check_late: look at a step's loss only when the next step begins, so that the host never waits for the device
-            in a step that is not logged. By default on a GPU.
+        check_late: look at a step's loss only when the next step begins, so that the host need not wait for the device
+            in a step that is not logged. By default on a GPU. Methods on likelihoods wait: they pick tokens by mask.
 
-    A variant whose loss is not finite stops there, with `error` set and its matrices as before that step; the
-    others go on.
+    A variant whose loss or gradient is not finite stops there, with `error` set and its matrices as before that step;
+    the others go on.
     """
     running = list(variants)
     clock = _Clock()
     late = cut.device.type == "cuda" if check_late is None else check_late
-    checks: dict[int, _LossCheck] = {}  # id of a variant -> its last step, not yet checked
+    checks: dict[int, _StepCheck] = {}  # id of a variant -> its last step, not yet checked
     for batch, last, following in _look_ahead(batches):
         tokens = batch.tokens
         clock.count(tokens)
@@ -177,12 +177,13 @@ def train(
             _finish_check(variant, checks)
         for variant in (v for v in running if v.error is None and v.progress.steps == batch.step):
             losses = variant.objective(batch, frozen, _View(shared, variant.weights))
-            checks[id(variant)] = _LossCheck(batch, losses)
+            losses.total.backward()
+            norm = torch.nn.utils.get_total_norm([w.grad for w in variant.weights.values() if w.grad is not None])
+            checks[id(variant)] = _StepCheck(batch, losses, norm)
             if not late and not _finish_check(variant, checks):
                 continue
-            losses.total.backward()
             if logged:
-                records.append((variant, _record(batch, losses, variant, tokens)))
+                records.append((variant, _record(batch, losses, norm, variant, tokens)))
             _update(variant, batch.step, checks.get(id(variant)))
             before = variant.progress
             variant.progress = Progress(batch.step + 1, before.tokens + tokens, before.seconds)
@@ -203,37 +204,37 @@ def train(
             return
 
 
-class _LossCheck:
-    """A step's losses, copied to the host without waiting for the device, to check that they are finite."""
+class _StepCheck:
+    """A step's losses and gradient norm, copied to the host without waiting for the device: are they finite?"""
 
-    def __init__(self, batch: Batch, losses: Losses) -> None:
+    def __init__(self, batch: Batch, losses: Losses, norm: Tensor) -> None:
         self.step, self._topic = batch.step, batch.topic
-        values_3 = torch.stack([losses.total.detach(), losses.forget.detach(), losses.retain.detach()])
-        self.not_finite = (~values_3[0].isfinite()).float()  # on the device
+        values_4 = torch.stack([v.detach().float() for v in (losses.total, norm, losses.forget, losses.retain)])
+        self.not_finite = (~values_4[:2].isfinite()).any().float()  # on the device
         self._ready: torch.cuda.Event | None = None
-        if values_3.device.type == "cuda":
-            self._values_3 = torch.empty(3, dtype=values_3.dtype, pin_memory=True).copy_(values_3, non_blocking=True)
+        if values_4.device.type == "cuda":
+            self._values_4 = torch.empty(4, pin_memory=True).copy_(values_4, non_blocking=True)
             self._ready = torch.cuda.Event()
-            self._ready.record(torch.cuda.current_stream(values_3.device))
+            self._ready.record(torch.cuda.current_stream(values_4.device))
         else:
-            self._values_3 = values_3
+            self._values_4 = values_4
 
     def problem(self) -> str | None:
-        """A sentence if the loss is not finite. Waits until the loss is computed."""
+        """A sentence if something is not finite. Waits until it is computed."""
         if self._ready is not None:
             self._ready.synchronize()
-        total, forget, retain = self._values_3.tolist()
-        if math.isfinite(total):
+        total, norm, forget, retain = self._values_4.tolist()
+        if math.isfinite(total) and math.isfinite(norm):
             return None
+        what = f"the gradient's norm became {norm}" if math.isfinite(total) else f"the loss became {total}"
         return (
-            f"the loss became {total} at step {self.step}, topic {self._topic} (forget loss {forget:g}, retain loss "
-            f"{retain:g}). What was logged before is in train.jsonl. A lower train.lr or a lower coefficient of the "
-            f"method may help."
+            f"{what} at step {self.step}, topic {self._topic} (forget loss {forget:g}, retain loss {retain:g}). What "
+            f"was logged before is in train.jsonl. A lower train.lr or a lower coefficient of the method may help."
         )
 
 
-def _finish_check(variant: Variant, checks: dict[int, _LossCheck]) -> bool:
-    """Do the pending check of a variant's last step. Returns false, and undoes the step, if its loss was not finite."""
+def _finish_check(variant: Variant, checks: dict[int, _StepCheck]) -> bool:
+    """Do the pending check of a variant's last step. Returns false, and takes the step back, if it was not finite."""
     check = checks.pop(id(variant), None)
     problem = None if check is None else check.problem()
     if check is not None and problem is not None:
@@ -242,8 +243,8 @@ def _finish_check(variant: Variant, checks: dict[int, _LossCheck]) -> bool:
     return variant.error is None
 
 
-def _update(variant: Variant, step: int, check: _LossCheck | None) -> None:
-    """Update the matrices. If a check is pending and its loss is not finite, the optimizer skips the update itself."""
+def _update(variant: Variant, step: int, check: _StepCheck | None) -> None:
+    """Update the matrices. If a check is pending and it will fail, the optimizer skips the update itself."""
     optimizer = variant.optimizer
     optimizer.found_inf = None if check is None else check.not_finite  # type: ignore[attr-defined]
     for group in optimizer.param_groups:
@@ -277,16 +278,15 @@ class _Clock:
         return replace(record, seconds=record.seconds + self.since_step, tokens_per_second=rate)
 
 
-def _record(batch: Batch, losses: Losses, variant: Variant, tokens: int) -> Record:
+def _record(batch: Batch, losses: Losses, norm: Tensor, variant: Variant, tokens: int) -> Record:
     """The record of the current step, without its times: `_Clock.timed` adds them."""
-    gradients = [w.grad for w in variant.weights.values() if w.grad is not None]
     return Record(
         step=batch.step,
         topic=batch.topic,
         forget_loss=losses.forget.item(),
         retain_loss=losses.retain.item(),
         loss=losses.total.item(),
-        gradient_norm=torch.nn.utils.get_total_norm(gradients).item(),
+        gradient_norm=norm.item(),
         facts={name: value.item() for name, value in losses.facts().items()},
         tokens=variant.progress.tokens + tokens,
         seconds=variant.progress.seconds,

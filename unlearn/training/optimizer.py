@@ -20,13 +20,15 @@ class PublishedAdamW(torch.optim.AdamW):
     def __init__(self, params: Iterable[Tensor], *, eps: float, **kwargs: Any) -> None:
         super().__init__(params, eps=eps, **kwargs)
         self._eps = eps
+        self._updates: int | None = None  # so far; counted here, since reading the state waits for the device
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter."""
+        if self._updates is None:  # a resumed training begins with some
+            self._updates = max((int(state["step"]) for state in self.state.values()), default=0)
+        self._updates += 1
         for group in self.param_groups:
-            first = self.state.get(group["params"][0], {})
-            t = int(first.get("step", 0)) + 1
-            group["eps"] = self._eps / math.sqrt(1 - group["betas"][1] ** t)
+            group["eps"] = self._eps / math.sqrt(1 - group["betas"][1] ** self._updates)
         return super().step(closure)
 
 
