@@ -33,6 +33,7 @@ from unlearn.screen import console
 
 # The paper's setting (section 6.2), Zephyr-7B at layer 7 of 32.
 PAPER_LAYER, PAPER_NORM, PAPER_SPREAD = 7 / 32, 3.2, 0.05
+NUS = (0.0, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32)  # of the grids
 PAPER_C = {"rmu": 6.5, "rsv": 10.0}
 PAPER_BETA = 3.0
 PAPER_NU = {"rmu": 0.03, "adaptive_rmu": 0.08, "rsv": 0.09}
@@ -129,7 +130,10 @@ def coefficients(scales: Sequence[LayerScale], layer: int, dim: int, config: Con
             "adaptive_rmu": {"beta": PAPER_BETA, "nu": nu["adaptive_rmu"]},
             "rsv": {"c": _rounded(PAPER_C["rsv"] * larger), "nu": nu["rsv"]},
         },
-        "grids": {"nu": ",".join(f"{_rounded(noisier * n):g}" for n in (0.01, 0.02, 0.04, 0.08, 0.16, 0.32))},
+        "grids": {
+            name: ",".join(f"{_rounded(noisier * nu):g}" for nu in grid)
+            for name, grid in (("nu", NUS[1:]), ("nu_attacks", NUS[::2]), ("nu_likelihood", NUS[:4]))
+        },
     }
 
 
