@@ -256,7 +256,8 @@ def _attack(configs: list[Config], errors: dict[Path, Exception | None]) -> None
     for path, names in attacked.items():
         if errors[path] is None:
             try:
-                attack([path], plan(names, []), [], base, required=False)
+                trusted = f"model.trust_remote_code={str(configs[0].model.trust_remote_code).lower()}"
+                attack([path], plan(names, []), [trusted], base, required=False)
                 with FolderLock(path):
                     RunFolder(path).add_attacks(names)
             except Exception as error:

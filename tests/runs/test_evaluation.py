@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from fnmatch import fnmatch
 
@@ -128,6 +129,29 @@ def test_a_run_whose_base_model_was_moved_is_evaluated_with_its_new_place(short,
     moved = [f"model.path={now}", "model.device=cpu"]
     assert evaluate_run(folder, ["eval.queries=[control]", *moved]) == folder.path
     assert run_config(folder, ["eval=toy_paper", *moved]).model.path == str(now)
+
+
+def test_a_runs_folder_cannot_have_code_of_a_checkpoint_trusted(short, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("sys.path", [*sys.path])
+    model, ran = tmp_path / "model", tmp_path / "ran"
+    shutil.copytree(ROOT / "unlearn/toy/model", model)
+    folder = run(short(f"model.path={model}", "eval=toy", "eval.limit=2", "eval.queries=[default]"))
+    record = json.loads((folder / "run.json").read_text())
+    record["config"]["model"]["trust_remote_code"] = True
+    (folder / "run.json").write_text(json.dumps(record))
+    config = json.loads((model / "config.json").read_text())
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}
+    (model / "config.json").write_text(json.dumps(config | own))
+    code = f"open({str(ran)!r}, 'w').close()\nfrom transformers import LlamaConfig\n"
+    (model / "own.py").write_text(f"{code}class Own(LlamaConfig):\n    model_type = 'own'\n")
+    for told in (["evaluate", str(folder), "eval.queries=[control]"], ["export", str(folder), str(tmp_path / "out")]):
+        with pytest.raises(SystemExit, match="contains custom code"):
+            main(told)
+        assert not ran.exists()
+    with pytest.raises(SystemExit):  # it runs, and is no class of a language model
+        main(["evaluate", str(folder), "eval.queries=[control]", "model.trust_remote_code=true"])
+    assert ran.exists()
 
 
 def test_a_run_from_before_a_key_of_the_tracker_can_be_evaluated(short):

@@ -23,6 +23,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code of the base model's checkpoint, if it has some.")
+]
 Folders = Annotated[list[Path], typer.Argument(metavar="DIR", help="A run, a sweep, or a folder that holds such.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="OVERRIDE", help="As for launch.py: eval=NAME, KEY=VALUE.")
@@ -167,6 +170,7 @@ def theory(
     injected: Annotated[
         bool, typer.Option(help="Measure Theorems 4.3 and 5.2 with injected noise: nearly all of the time.")
     ] = True,
+    trust_remote_code: Trust = False,
 ) -> None:
     """Measure the paper's theorems on a finished run.
 
@@ -187,6 +191,7 @@ def theory(
         batch=batch,
         seed=seed,
         injected=injected,
+        trust_remote_code=trust_remote_code,
     )
 
 
@@ -216,11 +221,12 @@ def export(
     model: Annotated[
         str | None, typer.Option(metavar="PATH", help="Where the base model is now, if it was moved.")
     ] = None,
+    trust_remote_code: Trust = False,
 ) -> None:
     """Write a run's unlearned model as a Hugging Face checkpoint."""
     from unlearn.models.export import export as write
 
-    write(run, out, model)
+    write(run, out, model, trust_remote_code=trust_remote_code)
     typer.echo(f"{out}: load it with AutoModelForCausalLM.from_pretrained({str(out)!r})")
 
 

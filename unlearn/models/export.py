@@ -17,7 +17,7 @@ from unlearn.models.loading import BALANCED, Source, cached, load_tokenizer, loa
 PROCESSORS = (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME)  # of images, of a multimodal checkpoint
 
 
-def export(run_dir: Path, out_dir: Path, model_path: str | None = None) -> None:
+def export(run_dir: Path, out_dir: Path, model_path: str | None = None, *, trust_remote_code: bool = False) -> None:
     """Base model plus delta, with tokenizer, in the dtype of the run; `from_pretrained(out_dir)` loads it.
 
     A multimodal checkpoint keeps its towers and the configuration of its processors.
@@ -26,6 +26,7 @@ def export(run_dir: Path, out_dir: Path, model_path: str | None = None) -> None:
         run_dir: the folder of a run; what it needs is run.json and delta.safetensors.
         out_dir: a folder that does not exist or is empty.
         model_path: where the base model is now, if no longer where the run found it.
+        trust_remote_code: whether code of the base model's checkpoint may run; what run.json says of it does not count.
 
     Raises:
         UserError: a folder is not as above, or the base model is not the one that the run trained.
@@ -38,7 +39,7 @@ def export(run_dir: Path, out_dir: Path, model_path: str | None = None) -> None:
     settings = {key: value for key, value in model_config.items() if key in names}
     if settings.get("device") != BALANCED:
         settings["device"] = "cpu"
-    settings |= {"dtype": dtype_of(weights)}
+    settings |= {"dtype": dtype_of(weights), "trust_remote_code": trust_remote_code}
     source = Source(**settings | ({"path": model_path} if model_path else {}))
     tokenizer = load_tokenizer(source)
     model = load_whole(source)

@@ -27,7 +27,8 @@ from unlearn.storage.hashing import json_sha256
 from unlearn.storage.lock import FolderLock
 from unlearn.tracking.terminal import show_result
 
-WHERE = ("model.path", "model.gguf_file", "model.device", "model.max_memory")  # the same model, in another place
+# The same model, in another place, or with code of its own.
+WHERE = ("model.path", "model.gguf_file", "model.device", "model.max_memory", "model.trust_remote_code")
 
 
 def evaluate(what: str, overrides: list[str]) -> Path:
@@ -44,7 +45,8 @@ def evaluate(what: str, overrides: list[str]) -> Path:
 def run_config(folder: RunFolder, overrides: list[str]) -> Config:
     """The configuration of a run, with `eval=NAME` as its evaluation, or with keys of its own one changed.
 
-    Its base model may be in another place now, or on another device. Raises UserError for overrides of anything else.
+    Its base model may be in another place now, or on another device. Code of its checkpoint is not trusted because the
+    folder says so. Raises UserError for overrides of anything else.
     """
     place = [override for override in overrides if override.partition("=")[0] in WHERE]
     overrides = [override for override in overrides if override not in place]
@@ -58,6 +60,7 @@ def run_config(folder: RunFolder, overrides: list[str]) -> Config:
     raw.eval = OmegaConf.merge(keys.eval, raw.eval)  # and so may its evaluation
     weights, _ = load_delta(folder.file("delta.safetensors"))
     raw.model.dtype = dtype_of(weights)  # auto could be another one on this device
+    raw.model.trust_remote_code = False
     if any(override.startswith("eval=") for override in overrides):
         raw.eval = composed(overrides).eval
     else:

@@ -49,14 +49,17 @@ def theory(
     batch: int = 64,
     seed: int = 0,
     injected: bool = True,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Measure a finished run, and write `result_file` after every part; `unlearn theory --help` explains the arguments.
 
     Raises UserError, before any weight is loaded, for a folder without what is needed.
     """
-    run = read_run(folder, query, role, limit)
+    run = read_run(folder, query, role, limit, trust_remote_code=trust_remote_code)
     check_delta(run)
-    rm = None if counterpart is None else read_run(counterpart, query, role, limit)
+    rm = None
+    if counterpart is not None:
+        rm = read_run(counterpart, query, role, limit, trust_remote_code=trust_remote_code)
     if rm is not None:
         check_delta(rm)
         if differing := check_counterpart(run, rm):

@@ -49,8 +49,11 @@ class Question:
     answer: int
 
 
-def read_run(folder: Path, query: str, role: str, limit: int) -> FinishedRun:
-    """Read a finished run. Raises UserError, in a line, if there is none, or it was not asked that role and query."""
+def read_run(folder: Path, query: str, role: str, limit: int, *, trust_remote_code: bool = False) -> FinishedRun:
+    """Read a finished run. Raises UserError, in a line, if there is none, or it was not asked that role and query.
+
+    Code of a checkpoint is not trusted because the folder says so.
+    """
     record = read_record(folder)
     if record.get("status") != "done":
         raise UserError(f"{folder}: the run is not finished (its status is {record.get('status')!r}).")
@@ -61,6 +64,7 @@ def read_run(folder: Path, query: str, role: str, limit: int) -> FinishedRun:
     raw.tracker = composed([]).tracker  # not used here; that of an older run may lack a key
     weights, _ = load_delta(folder / "delta.safetensors")
     raw.model.dtype = dtype_of(weights)  # auto could be another one on this device
+    raw.model.trust_remote_code = trust_remote_code
     raw.eval = {
         **evaluation,
         "tasks": {role: evaluation["tasks"][role]},
