@@ -6,14 +6,17 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.hub import extract_commit_hash
 
-from unlearn.models.loading import Source, load_config
+from unlearn.models.loading import Source, cached
 from unlearn.storage.hashing import json_sha256
 
 SMALL = 1 << 26  # bytes up to which a file is hashed whole
-SAMPLE, SAMPLES = 1 << 13, 8  # bytes of a sample; how many of a tensor are hashed
+SAMPLE = 1 << 13  # bytes that are hashed at a time of a larger one,
+SAMPLES, APART = 8, 1 << 18  # so often of a tensor, or, where it is not known where tensors lie, so many bytes apart
 # Letters of both cases, accents composed and not, spaces, digits, other scripts: what tokenizers treat differently.
 PROBE = "An  unlearned\tModel's caf\u00e9 cafe\u0301, 12345.67 (na\u00efve)\n\u6a21\u578b \U0001f642 "
 
@@ -21,12 +24,12 @@ PROBE = "An  unlearned\tModel's caf\u00e9 cafe\u0301, 12345.67 (na\u00efve)\n\u6
 def checkpoint_fingerprint(source: Source) -> str:
     """The commit of a hub model; for a local folder a hash of its configuration and weight files.
 
-    Of safetensors larger than 64 MiB, samples of each tensor are hashed: enough to tell a checkpoint from its export
-    with three other matrices, without reading all of a 70B model.
+    Of files larger than 64 MiB, samples of each tensor are hashed: enough to notice that a single matrix is another,
+    without reading all of a 70B model.
     """
     folder = Path(source.path)
     if not folder.is_dir():
-        return load_config(source)._commit_hash or "unknown"
+        return extract_commit_hash(cached(source, "config.json"), None) or "unknown"
     wanted = [source.gguf_file] if source.gguf_file else ["config.json", "*.safetensors", "*.bin"]
     digest = hashlib.sha256()
     for file in sorted(f for pattern in wanted for f in folder.glob(pattern)):
@@ -45,18 +48,23 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _parts(file: Path) -> Iterator[bytes]:
-    """What is hashed of a file: all of it, or the header of large safetensors and samples of each tensor."""
+    """What is hashed of a file: all of a small one, else samples."""
+    whole = file.stat().st_size
     with file.open("rb") as stream:
-        if file.suffix != ".safetensors" or file.stat().st_size <= SMALL:
-            while block := stream.read(SMALL):
-                yield block
+        if whole <= SMALL:
+            yield stream.read()
             return
-        size = stream.read(8)  # of the header, which says where each tensor lies behind it
-        header = stream.read(int.from_bytes(size, "little"))
-        yield header
-        tensors = {name: about for name, about in json.loads(header).items() if name != "__metadata__"}
-        for begin, end in (about["data_offsets"] for about in tensors.values()):
-            last = max(begin, end - SAMPLE)
-            for start in sorted({begin + i * (last - begin) // (SAMPLES - 1) for i in range(SAMPLES)}):
-                stream.seek(len(size) + len(header) + start)
-                yield stream.read(min(SAMPLE, end - start))
+        for start in _starts_of_tensors(stream) if file.suffix == ".safetensors" else range(0, whole, APART):
+            stream.seek(start)
+            yield stream.read(SAMPLE)
+        stream.seek(whole - SAMPLE)  # where PyTorch's archives have checksums
+        yield stream.read()
+
+
+def _starts_of_tensors(stream: BinaryIO) -> Iterator[int]:
+    """Where samples of each tensor of safetensors begin; the last may reach into the next tensor."""
+    header = int.from_bytes(stream.read(8), "little")
+    tensors: dict[str, Any] = json.loads(stream.read(header))
+    for begin, end in (about["data_offsets"] for name, about in tensors.items() if name != "__metadata__"):
+        last = max(begin, end - SAMPLE)
+        yield from sorted({8 + header + begin + i * (last - begin) // (SAMPLES - 1) for i in range(SAMPLES)})

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from huggingface_hub import list_repo_files, snapshot_download
+from huggingface_hub.constants import HF_HUB_OFFLINE
 
 from unlearn.config.schema import NGRAM_QUERIES, Config
 from unlearn.errors import UserError
@@ -41,9 +42,14 @@ def _fetch(key: str, source: Source) -> None:
     if Path(source.path).is_dir():
         return
     try:
-        there = list_repo_files(source.path, revision=source.revision)
-        safe = any(name.endswith(".safetensors") for name in there)
-        weights = source.gguf_file or ("*.safetensors" if safe else "*.bin")
+        weights = source.gguf_file or ("*.safetensors" if HF_HUB_OFFLINE else _weights(source))
         snapshot_download(source.path, revision=source.revision, allow_patterns=[*FILES, weights])
     except Exception as error:  # the hub's errors share no base class
         raise UserError(f"{key}={source.path}: cannot be fetched: {error}") from error
+
+
+def _weights(source: Source) -> str:
+    """The weight files of a model of the hub, in one format."""
+    there = list_repo_files(source.path, revision=source.revision)
+    safe = any(name.endswith(".safetensors") and "/" not in name for name in there)
+    return "*.safetensors" if safe else "*.bin"
