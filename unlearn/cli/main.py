@@ -49,9 +49,8 @@ def evaluate(
 
     RUN is a run's folder. It is asked what eval=NAME says, or what it was asked before, with eval.KEY=VALUE changed.
     model.path=PATH says where its base model is now, if it was moved, and model.device=DEVICE where it runs. Its
-    metrics.json and samples/ are extended; if other questions were asked before under the same names, all results go
-    into RUN/evaluations/ instead, and reports do not look there: ask for what is new alone. Differences between two
-    kinds of query need both of them. CHECKPOINT is a folder or an id of
+    metrics.json and samples/ are extended; if a part of it was asked before, all results go into RUN/evaluations/
+    instead, and reports do not look there: ask for what is new alone. CHECKPOINT is a folder or an id of
     the hub, and model=NAME a file of conf/model: these are evaluated as base models.
     """
     from unlearn.runs.evaluation import evaluate as run

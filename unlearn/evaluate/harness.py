@@ -124,7 +124,7 @@ def _answers(scorer: Scorer, suite: Suite, label: str) -> Answers:
         for task, passages in asked.items():
             records = answers.samples[f"{label}/{task}/{query}"] = _measured(scorer, passages, query)
             answers.metrics.update({f"{label}/{task}/{query}/{k}": v for k, v in texts.figures(records).items()})
-    answers.metrics.update(_against_default(answers, suite, label))
+    answers.metrics.update(against_default(answers, suite, label))
     return answers
 
 
@@ -188,20 +188,28 @@ def _sample_record(sample: Mapping[str, Any], query: str) -> dict[str, Any]:
     return record
 
 
-def _against_default(answers: Answers, suite: Suite, label: str) -> dict[str, float]:
-    """Paired difference, interval and test of every other query against the default one, for tasks and groups."""
+def against_default(answers: Answers, suite: Suite, label: str) -> dict[str, float]:
+    """Paired difference, interval and test of every other query against the default one, for tasks and groups.
+
+    The default one need not be asked in this suite, but its samples have to be among the answers.
+    """
     found: dict[str, PairedMeans | Paired] = {}
+
+    def both(query: str, *leaves: str) -> bool:
+        return query != "default" and all(f"{label}/{leaf}/default" in answers.samples for leaf in leaves)
+
     for query in suite.tasks:
-        if query == "default" or "default" not in suite.tasks:
-            continue
-        for name in suite.asked("default", query):
-            if default := answers.correct(suite, name, label, "default"):
-                found[f"{name}/{query}"] = paired(default, answers.correct(suite, name, label, query))
+        for name, leaves in suite.asked(query).items():
+            if both(query, *leaves):
+                default, other = (answers.correct(suite, name, label, q) for q in ("default", query))
+                if default and other:
+                    found[f"{name}/{query}"] = paired(default, other)
     for query, tasks in suite.passages.items():
-        for task in tasks if query != "default" else ():
-            if task in suite.passages.get("default", ()):
-                texts_of = (answers.nats_a_token(task, label, q) for q in ("default", query))
-                found[f"{task}/{query}"] = paired_means(*texts_of)
+        for task in tasks:
+            if both(query, task):
+                found[f"{task}/{query}"] = paired_means(
+                    *(answers.nats_a_token(task, label, q) for q in ("default", query))
+                )
     return {f"{label}/{name}/default_{k}": v for name, result in found.items() for k, v in result.metrics().items()}
 
 
@@ -210,8 +218,9 @@ def against_base(base: Answers, unlearned: Answers, suite: Suite) -> dict[str, f
     found: dict[str, PairedMeans | Paired] = {}
     for query in suite.tasks:
         for name in suite.asked(query):
-            if before := base.correct(suite, name, "base", query):
-                found[f"{name}/{query}"] = paired(before, unlearned.correct(suite, name, "unlearned", query))
+            before, after = base.correct(suite, name, "base", query), unlearned.correct(suite, name, "unlearned", query)
+            if before and after:
+                found[f"{name}/{query}"] = paired(before, after)
     for query, tasks in suite.passages.items():
         for task in tasks:
             values = base.nats_a_token(task, "base", query), unlearned.nats_a_token(task, "unlearned", query)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -16,8 +17,9 @@ from unlearn.config.schema import Config
 from unlearn.config.settle import settle
 from unlearn.errors import UserError
 from unlearn.evaluate.evaluator import Unlearned
+from unlearn.evaluate.harness import Answers, against_default
 from unlearn.models.delta import dtype_of, load_delta
-from unlearn.runs.evaluations import asked, content
+from unlearn.runs.evaluations import asked
 from unlearn.runs.folder import RunFolder
 from unlearn.runs.inputs import Inputs, load_evaluation_inputs
 from unlearn.runs.sharing import open_evaluator
@@ -72,10 +74,11 @@ def run_config(folder: RunFolder, overrides: list[str]) -> Config:
 def evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
     """Evaluate a run once more; returns the folder of the results.
 
-    It is the run's own folder, or, if other questions were asked before under the same names, a folder inside it.
-    Earlier results stay.
+    It is the run's own folder, or, if some of these tasks and queries were asked before, a folder inside it. Earlier
+    results stay.
     """
     with FolderLock(folder.path):
+        folder.read()  # as another process may have left it
         return _evaluate_run(folder, overrides)
 
 
@@ -89,20 +92,22 @@ def _evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
     before = json.loads(folder.file("metrics.json").read_text()) if folder.file("metrics.json").is_file() else {}
     home = folder.path
     repeated = before.keys() & result.metrics.keys()
-    elsewhere = bool(repeated) and not _same_questions(folder, config, inputs)
-    if elsewhere:
+    if repeated:
         home = folder.file("evaluations") / name
         _say_what_is_new(config, before, home)
         before = {}
+    else:
+        for answers in result.answers:
+            result.metrics.update(_differences(folder, config, inputs, answers))
     result.write_samples(home / "samples")
-    write_json(home / "metrics.json", result.metrics | before)
+    write_json(home / "metrics.json", before | result.metrics)
     folder.record.setdefault("evaluations", []).append(
         {
             **asdict(config.eval),
             "query_words": inputs.questions.word_hashes,
             "text_hashes": inputs.questions.text_hashes,
             "questions": inputs.questions.suite.hashes,
-            "folder": str(home.relative_to(folder.path)) if elsewhere else None,
+            "folder": str(home.relative_to(folder.path)) if repeated else None,
         }
     )
     folder.write()
@@ -113,15 +118,22 @@ def _evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
     return home
 
 
-def _same_questions(folder: RunFolder, config: Config, inputs: Inputs) -> bool:
-    """Whether this evaluation asks of each role and kind of query what the run was asked before, if it was."""
+def _differences(folder: RunFolder, config: Config, inputs: Inputs, answers: Answers) -> dict[str, float]:
+    """New kinds of query against the run's default one, if that was asked before about the same questions."""
     now = {"config": {"eval": asdict(config.eval)}, "identity": identity(config), "inputs": inputs.hashes}
-    places = [(query, role) for query in config.eval.queries for role in config.eval.roles]
-    return all(
-        (asked(now, *place), content(now, *place)) == (before, content(folder.record, *place))
-        for place in places
-        if (before := asked(folder.record, *place))
-    )
+    for query, role in product(config.eval.queries, config.eval.roles):
+        before, here = (asked(record, q, role) for record, q in ((folder.record, "default"), (now, query)))
+        if any(before[key] != here.get(key) for key in before if here):
+            return {}
+    default = {}
+    for name, records in answers.samples.items():
+        label, task, _ = name.split("/")
+        file = folder.file("samples") / label / task / "default.jsonl"
+        found = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+        if [record["id"] for record in found] == [record["id"] for record in records]:
+            default[f"{label}/{task}/default"] = found
+    whole = replace(answers, samples={**default, **answers.samples})
+    return against_default(whole, inputs.questions.suite, label)
 
 
 def _say_what_is_new(config: Config, before: dict[str, float], home: Path) -> None:
@@ -130,8 +142,7 @@ def _say_what_is_new(config: Config, before: dict[str, float], home: Path) -> No
     new = [query for query in config.eval.queries if query not in known]
     if new:
         ask = f"eval.queries=[{','.join(new)}]"
-        why = "other questions were asked before under the same names"
-        say(f"Results go to {home}, where reports do not look: {why}. For reports: {ask} alone.")
+        say(f"A part was asked before, so the results go to {home}, where reports do not look. For them: {ask} alone.")
 
 
 def _name(config: Config, inputs: Inputs) -> str:
