@@ -53,7 +53,7 @@ def made_up_run(
         "config": identity,
         "identity": identity,
         "inputs": {
-            "checkpoint": "m" * 64,
+            "model": "m" * 64,
             "data": {"bio": "d"},
             "query_words": words,
         },

@@ -241,7 +241,7 @@ def test_a_number_is_the_same_setting_however_it_is_written(tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"inputs.data": {"bio": "other"}}, {"inputs.checkpoint": "n" * 64}, {"identity.eval.tasks.retain": ["near_bio"]},
+    [{"inputs.data": {"bio": "other"}}, {"inputs.model": "n" * 64}, {"identity.eval.tasks.retain": ["near_bio"]},
      {"identity.eval.limit": 30}],
 )  # fmt: skip
 def test_runs_of_other_data_weights_tasks_or_questions_are_not_averaged(change, tmp_path):
@@ -395,7 +395,7 @@ def test_a_setting_without_forget_tasks_does_not_win_for_that(tmp_path):
 def test_of_two_models_one_is_shown_and_the_caption_says_so(tmp_path):
     for seed in (0, 1):
         made_up_run(tmp_path / f"a{seed}", seed=seed)
-    made_up_run(tmp_path / "b", method="rsv", changes={"identity.model.name": "other", "inputs.checkpoint": "n" * 64})
+    made_up_run(tmp_path / "b", method="rsv", changes={"identity.model.name": "other", "inputs.model": "n" * 64})
     m = gather(collect([tmp_path]))
     assert [choice.method for choice in m.chosen] == ["RMU"]
     assert "Of the 2 combinations of model" in m.choice

@@ -354,7 +354,7 @@ def edited(folder, place, change):
         (lambda r: r["config"]["eval"].update(asked_of={"perturbed": ["near"]}), "perturbed queries of near"),
         (lambda r: r["config"]["method"].update(name="rsv"), "it is of run"),
         (lambda r: r["config"]["model"].update(layer=4), "it is of layer 3"),
-        (lambda r: r["inputs"].update(checkpoint="0"), "not the one that"),
+        (lambda r: r["inputs"].update(model="0"), "not the one that"),
         (lambda r: r["inputs"]["query_words"].update(perturbed="0"), "have changed since"),
     ],
 )
@@ -366,7 +366,7 @@ def test_a_run_that_cannot_be_measured_is_told_in_a_line(two_runs, tmp_path, mon
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda r: r["inputs"].update(checkpoint="0"), "its base model is another one"),
+        (lambda r: r["inputs"].update(model="0"), "its base model is another one"),
         (lambda r: r["config"]["rna"].update(nu=0.03), "trained with RNA"),
     ],
 )

@@ -161,6 +161,25 @@ def test_a_run_from_before_a_key_of_the_tracker_can_be_evaluated(short):
     assert evaluate_run(folder, ["eval=toy", "eval.limit=2"]) == folder.path
 
 
+def test_a_run_with_what_is_refused_today_can_be_evaluated(short):
+    folder = RunFolder(run(short()))
+    folder.record["config"]["data"]["use"] = ["bio", "bio"]
+    assert evaluate_run(folder, ["eval=toy", "eval.limit=2"]) == folder.path
+
+
+def test_a_run_of_an_older_version_over_texts_with_words_is_still_the_same(short):
+    """Its hash of texts that were not asked as they are was that of the texts with words."""
+    texts = (f"+eval.texts.corpora.retain.wiki={HELD_OUT}", "eval.texts.documents=3", "eval.forget_tokens=[virus]")
+    config = short(*texts, "eval.queries=[control]")
+    folder = run(config)
+    record = json.loads((folder / "run.json").read_text())
+    inputs = {k: v for k, v in record["inputs"].items() if k not in ("plain_texts", "checkpoint", "dtype")}
+    (folder / "run.json").write_text(json.dumps(record | {"inputs": inputs | {"texts": {"retain_text_wiki": "old"}}}))
+    written = (folder / "metrics.json").stat().st_mtime
+    assert run(config) == folder
+    assert (folder / "metrics.json").stat().st_mtime == written
+
+
 def test_a_run_from_before_the_schedule_was_trained_at_a_constant_rate(short):
     folder = RunFolder(run(short("train.schedule=constant")))
     assert "schedule" not in folder.record["identity"]["train"]  # so that it keeps its name

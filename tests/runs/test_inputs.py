@@ -2,12 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
 
 from tests.conftest import ROOT, write_jsonl
 from unlearn.analysis.compare import compare_runs
@@ -140,15 +141,21 @@ def test_another_tokenizer_is_another_input(short, tmp_path):
         run(config)
 
 
-def test_documents_longer_than_the_context_are_told(short, tmp_path):
-    model = tmp_path / "model"
-    shutil.copytree(TOY / "model", model)
-    config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 16}))
-    with pytest.raises(UserError, match=r"data\.topics\.bio\.max_length: a document has \d+ tokens, and .* is 16\."):
-        run(short(f"model.path={model}"))
+def test_texts_longer_than_the_context_are_refused_where_positions_are_learned(short, tmp_path, capsys):
+    tokenizer = AutoTokenizer.from_pretrained(TOY / "model")
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 16, "num_hidden_layers": 8, "num_attention_heads": 2}
+    learned = GPT2Config(n_positions=16, **sizes)
+    rotary = LlamaConfig(max_position_embeddings=16, intermediate_size=32, **sizes)
+    for name, config in (("learned", learned), ("rotary", rotary)):
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    told = r"data\.topics\.bio\.max_length: a text has \d+ tokens, and the model's context is 16\."
+    with pytest.raises(UserError, match=f"{told} Set max_length to that, or to less"):
+        run(short(f"model.path={tmp_path / 'learned'}"))
     lengths = [f"data.topics.{t}.{key}=16" for t in ("bio", "cyber") for key in ("max_length", "retain_max_length")]
-    assert RunFolder(run(short(f"model.path={model}", *lengths))).done
+    assert RunFolder(run(short(f"model.path={tmp_path / 'learned'}", *lengths))).done
+    assert RunFolder(run(short(f"model.path={tmp_path / 'rotary'}", "model.name=rotary"))).done
+    assert re.search(told, capsys.readouterr().err.replace("\n", " "))
 
 
 def test_a_padding_token_that_the_model_lacks_is_not_used(short, tmp_path):

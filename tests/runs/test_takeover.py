@@ -102,9 +102,11 @@ def test_a_training_in_another_dtype_is_not_taken(short, trained, auto_is_bfloat
     auto_is_bfloat16()
     second = run(short(*ASKED))
     assert trained == [1, 1]
-    weights, _ = load_delta(second / "delta.safetensors")
-    assert dtype_of(weights) == "bfloat16"
-    with pytest.raises(UserError, match=r"holds this run in float32, .* Set model\.dtype=bfloat16 for a run"):
+    assert dtype_of(second / "delta.safetensors") == "bfloat16"
+    assert run(short()) == first  # it is finished
+    record = json.loads((first / "run.json").read_text())
+    (first / "run.json").write_text(json.dumps(record | {"status": "running"}))
+    with pytest.raises(UserError, match=r"this run was begun in float32, .* set model\.dtype=bfloat16 for a run"):
         run(short())
     assert run(short("model.dtype=bfloat16")) not in (first, second)
     run(short("train.force=true"))
@@ -123,10 +125,11 @@ def test_float16_is_for_evaluation_alone(short):
         run(short("model.dtype=float16"))
 
 
-def test_other_inputs_or_an_unfinished_training_are_not_taken(short, trained):
+@pytest.mark.parametrize("key", ["model", "checkpoint"])
+def test_other_inputs_or_an_unfinished_training_are_not_taken(short, trained, key):
     first = run(short())
     record = json.loads((first / "run.json").read_text())
-    changed = {**record, "inputs": {**record["inputs"], "checkpoint": "another"}}
+    changed = {**record, "inputs": {**record["inputs"], key: "another"}}
     (first / "run.json").write_text(json.dumps(changed))
     second = run(short(*ASKED))
     (first / "run.json").write_text("{")  # not readable

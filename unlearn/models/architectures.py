@@ -77,6 +77,17 @@ def context_length(config: PretrainedConfig) -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
+def has_learned_positions(config: PretrainedConfig) -> bool:
+    """Whether the model has an embedding for each position, so that there are no positions beyond its context."""
+    with torch.device("meta"):
+        model = auto_class(config).from_config(config)
+    tables = (m for m in model.modules() if isinstance(m, nn.Embedding) and m is not model.get_input_embeddings())
+    context = context_length(config)
+    return context is not None and any(
+        context <= table.num_embeddings <= context + 8 for table in tables
+    )  # OPT has 2 more
+
+
 def parameter_count(config: PretrainedConfig) -> int:
     """The number of a whole model's parameters, whose weights are never made."""
     with torch.device("meta"):

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -49,17 +51,27 @@ def save_delta(
 
 def load_delta(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The changed matrices, without control vectors, and the metadata. Raises UserError if there is no such file."""
+    with _opened(file) as (stored, names, metadata):
+        return {name: stored.get_tensor(name) for name in names}, metadata
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[tuple[Any, list[str], dict[str, str]]]:
+    """An open delta, the names of its matrices, and the metadata."""
     if not file.is_file():
         raise UserError(f"{file}: there is no such file; a finished run's folder holds one.")
     with safe_open(file, framework="pt") as stored:
         metadata = json.loads((stored.metadata() or {}).get(METADATA, "{}"))
-        names = [key.removeprefix(REPLACES) for key in metadata if key.startswith(REPLACES)]
-        return {name: stored.get_tensor(name) for name in names}, metadata
+        yield stored, [key.removeprefix(REPLACES) for key in metadata if key.startswith(REPLACES)], metadata
 
 
-def dtype_of(weights: Mapping[str, Tensor]) -> str:
-    """The dtype of a delta's matrices, which is that of the model that was trained: bfloat16, for instance."""
-    return str(next(iter(weights.values())).dtype).removeprefix("torch.")
+def dtype_of(file: Path) -> str:
+    """The dtype of a delta's matrices, which is that of the model that was trained: bfloat16, for instance.
+
+    Raises UserError if there is no such file.
+    """
+    with _opened(file) as (stored, names, _):
+        return str(stored.get_slice(names[0])[:1].dtype).removeprefix("torch.")
 
 
 def load_state(file: Path) -> dict[str, Tensor]:

@@ -21,11 +21,12 @@ SAMPLES, APART = 8, 1 << 18  # so often of a tensor, or, where it is not known w
 PROBE = "An  unlearned\tModel's caf\u00e9 cafe\u0301, 12345.67 (na\u00efve)\n\u6a21\u578b \U0001f642 "
 
 
-def checkpoint_fingerprint(source: Source) -> str:
+def checkpoint_fingerprint(source: Source, *, coarse: bool = False) -> str:
     """The commit of a hub model; for a local folder a hash of its configuration and weight files.
 
     Of files larger than 64 MiB, samples of each tensor are hashed: enough to notice that a single matrix is another,
-    without reading all of a 70B model.
+    without reading all of a 70B model. `coarse`: of such files only 64 samples of 1 MiB, as in older versions, which
+    tells base models apart, but may not tell one from its export.
     """
     folder = Path(source.path)
     if not folder.is_dir():
@@ -34,7 +35,7 @@ def checkpoint_fingerprint(source: Source) -> str:
     digest = hashlib.sha256()
     for file in sorted(f for pattern in wanted for f in folder.glob(pattern)):
         digest.update(f"{file.name}:{file.stat().st_size}".encode())
-        for part in _parts(file):
+        for part in _coarse_parts(file) if coarse else _parts(file):
             digest.update(part)
     return digest.hexdigest()
 
@@ -59,6 +60,18 @@ def _parts(file: Path) -> Iterator[bytes]:
             yield stream.read(SAMPLE)
         stream.seek(whole - SAMPLE)  # where PyTorch's archives have checksums
         yield stream.read()
+
+
+def _coarse_parts(file: Path) -> Iterator[bytes]:
+    """All of a small file; of another one 64 samples from the first to the last byte at equal distances."""
+    whole, sample, samples = file.stat().st_size, 1 << 20, 64
+    with file.open("rb") as stream:
+        if whole <= SMALL:
+            yield stream.read()
+            return
+        for i in range(samples):
+            stream.seek(i * (whole - sample) // (samples - 1))
+            yield stream.read(sample)
 
 
 def _starts_of_tensors(stream: BinaryIO) -> Iterator[int]:

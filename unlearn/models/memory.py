@@ -24,8 +24,14 @@ LARGE = 1 << 30
 
 # Of control groups: which controllers a line of /proc/self/cgroup names, the folder below /sys/fs/cgroup, the files
 # with the limit and what is used, and what memory.stat calls pages of files that can be dropped.
-V2 = ("", "", "memory.max", "memory.current", "inactive_file")
-V1 = ("memory", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+V2 = ("", "", "memory.max", "memory.current", ("inactive_file", "active_file"))
+V1 = (
+    "memory",
+    "memory",
+    "memory.limit_in_bytes",
+    "memory.usage_in_bytes",
+    ("total_inactive_file", "total_active_file"),
+)
 
 
 def reuse_memory() -> None:
@@ -65,19 +71,19 @@ def group_memory(root: Path = Path("/")) -> Iterator[tuple[int, int]]:
     with suppress(OSError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            for controller, folder, *files in (V2, V1):
+            for controller, folder, limit, used, droppable in (V2, V1):
                 if controller in controllers.split(","):
                     own = root / "sys/fs/cgroup" / folder / path.lstrip("/")
                     # Inside of a container the path may be the host's; its own group is then the topmost folder.
                     for group in (own, *own.parents):
-                        yield from _of_group(group, *files)
+                        yield from _of_group(group, limit, used, droppable)
 
 
-def _of_group(group: Path, limit: str, used: str, droppable: str) -> Iterator[tuple[int, int]]:
+def _of_group(group: Path, limit: str, used: str, droppable: tuple[str, ...]) -> Iterator[tuple[int, int]]:
     with suppress(OSError, ValueError):  # no such group, or "max"
         most = int((group / limit).read_text())
         statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        taken = int((group / used).read_text()) - int(statistics.get(droppable, 0))
+        taken = int((group / used).read_text()) - sum(int(statistics.get(name, 0)) for name in droppable)
         yield most, max(0, most - taken)
 
 

@@ -175,8 +175,8 @@ def open_run(config: Config, inputs: dict[str, Any], hydra_folder: Path | None) 
     """
     folder = RunFolder(run_folder(config))
     folder.claim(identity(config))
-    if not config.train.force:
-        folder.check_dtype(inputs)
+    if config.output_dir is not None:
+        folder.check_files()
     if _finished(config, folder, inputs):
         if folder.untidy:
             with suppress(Busy), FolderLock(folder.path):
@@ -189,6 +189,8 @@ def open_run(config: Config, inputs: dict[str, Any], hydra_folder: Path | None) 
             yield None
             return
         anew = config.train.force and not folder.begun_by_this_job
+        if not anew:
+            folder.check_dtype(inputs)
         folder.start(asdict(config), identity(config), inputs, anew=anew)
         if hydra_folder is not None:
             folder.keep_hydra_files(hydra_folder)

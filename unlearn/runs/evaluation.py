@@ -18,7 +18,7 @@ from unlearn.config.settle import settle
 from unlearn.errors import UserError
 from unlearn.evaluate.evaluator import Unlearned
 from unlearn.evaluate.harness import Answers, against_default
-from unlearn.models.delta import dtype_of, load_delta
+from unlearn.models.delta import dtype_of
 from unlearn.runs.evaluations import asked
 from unlearn.runs.folder import RunFolder
 from unlearn.runs.inputs import Inputs, load_evaluation_inputs
@@ -60,15 +60,14 @@ def run_config(folder: RunFolder, overrides: list[str]) -> Config:
     OmegaConf.set_struct(keys, False)
     raw.tracker = keys.tracker  # not used here; that of an older run may lack a key
     raw.eval = OmegaConf.merge(keys.eval, raw.eval)  # and so may its evaluation
-    weights, _ = load_delta(folder.file("delta.safetensors"))
-    raw.model.dtype = dtype_of(weights)  # auto could be another one on this device
+    raw.model.dtype = dtype_of(folder.file("delta.safetensors"))  # auto could be another one on this device
     raw.model.trust_remote_code = False
     if any(override.startswith("eval=") for override in overrides):
         raw.eval = composed(overrides).eval
     else:
         changed(raw, overrides)
     changed(raw, place)
-    return settle(raw)
+    return settle(raw, trained=True)
 
 
 def evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:

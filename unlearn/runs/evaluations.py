@@ -17,7 +17,10 @@ def evaluations(record: dict[str, Any]) -> list[dict[str, Any]]:
     Those that repeat a part of an earlier one have a folder of their own, and are left out.
     """
     own, inputs = {**record.get("config", {}).get("eval", {}), **record["identity"]["eval"]}, record.get("inputs", {})
-    hashes = {"query_words": inputs.get("query_words"), "text_hashes": inputs.get("texts", {})}
+    hashes = {
+        "query_words": inputs.get("query_words"),
+        "text_hashes": inputs.get("texts", inputs.get("plain_texts", {})),
+    }
     hashes["questions"] = inputs.get("questions")
     return [own | hashes, *(later for later in record.get("evaluations", []) if not later.get("folder"))]
 

@@ -37,11 +37,18 @@ from unlearn.storage.files import remove_scratch, write_json
 from unlearn.storage.hashing import json_sha256
 from unlearn.storage.lock import LOCK, PROGRESS
 
-REPLACED = (  # by a run
+REPLACED = (  # what a run that starts anew removes
     *("train.jsonl", "delta.safetensors", "checkpoint.safetensors", "steps"),
     *("metrics.json", "course.jsonl", "theory*.json", "samples", "attacks", "evaluations", "partial"),
 )
-OF_TRAINING = ("checkpoint", "dtype", "tokenizer", "data", "preferred")  # the inputs that determine the training
+OF_TRAINING = (
+    "model",
+    "checkpoint",
+    "dtype",
+    "tokenizer",
+    "data",
+    "preferred",
+)  # the inputs that determine the training
 
 
 class RunFolder:
@@ -67,13 +74,7 @@ class RunFolder:
         return self.record.get("status") == "done"
 
     def claim(self, identity: dict[str, Any]) -> None:
-        """Raise UserError if this folder holds a run with another identity, or files that are no run's."""
-        foreign = [name for name in REPLACED if any(self.path.glob(name))]
-        if foreign and not self.file("run.json").is_file():
-            raise UserError(
-                f"{self.path}: there is no run (no run.json), and {', '.join(foreign)} would be replaced by one. "
-                "Choose another output_dir."
-            )
+        """Raise UserError if this folder holds a run with another identity."""
         other = self.record.get("identity")
         if other is not None and other != identity:
             differing = ", ".join(sorted(_differences(other, identity))) or "version of the results"
@@ -82,17 +83,28 @@ class RunFolder:
                 f"out: runs then get a folder of their own."
             )
 
-    def check_dtype(self, inputs: dict[str, Any]) -> None:
-        """Raise UserError if this folder's run has another dtype, because model.dtype=auto depends on the device."""
-        seen = self.record.get("inputs", {}).get("dtype", inputs["dtype"])
-        if seen != inputs["dtype"]:
+    def check_files(self) -> None:
+        """Raise UserError if this folder holds no run, and files that one would replace."""
+        found = [name for name in REPLACED if any(self.path.glob(name))]
+        if found and not self.file("run.json").is_file():
             raise UserError(
-                f"{self.path} holds this run in {seen}, which model.dtype=auto was where it began; here it is "
-                f"{inputs['dtype']}. Set model.dtype={inputs['dtype']} for a run of its own."
+                f"output_dir={self.path}: there is no run (no run.json), and a run would replace {', '.join(found)}. "
+                "Choose another folder."
+            )
+
+    def check_dtype(self, inputs: dict[str, Any]) -> None:
+        """Raise UserError if this folder's run was trained in another dtype: model.dtype=auto depends on the device."""
+        seen, here = self.record.get("inputs", {}).get("dtype", inputs["dtype"]), inputs["dtype"]
+        begun = any(self.file(name).is_file() for name in ("checkpoint.safetensors", "delta.safetensors"))
+        if begun and seen != here:
+            raise UserError(
+                f"{self.path}: this run was begun in {seen}, as model.dtype=auto was there; on this device it is "
+                f"{here}. Go on there, or set model.dtype={here} for a run of its own."
             )
 
     def verify(self, inputs: dict[str, Any]) -> None:
         """Raise UserError if this folder's run used other data or another model under the same names."""
+        inputs = {key: value for key, value in inputs.items() if key != "dtype"}  # it was another device: never mind
         if not same_inputs(self.record, inputs):
             known = {key: value for key, value in self.record["inputs"].items() if key in inputs}
             differing = ", ".join(sorted(_differences(known, {key: inputs[key] for key in known})))
@@ -114,7 +126,9 @@ class RunFolder:
         before = self.record if trained else {}
         kept = ["trained", "training_from", "wandb_id", *(["evaluations"] if continued else [])]
         if not trained:
-            write_json(self.file("run.json"), {})  # no run, but the files are one's
+            write_json(
+                self.file("run.json"), {}
+            )  # if this is interrupted, an empty record says that these were a run's
             for name in ("train.jsonl", "delta.safetensors"):
                 self.file(name).unlink(missing_ok=True)
             self._remove_unfinished()
@@ -225,12 +239,6 @@ class RunFolder:
         source = hydra_folder / ".hydra"
         if source.is_dir() and source.resolve() != self.file(".hydra").resolve():
             shutil.copytree(source, self.file(".hydra"), dirs_exist_ok=True)
-
-
-def checkpoint_of(record: Mapping[str, Any]) -> str | None:
-    """The fingerprint of a run's base model, from its run.json."""
-    inputs = record.get("inputs", {})
-    return inputs.get("checkpoint", inputs.get("model"))
 
 
 def same_inputs(record: Mapping[str, Any], inputs: Mapping[str, Any], keys: Collection[str] | None = None) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from unlearn.config.schema import Config
 from unlearn.data.batches import documents_needed
@@ -21,10 +21,11 @@ from unlearn.evaluate.questions import CACHE, Questions, load_questions
 from unlearn.evaluate.turns import Sharing
 from unlearn.methods.make import needs_logits
 from unlearn.methods.randomness import generator
-from unlearn.models.architectures import context_length, parameter_count
+from unlearn.models.architectures import context_length, has_learned_positions, parameter_count
 from unlearn.models.fingerprint import checkpoint_fingerprint, tokenizer_fingerprint
 from unlearn.models.loading import BALANCED, Source, check_weights, load_config, load_tokenizer
 from unlearn.models.memory import all_memory
+from unlearn.screen import say
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,14 @@ class Inputs:
     def hashes(self) -> dict[str, Any]:
         """What run.json keeps of the inputs: the same configuration over other inputs is another run."""
         return {
-            "checkpoint": self.model_hash,  # "model" in older runs, of whose large files less was hashed
+            "model": checkpoint_fingerprint(self.source, coarse=True),  # which runs of all versions have
+            "checkpoint": self.model_hash,
             "dtype": str(self.source.torch_dtype).removeprefix("torch."),  # model.dtype=auto depends on the device
             "tokenizer": tokenizer_fingerprint(self.tokenizer),
             "data": {topic.name: topic.sha256 for topic in self.topics},
             "query_words": self.questions.word_hashes,
             "questions": self.questions.suite.hashes,
-            **({"texts": hashes} if (hashes := self.questions.text_hashes) else {}),
+            **({self._name_of_texts: hashes} if (hashes := self.questions.text_hashes) else {}),
             **({"preferred": self.preferred.sha256} if self.preferred else {}),
         }
 
@@ -57,6 +59,11 @@ class Inputs:
         """Of each topic's forget, retain and, if there are any, preferred texts: the longest, in tokens."""
         preferred = [self.preferred.rows] if self.preferred else []
         return [[max(map(len, rows)) for rows in (t.forget, t.retain, *preferred)] for t in self.topics]
+
+    @property
+    def _name_of_texts(self) -> str:
+        """Runs of older versions that were not asked the default query have hashes of other texts: those with words."""
+        return "texts" if "default" in self.questions.suite.passages else "plain_texts"
 
     @property
     def pad_id(self) -> int:
@@ -84,7 +91,7 @@ def load_inputs(config: Config, *, elsewhere: bool = False) -> Inputs:
     tokenizer = load_tokenizer(source)
     topics = _load_topics(config, tokenizer)
     preferred = _load_preferred(config, tokenizer)
-    _check_lengths(topics, context_length(load_config(source)))
+    _check_lengths(topics, preferred, load_config(source))
     if needs_logits(config.method) and config.model.device == BALANCED:
         raise UserError(
             f"model.device={BALANCED}: method={config.method['name']} trains through the whole model, which has to fit "
@@ -139,17 +146,23 @@ def _check_layers(config: Config, layers: int) -> None:
         )
 
 
-def _check_lengths(topics: list[Topic], context: int | None) -> None:
-    """Raise UserError for documents that are longer than the model's context."""
+def _check_lengths(topics: list[Topic], preferred: Texts | None, config: PretrainedConfig) -> None:
+    """Raise UserError for texts that are longer than the model's context, where it cannot read them.
+
+    Where positions are not learned it can: this is said.
+    """
+    context = context_length(config)
     if context is None:
         return
-    for topic in topics:
-        for key, rows in (("max_length", topic.forget), ("retain_max_length", topic.retain)):
-            if (longest := max(map(len, rows))) > context:
-                raise UserError(
-                    f"data.topics.{topic.name}.{key}: a document has {longest} tokens, and the model's context is "
-                    f"{context}. Set at most that."
-                )
+    lengths = {f"data.topics.{topic.name}.max_length": topic.forget for topic in topics}
+    lengths |= {f"data.topics.{topic.name}.retain_max_length": topic.retain for topic in topics}
+    lengths |= {"method.preferred": preferred.rows} if preferred else {}
+    for key, rows in lengths.items():
+        if (longest := max(map(len, rows))) > context:
+            told = f"{key}: a text has {longest} tokens, and the model's context is {context}."
+            if has_learned_positions(config):
+                raise UserError(f"{told} Set max_length to that, or to less.")
+            say(told)
 
 
 def check_memory(config: Config, source: Source) -> None:

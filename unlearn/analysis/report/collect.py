@@ -14,7 +14,6 @@ from typing import Any
 from unlearn.config.identity import identity
 from unlearn.errors import UserError, describe
 from unlearn.runs.evaluations import asked, content, evaluations, roles_of
-from unlearn.runs.folder import checkpoint_of
 from unlearn.storage.files import read_object
 from unlearn.sweeps.sweep import Job, Sweep
 
@@ -49,11 +48,6 @@ class Run:
     def identity(self) -> dict[str, Any]:
         """The run's identity; empty if it is not known."""
         return self.record.get("identity", {})
-
-    @property
-    def checkpoint(self) -> str:
-        """The fingerprint of its base model."""
-        return str(checkpoint_of(self.record))
 
     @property
     def roles(self) -> dict[str, list[str]]:

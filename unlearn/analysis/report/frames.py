@@ -126,7 +126,7 @@ def _facts_of(run: Run) -> dict[str, str]:
     asked = {k: v for k, v in run.question_set.items() if v is not None}
     words = str(asked.pop("words", ""))[:6]
     return {
-        "weights": run.checkpoint[:8],
+        "weights": str(run.record["inputs"].get("model"))[:8],
         "corpora": _hash(run.record["inputs"].get("data")),
         "questions": ",".join([*(f"{k}:{v}" for k, v in asked.items()), *([words] if words else [])]),
         "tasks": " ".join(f"{role}:{','.join(tasks)}" for role, tasks in run.own_roles.items()),

@@ -96,7 +96,7 @@ class Material:
         done = [run for run in self.runs if run.done]
         codes = [run.record.get("code") or {} for run in done]
         seen = {
-            "models": {f"{r.identity['model']['name']} ({r.checkpoint[:8]})" for r in done},
+            "models": {f"{r.identity['model']['name']} ({str(r.record['inputs'].get('model'))[:8]})" for r in done},
             "sets of training texts": {_brief(r.record["inputs"].get("data")) for r in done},
             "question sets": {_brief({k: v for k, v in r.question_set.items() if v is not None}) for r in done},
             "sets of tasks": {_brief(r.roles) for r in done},

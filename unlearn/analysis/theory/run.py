@@ -23,7 +23,7 @@ from unlearn.models.delta import apply_delta, dtype_of, load_delta
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import BALANCED, Source, load_tokenizer, load_whole
 from unlearn.runs.evaluations import in_role
-from unlearn.runs.folder import checkpoint_of
+from unlearn.runs.folder import same_inputs
 from unlearn.runs.inputs import check_memory, load_evaluation_inputs
 
 
@@ -62,8 +62,7 @@ def read_run(folder: Path, query: str, role: str, limit: int, *, trust_remote_co
     evaluation = _evaluation_with(record, query, role, folder)
     raw = OmegaConf.create(record["config"])
     raw.tracker = composed([]).tracker  # not used here; that of an older run may lack a key
-    weights, _ = load_delta(folder / "delta.safetensors")
-    raw.model.dtype = dtype_of(weights)  # auto could be another one on this device
+    raw.model.dtype = dtype_of(folder / "delta.safetensors")  # auto could be another one on this device
     raw.model.trust_remote_code = trust_remote_code
     raw.eval = {
         **evaluation,
@@ -74,7 +73,7 @@ def read_run(folder: Path, query: str, role: str, limit: int, *, trust_remote_co
         "subset": limit,
         "maxlogit": {"roles": [], "queries": [], "tokens": 0},
     }
-    return FinishedRun(folder, record, settle(raw), query, role)
+    return FinishedRun(folder, record, settle(raw, trained=True), query, role)
 
 
 def _evaluation_with(record: dict[str, Any], query: str, role: str, folder: Path) -> dict[str, Any]:
@@ -125,7 +124,7 @@ def check_counterpart(rna: FinishedRun, rm: FinishedRun) -> list[str]:
         raise UserError(
             f"--against {rm.folder}: trained with RNA (rna.nu={rm.config.rna.nu:g}); take one with rna.nu=0."
         )
-    bases = [checkpoint_of(run.record) for run in (rna, rm)]
+    bases = [run.record.get("inputs", {}).get("model") for run in (rna, rm)]
     if bases[0] != bases[1]:
         raise UserError(f"--against {rm.folder}: its base model is another one than that of {rna.folder}.")
     ours, theirs = (f"{run.config.method['name']} at layer {run.config.model.layer}" for run in (rna, rm))
@@ -142,7 +141,7 @@ def load_suite_of(run: FinishedRun) -> Suite:
     """
     check_memory(run.config, replace(Source.of(run.config.model), dtype="float32"))  # as `load_unlearned` makes it
     inputs = load_evaluation_inputs(run.config)
-    if run.record.get("inputs", {}).get("checkpoint", inputs.model_hash) != inputs.model_hash:
+    if not same_inputs(run.record, inputs.hashes, ("model", "checkpoint")):
         raise UserError(f"{inputs.source.path}: the model there is not the one that {run.folder} was trained from.")
     expected = _recorded_words(run.record, run.query)
     if expected is not None and inputs.questions.word_hashes[run.query] != expected:
