@@ -174,6 +174,43 @@ def test_relearning_trains_what_it_is_told_to(reader):
     assert not any(p.requires_grad for p in reader.parameters())
 
 
+@pytest.mark.parametrize("parameters", ["span", "whole"])
+def test_relearning_keeps_steps_that_bfloat16_cannot_hold(reader, parameters):
+    reader.bfloat16()
+    names = [f"model.layers.{n}.mlp.down_proj.weight" for n in (1, 2, 3)]
+    victim = Victim(reader, load_tokenizer(SOURCE), LAYER, trained=names, corpora=CORPORA, max_length=24)
+    attack = Relearning([3], parameters=parameters, documents=1, batch_size=1, lr=1e-6)
+    [row] = attack._rows(victim)
+    before = state(reader)
+    [found] = [state(reader) for _ in attack.stages(victim)]
+    assert same(reader, before)
+    trained = [p.requires_grad_(True) for p in attack._parameters(victim)]
+    after = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        weights = [p.detach().to(dtype, copy=True).requires_grad_(True) for p in trained]
+        optimizer = torch.optim.AdamW(weights, lr=1e-6, weight_decay=0.0)
+        for _ in range(3):
+            gradients = torch.autograd.grad(next_token_loss(reader, pad([row], 0, "right")), trained)
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.grad = gradient.to(dtype)
+            optimizer.step()
+            for p, weight in zip(trained, weights, strict=True):
+                p.data.copy_(weight)
+        after[dtype] = state(reader)
+        reader.load_state_dict(before)
+    assert all(torch.equal(value, after[torch.float32][name]) for name, value in found.items())
+    moved = [sum((one[name] != before[name]).sum() for name in before) for one in (found, after[torch.bfloat16])]
+    assert moved[0] > 1.2 * moved[1] > 0
+    assert attack.uses(victim)["precision"] == "master"
+
+
+def test_what_was_relearned_in_float32_stays_known(reader):
+    victim = Victim(reader, load_tokenizer(SOURCE), LAYER, corpora=CORPORA)
+    assert not any("precision" in Relearning([1], parameters=p).uses(victim) for p in ("span", "whole", "lora"))
+    reader.bfloat16()
+    assert "precision" not in Relearning([1], parameters="lora").uses(victim)  # adapters are float32
+
+
 def test_the_loss_counts_real_tokens_but_the_first(tiny_llama):
     rows = [[1, 5, 6, 7], [1, 8]]
     alone = [next_token_loss(tiny_llama, pad([row], 0, "right")).item() for row in rows]

@@ -23,7 +23,7 @@ IGNORED = -100  # a label that is not counted
 
 @dataclass(frozen=True)
 class Relearning(Change):
-    """AdamW on next-token prediction, over the first documents of each topic's corpus in turn.
+    """AdamW in float32 on next-token prediction, over the first documents of each topic's corpus in turn.
 
     Args:
         levels: numbers of steps after which the model is asked, ascending.
@@ -54,8 +54,10 @@ class Relearning(Change):
     def uses(self, victim: Victim) -> dict[str, Any]:
         """The texts as they are, and which matrices are trained."""
         hashes = [corpus_sha256(path, KEY, self._reading(victim)) for path in self._paths(victim)]
-        drawn = {"seed": victim.seed} if self.parameters == "lora" else {}
-        return {"trained": list(victim.trained), "max_length": victim.max_length, "texts": hashes, **drawn}
+        how: dict[str, Any] = {"seed": victim.seed} if self.parameters == "lora" else {}
+        if any(p.element_size() < 4 for p in self._parameters(victim)):
+            how["precision"] = "master"  # figures of updates in the model's own dtype are others
+        return {"trained": list(victim.trained), "max_length": victim.max_length, "texts": hashes, **how}
 
     def why_not(self, victim: Victim) -> str | None:
         """Texts that the tokenizer does not know teach nothing."""
@@ -66,11 +68,13 @@ class Relearning(Change):
         """Steps. Raises UserError for a corpus that cannot be read."""
         rows = self._rows(victim)
         with self._trained(victim) as trained:
-            optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=0.0)
+            masters = [as_float32(p) for p in trained]
+            copied = [pair for pair in zip(trained, masters, strict=True) if pair[0] is not pair[1]]
+            optimizer = torch.optim.AdamW(masters, lr=self.lr, weight_decay=0.0)
             for step in range(max(self.levels)):
                 taken = [rows[(step * self.batch_size + i) % len(rows)] for i in range(self.batch_size)]
                 next_token_loss(victim.model, pad(taken, 0, "right").to(victim.model.device)).backward()
-                optimizer.step()
+                step_masters(optimizer, copied)
                 optimizer.zero_grad(set_to_none=True)
                 if step + 1 in self.levels:
                     yield step + 1
@@ -94,6 +98,14 @@ class Relearning(Change):
         longest = max(map(len, corpora))
         return [rows[i] for i in range(longest) for rows in corpora if i < len(rows)]
 
+    def _parameters(self, victim: Victim) -> list[nn.Parameter]:
+        """The model's own parameters that are trained. Adapters, which peft makes in float32, are none of them."""
+        if self.parameters == "lora":
+            return []
+        if self.parameters == "whole":
+            return list(decoder_layers(victim.model).parameters())
+        return [victim.model.get_parameter(name) for name in victim.trained]
+
     @contextmanager
     def _trained(self, victim: Victim) -> Iterator[list[nn.Parameter]]:
         """The parameters to train. Behind the block the model is as it was."""
@@ -101,12 +113,7 @@ class Relearning(Change):
             with adapters(victim, self.rank) as trained:
                 yield trained
             return
-        whole = self.parameters == "whole"
-        trained = (
-            list(decoder_layers(victim.model).parameters())
-            if whole
-            else [victim.model.get_parameter(name) for name in victim.trained]
-        )
+        trained = self._parameters(victim)
         originals = [p.data.to("cpu", copy=True) for p in trained]
         try:
             for parameter in trained:
@@ -129,6 +136,21 @@ def adapters(victim: Victim, rank: int) -> Iterator[list[nn.Parameter]]:
         yield [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     finally:
         adapted.unload()
+
+
+def as_float32(parameter: nn.Parameter) -> nn.Parameter:
+    """A float32 copy of a parameter of a smaller dtype, where a step below half a unit in the last place is lost."""
+    return parameter if parameter.element_size() >= 4 else nn.Parameter(parameter.detach().float())
+
+
+def step_masters(optimizer: torch.optim.Optimizer, pairs: Sequence[tuple[nn.Parameter, nn.Parameter]]) -> None:
+    """Step the masters by their parameters' gradients, which are gone then, and copy them back."""
+    for parameter, master in pairs:
+        master.grad = None if parameter.grad is None else parameter.grad.float()
+        parameter.grad = None
+    optimizer.step()
+    for parameter, master in pairs:
+        parameter.data.copy_(master)
 
 
 def next_token_loss(model: nn.Module, part: Padded) -> Tensor:
