@@ -59,6 +59,7 @@ def test_cfg_job_shows_the_configuration_without_heavy_imports(tmp_path):
         ("rna.nu=-1", "rna.nu=-1 is not allowed: it must be a finite number >= 0."),
         ("+method.d=3", "method.d: unknown key. Did you mean 'method.c'?"),
         ("=3", "=3: cannot be read as KEY=VALUE."),
+        ("sweep=figure_2", "sweep=figure_2 needs -m (python launch.py -m sweep=figure_2 ...)."),
         ("data.use=[bioo]", "data.use: unknown topic 'bioo'. Did you mean 'bio'? Allowed: bio, cyber."),
         (
             "model=qwen3_8b",

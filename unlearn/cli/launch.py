@@ -37,8 +37,14 @@ _hiding: _Hiding | None = None  # None: tracebacks are shown
 
 
 def to_config(raw: DictConfig) -> tuple[Config, Path]:
-    """The checked configuration, and the folder that holds Hydra's own files of this job."""
+    """The checked configuration, and the folder that holds Hydra's own files of this job.
+
+    Raises UserError for what is wrong with it, and for a sweep without -m, which would be one job of the defaults.
+    """
     hydra = HydraConfig.get()
+    chosen = hydra.runtime.choices.get("sweep")
+    if chosen is not None and hydra.mode == RunMode.RUN:
+        raise UserError(f"sweep={chosen} needs -m (python launch.py -m sweep={chosen} ...).")
     config = settle(raw)
     folder = Path(hydra.runtime.output_dir)
     if config.output_dir is None and any(o.startswith("hydra.run.dir=") for o in hydra.overrides.hydra):
