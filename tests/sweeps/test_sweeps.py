@@ -277,6 +277,15 @@ def test_without_slurm_nothing_answers(monkeypatch, tmp_path):
     assert "hydra/launcher=auto: no SLURM answers" in done.stdout.splitlines()[0]
 
 
+@pytest.mark.parametrize("launcher", ["packed", "auto"])
+def test_batches_are_refused_since_a_failed_job_would_end_the_sweep(launcher, tmp_path):
+    batches = (f"hydra/launcher={launcher}", "hydra.sweeper.max_batch_size=1")
+    done = launch("model.layer=99,2", *QUICK[:3], *batches, f"output_root={tmp_path}")
+    assert done.returncode == 1
+    assert done.stderr.startswith("hydra.sweeper.max_batch_size=1 is not allowed: it must be null")
+    assert not list(tmp_path.rglob("sweep.json"))
+
+
 def test_a_sweep_that_is_none(tmp_path):
     with pytest.raises(UserError, match="no sweep is here"):
         Sweep.open(tmp_path)

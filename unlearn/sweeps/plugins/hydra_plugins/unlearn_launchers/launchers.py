@@ -27,8 +27,18 @@ class SweepLauncher(Launcher):
     """Composes every job as Hydra's own launcher does and adds it to the sweep. Subclasses run the jobs."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what Hydra passes. The task function, which runs one job, is not used."""
+        """Keep what Hydra passes. The task function, which runs one job, is not used.
+
+        Raises UserError for batches: a job that fails would end the sweep before the next one.
+        """
+        from unlearn.errors import UserError
+
         self.hydra_context, self.config = hydra_context, config
+        if (size := config.hydra.sweeper.get("max_batch_size")) is not None:
+            raise UserError(
+                f"hydra.sweeper.max_batch_size={size} is not allowed: it must be null, "
+                "and hydra.launcher.pack_size says how many jobs a process has at most."
+            )
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run all jobs. Raises UserError after the last one if some of them failed."""
