@@ -165,8 +165,10 @@ def test_a_process_that_does_not_see_its_gpu_does_not_use_the_cpu_instead(two_jo
 def test_the_default_launcher_spreads_the_jobs(two_jobs, short, machine):
     machine(2)
     launcher = AutoLauncher(None, True)
-    launcher.on_slurm, launcher.configs = False, {n: short(f"seed={n}") for n in range(2)}
+    launcher.on_slurm, launcher.pack_size_here = False, 3
+    launcher.configs = {n: short(f"seed={n}") for n in range(2)}
     failed = launcher.run(two_jobs, [0, 1])
+    assert two_jobs.local == {"devices": None, "pack_size": 3}
     assert "on device 0 " in failed[0]
     assert "on device 1 " in failed[1]
 

@@ -191,13 +191,20 @@ class SlurmLauncher(SweepLauncher):
 
 
 class AutoLauncher(SlurmLauncher):
-    """The default: on SLURM where a cluster answers, else here, packed; on all GPUs, if there are several."""
+    """The default: on SLURM where a cluster answers, else here, packed; on all GPUs, if there are several.
+
+    Here `pack_size` counts only if it stands on the command line: its default is meant for SLURM.
+    """
+
+    pack_size_here: int | None = None
 
     def setup(self, **known: Any) -> None:
         """Decide where jobs run, and report it in the first line."""
         from unlearn.sweeps import slurm
 
         SweepLauncher.setup(self, **known)
+        if any(o.lstrip("+").startswith("hydra.launcher.pack_size=") for o in self.config.hydra.overrides.hydra):
+            self.pack_size_here = self.pack_size
         self.on_slurm = slurm.answers()
         if self.on_slurm:
             log.info("hydra/launcher=auto: SLURM answers, the jobs go there (hydra/launcher=packed runs them here)")
@@ -211,7 +218,8 @@ class AutoLauncher(SlurmLauncher):
         """Run on SLURM or here."""
         if self.on_slurm:
             return super().run(sweep, numbers)
-        launcher = LocalLauncher() if self._on_several(numbers) else PackedLauncher()
+        kind = LocalLauncher if self._on_several(numbers) else PackedLauncher
+        launcher = kind(pack_size=self.pack_size_here)
         launcher.configs = self.configs
         return launcher.run(sweep, numbers)
 
