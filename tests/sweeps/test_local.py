@@ -13,10 +13,12 @@ import pytest
 from hydra_plugins.unlearn_launchers.launchers import AutoLauncher
 
 from tests.conftest import ROOT, untimed
+from unlearn.config.identity import run_folder
 from unlearn.models.devices import visible_devices
 from unlearn.runs.folder import RunFolder
 from unlearn.sweeps import local
 from unlearn.sweeps.local import chosen_devices, spread
+from unlearn.sweeps.packs import packs
 from unlearn.sweeps.sweep import Sweep
 
 GRID = ("tracker=none", "eval.subset=40", "train.steps=12", "seed=0,1,2,3,4,5")
@@ -101,6 +103,14 @@ def test_jobs_are_spread_evenly_over_devices(short):
     assert spread(configs, 2)[-1] == [7]  # shares a process with no other
     with pytest.raises(ValueError, match=r"pack_size=0 is not allowed"):
         spread(configs, 2, pack_size=0)
+
+
+def test_jobs_of_one_run_stay_in_one_process(short):
+    points = (("rna=gaussian", 0), ("rna=gaussian", 0.1), ("rna=none", 0), ("rna=none", 0.2))
+    configs = {n: short(rna, f"rna.nu={nu}") for n, (rna, nu) in enumerate(points)}
+    assert run_folder(configs[0]) == run_folder(configs[2])
+    assert spread(configs, 2) == [[0, 2, 1], [3]]
+    assert spread(configs, 3) == packs(configs, 1) == [[0, 2], [1], [3]]
 
 
 @pytest.mark.parametrize(

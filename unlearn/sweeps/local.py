@@ -22,7 +22,7 @@ from unlearn.errors import UserError
 from unlearn.models.devices import VISIBLE, count_gpus, is_device, visible_devices
 from unlearn.screen import plain, say
 from unlearn.storage.lock import FolderLock
-from unlearn.sweeps.packs import groups_that_share, packs
+from unlearn.sweeps.packs import by_run, groups_that_share, packs
 from unlearn.sweeps.submission import copy_code
 from unlearn.sweeps.sweep import Sweep
 from unlearn.sweeps.worker import run_jobs
@@ -77,8 +77,9 @@ def spread(configs: Mapping[int, Config], devices: int, pack_size: int | None = 
     """
     parts = []
     for group in groups_that_share(configs):
-        even = -(-len(group) // devices)
-        parts += packs({n: configs[n] for n in group}, even if pack_size is None else min(even, pack_size))
+        jobs = {n: configs[n] for n in group}
+        even = -(-len(by_run(jobs)) // devices)
+        parts += packs(jobs, even if pack_size is None else min(even, pack_size))
     return parts
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from unlearn.config.identity import run_folder
 from unlearn.config.schema import Config, unshared
 from unlearn.errors import UserError
 
@@ -26,15 +28,25 @@ def groups_that_share(configs: Mapping[int, Config]) -> list[list[int]]:
 def packs(configs: Mapping[int, Config], pack_size: int | None) -> list[list[int]]:
     """The jobs of each process, by their numbers: at most `pack_size`, or as many as fit into memory.
 
+    Jobs of one run's folder count as one and stay together: in two processes one of them would find it locked.
     Raises UserError if `pack_size` is no positive number.
     """
     if pack_size is not None and pack_size < 1:
         raise UserError(f"hydra.launcher.pack_size={pack_size} is not allowed: it must be an integer >= 1 or null.")
     found = []
     for group in groups_that_share(configs):
-        size = pack_size or fitting([configs[i] for i in group])
-        found += [group[i : i + size] for i in range(0, len(group), size)]
+        runs = list(by_run({i: configs[i] for i in group}).values())
+        size = pack_size or fitting([configs[same[0]] for same in runs])
+        found += [[number for same in runs[i : i + size] for number in same] for i in range(0, len(runs), size)]
     return found
+
+
+def by_run(configs: Mapping[int, Config]) -> dict[Path, list[int]]:
+    """The jobs of each run's folder, by their numbers, in their order."""
+    runs: dict[Path, list[int]] = {}
+    for number, config in configs.items():
+        runs.setdefault(run_folder(config), []).append(number)
+    return runs
 
 
 def fitting(configs: Sequence[Config]) -> int:
