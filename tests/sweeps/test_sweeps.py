@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra_plugins.unlearn_launchers.sweeper import GridsSweeper
 
 from tests.conftest import ROOT
 from unlearn.errors import UserError
@@ -107,6 +109,34 @@ def test_a_sweep_over_several_grids_from_another_folder(tmp_path):
         "method=adaptive_rmu method.beta=5", "method=adaptive_rmu method.beta=6",
     ]  # fmt: skip
     assert all(RunFolder(job_folder(sweep, n)).record["config"]["rna"]["nu"] == 0 for n in sweep.jobs)
+
+
+@pytest.fixture(scope="module")
+def jobs_of_figure_2():
+    """The jobs of sweep=figure_2 on the embedded model with a command line."""
+    context = type("Context", (), {"config_loader": None})
+    grids = [
+        {"method": "rmu", "method.c": "2,3"},
+        {"method": "rsv", "method.c": "4"},
+        {"method": "adaptive_rmu", "method.beta": "5"},
+    ]
+
+    def split(*overrides):
+        sweeper = GridsSweeper(grids=grids)
+        sweeper.hydra_context = context
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        return [" ".join(job) for batch in sweeper.split_arguments(parsed, None) for job in batch]
+
+    return split
+
+
+def test_a_method_selects_the_grids_that_have_it(jobs_of_figure_2):
+    assert jobs_of_figure_2("method=rmu") == ["method=rmu method.c=2", "method=rmu method.c=3"]
+    assert jobs_of_figure_2("method=rsv,rmu", "method.c=7") == ["method=rmu method.c=7", "method=rsv method.c=7"]
+    assert len(jobs_of_figure_2("seed=0,1")) == 8
+    for asked in ("dpo", "rmu,dpo"):
+        with pytest.raises(UserError, match=rf"method={asked}: .* Allowed: rmu, rsv, adaptive_rmu\."):
+            jobs_of_figure_2(f"method={asked}")
 
 
 def job_folder(sweep, number):
