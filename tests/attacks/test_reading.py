@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ from unlearn.attacks.open_answers import OpenAnswers, repeated
 from unlearn.attacks.probe import Probe
 from unlearn.attacks.relearning import Relearning, adapters
 from unlearn.errors import UserError
-from unlearn.evaluate.suite import load_suite
+from unlearn.evaluate.roles import role_means
+from unlearn.evaluate.suite import Suite, load_suite
 from unlearn.models.architectures import decoder_layers
 from unlearn.models.loading import load_tokenizer, load_whole
 
@@ -85,6 +87,23 @@ def test_a_probe_reads_what_the_model_does_not_say(scrambled):
     by_layer = {level: metrics[ACC] for level, metrics in found(Probe(), scrambled).items()}
     assert by_layer[last - 1] > 0.9
     assert by_layer[0] < 0.7  # the answer is computed in later layers
+
+
+def test_a_probes_figure_of_a_role_is_the_mean_over_the_tasks_of_which_a_question_is_measured(knowing):
+    sizes = {f"subject_{n}": 1 + n % 8 for n in range(57)}  # the first four questions of each are trained on
+
+    def task(size):
+        asked = [SimpleNamespace(doc_id=n, doc=n, args=(f"soil river {n}", "")) for n in range(size)]
+        return SimpleNamespace(instances=asked, doc_to_target=lambda n: n % 4)
+
+    tasks = {"default": {"tasks": {name: task(size) for name, size in sizes.items()}}}
+    victim = replace(knowing, suite=Suite(tasks, {"retain": ["mmlu"]}, {"mmlu": list(sizes)}, None))
+    metrics = found(Probe([1]), victim)[1]
+    measured = [name for name, size in sizes.items() if size > 4]
+    expected = sum(metrics[f"unlearned/{name}/default/acc"] for name in measured) / len(measured)
+    roles = Probe([1]).members(victim)
+    assert roles == {"retain": measured}
+    assert role_means(metrics, roles, "unlearned", "acc") == {("retain", "default"): pytest.approx(expected)}
 
 
 def test_lens_and_probe_find_nothing_in_a_model_that_never_knew(ignorant):

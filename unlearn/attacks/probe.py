@@ -60,11 +60,18 @@ class Probe(OnQuestions):
         """Layers, as of the lens."""
         return LogitLens(self.levels).levels_of(victim)
 
+    def members(self, victim: Victim) -> dict[str, list[str]]:
+        """Role -> the tasks of which a question is measured, over which a role's figure is the mean.
+
+        Of many small tasks (300 questions of MMLU's 57 subjects) some have none: all of theirs are trained on.
+        """
+        asked = halved(victim)
+        return {role: list(dict.fromkeys(q.task for q in found if q.measured)) for role, found in asked.items()}
+
     def measure(self, victim: Victim, missing: Collection[float]) -> Measured:
         """Train a probe for each role and missing layer."""
         say(f"{victim.label} model, linear probes at {len(missing)} layers")
-        asked = {role: questions(victim, leaves) for role, leaves in victim.suite.members.items()}
-        asked = {role: found for role, found in asked.items() if len({q.measured for q in found}) == 2}
+        asked = halved(victim)
         states = {role: last_states(victim, [q.prompt for q in found]) for role, found in asked.items()}
         for level in self.levels_of(victim):
             if level in missing:
@@ -72,6 +79,12 @@ class Probe(OnQuestions):
                 for role, found in asked.items():
                     figures |= probe(found, states[role][:, int(level)].numpy(), victim.label)
                 yield level, figures
+
+
+def halved(victim: Victim) -> dict[str, list[Question]]:
+    """The questions of those roles that have both halves."""
+    asked = {role: questions(victim, leaves) for role, leaves in victim.suite.members.items()}
+    return {role: found for role, found in asked.items() if len({q.measured for q in found}) == 2}
 
 
 def questions(victim: Victim, leaves: Sequence[str]) -> list[Question]:
