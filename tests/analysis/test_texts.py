@@ -20,13 +20,14 @@ CORPORA = {"retain": {"wiki": ""}, "forget": {"bio": "", "cyber": ""}}
 TEXTS = {"corpora": CORPORA, "documents": None, "words": 80, "place": "quarter", "inserted": 1}
 
 
-def text_run(root, c, nu, seed, *, forgotten, cost, retained=0.01, control=0.1, base=0.15):
+def text_run(root, c, nu, seed, *, forgotten, cost, retained=0.01, control=0.1, base=0.15, changes=None):
     """A run that was asked held-out texts and nothing else."""
     changes = {
         "identity.eval.tasks": {},
         "identity.eval.queries": ["default", "perturbed", "control"],
         "identity.eval.texts": TEXTS,
         "inputs.texts": {"retain_text_wiki": "t" * 64},
+        **(changes or {}),
     }
     folder = made_up_run(root / f"{c}-{nu}-{seed}", argument={"c": c}, nu=nu, seed=seed, changes=changes, samples=False)
     wiki, metrics = "retain_text_wiki", {}
@@ -74,12 +75,26 @@ def test_rna_is_compared_at_equal_forgetting(material):
 def test_no_comparison_across_a_wide_gap_or_beyond_the_ends():
     def rows(*plain, rna):
         values = [(0, f, f) for f in plain] + [(1, rna, 0.0)]
-        return pd.DataFrame(values, columns=["nu", "forgotten", "cost"]).assign(seed=0)
+        return pd.DataFrame(values, columns=["nu", "forgotten", "cost"]).assign(seed=0, setting="[{}, {}]")
 
     assert at_equal_forgetting(rows(1.0, 2.0, rna=1.5), "cost") == {0: -1.5}
     assert at_equal_forgetting(rows(1.0, 4.0, rna=1.5), "cost") == {}
     assert at_equal_forgetting(rows(1.0, 2.0, rna=2.5), "cost") == {}
     assert at_equal_forgetting(rows(1.0, 2.0, rna=0.5), "cost") == {}
+
+
+@pytest.mark.parametrize("other", [{"identity.model.layer": 9}, {"inputs.data": {"bio": "e"}}])
+def test_runs_of_another_layer_or_other_corpora_are_none_to_interpolate_between(other, tmp_path):
+    """They cost nothing at the same forgetting; alpha, steps and rate may differ."""
+    usual = {"identity.loss": {"alpha": 9.0}}
+    weaker = {"identity.loss": {"alpha": 20.0}, "identity.train": {"steps": 20, "lr": 1e-4}}
+    text_run(tmp_path, 2, 0, 0, forgotten=2.0, cost=1.0, changes=weaker)
+    text_run(tmp_path, 3, 0, 0, forgotten=4.0, cost=1.0, changes=usual)
+    text_run(tmp_path, 3, 0.1, 0, forgotten=3.0, cost=0.7, changes=usual)
+    for c, forgotten in ((4, 2.9), (5, 3.1)):
+        text_run(tmp_path, c, 0, 0, forgotten=forgotten, cost=0.0, changes=usual | other)
+    found = at_equal_forgetting(run_rows(gather(collect([tmp_path]))), "cost")
+    assert found == {0: pytest.approx(-0.3)}
 
 
 def test_claims_are_judged_on_texts(material):

@@ -19,7 +19,7 @@ def by_method(evidence: Evidence) -> dict[str, pd.DataFrame]:
     """method -> the rows (`attack_rows`) of the model without RNA that is judged, and of those with it.
 
     In points these are the runs with their seed's best nu: if a nu left nothing forgotten, nothing can come back.
-    On texts all runs of the method are compared, at equal forgetting, but those with a nu of too few seeds.
+    On texts all runs of the method are there, to be compared at equal forgetting, but those with a nu of too few seeds.
     """
     rows, found = attack_rows(evidence.material), {}
     for subject in evidence.subjects:

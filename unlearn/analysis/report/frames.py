@@ -176,14 +176,15 @@ def _floats(value: Any) -> Any:
     return as_float(value)
 
 
-def without(setting: str, key: str) -> str:
-    """A setting without a dotted key, which all points of a curve over that key have in common."""
+def without(setting: str, *keys: str) -> str:
+    """A setting without dotted keys: what all that differ in these alone, as points of a curve, have in common."""
     parts = json.loads(setting)
-    *parents, last = key.split(".")
-    place = parts[0]
-    for parent in parents:
-        place = place.get(parent, {})
-    place.pop(last, None)
+    for key in keys:
+        *parents, last = key.split(".")
+        place = parts[0]
+        for parent in parents:
+            place = place.get(parent, {})
+        place.pop(last, None)
     return json.dumps(parts, sort_keys=True)
 
 

@@ -13,7 +13,7 @@ from unlearn.analysis.report import charts
 from unlearn.analysis.report.charts import Look
 from unlearn.analysis.report.contrasts import mean_over_seeds
 from unlearn.analysis.report.figure import Figure
-from unlearn.analysis.report.frames import DIGITS, SETTING
+from unlearn.analysis.report.frames import DIGITS, SETTING, without
 from unlearn.analysis.report.material import Material
 from unlearn.config.schema import NGRAM_QUERIES, text_role
 from unlearn.evaluate.roles import role_means
@@ -25,6 +25,8 @@ AXES = {
     "retained": "retained texts: nats a token more than the base model's",
     "maxlogit": "MaxLogit after retained texts with a forget-token, more than the base model's",
 }
+# What moves a run along the curve of its setting, to more or less forgetting, and RNA.
+STRENGTH = ("rna", "method.c", "method.beta", "loss.alpha", "train.steps", "train.lr")
 WIDEST = 2.0  # nats a token between two runs, across which a measure is interpolated
 MOST_COURSES = 24  # runs whose course is drawn
 
@@ -82,21 +84,19 @@ def at_equal_forgetting(rows: pd.DataFrame, measure: str) -> dict[int, float]:
     """For each seed of a method's runs: a measure with RNA less that without, at equal forgetting.
 
     Without RNA, the measure at other amounts of forgetting is interpolated between neighbouring runs that are at most
-    WIDEST nats a token apart. Runs with RNA that have forgotten less or more than all such are left out; the others are
-    averaged. Seeds without any are left out.
+    WIDEST nats a token apart, and differ in nothing but STRENGTH. Runs with RNA that have forgotten less or more than
+    all such are left out; the others are averaged. Seeds without any are left out.
     """
-    found = {}
-    for seed, group in rows.groupby("seed"):
+    found: dict[int, list[float]] = {}
+    alike = rows["setting"].map(lambda setting: without(setting, *STRENGTH))
+    for (seed, _), group in rows.groupby(["seed", alike]):
         plain = group[group["nu"] == 0].sort_values("forgotten")
         x, y = plain["forgotten"].to_numpy(), plain[measure].to_numpy()
-        differences = []
         for forgotten, value in group.loc[group["nu"] > 0, ["forgotten", measure]].itertuples(index=False):
             above = int(x.searchsorted(forgotten))
             if 0 < above < len(x) and x[above] - x[above - 1] <= WIDEST:
-                differences.append(value - float(np.interp(forgotten, x, y)))
-        if differences:
-            found[int(seed)] = fmean(differences)
-    return found
+                found.setdefault(int(seed), []).append(value - float(np.interp(forgotten, x, y)))
+    return {seed: fmean(differences) for seed, differences in found.items()}
 
 
 def _summary(group: pd.DataFrame, names: Sequence[str]) -> dict[str, float]:
