@@ -17,6 +17,7 @@ from scipy import stats
 
 from tests.analysis.made_up import made_up_grid, made_up_run
 from tests.conftest import ROOT
+from unlearn.analysis.claims.evidence import Evidence
 from unlearn.analysis.report import published
 from unlearn.analysis.report.charts import PAPER, SCREEN
 from unlearn.analysis.report.collect import collect
@@ -341,6 +342,24 @@ def test_of_several_coefficients_one_stands_for_both(tmp_path):
     assert choice.coefficient == "c=6.5"
     assert '"c": 6.5' in choice.plain
     assert '"c": 6.5' in choice.rna
+
+
+def test_a_model_is_set_beside_one_of_the_same_corpora(tmp_path):
+    """Another one without RNA, of other corpora, is found first."""
+    for name, nu, corpus in (("a", 0.0, "other"), ("b", 0.0, "own"), ("c", 0.1, "own")):
+        for seed in (0, 1):
+            made_up_run(tmp_path / f"{name}{seed}", nu=nu, seed=seed, changes={"inputs.data": {"bio": corpus}})
+    m = gather(collect([tmp_path]))
+    [choice], [subject] = m.chosen, Evidence(m).subjects
+    for plain in (choice.plain, subject.plain):
+        assert [run.folder.name for run in m.runs_of(plain).values()] == ["b0", "b1"]
+
+
+def test_models_of_other_corpora_are_not_paired_and_the_reason_is_told(tmp_path):
+    made_up_run(tmp_path / "plain")
+    made_up_run(tmp_path / "rna", nu=0.1, changes={"inputs.data": {"bio": "other"}})
+    rows = table("contrasts", gather(collect([tmp_path]))).set_index(["role", "effect of"])
+    assert "trained on other texts" in rows.loc[("retain", "RNA, perturbed"), "why not"]
 
 
 def test_a_rate_that_a_method_brings_with_it_is_not_told_and_one_that_was_chosen_is(tmp_path):

@@ -48,8 +48,9 @@ def choose(means: pd.DataFrame) -> list[Chosen]:
 
 
 def family(setting: str) -> str:
-    """What a setting's configuration has in common with those that differ in nothing but RNA."""
-    return json.dumps(json.loads(without(setting, "rna"))[0])
+    """What a setting has in common with those that differ in nothing but RNA: its configuration and corpora."""
+    configuration, facts = json.loads(without(setting, "rna"))
+    return json.dumps([configuration, facts.get("corpora")])
 
 
 def _scores(means: pd.DataFrame) -> pd.Series:

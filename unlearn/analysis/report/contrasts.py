@@ -5,6 +5,7 @@ A role's difference is the mean over its tasks, as its accuracy is, then over se
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -44,6 +45,7 @@ EFFECTS = {
     "RNA, default": ("plain", "rna", "default", "default"),
     "RNA, perturbed": ("plain", "rna", "perturbed", "perturbed"),
 }  # name -> setting and query of one side, of the other
+OTHERWISE = "of another model, trained on other texts, or asked other tasks"
 
 
 def contrasts_of(m: Material, choice: Chosen, role: str) -> dict[str, Contrast]:
@@ -62,11 +64,11 @@ def contrasts_of(m: Material, choice: Chosen, role: str) -> dict[str, Contrast]:
 def _why_alone(m: Material, choice: Chosen, query: str) -> str | None:
     """Why a choice has no counterpart, although settings exist that differ in RNA alone; None if there are none."""
     [(setting, rna)] = choice.settings.items()
-    common = family(setting)
+    configuration, _ = json.loads(family(setting))
     for run, other, nu in zip(m.runs, m.about["setting"], m.about["nu"], strict=True):
-        if run.done and (nu == 0) == rna and family(other) == common:
+        if run.done and (nu == 0) == rna and json.loads(family(other))[0] == configuration:
             [own, *_] = m.runs_of(setting).values()
-            return differing_questions(own.record, run.record, query) or "of another model, or asked other tasks"
+            return differing_questions(own.record, run.record, query) or OTHERWISE
     return None
 
 
