@@ -5,10 +5,10 @@ import json
 import pytest
 
 from tests.analysis.made_up import ROLES, made_up_run
-from unlearn.analysis.claims.attacks import by_method
+from unlearn.analysis.claims.attacks import by_method, claims
 from unlearn.analysis.claims.document import document
 from unlearn.analysis.claims.evidence import Evidence
-from unlearn.analysis.report.attacks import attack_rows, figure, levels, strongest
+from unlearn.analysis.report.attacks import DISJOINT, attack_rows, figure, levels, strongest
 from unlearn.analysis.report.charts import SCREEN
 from unlearn.analysis.report.collect import collect
 from unlearn.analysis.report.material import gather
@@ -136,6 +136,23 @@ def test_claims_on_texts_compare_all_runs_of_a_method_at_equal_forgetting(tmp_pa
                 file.write_text(json.dumps({**record, "stages": stages, "roles": {"forget_text": ["papers"]}}))
     [line] = [x for x in document(Evidence(gather(collect([tmp_path]))), "x").splitlines() if "undo: rounding" in x]
     assert "**contrary** +2.10" in line
+
+
+def test_what_comes_back_is_compared_over_the_attacks_and_levels_of_both_sides(tmp_path):
+    """With RNA: a level more of one attack, and another one of the other, which bring back more. A run has less."""
+    for seed in range(2):
+        for nu, more, layer in ((0.0, {}, "1"), (0.1, {"50": 0.9}, "2")):
+            taught = {"5": PLAIN + 0.1 + seed / 100, **more}
+            folder = made_up_run(tmp_path / f"{nu}-{seed}", nu=nu, seed=seed)
+            attacked(folder, relearning=taught, probe={layer: 0.9 + nu})
+    attacked(made_up_run(tmp_path / "further", nu=0.3), rounding={"4": PLAIN})
+    material = gather(collect([tmp_path]))
+    assert dict(figure(material).data[["nu", "recovered"]].to_numpy()) == pytest.approx({0.0: 10.5, 0.1: 10.5})
+    evidence = Evidence(material)
+    methods = by_method(evidence)
+    effects = [claim.effect(methods["RMU"]) for claim in claims(methods)]
+    assert [e.difference for e in effects if not e.why_not] == pytest.approx([0, 0])
+    assert [e.why_not for e in effects if e.why_not] == [DISJOINT]
 
 
 def test_the_figures_are_drawn_from_these_rows(grid):

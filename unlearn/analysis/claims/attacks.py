@@ -8,7 +8,7 @@ import pandas as pd
 
 from unlearn.analysis.claims.claims import SAME, Claim
 from unlearn.analysis.claims.evidence import FEWEST, Evidence
-from unlearn.analysis.report.attacks import STRONGEST, attack_rows, strongest
+from unlearn.analysis.report.attacks import DISJOINT, STRONGEST, attack_rows, comparable, strongest
 from unlearn.analysis.report.contrasts import Contrast, mean_over_seeds
 from unlearn.analysis.report.texts import WIDEST, at_equal_forgetting
 
@@ -57,6 +57,9 @@ def _more(rows: pd.DataFrame, attack: str, unit: str) -> Contrast:
     chosen = rows[(rows["unit"] == unit) & ((rows["attack"] == attack) | (attack == STRONGEST))]
     if chosen.empty:
         return Contrast(why_not="no such attack was made")
+    chosen = comparable(chosen)
+    if chosen.empty:
+        return Contrast(why_not=DISJOINT)
     most = strongest(chosen)
     if unit == "nats":
         found = at_equal_forgetting(most.assign(forgotten=-most["without"]), "recovered")

@@ -26,6 +26,7 @@ from unlearn.storage.files import read_object
 
 UNATTACKED, STRONGEST = "none", "the strongest of them"
 NOTHING = "Nothing to show: no run was attacked (sweep=attacks, or `unlearn attack RUN`)."
+DISJOINT = "no attack was made at the same level on runs with RNA and without"
 MEASURES = {
     "points": ("acc", "forget", 100.0, "accuracy on forgotten in %"),
     "nats": ("nats", text_role("forget"), -1.0, "forgotten texts, nats a token"),
@@ -107,6 +108,19 @@ def _figure(metrics: Mapping[str, float], roles: Any, of: tuple[Any, ...], query
     return None if value is None else factor * value
 
 
+def comparable(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of each method, seed and unit the attacks and levels with RNA and without, and the runs that have all of these.
+
+    More attacks or levels bring back more: a run that was put to fewer would look better than it is.
+    """
+    of = ["method", "seed", "unit"]
+    rows = rows.assign(with_rna=rows["nu"] > 0, made=rows["attack"] + ", " + rows["level"])
+    sides = rows.groupby(of)["with_rna"].transform("nunique")
+    rows = rows[rows.groupby([*of, "made"])["with_rna"].transform("nunique") == sides]
+    own = rows.groupby([*of, "setting"])["made"].transform("nunique")
+    return rows[own == rows.groupby(of)["made"].transform("nunique")].drop(columns=["with_rna", "made"])
+
+
 def strongest(rows: pd.DataFrame) -> pd.DataFrame:
     """Of each run and unit the attack and level that bring back most."""
     return rows.loc[rows.groupby(["setting", "seed", "unit"])["recovered"].idxmax()]
@@ -118,6 +132,9 @@ def figure(m: Material) -> Figure:
     rows = attack_rows(m)
     if rows.empty:
         return Figure("attacks", title, NOTHING, pd.DataFrame())
+    rows = comparable(rows)
+    if rows.empty:
+        return Figure("attacks", title, f"Nothing to show: {DISJOINT}.", pd.DataFrame())
     data = pd.DataFrame(
         {**dict(zip([*SETTING, "unit"], key, strict=True)), "seeds": len(group), **_summary(group)}
         for key, group in strongest(rows).groupby([*SETTING, "unit"], sort=False, dropna=False)
@@ -132,7 +149,8 @@ def figure(m: Material) -> Figure:
     caption = (
         "A point for each setting: what the strongest attack brings back of what was forgotten (points of accuracy, or "
         "nats a token on held-out texts; `strongest` says which it is), against the robustness of the same model "
-        "without an attack. Means with 95 % intervals over seeds, where there are several."
+        "without an attack. Of a method and seed those attacks and levels count that were made with RNA and without, "
+        "and the runs that were put to all of them. Means with 95 % intervals over seeds, where there are several."
     )
     return Figure("attacks", title, caption, data, chart)
 
