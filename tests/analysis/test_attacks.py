@@ -155,6 +155,20 @@ def test_what_comes_back_is_compared_over_the_attacks_and_levels_of_both_sides(t
     assert [e.why_not for e in effects if e.why_not] == [DISJOINT]
 
 
+def test_other_questions_are_shown_and_bring_nothing_back(grid, tmp_path):
+    """Easier ones, of which the run without an attack knows as many."""
+    for file in tmp_path.glob("*/attacks/none-0.json"):
+        easier = {"attack": "rephrased", "roles": {"forget": ["easy"]}, "levels": {"1": "-"}, "config": {}}
+        easier["stages"] = {"1": {"unlearned/easy/default/acc": 0.95}}
+        record = json.loads(file.read_text())
+        file.with_name("rephrased-0.json").write_text(json.dumps({**record, **easier}))
+    material = gather(collect([tmp_path]))
+    assert set(figure(material).data["strongest"]) == {"relearning, 50 bits (3 of 3)"}
+    shown = levels(material).data
+    assert set(shown[shown["attack"] == "rephrased"]["known"]) == {95}
+    assert "rephrased" not in document(Evidence(material), "x")
+
+
 def test_the_figures_are_drawn_from_these_rows(grid):
     plane = figure(grid)
     by_nu = plane.data.set_index("nu")

@@ -23,7 +23,7 @@ def by_method(evidence: Evidence) -> dict[str, pd.DataFrame]:
     """
     rows, found = attack_rows(evidence.material), {}
     for subject in evidence.subjects:
-        of = rows[rows["method"] == subject.method] if len(rows) else rows
+        of = rows[rows["method"] == subject.method].dropna(subset="recovered") if len(rows) else rows
         if len(of):
             judged = of["setting"].isin({subject.plain, *subject.by_nu.values()})
             best = (of["nu"] == of["seed"].map(subject.best_nu)) | (of["nu"] == 0)

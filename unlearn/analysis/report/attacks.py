@@ -7,6 +7,7 @@ more, or nats a token less on held-out texts to forget.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ from unlearn.storage.files import read_object
 
 UNATTACKED, STRONGEST = "none", "the strongest of them"
 NOTHING = "Nothing to show: no run was attacked (sweep=attacks, or `unlearn attack RUN`)."
-DISJOINT = "no attack was made at the same level on runs with RNA and without"
+DISJOINT = "no attack with a run's own questions was made at the same level on runs with RNA and without"
 MEASURES = {
     "points": ("acc", "forget", 100.0, "accuracy on forgotten in %"),
     "nats": ("nats", text_role("forget"), -1.0, "forgotten texts, nats a token"),
@@ -42,7 +43,8 @@ def attack_rows(m: Material) -> pd.DataFrame:
 
     Columns: SETTING, seed, attack (with what its variants differ in), level (in words), number, unit, known (the figure
     under attack; higher: more is known), recovered (`known` less that without an attack), base and ignorant (those
-    models' under the same attack), robust (of the run without an attack), without (its `known`).
+    models' under the same attack), robust (of the run without an attack), without (its `known`). An attack that asks
+    other questions (rephrased) has neither recovered nor without.
     """
     about = m.about.set_index("number")
     rows = []
@@ -87,11 +89,13 @@ def _of_run(run: Run) -> Iterator[dict[str, Any]]:
             for unit in MEASURES:
                 known, before = _known(metrics, roles, unit), _known(without, own_roles, unit)
                 if known is not None and before is not None:
+                    role = MEASURES[unit][1]
+                    own = before if roles[role] == own_roles[role] else math.nan  # rephrased: other questions
                     yield told | {
                         "unit": unit,
                         "known": known,
-                        "recovered": known - before,
-                        "without": before,
+                        "recovered": known - own,
+                        "without": own,
                         "base": _known(file.get("base", {}).get(level, {}), roles, unit, "base"),
                         "ignorant": _known(file.get("ignorant", {}).get(level, {}), roles, unit, "ignorant"),
                         "robust": _figure(without, own_roles, ROBUST[unit], "perturbed", "unlearned"),
@@ -114,6 +118,7 @@ def comparable(rows: pd.DataFrame) -> pd.DataFrame:
     More attacks or levels bring back more: a run that was put to fewer would look better than it is.
     """
     of = ["method", "seed", "unit"]
+    rows = rows.dropna(subset="recovered")
     rows = rows.assign(with_rna=rows["nu"] > 0, made=rows["attack"] + ", " + rows["level"])
     sides = rows.groupby(of)["with_rna"].transform("nunique")
     rows = rows[rows.groupby([*of, "made"])["with_rna"].transform("nunique") == sides]
