@@ -65,6 +65,15 @@ def test_the_measures_of_a_run_are_means_over_its_texts(material):
     assert row["cost_low"] < row["cost"] < row["cost_high"]
 
 
+def test_of_two_runs_of_a_seed_the_one_with_most_measures_is_taken(tmp_path):
+    for name in ("a", "b", "c"):
+        text_run(tmp_path / name, 2, 0, 0, forgotten=3.0, cost=0.9)
+    file = next((tmp_path / "b").glob("*/metrics.json"))
+    more = {f"{m}/retain_text_wiki/perturbed/maxlogit_mean": value for m, value in (("base", 9), ("unlearned", 8))}
+    file.write_text(json.dumps(json.loads(file.read_text()) | more))
+    assert list(run_rows(gather(collect([tmp_path])))["maxlogit"]) == [-1]
+
+
 def test_rna_is_compared_at_equal_forgetting(material):
     found = at_equal_forgetting(run_rows(material), "cost")
     assert found.keys() == {0, 1, 2}

@@ -60,14 +60,21 @@ def measures(metrics: Mapping[str, float], roles: Mapping[str, Sequence[str]]) -
 
 
 def run_rows(m: Material) -> pd.DataFrame:
-    """A row for each run of this world with held-out texts, each seed of a setting once: SETTING, seed, `measures`."""
+    """A row for each run of this world with held-out texts: SETTING, seed, `measures`.
+
+    Of several runs of a setting's seed, the one with most measures.
+    """
     about = m.about.set_index("number")
     rows = [
         {**about.loc[number, [*SETTING, "seed"]].to_dict(), **found}
         for number, run in enumerate(m.runs)
         if run.done and about.loc[number, "world"] == m.world and (found := measures(run.metrics, run.roles))
     ]
-    return pd.DataFrame(rows).drop_duplicates(["setting", "seed"]) if rows else pd.DataFrame()
+    if not rows:
+        return pd.DataFrame()
+    frame = pd.DataFrame(rows)
+    fullest = frame.count(axis="columns").sort_values(ascending=False, kind="stable").index
+    return frame.loc[fullest].drop_duplicates(["setting", "seed"]).sort_index()
 
 
 def text_frame(rows: pd.DataFrame) -> pd.DataFrame:
