@@ -22,7 +22,7 @@ from unlearn.analysis.report import published
 from unlearn.analysis.report.charts import PAPER, SCREEN
 from unlearn.analysis.report.collect import collect
 from unlearn.analysis.report.curves import against, figure_3
-from unlearn.analysis.report.figures import figures
+from unlearn.analysis.report.figures import figures, pareto
 from unlearn.analysis.report.frames import missing_seeds, without
 from unlearn.analysis.report.material import gather
 from unlearn.analysis.report.page import page
@@ -418,6 +418,9 @@ def test_of_two_models_one_is_shown_and_the_caption_says_so(tmp_path):
     m = gather(collect([tmp_path]))
     assert [choice.method for choice in m.chosen] == ["RMU"]
     assert "Of the 2 combinations of model" in m.choice
+    front = pareto(m)
+    assert set(front.data["method"]) == {"Base", "RMU"}
+    assert "Of the 2 combinations of model" in front.caption
     assert len(m.base.drop_duplicates(["role", "query"])) == len(m.base)
 
 

@@ -119,7 +119,8 @@ def figure_4(m: Material) -> Figure:
 def pareto(m: Material) -> Figure:
     """Forgetting against robust retention, a point for each setting."""
     title = "Forgetting against robust retention"
-    both = _pairs(m.unlearned) if len(m.unlearned) else m.unlearned
+    rows = m.unlearned
+    both = _pairs(rows[rows["world"] == m.world]) if len(rows) else rows
     if both.empty:
         return _missing("pareto", title, "no finished run has both, retain tasks under perturbation and forget tasks.")
     base = _pairs(m.base.assign(method="Base", nu=0.0)).assign(front=False)
@@ -157,6 +158,7 @@ def pareto(m: Material) -> Figure:
     caption = (
         "A point for each setting: to the left it has forgotten more, higher up it is more robust. Dotted: the "
         f"settings that no other one beats in both. {INTERVALS} A click into the legend singles out a method."
+        f"{m.one_world}"
     )
     return Figure("pareto", title, caption, data, chart)
 

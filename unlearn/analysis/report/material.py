@@ -86,9 +86,13 @@ class Material:
     def choice(self) -> str:
         """How the settings that stand for a method were chosen, in words."""
         best = " The best of several, on the questions shown." if any(c.of > 1 for c in self.chosen) else ""
+        return f"Settings: {'; '.join(map(str, self.chosen))}.{best}{self.one_world}"
+
+    @property
+    def one_world(self) -> str:
+        """That a figure is of one world, in words, if there are several."""
         worlds = self.about[self.about["world"] != ""]["world"].nunique()
-        one = f" Of the {worlds} combinations of model, questions and tasks, that of most runs." if worlds > 1 else ""
-        return f"Settings: {'; '.join(map(str, self.chosen))}.{best}{one}"
+        return f" Of the {worlds} combinations of model, questions and tasks, that of most runs." if worlds > 1 else ""
 
     @property
     def warnings(self) -> list[str]:
