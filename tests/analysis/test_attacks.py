@@ -203,6 +203,31 @@ def test_without_attacks_the_figures_say_so(tmp_path):
     assert "Under attack" not in document(Evidence(gather(collect([made_up_pair(tmp_path)]))), "x")
 
 
+def test_attacks_that_are_shown_elsewhere_are_named(tmp_path):
+    folder = made_up_run(tmp_path / "run")
+    attacked(folder, open={"20": 0.5})
+    file = folder / "attacks" / "open-0.json"
+    rouge = {"20": {"unlearned/wmdp_bio/default/rouge": 0.5}}
+    file.write_text(json.dumps({**json.loads(file.read_text()), "stages": rouge}))
+    material = gather(collect([tmp_path]))
+    for drawn in (figure(material), levels(material)):
+        assert "(open)" in drawn.caption
+        assert "no run was attacked" not in drawn.caption
+
+
+def test_levels_are_shown_in_points_and_in_nats(tmp_path):
+    folder = made_up_run(tmp_path / "run")
+    attacked(folder, rounding={"4": 0.5})
+    for file in (folder / "attacks").iterdir():
+        record = json.loads(file.read_text())
+        stages = {level: {**metrics, **nats(7)} for level, metrics in record["stages"].items()}
+        roles = {**ROLES, "forget_text": ["papers"]}
+        file.write_text(json.dumps({**record, "stages": stages, "roles": roles}))
+    drawn = levels(gather(collect([tmp_path])))
+    assert dict(drawn.data[["unit", "known"]].to_numpy()) == {"points": 50, "nats": -7}
+    assert [panel["title"] for panel in drawn.chart(SCREEN).to_dict()["concat"]] == ["rounding", "rounding"]
+
+
 def made_up_pair(root):
     for seed in range(2):
         for nu in (0.0, 0.1):

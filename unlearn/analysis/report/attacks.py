@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import altair as alt
@@ -30,7 +31,7 @@ NOTHING = "Nothing to show: no run was attacked (sweep=attacks, or `unlearn atta
 DISJOINT = "no attack with a run's own questions was made at the same level on runs with RNA and without"
 MEASURES = {
     "points": ("acc", "forget", 100.0, "accuracy on forgotten in %"),
-    "nats": ("nats", text_role("forget"), -1.0, "forgotten texts, nats a token"),
+    "nats": ("nats", text_role("forget"), -1.0, "forgotten texts, minus nats a token"),
 }  # unit -> metric, role, factor for "more is known", axis
 ROBUST = {
     "points": ("acc", "retain", 100.0, "accuracy on retained in % (perturbed)"),
@@ -131,12 +132,25 @@ def strongest(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.loc[rows.groupby(["setting", "seed", "unit"])["recovered"].idxmax()]
 
 
+def _nothing(m: Material) -> str:
+    """Why there are no rows."""
+    folders = m.about["folder"][m.about["world"] == m.world]
+    files = (file for folder in folders for file in Path(folder).glob("attacks/*.json"))
+    made = sorted({file.stem.rpartition("-")[0] for file in files} - {UNATTACKED})
+    if not made:
+        return NOTHING
+    return (
+        f"Nothing to show: the attacks that were made ({', '.join(made)}) have no accuracy on forgotten questions, and "
+        "no nats a token of forgotten texts. `unlearn attack RUN` shows in the terminal what they measure."
+    )
+
+
 def figure(m: Material) -> Figure:
     """Robustness against what the strongest attack brings back."""
     title = "Attacks · Robust, and still forgotten?"
     rows = attack_rows(m)
     if rows.empty:
-        return Figure("attacks", title, NOTHING, pd.DataFrame())
+        return Figure("attacks", title, _nothing(m), pd.DataFrame())
     rows = comparable(rows)
     if rows.empty:
         return Figure("attacks", title, f"Nothing to show: {DISJOINT}.", pd.DataFrame())
@@ -200,10 +214,9 @@ def levels(m: Material) -> Figure:
     title = "Attacks · What comes back"
     rows = attack_rows(m)
     if rows.empty:
-        return Figure("attack_levels", title, NOTHING, pd.DataFrame())
-    unit = "points" if (rows["unit"] == "points").any() else "nats"
-    rows = rows[rows["unit"] == unit].astype({"base": float, "ignorant": float})
-    by = [*SETTING, "attack", "level", "number"]
+        return Figure("attack_levels", title, _nothing(m), pd.DataFrame())
+    rows = rows.astype({"base": float, "ignorant": float})
+    by = [*SETTING, "attack", "level", "number", "unit"]
     data = rows.groupby(by, sort=False, dropna=False)[["known", "without", "base", "ignorant"]].mean().reset_index()
     data = data.assign(
         rna=data["nu"].gt(0).map(charts.NOISE),
@@ -213,11 +226,11 @@ def levels(m: Material) -> Figure:
     methods = list(dict.fromkeys(data["method"]))
 
     def chart(look: Look) -> alt.ConcatChart:
-        panels = [_course(part, look, unit, methods, str(name)) for name, part in data.groupby("attack", sort=True)]
-        return charts.side_by_side(*panels)
+        panels = data.groupby(["attack", "unit"], sort=True)
+        return charts.side_by_side(*(_course(part, look, unit, methods, name) for (name, unit), part in panels))
 
     caption = (
-        "Accuracy on what was to be forgotten, or minus nats a token, at each level of each attack; grey: the base "
+        "Accuracy on what was to be forgotten, and minus nats a token, at each level of each attack; grey: the base "
         "model under the same attack (an attack can do other things to it for each method), dotted: a model that never "
         "knew (`--ignorant`). Means over seeds."
     )
