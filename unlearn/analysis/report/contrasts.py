@@ -93,7 +93,10 @@ def _contrast(
 
 
 def answers(m: Material, run: Run, role: str, query: str, model: str = "unlearned") -> Answers:
-    """Which questions a run's "unlearned" or "base" model answered correctly, by task; a group counts as one task."""
+    """Which questions a run's "unlearned" or "base" model answered correctly, by task.
+
+    A group counts as one task, and so do several groups together: no file says which parts are of which.
+    """
     found: Answers = {}
     with m.reading(run):
         parts = read_roles(run.folder).get(role, [])
