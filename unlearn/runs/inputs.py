@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from unlearn.config.schema import Config
 from unlearn.data.batches import documents_needed
@@ -91,7 +91,7 @@ def load_inputs(config: Config, *, elsewhere: bool = False) -> Inputs:
     tokenizer = load_tokenizer(source)
     topics = _load_topics(config, tokenizer)
     preferred = _load_preferred(config, tokenizer)
-    _check_lengths(topics, preferred, load_config(source))
+    _check_lengths(topics, preferred, source)
     if needs_logits(config.method) and config.model.device == BALANCED:
         raise UserError(
             f"model.device={BALANCED}: method={config.method['name']} trains through the whole model, which has to fit "
@@ -146,11 +146,12 @@ def _check_layers(config: Config, layers: int) -> None:
         )
 
 
-def _check_lengths(topics: list[Topic], preferred: Texts | None, config: PretrainedConfig) -> None:
-    """Raise UserError for texts that are longer than the model's context, where it cannot read them.
+def _check_lengths(topics: list[Topic], preferred: Texts | None, source: Source) -> None:
+    """Raise UserError for texts that are longer than the model's context, where positions are learned.
 
-    Where positions are not learned it can: this is said.
+    Other models can read them: this is said.
     """
+    config = load_config(source)
     context = context_length(config)
     if context is None:
         return
@@ -160,7 +161,7 @@ def _check_lengths(topics: list[Topic], preferred: Texts | None, config: Pretrai
     for key, rows in lengths.items():
         if (longest := max(map(len, rows))) > context:
             told = f"{key}: a text has {longest} tokens, and the model's context is {context}."
-            if has_learned_positions(config):
+            if not source.trust_remote_code and has_learned_positions(config):
                 raise UserError(f"{told} Set max_length to that, or to less.")
             say(told)
 
