@@ -206,6 +206,8 @@ def test_the_command(short, capsys):
         (["evaluate", "RUN", "model.layer=3"], "only eval, its keys, and model.path, model.gguf_file"),
         (["evaluate", "/nowhere", "eval=toy"], "/nowhere: no run and no checkpoint is there"),
         (["evaluate", "outputs/runs/nope", "eval=toy"], "outputs/runs/nope: no run and no checkpoint is there"),
+        (["evaluate", "tests/nope", "eval=toy"], "tests/nope: no run and no checkpoint is there"),
+        (["evaluate", "RUN", "+model.max_memory.cpu=1GiB"], "model.max_memory needs model.device=balanced"),
         (["evaluate", "./lr=1", "eval=toy"], "./lr=1: no run and no checkpoint is there"),
         (["attack", "./lr=1"], "lr=1: there is no finished run here"),
         (["compare", "RUN", "/nowhere"], "no run is here"),

@@ -45,13 +45,14 @@ def of_model(what: str) -> list[str]:
 
     if is_override(what):
         return [what]
+    told = f"{what}: no run and no checkpoint is there, and it is no id of the hub (NAME or OWNER/NAME)."
     if not Path(what).is_dir():
         try:
             validate_repo_id(what)
         except HFValidationError:
-            raise UserError(
-                f"{what}: no run and no checkpoint is there, and it is no id of the hub (NAME or OWNER/NAME)."
-            ) from None
+            raise UserError(told) from None
+        if "/" in what and Path(what).parent.is_dir():  # a mistyped folder beside others
+            raise UserError(told)
     chosen = {"model.path": what, "model.name": Path(what).resolve().name}
     return [f"{key}={QuotedString(value, Quote.single).with_quotes()}" for key, value in chosen.items()]
 

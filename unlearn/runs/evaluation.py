@@ -50,7 +50,8 @@ def run_config(folder: RunFolder, overrides: list[str]) -> Config:
     Its base model may be in another place now, or on another device. Code of its checkpoint is not trusted because the
     folder says so. Raises UserError for overrides of anything else.
     """
-    place = [override for override in overrides if override.partition("=")[0] in WHERE]
+    places = tuple(f"{key}{end}" for key in WHERE for end in "=.")  # model.max_memory.cpu=10GiB, too
+    place = [override for override in overrides if override.lstrip("+").startswith(places)]
     overrides = [override for override in overrides if override not in place]
     for override in overrides:
         if override.lstrip("+~").partition("=")[0].partition(".")[0] != "eval":

@@ -206,7 +206,7 @@ def training_memory(shape: Shape, tokens: int, *, weight_bytes: int, precision: 
         tokens: forget and retain tokens of one step, padding included.
         weight_bytes: of one number of the model, 2 for bfloat16.
         precision: "master" or "model", as in `make_variant`.
-        pairs: of tokens in one row, in all of those rows, where attention is eager; other kernels keep nothing of them.
+        pairs: of tokens of the same row, counted over all rows, where attention is eager; other kernels keep none.
     """
     state = 4 if precision == "master" else weight_bytes
     trained = SPAN * shape.trained
