@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -113,8 +114,7 @@ def test_a_sweep_over_several_grids_from_another_folder(tmp_path):
 
 @pytest.fixture(scope="module")
 def jobs_of_figure_2():
-    """The jobs of sweep=figure_2 on the embedded model with a command line."""
-    context = type("Context", (), {"config_loader": None})
+    """The jobs of sweep=figure_2, with other values, for a command line."""
     grids = [
         {"method": "rmu", "method.c": "2,3"},
         {"method": "rsv", "method.c": "4"},
@@ -122,8 +122,8 @@ def jobs_of_figure_2():
     ]
 
     def split(*overrides):
-        sweeper = GridsSweeper(grids=grids)
-        sweeper.hydra_context = context
+        sweeper = object.__new__(GridsSweeper)  # Hydra loads the module of its base class anew at every start
+        sweeper.grids, sweeper.hydra_context = grids, SimpleNamespace(config_loader=None)
         parsed = OverridesParser.create().parse_overrides(list(overrides))
         return [" ".join(job) for batch in sweeper.split_arguments(parsed, None) for job in batch]
 
