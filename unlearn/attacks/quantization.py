@@ -81,12 +81,14 @@ def _quantized(linear: nn.Linear, bits: int, four_bits: str) -> nn.Module:
     from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
 
     shape, weight = (linear.in_features, linear.out_features), linear.weight.data
-    made: nn.Module
+    made: Any
     if bits == 8:
         made = Linear8bitLt(*shape, bias=False, has_fp16_weights=False, threshold=6.0)
         made.weight = Int8Params(weight, requires_grad=False, has_fp16_weights=False)
     else:
         made = Linear4bit(*shape, bias=False, compute_dtype=weight.dtype, quant_type=four_bits)
         made.weight = Params4bit(weight, requires_grad=False, quant_type=four_bits)
+        # Where a CPU has bfloat16, the library would pack weights for it: with other rounding, and not of every width.
+        made.support_avx512bf16_for_cpu = False
     made.bias = linear.bias
     return made.requires_grad_(False)
