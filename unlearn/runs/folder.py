@@ -41,14 +41,7 @@ REPLACED = (  # what a run that starts anew removes
     *("train.jsonl", "delta.safetensors", "checkpoint.safetensors", "steps"),
     *("metrics.json", "course.jsonl", "theory*.json", "samples", "attacks", "evaluations", "partial"),
 )
-OF_TRAINING = (
-    "model",
-    "checkpoint",
-    "dtype",
-    "tokenizer",
-    "data",
-    "preferred",
-)  # the inputs that determine the training
+OF_TRAINING = ("model", "checkpoint", "dtype", "tokenizer", "data", "preferred")  # inputs that determine the training
 
 
 class RunFolder:
@@ -126,9 +119,7 @@ class RunFolder:
         before = self.record if trained else {}
         kept = ["trained", "training_from", "wandb_id", *(["evaluations"] if continued else [])]
         if not trained:
-            write_json(
-                self.file("run.json"), {}
-            )  # if this is interrupted, an empty record says that these were a run's
+            write_json(self.file("run.json"), {})  # if this is interrupted, it says that the others are a run's
             for name in ("train.jsonl", "delta.safetensors"):
                 self.file(name).unlink(missing_ok=True)
             self._remove_unfinished()
