@@ -181,7 +181,7 @@ def train(
             norm = torch.nn.utils.get_total_norm([w.grad for w in variant.weights.values() if w.grad is not None])
             checks[id(variant)] = _StepCheck(batch, losses, norm)
             if not late and not _finish_check(variant, checks):
-                variant.optimizer.zero_grad()  # of memory
+                variant.optimizer.zero_grad()  # so that its gradients do not stay in memory
                 continue
             if logged:
                 records.append((variant, _record(batch, losses, norm, variant, tokens)))
