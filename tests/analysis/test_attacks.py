@@ -169,6 +169,17 @@ def test_other_questions_are_shown_and_bring_nothing_back(grid, tmp_path):
     assert "rephrased" not in document(Evidence(material), "x")
 
 
+def test_some_of_a_runs_own_tasks_are_no_other_questions(grid, tmp_path):
+    """As the probe's: of small tasks no question may be left to be measured."""
+    part = ROLES["forget"][:1]
+    assert part != ROLES["forget"]
+    for file in tmp_path.glob("*/attacks/none-0.json"):
+        record = json.loads(file.read_text()) | {"attack": "probe", "roles": {"forget": part}, "levels": {"1": "-"}}
+        record["stages"] = {"1": asked(0.95)}
+        file.with_name("probe-0.json").write_text(json.dumps(record))
+    assert set(figure(gather(collect([tmp_path]))).data["strongest"]) == {"probe, - (3 of 3)"}
+
+
 def test_the_figures_are_drawn_from_these_rows(grid):
     plane = figure(grid)
     by_nu = plane.data.set_index("nu")

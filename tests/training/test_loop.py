@@ -153,23 +153,25 @@ def test_a_master_copy_keeps_updates_that_bfloat16_loses(tiny_llama):
     assert all(in_master > 0.9 and in_model < 0.1 for in_master, in_model in moved.values())
 
 
+class Changed:
+    """An objective whose losses are changed by a function of the batch and the losses."""
+
+    def __init__(self, good, change):
+        self.good, self.change = good, change
+        self.prepare, self.state, self.restore = good.prepare, good.state, good.restore
+
+    def __call__(self, batch, frozen, updated):
+        losses = self.good(batch, frozen, updated)
+        return Losses(self.change(batch, losses), losses.retain, losses.alpha, losses.facts)
+
+
 @pytest.mark.parametrize(("late", "log_every"), [(False, 1), (False, 10), (True, 1), (True, 10)])
 def test_a_loss_that_is_not_finite_stops_its_variant_only(tiny_llama, late, log_every):
     """Late as on a GPU, where the host does not wait for the loss: the update of the wrong step must do nothing."""
     cut = CutModel(tiny_llama, 3)
     good = objective()
-
-    class Bad:
-        """Not finite at step 2, in the loss and so in the gradients."""
-
-        prepare, state, restore = good.prepare, good.state, good.restore
-
-        def __call__(self, batch, frozen, updated):
-            losses = good(batch, frozen, updated)
-            wrong = math.nan if batch.step == 2 else 1
-            return Losses(losses.forget * wrong, losses.retain, losses.alpha, losses.facts)
-
-    variants = [make_variant(o, cut.frozen, **SETTINGS) for o in (Bad(), good)]
+    bad = Changed(good, lambda batch, losses: losses.forget * (math.nan if batch.step == 2 else 1))
+    variants = [make_variant(o, cut.frozen, **SETTINGS) for o in (bad, good)]
     reference = make_variant(good, cut.frozen, **SETTINGS)
     records = run(cut, variants, steps=6, log_every=log_every, check_late=late)
     run(cut, [reference], steps=2)
@@ -187,15 +189,10 @@ def test_a_gradient_that_is_not_finite_is_no_update_either(tiny_llama, late):
     cut = CutModel(tiny_llama, 3)
     good = objective()
 
-    class Bad:
-        prepare, state, restore = good.prepare, good.state, good.restore
+    def change(batch, losses):
+        return losses.forget + (0 * losses.retain if batch.step == 2 else losses.retain.detach()).sqrt()
 
-        def __call__(self, batch, frozen, updated):
-            losses = good(batch, frozen, updated)
-            zero = 0 * losses.retain if batch.step == 2 else losses.retain.detach()
-            return Losses(losses.forget + zero.sqrt(), losses.retain, losses.alpha, losses.facts)
-
-    variants = [make_variant(o, cut.frozen, **SETTINGS) for o in (Bad(), good)]
+    variants = [make_variant(o, cut.frozen, **SETTINGS) for o in (Changed(good, change), good)]
     run(cut, variants, steps=3, check_late=late)  # in the last step, too
     assert "the gradient's norm became nan at step 2, topic bio" in variants[0].error
     assert all(weight.isfinite().all() for weight in variants[0].weights.values())

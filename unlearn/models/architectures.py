@@ -72,6 +72,12 @@ def layer_count(config: PretrainedConfig) -> int:
     return count
 
 
+def without_weights(config: PretrainedConfig) -> PreTrainedModel:
+    """The whole model, whose weights are never made."""
+    with torch.device("meta"):
+        return auto_class(config).from_config(config)
+
+
 def context_length(config: PretrainedConfig) -> int | None:
     """The most tokens that the model can read, as its configuration has it; None if it says nothing."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
@@ -79,8 +85,7 @@ def context_length(config: PretrainedConfig) -> int | None:
 
 def has_learned_positions(config: PretrainedConfig) -> bool:
     """Whether the model has an embedding for each position, so that there are no positions beyond its context."""
-    with torch.device("meta"):
-        model = auto_class(config).from_config(config)
+    model = without_weights(config)
     tables = (m for m in model.modules() if isinstance(m, nn.Embedding) and m is not model.get_input_embeddings())
     context = context_length(config)
     return context is not None and any(
@@ -90,9 +95,7 @@ def has_learned_positions(config: PretrainedConfig) -> bool:
 
 def parameter_count(config: PretrainedConfig) -> int:
     """The number of a whole model's parameters, whose weights are never made."""
-    with torch.device("meta"):
-        model = auto_class(config).from_config(config)
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(parameter.numel() for parameter in without_weights(config).parameters())
 
 
 def input_device(model: PreTrainedModel) -> torch.device:

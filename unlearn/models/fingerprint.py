@@ -17,6 +17,7 @@ from unlearn.storage.hashing import json_sha256
 SMALL = 1 << 26  # bytes up to which a file is hashed whole
 SAMPLE = 1 << 13  # bytes that are hashed at a time of a larger one,
 SAMPLES, APART = 8, 1 << 18  # so often of a tensor, or, where it is not known where tensors lie, so many bytes apart
+COARSE, COARSE_SAMPLES = 1 << 20, 64  # of older versions
 # Letters of both cases, accents composed and not, spaces, digits, other scripts: what tokenizers treat differently.
 PROBE = "An  unlearned\tModel's caf\u00e9 cafe\u0301, 12345.67 (na\u00efve)\n\u6a21\u578b \U0001f642 "
 
@@ -35,7 +36,7 @@ def checkpoint_fingerprint(source: Source, *, coarse: bool = False) -> str:
     digest = hashlib.sha256()
     for file in sorted(f for pattern in wanted for f in folder.glob(pattern)):
         digest.update(f"{file.name}:{file.stat().st_size}".encode())
-        for part in _coarse_parts(file) if coarse else _parts(file):
+        for part in _parts(file, coarse):
             digest.update(part)
     return digest.hexdigest()
 
@@ -48,36 +49,32 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return json_sha256([tokenizer.get_vocab(), tokenizer(PROBE)["input_ids"]])
 
 
-def _parts(file: Path) -> Iterator[bytes]:
+def _parts(file: Path, coarse: bool) -> Iterator[bytes]:
     """What is hashed of a file: all of a small one, else samples."""
     whole = file.stat().st_size
     with file.open("rb") as stream:
         if whole <= SMALL:
             yield stream.read()
             return
-        for start in _starts_of_tensors(stream) if file.suffix == ".safetensors" else range(0, whole, APART):
+        size = COARSE if coarse else SAMPLE
+        for start in _coarse_starts(whole) if coarse else _starts(stream, file.suffix, whole):
             stream.seek(start)
-            yield stream.read(SAMPLE)
-        stream.seek(whole - SAMPLE)  # where PyTorch's archives have checksums
-        yield stream.read()
+            yield stream.read(size)
 
 
-def _coarse_parts(file: Path) -> Iterator[bytes]:
-    """All of a small file; of another one 64 samples from the first to the last byte at equal distances."""
-    whole, sample, samples = file.stat().st_size, 1 << 20, 64
-    with file.open("rb") as stream:
-        if whole <= SMALL:
-            yield stream.read()
-            return
-        for i in range(samples):
-            stream.seek(i * (whole - sample) // (samples - 1))
-            yield stream.read(sample)
+def _coarse_starts(whole: int) -> Iterator[int]:
+    """At equal distances from the first to the last byte."""
+    return (i * (whole - COARSE) // (COARSE_SAMPLES - 1) for i in range(COARSE_SAMPLES))
 
 
-def _starts_of_tensors(stream: BinaryIO) -> Iterator[int]:
-    """Where samples of each tensor of safetensors begin; the last may reach into the next tensor."""
+def _starts(stream: BinaryIO, suffix: str, whole: int) -> Iterator[int]:
+    """In each tensor of safetensors; in another file all over it, and at its end, where PyTorch's have checksums."""
+    if suffix != ".safetensors":
+        yield from range(0, whole, APART)
+        yield whole - SAMPLE
+        return
     header = int.from_bytes(stream.read(8), "little")
     tensors: dict[str, Any] = json.loads(stream.read(header))
     for begin, end in (about["data_offsets"] for name, about in tensors.items() if name != "__metadata__"):
-        last = max(begin, end - SAMPLE)
+        last = max(begin, end - SAMPLE)  # the sample of a small tensor may reach into the next one
         yield from sorted({8 + header + begin + i * (last - begin) // (SAMPLES - 1) for i in range(SAMPLES)})

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from unlearn.config.compose import changed, composed, of_model
 from unlearn.config.identity import identity
@@ -47,8 +49,7 @@ def evaluate(what: str, overrides: list[str]) -> Path:
 def run_config(folder: RunFolder, overrides: list[str]) -> Config:
     """The configuration of a run, with `eval=NAME` as its evaluation, or with keys of its own one changed.
 
-    Its base model may be in another place now, or on another device. Code of its checkpoint is not trusted because the
-    folder says so. Raises UserError for overrides of anything else.
+    Its base model may be in another place now, or on another device. Raises UserError for overrides of anything else.
     """
     places = tuple(f"{key}{end}" for key in WHERE for end in "=.")  # model.max_memory.cpu=10GiB, too
     place = [override for override in overrides if override.lstrip("+").startswith(places)]
@@ -57,18 +58,27 @@ def run_config(folder: RunFolder, overrides: list[str]) -> Config:
         if override.lstrip("+~").partition("=")[0].partition(".")[0] != "eval":
             allowed = f"eval, its keys, and {', '.join(WHERE)}"
             raise UserError(f"{override}: of a finished run only {allowed} can be chosen anew.")
-    raw, keys = OmegaConf.create(folder.record["config"]), composed(["eval=none"])
+    raw, keys = recorded_config(folder.path, folder.record), composed(["eval=none"])
     OmegaConf.set_struct(keys, False)
-    raw.tracker = keys.tracker  # not used here; that of an older run may lack a key
-    raw.eval = OmegaConf.merge(keys.eval, raw.eval)  # and so may its evaluation
-    raw.model.dtype = dtype_of(folder.file("delta.safetensors"))  # auto could be another one on this device
-    raw.model.trust_remote_code = False
+    raw.eval = OmegaConf.merge(keys.eval, raw.eval)  # that of an older run may lack a key
     if any(override.startswith("eval=") for override in overrides):
         raw.eval = composed(overrides).eval
     else:
         changed(raw, overrides)
     changed(raw, place)
     return settle(raw, trained=True)
+
+
+def recorded_config(folder: Path, record: Mapping[str, Any], *, trust_remote_code: bool = False) -> DictConfig:
+    """The configuration of a trained run from its run.json, not yet settled, to use its model once more.
+
+    Code of a checkpoint is not trusted because a run's folder says so. Raises UserError if there is no delta.
+    """
+    raw = OmegaConf.create(dict(record["config"]))
+    raw.tracker = composed([]).tracker  # not used again; that of an older run may lack a key
+    raw.model.dtype = dtype_of(folder / "delta.safetensors")  # auto could be another one on this device
+    raw.model.trust_remote_code = trust_remote_code
+    return raw
 
 
 def evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:

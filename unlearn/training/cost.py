@@ -10,11 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 import transformers
 
 from unlearn.methods.likelihood import CHUNK
-from unlearn.models.architectures import DOWN_PROJECTIONS, SPAN, auto_class, decoder_layers, head_of, parameter_names
+from unlearn.models.architectures import (
+    DOWN_PROJECTIONS,
+    SPAN,
+    decoder_layers,
+    head_of,
+    parameter_names,
+    without_weights,
+)
 
 
 @dataclass(frozen=True)
@@ -39,8 +45,7 @@ class Shape:
     @staticmethod
     def of(config: transformers.PretrainedConfig, layer: int, parameters: list[str] | None = None) -> Shape:
         """The shape of a model, whose weights are never made."""
-        with torch.device("meta"):
-            model = auto_class(config).from_config(config)
+        model = without_weights(config)
         text = config.get_text_config()
         own = text.per_layer_config[layer]  # in some models, layers differ in their heads
         visited = getattr(text, "num_experts_per_tok", None) or 1

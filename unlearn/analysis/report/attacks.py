@@ -91,7 +91,7 @@ def _of_run(run: Run) -> Iterator[dict[str, Any]]:
                 known, before = _known(metrics, roles, unit), _known(without, own_roles, unit)
                 if known is not None and before is not None:
                     role = MEASURES[unit][1]
-                    own = before if roles[role] == own_roles[role] else math.nan  # rephrased: other questions
+                    own = before if set(roles[role]) <= set(own_roles[role]) else math.nan  # rephrased: other questions
                     yield told | {
                         "unit": unit,
                         "known": known,

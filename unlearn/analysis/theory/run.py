@@ -8,20 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval.api.task import Task
-from omegaconf import OmegaConf
 from transformers import PreTrainedModel
 
 from unlearn.analysis.compare import read_record
-from unlearn.config.compose import composed
 from unlearn.config.identity import name_of
 from unlearn.config.schema import Config, EvalConfig
 from unlearn.config.settle import settle
 from unlearn.errors import UserError, nearest
 from unlearn.evaluate.scorer import Scorer
 from unlearn.evaluate.suite import Suite
-from unlearn.models.delta import apply_delta, dtype_of, load_delta
+from unlearn.models.delta import apply_delta, load_delta
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import BALANCED, Source, load_tokenizer, load_whole
+from unlearn.runs.evaluation import recorded_config
 from unlearn.runs.evaluations import in_role
 from unlearn.runs.folder import same_inputs
 from unlearn.runs.inputs import check_memory, load_evaluation_inputs
@@ -50,20 +49,14 @@ class Question:
 
 
 def read_run(folder: Path, query: str, role: str, limit: int, *, trust_remote_code: bool = False) -> FinishedRun:
-    """Read a finished run. Raises UserError, in a line, if there is none, or it was not asked that role and query.
-
-    Code of a checkpoint is not trusted because the folder says so.
-    """
+    """Read a finished run. Raises UserError, in a line, if there is none, or it was not asked that role and query."""
     record = read_record(folder)
     if record.get("status") != "done":
         raise UserError(f"{folder}: the run is not finished (its status is {record.get('status')!r}).")
     if query == "default":
         raise UserError("--query default: choose one that changes options, such as perturbed.")
     evaluation = _evaluation_with(record, query, role, folder)
-    raw = OmegaConf.create(record["config"])
-    raw.tracker = composed([]).tracker  # not used here; that of an older run may lack a key
-    raw.model.dtype = dtype_of(folder / "delta.safetensors")  # auto could be another one on this device
-    raw.model.trust_remote_code = trust_remote_code
+    raw = recorded_config(folder, record, trust_remote_code=trust_remote_code)
     raw.eval = {
         **evaluation,
         "tasks": {role: evaluation["tasks"][role]},
