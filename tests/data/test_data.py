@@ -181,6 +181,35 @@ def test_a_text_without_tokens_of_its_own_is_named(tmp_path, tokenizer):
         topic_of(tmp_path, tokenizer, ["river", "<s> <s>"])
 
 
+def test_a_topic_of_texts_in_memory_is_that_of_their_file(tmp_path, tokenizer):
+    texts = ["river harbour", "river " * 20]
+    from_file = topic_of(tmp_path, tokenizer, texts)
+    topic = Topic.from_texts("bio", texts, texts, tokenizer, max_length=8, retain_max_length=4)
+    assert (topic.name, topic.forget, topic.retain) == ("bio", from_file.forget, from_file.retain)
+    assert Topic.from_texts("bio", texts, texts, tokenizer, max_length=8).retain == from_file.forget
+    other = Topic.from_texts("bio", texts[::-1], texts, tokenizer)
+    assert topic.sha256["forget"] != other.sha256["forget"]
+    assert topic.sha256["retain"] == other.sha256["retain"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([], r"topic bio, retain: a list of at least one text is needed, not \[\]"),
+        ("river", "a list of at least one text is needed, not 'river'"),
+        (["river", 3], "topic bio, retain: text 1: .* is int, not a string"),
+        (["river", " "], "text 1: .* is blank"),
+        (["river\0"], "text 0: .*U\\+0000"),
+        (["<s>"], "text 0: the text has no tokens"),
+    ],
+)
+def test_a_bad_text_in_memory_is_named(tokenizer, texts, message):
+    with pytest.raises(UserError, match=message):
+        Topic.from_texts("bio", ["river"], texts, tokenizer)
+    if texts == ["river\0"]:
+        Topic.from_texts("bio", ["river"], texts, tokenizer, errors="replace")
+
+
 def test_steps_beyond_the_data(tmp_path, tokenizer):
     with pytest.raises(UserError, match=r"has 2 documents and training needs 3.*data\.on_exhausted=cycle"):
         topic_of(tmp_path, tokenizer, ["river", "ruler"], documents=3)

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from unlearn.data.formats import file_rows
 from unlearn.errors import UserError
 from unlearn.screen import say
+from unlearn.storage.hashing import json_sha256
 
 BROKEN = re.compile("[\x00\ud800-\udfff]")  # NUL and lone surrogates, which are no text
 CHARACTERS = 16  # of a token, to begin with; where that gives too few tokens, the whole text is tokenised
@@ -91,6 +92,48 @@ class Topic:
     forget: list[list[int]]
     retain: list[list[int]]
     sha256: dict[str, str]  # {"forget": ..., "retain": ...}
+
+    @classmethod
+    def from_texts(
+        cls,
+        name: str,
+        forget: Sequence[str],
+        retain: Sequence[str],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int = 512,
+        retain_max_length: int | None = None,
+        errors: str = "error",
+    ) -> Topic:
+        """A topic of texts in memory, with the checks that corpora in files get.
+
+        Args:
+            name: appears in logs and error messages.
+            forget: the texts to forget, in the order in which steps take them.
+            retain: the texts to retain.
+            max_length: longer forget texts are cut to this many tokens.
+            retain_max_length: the same of retain texts; None: `max_length`.
+            errors: "error" raises for characters that are not text, "replace" makes them U+FFFD.
+
+        Raises:
+            UserError: no text, a value that is not a string, a blank text, invalid characters, or a text of which the
+                tokenizer makes no tokens. The message names the topic, the part and the text's index.
+        """
+        reading = Reading(errors=errors)
+        rows, hashes = {}, {}
+        for part, texts, length in (
+            ("forget", forget, max_length),
+            ("retain", retain, retain_max_length or max_length),
+        ):
+            key = f"topic {name}, {part}"
+            if isinstance(texts, str) or not texts:
+                raise UserError(f"{key}: a list of at least one text is needed, not {texts!r:.40}.")
+            places = [f"text {index}" for index in range(len(texts))]
+            checked = [_checked(text, place, key, reading) for text, place in zip(texts, places, strict=True)]
+            hashes[part] = json_sha256(checked)
+            corpus = Corpus(checked, places, len(checked), hashes[part])
+            rows[part] = _tokenise(corpus, tokenizer, length, key, reading)
+        return cls(name, rows["forget"], rows["retain"], hashes)
 
 
 def read_corpus(path: str, key: str, reading: Reading = Reading(), most: int | None = None) -> Corpus:
