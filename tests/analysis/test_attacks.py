@@ -5,13 +5,13 @@ import json
 import pytest
 
 from tests.analysis.made_up import ROLES, made_up_run
-from unlearn.analysis.claims.attacks import by_method, claims
-from unlearn.analysis.claims.document import document
-from unlearn.analysis.claims.evidence import Evidence
 from unlearn.analysis.report.attacks import DISJOINT, attack_rows, figure, levels, strongest
 from unlearn.analysis.report.charts import SCREEN
 from unlearn.analysis.report.collect import collect
 from unlearn.analysis.report.material import gather
+from unlearn.paper.claims.attacks import by_method, claims
+from unlearn.paper.claims.document import document
+from unlearn.paper.claims.evidence import Evidence
 
 PLAIN = 0.28  # accuracy on what was forgotten, without an attack
 

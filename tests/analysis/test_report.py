@@ -17,8 +17,6 @@ from scipy import stats
 
 from tests.analysis.made_up import made_up_grid, made_up_run
 from tests.conftest import ROOT
-from unlearn.analysis.claims.evidence import Evidence
-from unlearn.analysis.report import published
 from unlearn.analysis.report.charts import PAPER, SCREEN
 from unlearn.analysis.report.collect import collect
 from unlearn.analysis.report.curves import against, figure_3
@@ -26,10 +24,10 @@ from unlearn.analysis.report.figures import figures, pareto
 from unlearn.analysis.report.frames import missing_seeds, without
 from unlearn.analysis.report.material import gather
 from unlearn.analysis.report.page import page
-from unlearn.analysis.report.phases import phases
 from unlearn.analysis.report.tables import tables
 from unlearn.cli.main import main
 from unlearn.errors import UserError
+from unlearn.paper.claims.evidence import Evidence
 from unlearn.sweeps.sweep import Job, Sweep
 
 
@@ -40,7 +38,7 @@ def grid(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def material(grid):
-    return gather(collect([grid]), paper=True)
+    return gather(collect([grid]))
 
 
 def table(name, m):
@@ -464,32 +462,6 @@ def test_a_curves_axis_names_the_values_as_they_are(tmp_path):
     assert {"2", "3.5", "5.5", "7.5"} <= set(re.findall(r">([\d.]+)</text>", svg))
 
 
-def _curve(retain, forget, nus=(0.01, 0.1, 0.2, 0.5)):
-    rows = [
-        {"x": nu, "role": role, "query": "perturbed", "mean": value}
-        for role, values in (("retain", retain), ("forget", forget))
-        for nu, value in zip(nus, values, strict=True)
-    ]
-    return pd.DataFrame(rows)
-
-
-def test_phases_of_a_curve_that_rises_declines_and_rises_again():
-    found = phases(_curve([50, 60, 45, 55], [28, 28, 27, 60]), 40).set_index("phase")
-    assert found.loc["I"].tolist() == pytest.approx([0.01 / 1.15, 0.1])
-    assert found.loc["II"].tolist() == [0.1, 0.2]
-    assert found.loc["III"].tolist() == [0.2, 0.5]
-    higher = phases(_curve([50, 60, 45, 70], [28, 28, 27, 60]), 40).set_index("phase")
-    assert higher.equals(found)  # the third phase may end above the first
-
-
-def test_phases_that_are_not_there_are_not_shown():
-    rising = phases(_curve([50, 55, 60, 65], [28, 28, 28, 28]), 60.0)
-    assert rising.to_dict("list") == {"phase": ["I"], "begin": [0.01], "end": [0.5]}
-    # retained knowledge alone rises again: that is not the paper's third phase
-    assert "III" not in set(phases(_curve([50, 60, 45, 55], [28, 28, 28, 27]), 60.0)["phase"])
-    assert phases(_curve([50, 60], [28, 28], nus=(0.01, 0.1)), 60.0).empty
-
-
 def test_contrasts_are_paired_by_question_and_averaged_over_seeds(tmp_path):
     """Of ten questions perturbation takes 4 in seed 0 and 2 in seed 1: -30 points; means are -1, -.5 and 0."""
     for seed, lost in ((0, 4), (1, 2)):
@@ -577,28 +549,12 @@ def test_table_1_is_in_the_papers_form(tmp_path):
 
     made_up_run(tmp_path / "plain", answers=answers(64, 50))
     made_up_run(tmp_path / "rna", nu=0.03, answers=answers(63, 60))
-    rows = table("table_1", gather(collect([tmp_path]), paper=True)).set_index(["method", "RNA", "query"])
+    rows = table("table_1", gather(collect([tmp_path]))).set_index(["method", "RNA", "query"])
     assert rows.loc[("RMU", "original", "perturbed"), "near_bio ↑"] == "50.0 ± 5.0"
     assert rows.loc[("RMU", "w/ RNA", "perturbed"), "near_bio ↑"] == "60.0 ± 4.9 (+10.0) *"
     assert rows.loc[("RMU", "w/ RNA", "default"), "near_bio ↑"] == "63.0 ± 4.9 (-1.0)"
     assert rows.loc[("RMU", "w/ RNA", "perturbed"), "near_cyber ↑"] == "53.0 ± 5.0 (+10.0) *"
     assert rows.loc[("Base", "original", "default"), "near_bio ↑"] == "100.0 ± 0.0"
-    assert rows.loc[("RMU", "w/ RNA", "perturbed"), "MMLU C. Bio. (published)"] == "44.4 ± 4.1 (-5.6)"
-    assert "MMLU C. Bio. (published)" not in table("table_1", gather(collect([tmp_path])))
-
-
-def test_published_numbers_agree_with_each_other():
-    """The gains printed in Table 1 in parentheses, of Adaptive RMU and RSV under perturbation."""
-    rows = published.table_1().set_index(["method", "rna", "task", "query"])["acc"]
-    for (method, task), gain in {
-        ("Adaptive RMU", "MMLU C. Bio."): 29.2,
-        ("Adaptive RMU", "MMLU C. Sec."): 4.0,
-        ("RSV", "MMLU C. Bio."): 17.4,
-        ("RSV", "MMLU C. Sec."): 8.0,
-        ("RMU", "MMLU C. Bio."): -5.6,
-    }.items():
-        difference = rows[method, True, task, "perturbed"] - rows[method, False, task, "perturbed"]
-        assert difference == pytest.approx(gain)
 
 
 # What is written
@@ -698,11 +654,12 @@ def test_cells_of_markdown_stay_cells(tmp_path, capsys):
     assert r"a \| b c" in line
 
 
-@pytest.mark.parametrize("wrong", [["--table", "table_1"], ["--format", "md", "--table", "published"]])
-def test_options_that_do_not_go_together(wrong, grid, capsys):
+def test_options_that_do_not_go_together(grid, capsys):
     with pytest.raises(SystemExit, match="2"):
-        main(["report", str(grid), *wrong])
+        main(["report", str(grid), "--table", "table_1"])
     assert "goes with" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="published: no such table"):
+        main(["report", str(grid), "--format", "md", "--table", "published"])
 
 
 def test_output_that_cannot_be_written(grid, tmp_path):

@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 
 from tests.analysis.made_up import made_up_run
-from unlearn.analysis.claims import texts as claims
-from unlearn.analysis.claims.document import document
-from unlearn.analysis.claims.evidence import Evidence
 from unlearn.analysis.report.charts import SCREEN
 from unlearn.analysis.report.collect import collect
 from unlearn.analysis.report.material import gather
 from unlearn.analysis.report.texts import at_equal_forgetting, course, figure, run_rows, text_frame, which_ngrams
+from unlearn.paper.claims import texts as claims
+from unlearn.paper.claims.document import document
+from unlearn.paper.claims.evidence import Evidence
 
 CORPORA = {"retain": {"wiki": ""}, "forget": {"bio": "", "cyber": ""}}
 TEXTS = {"corpora": CORPORA, "documents": None, "words": 80, "place": "quarter", "inserted": 1}

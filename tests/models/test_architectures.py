@@ -15,8 +15,6 @@ from transformers import AutoTokenizer
 
 from tests.conftest import ROOT
 from tests.models.families import one_step
-from unlearn.analysis.theory.predicted import Predicted
-from unlearn.analysis.theory.run import plain_kernels
 from unlearn.evaluate.maxlogit import max_logits
 from unlearn.evaluate.scorer import Scorer
 from unlearn.models.architectures import auto_class, decoder_layers
@@ -25,6 +23,8 @@ from unlearn.models.delta import save_delta
 from unlearn.models.export import export
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_tokenizer, load_up_to, load_whole
+from unlearn.paper.theory.predicted import Predicted
+from unlearn.paper.theory.run import plain_kernels
 
 LAYER, DIM = 3, 16
 SMALL = {"hidden_size": DIM, "num_hidden_layers": 6, "num_attention_heads": 2, "initializer_range": 0.2}

@@ -10,8 +10,6 @@ from safetensors.torch import load_file
 from tests.conftest import ROOT, untimed
 from tests.evaluate.test_scorer import prompts, requests
 from tests.models.families import build, families
-from unlearn.analysis.theory.predicted import Predicted
-from unlearn.analysis.theory.run import plain_kernels
 from unlearn.cli.main import main
 from unlearn.errors import UserError
 from unlearn.evaluate.maxlogit import max_logits
@@ -23,6 +21,8 @@ from unlearn.models.delta import check_delta
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_tokenizer, load_whole
 from unlearn.models.spread import keep_loaded, placement
+from unlearn.paper.theory.predicted import Predicted
+from unlearn.paper.theory.run import plain_kernels
 
 TOY = str(ROOT / "unlearn/toy/model")
 WHOLE, SPREAD = Source(TOY, device="cpu"), Source(TOY, device="balanced", max_memory={"cpu": "1500KiB"})

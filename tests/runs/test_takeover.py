@@ -8,12 +8,12 @@ import torch
 
 from tests.conftest import read_jsonl
 from unlearn import experiment
-from unlearn.analysis.theory.run import check_delta, read_run
 from unlearn.config.identity import identity, name_of, run_folder, training_identity
 from unlearn.errors import UserError
 from unlearn.experiment import run, run_together
 from unlearn.models.delta import dtype_of, load_delta
 from unlearn.models.loading import Source
+from unlearn.paper.theory.run import check_delta, read_run
 from unlearn.runs.evaluation import evaluate_run, run_config
 from unlearn.runs.folder import RunFolder
 from unlearn.storage.hashing import json_sha256

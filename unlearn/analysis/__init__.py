@@ -1,4 +1,5 @@
-"""Results of finished runs: comparing two, the report, the paper's claims, the theorems.
+"""Results of finished runs: the report on any set of them, and the comparison of two.
 
-A new figure goes into `report/`. Reads run folders only. Not here: training, and anything that changes a run.
+A new figure or table goes into `report/`. Reads run folders only. Not here: the paper's claims and theorems (paper),
+training, and anything that changes a run.
 """

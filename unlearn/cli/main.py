@@ -115,7 +115,9 @@ def report(
     figures: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write each figure there, as PDF, PNG and CSV.")
     ] = None,
-    paper: Annotated[bool, typer.Option("--paper", help="Add the paper's published numbers.")] = False,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="Add the paper's published numbers, and its phases of nu.")
+    ] = False,
     title: Annotated[str, typer.Option()] = "Unlearning report",
 ) -> None:
     """Write figures and tables of any runs.
@@ -124,11 +126,14 @@ def report(
     """
     if format is Format.html and table is not None:
         raise typer.BadParameter("--table goes with --format md, latex or csv: the page has all tables.")
-    if table == "published" and not paper:
-        raise typer.BadParameter("--table published goes with --paper.")
     from unlearn.analysis.report.write import write_report
 
-    write_report(folders, output, format=format.value, table=table, figures_dir=figures, paper=paper, title=title)
+    more = {}
+    if paper:
+        from unlearn.paper.additions import FIGURES, TABLES
+
+        more = {"more_figures": FIGURES, "more_tables": TABLES}
+    write_report(folders, output, format=format.value, table=table, figures_dir=figures, title=title, **more)
 
 
 @app.command()
@@ -150,7 +155,7 @@ def claims(
     RNA, runs that differ from them in nu alone, and runs without RNA that differ from them in c or beta, or in the
     layer, alone (sweep=figure_2, figure_3, layers; sweep=seeds eval=paper for the other claims).
     """
-    from unlearn.analysis.claims.write import write_claims
+    from unlearn.paper.claims.write import write_claims
 
     write_claims(folders, output, theory=theory, limit=limit, title=title, preface=preface)
 
@@ -177,7 +182,7 @@ def theory(
     RUN/theory-ROLE-QUERY.json for another role or query.
     The model runs in float32, a question at a time.
     """
-    from unlearn.analysis.theory.measure import measure_and_show
+    from unlearn.paper.theory.measure import measure_and_show
 
     measure_and_show(
         folder,
@@ -256,9 +261,9 @@ def scale(
     Norms of states and spreads of their coordinates at each layer, on the retain corpora (data=real by default), and
     from them values of c, beta, nu and lr for a file in conf/model.
     """
-    from unlearn.analysis.scale import show_scale
     from unlearn.config.compose import composed, of_model
     from unlearn.config.settle import settle
+    from unlearn.runs.scale import show_scale
 
     given = [*of_model(model), *(overrides or [])]
     if not any(override.startswith("data=") for override in given):

@@ -26,7 +26,6 @@ QUERY_DASHES = {"perturbed": [1, 0], "default": [5, 3], "control": [1, 2]}
 NOISE = {True: "with RNA", False: "without"}
 NOISE_DASHES = alt.Scale(domain=["without", "with RNA"], range=[[1, 0], [5, 3]])
 NOISE_SHAPES = alt.Scale(domain=["without", "with RNA"], range=["circle", "diamond"])
-PHASE_COLOURS = {"I": "#009E73", "II": "#D55E00", "III": "#56B4E9"}
 
 
 @dataclass(frozen=True)

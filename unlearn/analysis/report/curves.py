@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import altair as alt
 import pandas as pd
 
-from unlearn.analysis.report import charts, published
+from unlearn.analysis.report import charts
 from unlearn.analysis.report.charts import Look
 from unlearn.analysis.report.figure import Figure
 from unlearn.analysis.report.frames import SEPARATOR, without
 from unlearn.analysis.report.material import Material
-from unlearn.analysis.report.phases import MARGIN, phases
 
 ROLES = ("retain", "forget")
 INTERVALS = "Means with 95 % intervals, over seeds (of a single seed, over questions)."
+MARGIN = 1.15  # how far beside the smallest and the largest nu an axis goes on, as a factor
 MOST = 12  # curves that are drawn; the table of a figure has all
+Behind = Callable[[pd.DataFrame, pd.DataFrame, Look], list[alt.Chart]]
 
 
 def against(m: Material, key: str) -> pd.DataFrame:
@@ -94,8 +95,12 @@ def figure_2(m: Material) -> Figure:
     return Figure("figure_2", title, caption, data.drop(columns="common"), chart)
 
 
-def figure_3(m: Material) -> Figure:
-    """Accuracy against the noise scale, with the phases that section 6.6 describes."""
+def figure_3(m: Material, behind: Behind | None = None) -> Figure:
+    """Accuracy against the noise scale.
+
+    Args:
+        behind: what is drawn behind a curve, from the rows of its roles with RNA and without.
+    """
     title = "Figure 3 · The noise scale ν"
     rows = against(m, "rna.nu")
     noisy = rows[rows["x"] > 0] if len(rows) else rows
@@ -112,20 +117,13 @@ def figure_3(m: Material) -> Figure:
         for role, of_role in shown.groupby("role", sort=False):
             for curve, part in of_role.groupby("curve", sort=False):
                 before = plain.get(part["common"].iloc[0], nothing)
-                retained = before[(before["role"] == "retain") & (before["query"] == "perturbed")]["mean"]
-                bands = phases(shown[shown["curve"] == curve], *(retained.iloc[:1] if len(retained) else [None]))
+                backs = behind(shown[shown["curve"] == curve], before, look) if behind else []
                 main = panel(part, look, title=f"{curve}, {role}", axis="ν", log=True, scaled_to=of_role)
-                rule = _published_rule(published.NU.get(part["method"].iloc[0]), look) if m.paper else []
                 beside = _without_rna(before[before["role"] == role])
-                panels.append(alt.layer(*_phase_bands(bands, look), *rule, *beside, main))
+                panels.append(alt.layer(*backs, *beside, main))
         return charts.side_by_side(*panels, columns=min(3, len(curves)))
 
-    marked = " Dotted vertical line: the ν that the paper found best (published)." if m.paper else ""
-    caption = (
-        f"{INTERVALS} Horizontal lines: the same without RNA. Shaded, the phases of section 6.6, read off the means "
-        "under perturbation, however wide their intervals: I, retained knowledge gains; II, it declines; III, it rises "
-        f"again and forgotten knowledge with it.{marked}{_told(rows, len(curves))}"
-    )
+    caption = f"{INTERVALS} Horizontal lines: the same without RNA.{_told(rows, len(curves))}"
     return Figure("figure_3", title, caption, rows.drop(columns="common"), chart)
 
 
@@ -194,24 +192,3 @@ def _without_rna(plain: pd.DataFrame) -> list[alt.Chart]:
     rows = plain[["role", "query", "mean", "low", "high", "method", "seeds"]]
     colour = alt.Color("role:N", scale=charts.colours(list(charts.ROLE_COLOURS), charts.ROLE_COLOURS), legend=None)
     return [charts.references(rows, y="mean", colour=colour, dash=_query_dash())] if len(rows) else []
-
-
-def _phase_bands(bands: pd.DataFrame, look: Look) -> list[alt.Chart]:
-    """Shading and names of the phases, behind the curves."""
-    drawn = []
-    for band in bands.to_dict("records"):
-        chart = alt.Chart(pd.DataFrame([{**band, "middle": (band["begin"] * band["end"]) ** 0.5}]))
-        shade = chart.mark_rect(opacity=0.1, color=charts.PHASE_COLOURS[band["phase"]])
-        name = chart.mark_text(baseline="bottom", dy=-3, fontSize=look.size, color=look.ink)
-        drawn.append(shade.encode(x=alt.X("begin:Q", title="ν"), x2="end:Q"))
-        drawn.append(name.encode(x="middle:Q", y=alt.value(look.height), text="phase:N"))
-    return drawn
-
-
-def _published_rule(nu: float | None, look: Look) -> list[alt.Chart]:
-    """A vertical line at the nu that the paper found best for a method."""
-    if nu is None:
-        return []
-    data = pd.DataFrame([{"nu": nu, "published": f"best ν of the paper (published): {nu:g}"}])
-    rule = alt.Chart(data).mark_rule(strokeDash=[1, 3], size=2, color=look.ink, clip=True)
-    return [rule.encode(x="nu:Q", tooltip=["published:N"])]

@@ -39,7 +39,6 @@ class Material:
     means: pd.DataFrame
     world: str
     chosen: Sequence[Chosen]
-    paper: bool  # add the paper's numbers
     problems: dict[str, str] = field(default_factory=dict)  # run -> what could not be read
 
     @property
@@ -153,7 +152,7 @@ def _order(run: Run) -> tuple[object, ...]:
     return place, method, numbers, keys.get("rna.nu", 0.0), keys.get("seed", 0), str(run.folder)
 
 
-def gather(runs: Sequence[Run], *, paper: bool = False) -> Material:
+def gather(runs: Sequence[Run]) -> Material:
     """Make all frames of these runs."""
     runs = sorted(runs, key=_order)
     about = run_frame(runs)
@@ -162,4 +161,4 @@ def gather(runs: Sequence[Run], *, paper: bool = False) -> Material:
     worlds = about[about["world"] != ""]["world"].value_counts()
     world = str(worlds.index[0]) if len(worlds) else ""
     chosen = choose(means[means["world"] == world]) if len(means) else []
-    return Material(runs, about, accuracies, means, world, chosen, paper)
+    return Material(runs, about, accuracies, means, world, chosen)

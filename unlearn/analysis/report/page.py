@@ -20,11 +20,10 @@ import vl_convert
 from unlearn.analysis.report.charts import SCREEN
 from unlearn.analysis.report.figure import Figure
 from unlearn.analysis.report.material import Material
-from unlearn.analysis.report.tables import Table
+from unlearn.analysis.report.tables import TABLES, Table
 
 MANY = 15  # rows: from here on a table is shown in pages, and its columns can be filtered
 TENTHS = re.compile(",|difference|drop|gain")  # headings of percentages and points
-ON_PAGE = ("overview", "table_1", "contrasts", "published", "settings", "unusable")
 
 
 def page(m: Material, tables: Sequence[Table], figures: Sequence[Figure], *, title: str) -> str:
@@ -34,12 +33,13 @@ def page(m: Material, tables: Sequence[Table], figures: Sequence[Figure], *, tit
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     template = environment.from_string((files(__package__) / "page.html").read_text(encoding="utf-8"))
-    shown = {table.name: table for table in tables if table.name in ON_PAGE}
+    shown = {table.name: table for table in tables if table.name != "accuracies"}  # its rows are too many
     return template.render(
         title=title,
         summary=summary(m),
         warnings=m.warnings,
         tables=shown,
+        more=[table for name, table in shown.items() if name not in TABLES],
         figures=figures,
         table_html={name: _rows(table) for name, table in shown.items()},
         csv={name: csv_link(data) for name, data in _data(shown.values(), figures)},

@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from unlearn.analysis.report import published
-from unlearn.analysis.report.contrasts import Contrast, contrasts_of
+from unlearn.analysis.report.contrasts import contrasts_of
 from unlearn.analysis.report.frames import MEAN
 from unlearn.analysis.report.material import Material
 
 NONE = "–"
 SHOWN = ("default", "perturbed")
-TABLES = ("overview", "table_1", "contrasts", "settings", "accuracies", "unusable", "published")
+TABLES = ("overview", "table_1", "contrasts", "settings", "accuracies", "unusable")
 LONGEST = 300  # letters of an error that are shown; the run's folder has all
 GREEK = {"beta": "β", "gamma": "γ", "nu": "ν"}
 
@@ -32,10 +31,7 @@ class Table:
 
 def tables(m: Material) -> list[Table]:
     """All of them, in the order of the page; to be made after the figures, which find what cannot be read."""
-    measured = {(c.method, role): contrasts_of(m, c, role) for c in m.chosen for role in ("retain", "near", "forget")}
-    listed = [overview(m), table_1(m), contrasts(m, measured), settings(m), accuracies(m)]
-    beside = [published_choices(m, measured)] if m.paper else []
-    return [*listed, *beside, unusable(m)]
+    return [overview(m), table_1(m), contrasts(m), settings(m), accuracies(m), unusable(m)]
 
 
 def _about(m: Material) -> pd.DataFrame:
@@ -130,24 +126,19 @@ def table_1(m: Material) -> Table:
     """Table 1: RM and RNA models on the tasks near the forgotten, in the paper's form."""
     title = "Table 1 · Tasks near the forgotten"
     rows = _near(m)
-    if rows.empty and not m.paper:
+    if rows.empty:
         return Table("table_1", title, "Nothing to show: no finished run has tasks of the role near.", pd.DataFrame())
-    tasks = list(dict.fromkeys(rows["task"])) if len(rows) else []
-    methods = [c.method for c in m.chosen] or list(published.NU)
+    tasks = list(dict.fromkeys(rows["task"]))
+    methods = [c.method for c in m.chosen]
     out = []
     for method, rna in (("Base", False), *((method, rna) for method in methods for rna in (False, True))):
         for query in SHOWN:
             cells = {f"{task} ↑": _cell(rows, method, rna, query, task) for task in tasks}
-            line = {"method": method, "RNA": "w/ RNA" if rna else "original", "query": query, **cells}
-            if m.paper:
-                line |= {f"{t} (published)": _published_cell(method, rna, query, t) for t in published.TABLE_1_TASKS}
-            out.append(line)
+            out.append({"method": method, "RNA": "w/ RNA" if rna else "original", "query": query, **cells})
     note = (
         "Accuracy in % ± standard error (over questions; of several seeds, over seeds), and what RNA changes. Starred: "
         f"the best unlearned model of its kind of query. {m.choice}"
     )
-    if m.paper:
-        note += f" Columns marked so are {published.SOURCE}."
     return Table("table_1", title, note, pd.DataFrame(out))
 
 
@@ -175,23 +166,11 @@ def _cell(rows: pd.DataFrame, method: str, rna: bool, query: str, task: str) -> 
     return f"{mean:.1f} ± {error:.1f}{change}{' *' if best else ''}"
 
 
-def _published_cell(method: str, rna: bool, query: str, task: str) -> str:
-    rows = published.table_1()
-    found = rows[(rows["method"] == method) & (rows["query"] == query) & (rows["task"] == task)].set_index("rna")
-    if rna not in found.index:
-        return NONE
-    text = f"{found.loc[rna, 'acc']:.1f} ± {found.loc[rna, 'stderr']:.1f}"
-    return f"{text} ({found.loc[True, 'acc'] - found.loc[False, 'acc']:+.1f})" if rna else text
-
-
-Measured = dict[tuple[str, str], dict[str, Contrast]]  # (method, role) -> effect -> difference
-
-
-def contrasts(m: Material, measured: Measured) -> Table:
+def contrasts(m: Material) -> Table:
     """The drop under perturbation and the effect of RNA, paired by question, of the chosen settings."""
     out = [
         {
-            "method": method,
+            "method": choice.method,
             "role": role,
             "effect of": effect,
             "difference": round(c.difference, 1),
@@ -203,9 +182,10 @@ def contrasts(m: Material, measured: Measured) -> Table:
             "seeds": c.seeds,
             "why not": c.why_not,
         }
-        for (method, role), effects in measured.items()
-        for effect, c in effects.items()
+        for choice in m.chosen
+        for role in ("retain", "near", "forget")
         if any(role in run.roles for run in m.runs if run.done)
+        for effect, c in contrasts_of(m, choice, role).items()
     ]
     data = pd.DataFrame(out)
     if len(data) and (data["why not"] == "").all():
@@ -219,18 +199,3 @@ def contrasts(m: Material, measured: Measured) -> Table:
         note = "Nothing to show: no finished run kept its answers (samples/)."
     title = "What perturbation costs, and what RNA wins back"
     return Table("contrasts", title, note, data, frozenset({"why not"}))
-
-
-def published_choices(m: Material, measured: Measured) -> Table:
-    """The paper's coefficients, nu and effects next to one's own."""
-    rows = []
-    for choice in m.chosen:
-        effects = measured[choice.method, "retain"]
-        drop, gain = (
-            effects.get(name, Contrast()).difference for name in ("perturbation, without RNA", "RNA, perturbed")
-        )
-        own = {"method": choice.method, "c, β": choice.coefficient, "ν": choice.nu}
-        own |= {"drop, retain": round(-drop, 1), "gain by RNA, retain": round(gain, 1)}
-        rows.append(own | published.beside(choice.method))
-    note = f"Columns that begin with published are {published.SOURCE}; the others are these runs'. Points of accuracy."
-    return Table("published", "Beside the paper", note, pd.DataFrame(rows))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from unlearn.analysis.report.collect import collect
 from unlearn.analysis.report.export import write_figures, write_table
+from unlearn.analysis.report.figure import Figure
 from unlearn.analysis.report.figures import figures
 from unlearn.analysis.report.material import Material, gather
 from unlearn.analysis.report.page import page
@@ -26,19 +27,25 @@ def write_report(
     format: str = "html",  # noqa: A002
     table: str | None = None,
     figures_dir: Path | None = None,
-    paper: bool = False,
     title: str = "Unlearning report",
+    more_figures: Mapping[str, Callable[[Material], Figure]] | None = None,
+    more_tables: Mapping[str, Callable[[Material], Table]] | None = None,
 ) -> None:
     """Write a page of all runs in these folders, or one table; `unlearn report --help` explains the arguments.
 
+    `more_figures` and `more_tables` are added, by name; a figure takes the place of the report's own of that name.
+
     Raises UserError for folders without runs and for an unknown table.
     """
-    if table is not None and table not in TABLES:
-        raise UserError(f"--table {table}: no such table.{nearest(table, TABLES)} Allowed: {', '.join(TABLES)}.")
+    allowed = [*TABLES, *(more_tables or {})]
+    if table is not None and table not in allowed:
+        raise UserError(f"--table {table}: no such table.{nearest(table, allowed)} Allowed: {', '.join(allowed)}.")
     began = time.monotonic()
-    material = gather(collect(folders), paper=paper)
-    drawn = list(figures(material))
-    listed = tables(material)
+    material = gather(collect(folders))
+    by_name = {figure.name: figure for figure in figures(material)}
+    by_name |= {name: make(material) for name, make in (more_figures or {}).items()}
+    drawn = list(by_name.values())
+    listed = [*tables(material), *(make(material) for make in (more_tables or {}).values())]
     _tell(material, listed)
     if figures_dir is not None:
         say(f"{write_figures(figures_dir, drawn)} figures: {figures_dir}")

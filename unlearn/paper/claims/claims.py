@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unlearn.analysis.claims.evidence import FEWEST, Subject, Term
 from unlearn.analysis.report.contrasts import Contrast
+from unlearn.paper.claims.evidence import FEWEST, Subject, Term
 
 SAME = 5.0  # points: what counts as "stays the same"
 DIGITS = 9  # beyond that, a difference is the arithmetic's

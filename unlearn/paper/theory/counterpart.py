@@ -10,11 +10,11 @@ from typing import Any
 from scipy import stats
 from torch import Tensor
 
-from unlearn.analysis.theory.differences import describe
-from unlearn.analysis.theory.predicted import States
-from unlearn.analysis.theory.rejection import exact, published
-from unlearn.analysis.theory.spread import mean_interval
 from unlearn.evaluate.statistics import CONFIDENCE
+from unlearn.paper.theory.differences import describe
+from unlearn.paper.theory.predicted import States
+from unlearn.paper.theory.rejection import exact, published
+from unlearn.paper.theory.spread import mean_interval
 
 
 def share(hits_N: Tensor) -> dict[str, float]:

@@ -24,8 +24,8 @@ from unlearn.analysis.report.collect import Run
 from unlearn.analysis.report.contrasts import Answers, Contrast, answers, contrast, mean_over_seeds
 from unlearn.analysis.report.frames import without
 from unlearn.analysis.report.material import Material
-from unlearn.analysis.report.phases import turning_points
 from unlearn.evaluate.statistics import NORMAL
+from unlearn.paper.phases import turning_points
 
 CHOOSING, MEASURING = 0, 1  # halves of the questions
 BLOCK = 4  # questions in a row that go to one half; the embedded world asks about a forgotten fact four times in a row

@@ -16,10 +16,10 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from unlearn.analysis.theory.predicted import Predicted
-from unlearn.analysis.theory.run import Question
-from unlearn.analysis.theory.spread import mean_interval, normal, quartiles
 from unlearn.models.memory import in_batches
+from unlearn.paper.theory.predicted import Predicted
+from unlearn.paper.theory.run import Question
+from unlearn.paper.theory.spread import mean_interval, normal, quartiles
 
 RATIOS = (0.01, 0.1, 1.0, 10.0, 100.0)  # nu / eta
 SMALL = 1e-4  # of the estimated eta: there losses are nearly linear (`linear` beside it tells), and formulas are tested

@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from unlearn.analysis.theory.rejection import SMALL
+from unlearn.paper.theory.rejection import SMALL
 from unlearn.screen import console
 
 Row = Sequence[str]

@@ -8,8 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from unlearn.analysis.claims import attacks, texts
-from unlearn.analysis.claims.claims import (
+from unlearn.analysis.report.contrasts import Contrast
+from unlearn.analysis.report.export import as_text
+from unlearn.analysis.report.tables import Table
+from unlearn.errors import UserError, describe
+from unlearn.paper.claims import attacks, texts
+from unlearn.paper.claims.claims import (
     CLAIMS,
     NOT_MEASURED,
     NOT_SEEN,
@@ -21,12 +25,8 @@ from unlearn.analysis.claims.claims import (
     stumble_beside_rna,
     won_back,
 )
-from unlearn.analysis.claims.evidence import Evidence, Subject
-from unlearn.analysis.claims.theorems import THEOREMS, theories
-from unlearn.analysis.report.contrasts import Contrast
-from unlearn.analysis.report.export import as_text
-from unlearn.analysis.report.tables import Table
-from unlearn.errors import UserError, describe
+from unlearn.paper.claims.evidence import Evidence, Subject
+from unlearn.paper.claims.theorems import THEOREMS, theories
 
 SHOWN = (("retain", "default"), ("retain", "perturbed"), ("retain", "control"), ("near", "default"),
          ("near", "perturbed"), ("forget", "default"))  # fmt: skip

@@ -9,8 +9,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import ROOT
-from unlearn.analysis.scale import coefficients, measure
 from unlearn.cli.main import main
+from unlearn.runs.scale import coefficients, measure
 
 TOY = ROOT / "unlearn/toy/model"
 

@@ -10,12 +10,14 @@ import gc
 from pathlib import Path
 from typing import Any
 
-from unlearn.analysis.theory.counterpart import against
-from unlearn.analysis.theory.differences import FEWEST, describe
-from unlearn.analysis.theory.output import theorem_4_3
-from unlearn.analysis.theory.predicted import observe
-from unlearn.analysis.theory.rejection import theorem_5_2
-from unlearn.analysis.theory.run import (
+from unlearn.errors import UserError
+from unlearn.methods.rna import standard_deviation
+from unlearn.paper.theory.counterpart import against
+from unlearn.paper.theory.differences import FEWEST, describe
+from unlearn.paper.theory.output import theorem_4_3
+from unlearn.paper.theory.predicted import observe
+from unlearn.paper.theory.rejection import theorem_5_2
+from unlearn.paper.theory.run import (
     check_counterpart,
     check_delta,
     load_suite_of,
@@ -23,9 +25,7 @@ from unlearn.analysis.theory.run import (
     questions,
     read_run,
 )
-from unlearn.analysis.theory.tables import show
-from unlearn.errors import UserError
-from unlearn.methods.rna import standard_deviation
+from unlearn.paper.theory.tables import show
 from unlearn.runs.provenance import code_version
 from unlearn.screen import say
 from unlearn.storage.files import write_json

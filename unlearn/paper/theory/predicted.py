@@ -19,8 +19,8 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from unlearn.analysis.theory.run import Question
 from unlearn.models.architectures import decoder_layers, input_device
+from unlearn.paper.theory.run import Question
 
 T = TypeVar("T")
 

@@ -6,11 +6,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from unlearn.analysis.claims.document import document
-from unlearn.analysis.claims.evidence import Evidence
-from unlearn.analysis.claims.theorems import measure_theorems
 from unlearn.analysis.report.collect import collect
 from unlearn.analysis.report.material import gather
+from unlearn.paper.claims.document import document
+from unlearn.paper.claims.evidence import Evidence
+from unlearn.paper.claims.theorems import measure_theorems
 from unlearn.screen import plain, say
 from unlearn.storage.files import write_atomically
 

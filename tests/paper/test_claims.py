@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 
 from tests.analysis.made_up import ROLES, made_up_run
-from unlearn.analysis.claims.claims import (
+from unlearn.analysis.report.collect import collect
+from unlearn.analysis.report.contrasts import Contrast
+from unlearn.analysis.report.material import gather
+from unlearn.cli.main import main
+from unlearn.paper.claims.claims import (
     CLAIMS,
     CONTRARY,
     NOT_MEASURED,
@@ -22,13 +26,9 @@ from unlearn.analysis.claims.claims import (
     rna_less_plain,
     stumble,
 )
-from unlearn.analysis.claims.document import document
-from unlearn.analysis.claims.evidence import Evidence
-from unlearn.analysis.claims.theorems import THEOREMS, measure_theorems
-from unlearn.analysis.report.collect import collect
-from unlearn.analysis.report.contrasts import Contrast
-from unlearn.analysis.report.material import gather
-from unlearn.cli.main import main
+from unlearn.paper.claims.document import document
+from unlearn.paper.claims.evidence import Evidence
+from unlearn.paper.claims.theorems import THEOREMS, measure_theorems
 
 NUS = (0.1, 0.3, 1.0, 2.0)
 SEEDS = (0, 1, 2)
@@ -462,7 +462,7 @@ def test_what_was_measured_of_a_model_with_rna_is_not_lost(tmp_path, monkeypatch
         (tmp_path / "nu0.1-0/theory.json").write_text(json.dumps(theory()))  # beside none without RNA
     measured = {}
     monkeypatch.setattr(
-        "unlearn.analysis.theory.measure.theory", lambda run, beside, **how: measured.update({run.name: how})
+        "unlearn.paper.theory.measure.theory", lambda run, beside, **how: measured.update({run.name: how})
     )
     measure_theorems(subjects, 8)
     assert {name: how["injected"] for name, how in measured.items()} == {"nu0-0": True, "nu0.1-0": known}

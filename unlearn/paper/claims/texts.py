@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from unlearn.analysis.claims.claims import GRAMS, Claim, slope
-from unlearn.analysis.claims.evidence import FEWEST, Evidence
 from unlearn.analysis.report.contrasts import Contrast, mean_over_seeds
 from unlearn.analysis.report.texts import WIDEST, at_equal_forgetting, run_rows
+from unlearn.paper.claims.claims import GRAMS, Claim, slope
+from unlearn.paper.claims.evidence import FEWEST, Evidence
 
 UNIT = "nats a token"
 SAME = 0.05  # nats a token: what counts as "stays the same"

@@ -12,18 +12,18 @@ from torch import nn
 from transformers import AutoConfig
 
 from tests.conftest import ROOT
-from unlearn.analysis.theory import output, rejection
-from unlearn.analysis.theory.counterpart import against
-from unlearn.analysis.theory.differences import describe, isotropy, isotropy_test, mean_test, normality
-from unlearn.analysis.theory.measure import result_file, theory
-from unlearn.analysis.theory.output import covariance_errors, noise_and_output, one_question, real_change
-from unlearn.analysis.theory.predicted import Predicted, States
-from unlearn.analysis.theory.rejection import exact, injected, linear, published, rejected
-from unlearn.analysis.theory.run import load_suite_of, plain_kernels, read_run
 from unlearn.cli.main import main
 from unlearn.errors import UserError
 from unlearn.experiment import run
 from unlearn.models.architectures import parameter_count
+from unlearn.paper.theory import output, rejection
+from unlearn.paper.theory.counterpart import against
+from unlearn.paper.theory.differences import describe, isotropy, isotropy_test, mean_test, normality
+from unlearn.paper.theory.measure import result_file, theory
+from unlearn.paper.theory.output import covariance_errors, noise_and_output, one_question, real_change
+from unlearn.paper.theory.predicted import Predicted, States
+from unlearn.paper.theory.rejection import exact, injected, linear, published, rejected
+from unlearn.paper.theory.run import load_suite_of, plain_kernels, read_run
 
 IDS, LAYER = [3, 7, 11, 2, 9], 3
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-MARGIN = 1.15  # how far beside the smallest and the largest nu an axis goes on, as a factor
+from unlearn.analysis.report.curves import MARGIN
 
 
 def phases(rows: pd.DataFrame, plain: float | None) -> pd.DataFrame:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from unlearn.analysis.claims.claims import CONTRARY, NOT_SEEN, SEEN
-from unlearn.analysis.claims.evidence import Subject
 from unlearn.analysis.report.collect import Run
 from unlearn.errors import UserError, describe
+from unlearn.paper.claims.claims import CONTRARY, NOT_SEEN, SEEN
+from unlearn.paper.claims.evidence import Subject
 from unlearn.screen import say
 from unlearn.storage.files import read_object
 
@@ -76,7 +76,7 @@ def _of_retained(run: Run) -> dict[str, Any] | None:
 
 def measure_theorems(subjects: Sequence[Subject], limit: int) -> None:
     """Write the theory.json of each method's first seed, without RNA and beside it with RNA, where there is none."""
-    from unlearn.analysis.theory.measure import theory
+    from unlearn.paper.theory.measure import theory
 
     for subject in subjects:
         by_seed: dict[int, dict[bool, Run]] = {}
