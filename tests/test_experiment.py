@@ -282,14 +282,14 @@ def test_wrong_tasks_are_named_before_anything_is_trained(short):
 
 def test_a_place_that_cannot_be_written_to_is_named_before_anything_is_loaded(short, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot be written to .* output_root=DIR chooses another place"):
+    with pytest.raises(UserError, match=r"not writable .* Set output_root=DIR to another folder"):
         run(short(f"output_root={tmp_path / 'file'}"))
 
 
 def test_a_full_disk_is_named_before_training(short, monkeypatch):
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))  # a mock: no disk is filled
-    with pytest.raises(UserError, match=r"0\.0 GB are free on its disk, and deltas and checkpoints need"):
+    with pytest.raises(UserError, match=r"its disk has 0\.0 GB free; deltas and checkpoints need"):
         run(short())
 
 
@@ -310,7 +310,7 @@ def test_a_disk_has_to_hold_what_two_runs_write_and_no_more(short, monkeypatch, 
     shape = Shape.of(load_config(Source.of(configs[0].model)), configs[0].model.layer)
     needed = matrices * 3 * 4 * shape.trained  # three layers, float32
     usage = shutil.disk_usage("/")
-    for free, told in ((needed, "that is enough"), (needed - 1, "are free on its disk")):
+    for free, told in ((needed, "that is enough"), (needed - 1, "GB free; deltas")):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
         with pytest.raises(UserError, match=told):
             run_together(configs)

@@ -92,7 +92,7 @@ def test_a_run_that_was_killed_while_its_files_were_replaced_goes_on(tmp_path, m
     for name in ("train.jsonl", "metrics.json"):
         (tmp_path / name).write_text("old")
     with monkeypatch.context() as patch:
-        patch.setattr("unlearn.runs.folder.remove_scratch", killed)
+        patch.setattr("unlearn.runs.folder.remove_temporary_files", killed)
         with pytest.raises(KeyboardInterrupt):
             RunFolder(tmp_path).start({}, {"seed": 0}, {"data": 2})
     (tmp_path / "metrics.json").write_text("old")  # as if it had been killed before

@@ -28,7 +28,7 @@ from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_whole
 from unlearn.models.memory import in_batches
 from unlearn.screen import say
-from unlearn.storage.files import remove_scratch, write_json
+from unlearn.storage.files import remove_temporary_files, write_json
 from unlearn.storage.hashing import json_sha256
 from unlearn.storage.lock import Busy, FolderLock
 
@@ -183,7 +183,7 @@ class Evaluator:
         while (answers := cached.load()) is None:
             try:
                 with FolderLock(cached.folder):
-                    remove_scratch(cached.folder)
+                    remove_temporary_files(cached.folder)
                     if cached.load() is None:
                         cached.save(self._ask_base(cached, report))
             except Busy as busy:

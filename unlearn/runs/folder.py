@@ -33,7 +33,7 @@ from unlearn.config.identity import training_identity
 from unlearn.errors import UserError
 from unlearn.runs.provenance import attempt, code_version, package_versions
 from unlearn.storage import slurm_job
-from unlearn.storage.files import remove_scratch, write_json
+from unlearn.storage.files import remove_temporary_files, temporary_files, write_json
 from unlearn.storage.hashing import json_sha256
 from unlearn.storage.lock import LOCK, PROGRESS
 
@@ -130,7 +130,7 @@ class RunFolder:
                 file.unlink()
             for name in ("samples", "attacks", "evaluations", "partial"):
                 shutil.rmtree(self.file(name), ignore_errors=True)
-        remove_scratch(self.path)
+        remove_temporary_files(self.path)
         code = code_version()
         self.record = {
             "status": "running",
@@ -201,12 +201,12 @@ class RunFolder:
     def untidy(self) -> bool:
         """Whether there are files that a finished run does not leave."""
         left = ("checkpoint.safetensors", "partial", "steps", LOCK, PROGRESS)
-        return any(self.file(name).exists() for name in left) or any(self.path.glob(".*.tmp"))
+        return any(self.file(name).exists() for name in left) or any(temporary_files(self.path))
 
     def tidy(self) -> None:
         """Remove files of a process that was killed after its work and before its end."""
         self._remove_unfinished()
-        remove_scratch(self.path)
+        remove_temporary_files(self.path)
 
     def _remove_unfinished(self) -> None:
         self.file("checkpoint.safetensors").unlink(missing_ok=True)

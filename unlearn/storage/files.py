@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,17 +15,33 @@ from typing import Any
 
 from unlearn.errors import UserError
 
+TEMPORARY = ".unlearn-tmp"  # how the names of temporary files end
+
+
+def temporary(file: Path, owner: str) -> Path:
+    """A temporary file next to `file`. `owner` must differ between processes and machines."""
+    return file.with_name(f".{file.name}.{owner}{TEMPORARY}")
+
+
+def temporary_files(folder: Path) -> Iterator[Path]:
+    """The temporary files in and below a folder, none of which is the user's."""
+    return folder.rglob(f".*{TEMPORARY}")
+
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """Yield a temporary file for the block to write. At its end it replaces `file`; after an error it is removed.
+    """Yield an empty temporary file for the block to write. It then replaces `file`, or is removed after an error.
 
-    The name of the temporary file differs between processes and machines, and ends in .tmp.
+    The file gets the permissions that the umask gives, also where a library creates its own with fewer.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_name(f".{file.name}.{socket.gethostname()}-{os.getpid()}.tmp")
+    scratch = temporary(file, f"{socket.gethostname()}-{os.getpid()}")
     try:
+        scratch.touch()
+        mode = stat.S_IMODE(scratch.stat().st_mode)
         yield scratch
+        if stat.S_IMODE(scratch.stat().st_mode) != mode:
+            scratch.chmod(mode)
         _to_disk(scratch)
         scratch.replace(file)
         with suppress(OSError):  # some file systems cannot synchronise folders
@@ -34,24 +51,22 @@ def replacing(file: Path) -> Iterator[Path]:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise UserError if no file can be made in a folder, which is made if it is not there."""
+    """Make the folder if it does not exist. Raises UserError if no file can be made in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            pass
+            scratch.chmod(mode)
     except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be written to ({error.strerror}). output_root=DIR chooses another place."
-        ) from None
+        raise UserError(f"{folder}: not writable ({error.strerror}). Set output_root=DIR to another folder.") from None
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Raise UserError if the disk of a folder has fewer bytes left than are needed."""
+    """Raise UserError if the folder's disk has fewer than `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"{folder}: {free / 2**30:.1f} GB are free on its disk, and deltas and checkpoints need "
-            f"{needed / 2**30:.1f} GB. output_root=DIR chooses another place."
+            f"{folder}: its disk has {free / 2**30:.1f} GB free; deltas and checkpoints need "
+            f"{needed / 2**30:.1f} GB. Set output_root=DIR to another folder."
         )
 
 
@@ -77,10 +92,10 @@ def read_object(file: Path) -> dict[str, Any]:
     return content
 
 
-def remove_scratch(folder: Path) -> None:
-    """Remove the temporary files that killed processes left in and below a folder which nobody else writes to."""
-    for scratch in folder.rglob(".*.tmp"):
-        scratch.unlink(missing_ok=True)
+def remove_temporary_files(folder: Path) -> None:
+    """Remove what killed processes left in and below a folder, which no other process may be writing to."""
+    for file in temporary_files(folder):
+        file.unlink(missing_ok=True)
 
 
 def _to_disk(path: Path) -> None:

@@ -23,7 +23,7 @@ import psutil
 
 from unlearn.errors import UserError
 from unlearn.storage import slurm_job
-from unlearn.storage.files import write_json
+from unlearn.storage.files import temporary, write_json
 
 LOCK, PROGRESS = "alive.json", "progress.json"
 BEAT_S, STALE_S = 10.0, 60.0
@@ -185,7 +185,7 @@ class FolderLock:
             probe.unlink(missing_ok=True)
 
     def _scratch(self) -> Path:
-        return self._file.with_name(f".{LOCK}.{uuid.uuid4().hex}.tmp")
+        return temporary(self._file, uuid.uuid4().hex)
 
     def _keep_beating(self) -> None:
         while not self._end.wait(BEAT_S):
