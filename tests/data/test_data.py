@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, write_jsonl
-from unlearn.config.identity import identity
 from unlearn.data.batches import batches, documents_needed, pad
 from unlearn.data.corpora import Reading, Topic, first_tokens, load_texts, load_topic, read_corpus
 from unlearn.errors import UserError
@@ -303,8 +302,3 @@ def test_a_dialogue_that_the_template_refuses_is_named(tmp_path, conf, chatty):
 def test_a_tokenizer_without_a_template_cannot_read_dialogues(conf, tokenizer):
     with pytest.raises(UserError, match=r"data\.chat_template=true, but the model's tokenizer has no chat template"):
         reading_of(conf, tokenizer)
-
-
-def test_runs_from_before_dialogues_keep_their_names(conf):
-    assert "chat_template" not in identity(conf())["data"]
-    assert identity(conf("data.chat_template=true"))["data"]["chat_template"] is True

@@ -231,12 +231,10 @@ def test_maxlogit_of_chats_has_one_bos(chatting):
 
 
 def test_a_chat_is_part_of_a_runs_name_and_needs_a_template(conf, toy):
-    from unlearn.config.identity import identity, run_name
+    from unlearn.config.identity import run_name
 
     plain, chat = conf("eval=toy"), conf("eval=toy", "eval.chat_template=true")
     assert run_name(plain) != run_name(chat)
-    assert "chat_template" not in identity(plain)["eval"]
-    assert identity(chat)["eval"]["chat_template"] is True
     with pytest.raises(UserError, match="no chat template"):
         Chat.of(toy[1], None, True)
     with pytest.raises(UserError, match=r"eval\.system_instruction needs eval\.chat_template=true"):

@@ -103,7 +103,6 @@ def test_single_keys_change_the_runs_own_evaluation(short):
     """Not the default one, whose questions another model cannot be asked."""
     own_tasks = "+eval.tasks={retain: [toy_retain], forget: [toy_forget_bio]}"
     folder = RunFolder(run(short("eval=toy", "~eval.tasks", own_tasks, "eval.limit=4", "eval.queries=[default]")))
-    del folder.record["config"]["eval"]["subset"]  # from before there was this key
     own = run_config(folder, [])
     assert (own.eval.limit, own.eval.queries) == (4, ["default"])
     assert own.eval.tasks == {"retain": ["toy_retain"], "forget": ["toy_forget_bio"]}
@@ -155,12 +154,6 @@ def test_a_runs_folder_cannot_have_code_of_a_checkpoint_trusted(short, tmp_path,
     assert ran.exists()
 
 
-def test_a_run_from_before_a_key_of_the_tracker_can_be_evaluated(short):
-    folder = RunFolder(run(short()))
-    del folder.record["config"]["tracker"]["questions"]
-    assert evaluate_run(folder, ["eval=toy", "eval.limit=2"]) == folder.path
-
-
 def test_a_run_with_what_is_refused_today_can_be_evaluated(short):
     folder = RunFolder(run(short()))
     folder.record["config"]["data"]["use"] = ["bio", "bio"]
@@ -178,14 +171,6 @@ def test_a_run_of_an_older_version_over_texts_with_words_is_still_the_same(short
     written = (folder / "metrics.json").stat().st_mtime
     assert run(config) == folder
     assert (folder / "metrics.json").stat().st_mtime == written
-
-
-def test_a_run_from_before_the_schedule_was_trained_at_a_constant_rate(short):
-    folder = RunFolder(run(short("train.schedule=constant")))
-    assert "schedule" not in folder.record["identity"]["train"]  # so that it keeps its name
-    del folder.record["config"]["train"]["schedule"], folder.record["config"]["model"]["schedules"]
-    assert evaluate_run(folder, ["eval=toy", "eval.limit=2"]) == folder.path
-    assert run_config(folder, ["eval=toy"]).train.schedule == "constant"
 
 
 def test_the_command(short, capsys):

@@ -304,6 +304,7 @@ CHECKS = (
     _attacks,
     _chat,
     _max_memory,
+    _alpha_of_unknown_topics,
+    _reference_mask,
+    _topics_twice,
 )
-# What was allowed once: finished runs may have it, and can be evaluated.
-CHECKS_OF_TRAINING = (_alpha_of_unknown_topics, _reference_mask, _topics_twice)

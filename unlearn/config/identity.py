@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import reduce
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +12,8 @@ from unlearn.config.schema import Config, as_float
 from unlearn.storage.hashing import json_sha256
 
 # Raise by hand when the same configuration would give other numbers than before.
-RESULTS_VERSION = 2
+RESULTS_VERSION = 3
 RUNS = "runs"  # below output_root
-# Keys that older runs lack, and the value at which they change nothing: then they are left out, with those that only
-# matter beside them, so that runs keep their names.
-SWITCHES: Mapping[str, tuple[Any, Sequence[str]]] = {
-    "model.compile": (False, ()),
-    "data.text_column": ("text", ()),
-    "data.errors": ("error", ()),
-    "data.chat_template": (False, ()),
-    "data.shuffle": (False, ()),
-    "train.schedule": ("constant", ()),
-    "eval.asked_of": ({}, ()),
-    "eval.chat_template": (False, ("system_instruction", "fewshot_as_multiturn")),
-    "eval.every": (None, ("every_documents", "every_questions")),
-    "eval.texts.text_column": ("text", ()),
-    "eval.texts.errors": ("error", ()),
-}
 
 
 def identity(config: Config) -> dict[str, Any]:
@@ -39,7 +23,6 @@ def identity(config: Config) -> dict[str, Any]:
     """
     plain = OmegaConf.to_container(OmegaConf.structured(config))
     assert isinstance(plain, dict)
-    _leave_out_unused(plain)
     model, data, evaluation = plain["model"], plain["data"], plain["eval"]
     for key in ("path", "gguf_file", "device", "max_memory", "num_layers", "trust_remote_code"):
         model.pop(key)
@@ -55,11 +38,8 @@ def identity(config: Config) -> dict[str, Any]:
                 topic.pop(key)
     if isinstance(evaluation["forget_tokens"], str):
         evaluation.pop("forget_tokens")
-    if not evaluation["texts"]["corpora"]:  # runs from before this key keep their names
-        evaluation.pop("texts")
-    else:
-        for corpora in evaluation["texts"]["corpora"].values():
-            corpora.update((name, path if path.startswith("hub:") else "") for name, path in corpora.items())
+    for corpora in evaluation["texts"]["corpora"].values():
+        corpora.update((name, path if path.startswith("hub:") else "") for name, path in corpora.items())
     for key in ("include_path", "local_dir", "tokens_per_batch", "devices"):
         evaluation.pop(key)
     for key in ("log_every", "checkpoint_every", "recompute", "force"):
@@ -72,20 +52,11 @@ def identity(config: Config) -> dict[str, Any]:
 def paths(config: Mapping[str, Any]) -> list[str | None]:
     """Where the inputs of a configuration, given as a dictionary, are: `identity` leaves it out, and takes hashes."""
     evaluation, model = config["eval"], config["model"]
-    found = [model["path"], model.get("gguf_file"), config["method"].get("preferred")]
-    found += [topic[part] for topic in config["data"]["topics"].values() for part in ("forget", "retain")]
-    found += [path for corpora in evaluation.get("texts", {}).get("corpora", {}).values() for path in corpora.values()]
+    files = [model["path"], model["gguf_file"], config["method"].get("preferred")]
+    files += [topic[part] for topic in config["data"]["topics"].values() for part in ("forget", "retain")]
+    files += [path for corpora in evaluation["texts"]["corpora"].values() for path in corpora.values()]
     tokens = evaluation["forget_tokens"]
-    return [*found, evaluation["include_path"], evaluation["local_dir"], tokens if isinstance(tokens, str) else None]
-
-
-def _leave_out_unused(plain: dict[Any, Any]) -> None:
-    for dotted, (unused, beside) in SWITCHES.items():
-        *parents, last = dotted.split(".")
-        place = reduce(dict.__getitem__, parents, plain)
-        if place[last] == unused:
-            for key in (last, *beside):
-                place.pop(key)
+    return [*files, evaluation["include_path"], evaluation["local_dir"], tokens if isinstance(tokens, str) else None]
 
 
 def run_name(config: Config) -> str:

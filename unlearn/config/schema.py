@@ -118,7 +118,7 @@ class DataConfig:
     topics: dict[str, TopicConfig] = MISSING
     use: list[str] | None = MISSING
     on_exhausted: str = MISSING
-    text_column: str = "text"  # runs from before this key and the next ones had no choice
+    text_column: str = "text"
     errors: str = "error"
     chat_template: bool = False
     shuffle: bool = False
@@ -145,7 +145,7 @@ class TrainConfig:
     steps: int = MISSING
     batch_size: int = MISSING
     lr: float = MISSING
-    schedule: str = "constant"  # runs from before this key had a constant rate
+    schedule: str = "constant"
     betas: list[float] = MISSING
     optimizer: str = MISSING
     eps: float = MISSING
@@ -210,7 +210,6 @@ class EvalConfig:
     subset: int | None = MISSING
     maxlogit: MaxLogitConfig = MISSING
     ngrams: NgramConfig = MISSING
-    # Runs from before these keys have none of them.
     texts: TextConfig = field(default_factory=TextConfig)
     chat_template: bool = False
     system_instruction: str | None = None

@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from unlearn.config.checks import CHECKS, CHECKS_OF_TRAINING
+from unlearn.config.checks import CHECKS
 from unlearn.config.schema import Config
 from unlearn.errors import UserError, nearest
 
@@ -40,10 +40,9 @@ OmegaConf.register_new_resolver("asset", _asset, replace=True)
 OmegaConf.register_new_resolver("package", _package, replace=True)
 
 
-def settle(raw: DictConfig, *, trained: bool = False) -> Config:
+def settle(raw: DictConfig) -> Config:
     """Hydra's composed configuration as a typed, resolved, checked `Config`.
 
-    That of a run that is `trained` already may have what is refused today of a new training.
     Raises UserError, naming the key, what was given and what is allowed.
     """
     resolved = _resolve(raw)
@@ -55,8 +54,7 @@ def settle(raw: DictConfig, *, trained: bool = False) -> Config:
     except OmegaConfBaseException as error:
         raise UserError(_explain(error)) from None
     assert isinstance(config, Config)
-    checks = CHECKS if trained else CHECKS + CHECKS_OF_TRAINING
-    problems = [problem for check in checks for problem in check(config)]
+    problems = [problem for check in CHECKS for problem in check(config)]
     if problems:
         raise UserError("\n".join(problems))
     return config

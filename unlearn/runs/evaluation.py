@@ -58,15 +58,13 @@ def run_config(folder: RunFolder, overrides: list[str]) -> Config:
         if override.lstrip("+~").partition("=")[0].partition(".")[0] != "eval":
             allowed = f"eval, its keys, and {', '.join(WHERE)}"
             raise UserError(f"{override}: of a finished run only {allowed} can be chosen anew.")
-    raw, keys = recorded_config(folder.path, folder.record), composed(["eval=none"])
-    OmegaConf.set_struct(keys, False)
-    raw.eval = OmegaConf.merge(keys.eval, raw.eval)  # that of an older run may lack a key
+    raw = recorded_config(folder.path, folder.record)
     if any(override.startswith("eval=") for override in overrides):
         raw.eval = composed(overrides).eval
     else:
         changed(raw, overrides)
     changed(raw, place)
-    return settle(raw, trained=True)
+    return settle(raw)
 
 
 def recorded_config(folder: Path, record: Mapping[str, Any], *, trust_remote_code: bool = False) -> DictConfig:
@@ -75,7 +73,6 @@ def recorded_config(folder: Path, record: Mapping[str, Any], *, trust_remote_cod
     Code of a checkpoint is not trusted because a run's folder says so. Raises UserError if there is no delta.
     """
     raw = OmegaConf.create(dict(record["config"]))
-    raw.tracker = composed([]).tracker  # not used again; that of an older run may lack a key
     raw.model.dtype = dtype_of(folder / "delta.safetensors")  # auto could be another one on this device
     raw.model.trust_remote_code = trust_remote_code
     return raw

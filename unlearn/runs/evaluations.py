@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from unlearn.config.identity import SWITCHES
 from unlearn.config.schema import is_asked, text_tasks
 from unlearn.storage.hashing import json_sha256
 
@@ -48,9 +47,7 @@ def asked(record: dict[str, Any], query: str, role: str | None = None) -> dict[s
     chosen = {key: evaluation.get(key) for key in ("num_fewshot", "limit", "subset")}
     chosen |= {key: evaluation.get(key) if evaluation.get("chat_template") else None for key in CHAT}
     if evaluation.get("text_hashes") and (role is None or role not in evaluation["tasks"]):
-        switched_off = {key: unused for key, (unused, _) in SWITCHES.items()}  # what identities leave out
-        cut = {k: v for k, v in evaluation["texts"].items() if switched_off.get(f"eval.texts.{k}") != v}
-        cut.pop("corpora")
+        cut = {key: value for key, value in evaluation["texts"].items() if key != "corpora"}
         chosen |= {"texts": cut, "text_hashes": evaluation["text_hashes"]}
     if query != "default":
         chosen |= {key: evaluation.get(key) for key in ("seed", "replaced", "position")}

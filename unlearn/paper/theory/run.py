@@ -66,7 +66,7 @@ def read_run(folder: Path, query: str, role: str, limit: int, *, trust_remote_co
         "subset": limit,
         "maxlogit": {"roles": [], "queries": [], "tokens": 0},
     }
-    return FinishedRun(folder, record, settle(raw, trained=True), query, role)
+    return FinishedRun(folder, record, settle(raw), query, role)
 
 
 def _evaluation_with(record: dict[str, Any], query: str, role: str, folder: Path) -> dict[str, Any]:
