@@ -23,8 +23,8 @@ from unlearn.models.delta import save_delta
 from unlearn.models.export import export
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_tokenizer, load_up_to, load_whole
+from unlearn.paper.theory.finished_run import plain_kernels
 from unlearn.paper.theory.predicted import Predicted
-from unlearn.paper.theory.run import plain_kernels
 
 LAYER, DIM = 3, 16
 SMALL = {"hidden_size": DIM, "num_hidden_layers": 6, "num_attention_heads": 2, "initializer_range": 0.2}

@@ -21,8 +21,8 @@ from unlearn.models.delta import check_delta
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_tokenizer, load_whole
 from unlearn.models.spread import keep_loaded, placement
+from unlearn.paper.theory.finished_run import plain_kernels
 from unlearn.paper.theory.predicted import Predicted
-from unlearn.paper.theory.run import plain_kernels
 
 TOY = str(ROOT / "unlearn/toy/model")
 WHOLE, SPREAD = Source(TOY, device="cpu"), Source(TOY, device="balanced", max_memory={"cpu": "1500KiB"})

@@ -28,7 +28,8 @@ from unlearn.paper.claims.claims import (
 )
 from unlearn.paper.claims.document import document
 from unlearn.paper.claims.evidence import Evidence
-from unlearn.paper.claims.theorems import THEOREMS, measure_theorems
+from unlearn.paper.claims.theorems import measure_theorems
+from unlearn.paper.theory.verdicts import THEOREMS
 
 NUS = (0.1, 0.3, 1.0, 2.0)
 SEEDS = (0, 1, 2)

@@ -126,14 +126,14 @@ def report(
     """
     if format is Format.html and table is not None:
         raise typer.BadParameter("--table goes with --format md, latex or csv: the page has all tables.")
-    from unlearn.analysis.report.write import write_report
+    from unlearn.analysis.report.write import Additions, write_report
 
-    more = {}
+    additions = Additions()
     if paper:
-        from unlearn.paper.additions import FIGURES, TABLES
-
-        more = {"more_figures": FIGURES, "more_tables": TABLES}
-    write_report(folders, output, format=format.value, table=table, figures_dir=figures, title=title, **more)
+        from unlearn.paper.additions import ADDITIONS as additions
+    write_report(
+        folders, output, format=format.value, table=table, figures_dir=figures, title=title, additions=additions
+    )
 
 
 @app.command()
@@ -178,24 +178,20 @@ def theory(
 ) -> None:
     """Measure the paper's theorems on a finished run.
 
-    Assumption 4.2 and Theorems 4.3 and 5.2. Tables are shown here; all numbers go to RUN/theory.json, or
-    RUN/theory-ROLE-QUERY.json for another role or query.
+    Assumptions 4.2 and 5.1 and Theorems 4.3 and 5.2. A verdict on each is shown here; all numbers go to
+    RUN/theory.json, or RUN/theory-ROLE-QUERY.json for another role or query.
     The model runs in float32, a question at a time.
     """
-    from unlearn.paper.theory.measure import measure_and_show
+    from unlearn.paper.theory.measure import Effort, measure_and_show
 
     measure_and_show(
         folder,
         against,
         query=query,
         role=role,
-        limit=limit,
-        draws=draws,
-        directions=directions,
-        batch=batch,
-        seed=seed,
+        effort=Effort(limit, draws, directions, batch, seed),
         injected=injected,
-        trust_remote_code=trust_remote_code,
+        overrides=["model.trust_remote_code=true"] if trust_remote_code else [],
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import altair as alt
@@ -14,6 +13,7 @@ from unlearn.analysis.report.contrasts import Contrast, contrasts_of
 from unlearn.analysis.report.figure import Figure
 from unlearn.analysis.report.material import Material
 from unlearn.analysis.report.tables import SHOWN, Table
+from unlearn.analysis.report.write import Additions
 from unlearn.paper import published
 from unlearn.paper.phases import phases
 
@@ -97,5 +97,7 @@ def _cell(accuracies: pd.DataFrame, method: str, rna: bool, query: str, task: st
     return f"{text} ({of_task.loc[True, 'acc'] - of_task.loc[False, 'acc']:+.1f})" if rna else text
 
 
-FIGURES: dict[str, Callable[[Material], Figure]] = {"figure_3": figure_3}
-TABLES: dict[str, Callable[[Material], Table]] = {"published": choices, "published_table_1": published_table_1}
+ADDITIONS = Additions(
+    figures={"figure_3": figure_3},
+    tables={"published": choices, "published_table_1": published_table_1},
+)

@@ -50,14 +50,14 @@ def replacing(file: Path) -> Iterator[Path]:
         scratch.unlink(missing_ok=True)
 
 
-def check_writable(folder: Path) -> None:
-    """Make the folder if it does not exist. Raises UserError if no file can be made in it."""
+def check_writable(folder: Path, advice: str = "Set output_root=DIR to another folder.") -> None:
+    """Make the folder if it does not exist. Raises UserError, which ends with `advice`, if no file can be made in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(f"{folder}: not writable ({error.strerror}). Set output_root=DIR to another folder.") from None
+        raise UserError(f"{folder}: not writable ({error.strerror}). {advice}") from None
 
 
 def check_space(folder: Path, needed: int) -> None:

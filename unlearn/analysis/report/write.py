@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from unlearn.analysis.report.collect import collect
@@ -20,6 +21,14 @@ from unlearn.storage.files import write_atomically
 TOLD = 10  # lines about runs that are not used
 
 
+@dataclass(frozen=True)
+class Additions:
+    """Further figures and tables, by name."""
+
+    figures: Mapping[str, Callable[[Material], Figure]] = field(default_factory=dict)
+    tables: Mapping[str, Callable[[Material], Table]] = field(default_factory=dict)
+
+
 def write_report(
     folders: Sequence[Path],
     output: Path | None,
@@ -28,24 +37,23 @@ def write_report(
     table: str | None = None,
     figures_dir: Path | None = None,
     title: str = "Unlearning report",
-    more_figures: Mapping[str, Callable[[Material], Figure]] | None = None,
-    more_tables: Mapping[str, Callable[[Material], Table]] | None = None,
+    additions: Additions = Additions(),
 ) -> None:
     """Write a page of all runs in these folders, or one table; `unlearn report --help` explains the arguments.
 
-    `more_figures` and `more_tables` are added, by name; a figure takes the place of the report's own of that name.
+    An additional figure takes the place of the report's own of that name.
 
     Raises UserError for folders without runs and for an unknown table.
     """
-    allowed = [*TABLES, *(more_tables or {})]
+    allowed = [*TABLES, *additions.tables]
     if table is not None and table not in allowed:
         raise UserError(f"--table {table}: no such table.{nearest(table, allowed)} Allowed: {', '.join(allowed)}.")
     began = time.monotonic()
     material = gather(collect(folders))
     by_name = {figure.name: figure for figure in figures(material)}
-    by_name |= {name: make(material) for name, make in (more_figures or {}).items()}
+    by_name |= {name: make(material) for name, make in additions.figures.items()}
     drawn = list(by_name.values())
-    listed = [*tables(material), *(make(material) for make in (more_tables or {}).values())]
+    listed = [*tables(material), *(make(material) for make in additions.tables.values())]
     _tell(material, listed)
     if figures_dir is not None:
         say(f"{write_figures(figures_dir, drawn)} figures: {figures_dir}")

@@ -13,11 +13,11 @@ from typing import Any
 
 from unlearn.analysis.report.contrasts import Contrast
 from unlearn.paper.claims.evidence import FEWEST, Subject, Term
+from unlearn.paper.theory.verdicts import CONTRARY, NOT_MEASURED, NOT_SEEN, SEEN
 
 SAME = 5.0  # points: what counts as "stays the same"
 DIGITS = 9  # beyond that, a difference is the arithmetic's
 GRAMS = (2, 4, 8, 16)
-SEEN, NOT_SEEN, CONTRARY, NOT_MEASURED = "seen", "not seen", "contrary", "not measured"
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,7 @@ from unlearn.errors import UserError, describe
 from unlearn.paper.claims import attacks, texts
 from unlearn.paper.claims.claims import (
     CLAIMS,
-    NOT_MEASURED,
-    NOT_SEEN,
     OVER_METHODS,
-    SEEN,
     Claim,
     at_nu,
     stumble,
@@ -26,7 +23,8 @@ from unlearn.paper.claims.claims import (
     won_back,
 )
 from unlearn.paper.claims.evidence import Evidence, Subject
-from unlearn.paper.claims.theorems import THEOREMS, theories
+from unlearn.paper.claims.theorems import theories
+from unlearn.paper.theory.verdicts import NOT_MEASURED, NOT_SEEN, SEEN, THEOREMS
 
 SHOWN = (("retain", "default"), ("retain", "perturbed"), ("retain", "control"), ("near", "default"),
          ("near", "perturbed"), ("forget", "default"))  # fmt: skip

@@ -1,4 +1,4 @@
-"""Measuring the paper's Assumption 4.2 and Theorems 4.3 and 5.2 on a finished run.
+"""Measuring the paper's assumptions and theorems on a finished run.
 
 The model runs in float32, a question at a time, with up to `batch` noisy copies of its last token; with fewer where
 memory runs out.
@@ -7,28 +7,43 @@ memory runs out.
 from __future__ import annotations
 
 import gc
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
 from unlearn.errors import UserError
 from unlearn.methods.rna import standard_deviation
-from unlearn.paper.theory.counterpart import against
-from unlearn.paper.theory.differences import FEWEST, describe
-from unlearn.paper.theory.output import theorem_4_3
-from unlearn.paper.theory.predicted import observe
-from unlearn.paper.theory.rejection import theorem_5_2
-from unlearn.paper.theory.run import (
+from unlearn.paper.theory.assumptions import FEWEST, describe
+from unlearn.paper.theory.finished_run import (
     check_counterpart,
-    check_delta,
     load_suite_of,
     load_unlearned,
     questions,
     read_run,
 )
-from unlearn.paper.theory.tables import show
+from unlearn.paper.theory.predicted import observe
+from unlearn.paper.theory.theorem_4_3 import theorem_4_3
+from unlearn.paper.theory.theorem_5_2 import against, theorem_5_2
+from unlearn.paper.theory.verdicts import THEOREMS
 from unlearn.runs.provenance import code_version
-from unlearn.screen import say
-from unlearn.storage.files import write_json
+from unlearn.screen import console, say
+from unlearn.storage.files import check_writable, write_json
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured: questions, draws of noise for each variance, directions of spreads, copies in memory."""
+
+    limit: int = 200
+    draws: int = 64
+    directions: int = 32
+    batch: int = 64
+    seed: int = 0  # of noise and directions
 
 
 def result_file(folder: Path, query: str, role: str) -> Path:
@@ -43,68 +58,76 @@ def theory(
     *,
     query: str = "perturbed",
     role: str = "retain",
-    limit: int = 200,
-    draws: int = 64,
-    directions: int = 32,
-    batch: int = 64,
-    seed: int = 0,
+    effort: Effort = Effort(),
     injected: bool = True,
-    trust_remote_code: bool = False,
+    overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Measure a finished run, and write `result_file` after every part; `unlearn theory --help` explains the arguments.
 
     Raises UserError, before any weight is loaded, for a folder without what is needed.
     """
-    run = read_run(folder, query, role, limit, trust_remote_code=trust_remote_code)
-    check_delta(run)
-    rm = None
-    if counterpart is not None:
-        rm = read_run(counterpart, query, role, limit, trust_remote_code=trust_remote_code)
-    if rm is not None:
-        check_delta(rm)
-        if differing := check_counterpart(run, rm):
-            say(f"Beside RNA the two runs differ in: {', '.join(differing)}.")
+    run = read_run(folder, query, role, effort.limit, overrides)
+    rm = read_run(counterpart, query, role, effort.limit, overrides) if counterpart is not None else None
+    if rm is not None and (differing := check_counterpart(run, rm)):
+        say(f"Beside RNA the two runs differ in: {', '.join(differing)}.")
+    check_writable(folder, "The results go there.")
     suite = load_suite_of(run)
     model, layer = load_unlearned(run), run.config.model.layer
     asked = questions(run, suite, model)
     if len(asked) < FEWEST:
         raise UserError(f"{len(asked)} questions are too few to estimate anything: at least {FEWEST} (--limit).")
     states = observe(model, layer, asked)
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "run": str(folder),
         "query": query,
         "role": role,
         "layer": layer,
         "dim": states.h_ND.shape[1],
         "questions": len(asked),
-        "options": {"limit": limit, "draws": draws, "directions": directions, "batch": batch, "seed": seed},
+        "options": asdict(effort),
         "code": code_version(),
     }
-    found["assumption_4_2"] = describe(states.h_per_ND - states.h_ND, states.h_ND, directions=directions, seed=seed)
-    eta = found["assumption_4_2"]["eta"]["mean"]
+    directions, seed = effort.directions, effort.seed
+    results["assumption_4_2"] = describe(states.h_per_ND - states.h_ND, states.h_ND, directions=directions, seed=seed)
+    eta = results["assumption_4_2"]["eta"]["mean"]
     if eta == 0:
         raise UserError(
             f"{folder}: {query} queries leave every state at layer {layer} as it is; there is no noise to measure."
         )
-    how: dict[str, int] = {"draws": draws, "batch": batch, "seed": seed}
+    how: dict[str, int] = {"draws": effort.draws, "batch": effort.batch, "seed": seed}
     file = result_file(folder, query, role)
-    write_json(file, found)
+    write_json(file, results)
     if injected:
-        found["theorem_4_3"] = theorem_4_3(model, layer, asked, states, eta, directions=directions, **how)
-        write_json(file, found)
-        found["theorem_5_2"] = theorem_5_2(model, layer, asked, eta, **how)
-        write_json(file, found)
+        results["theorem_4_3"] = theorem_4_3(model, layer, asked, states, eta, directions=directions, **how)
+        write_json(file, results)
+        results["theorem_5_2"] = theorem_5_2(model, layer, asked, eta, **how)
+        write_json(file, results)
     if rm is not None:
         del model  # one at a time
         gc.collect()
         nu = standard_deviation(run.config.rna.nu, run.config.rna.scale) ** 2
         without = observe(load_unlearned(rm), layer, asked)
-        found["against"] = {"run": str(counterpart), **against(states, without, nu, directions=directions, seed=seed)}
-        write_json(file, found)
-    return found
+        compared = against(states, without, nu, directions=directions, seed=seed)
+        results["against"] = {"run": str(counterpart), **compared}
+        write_json(file, results)
+    return results
 
 
-def measure_and_show(folder: Path, counterpart: Path | None, *, query: str, role: str, **options: Any) -> None:
-    """Measure a finished run, and print the tables and the name of the file."""
-    show(theory(folder, counterpart, query=query, role=role, **options))
+def measure_and_show(
+    folder: Path, counterpart: Path | None, *, query: str, role: str, effort: Effort, **options: Any
+) -> None:
+    """Measure a finished run, print what each theorem's rule makes of it, and the name of the file."""
+    show(theory(folder, counterpart, query=query, role=role, effort=effort, **options))
     say(f"Files: {result_file(folder, query, role)}")
+
+
+def show(results: Mapping[str, Any]) -> None:
+    """A row for each assumption and theorem that was measured."""
+    table = Table(title=f"The paper's theorems, {results['questions']} questions", box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("claim", "measured", "verdict"):
+        table.add_column(heading)
+    for theorem in THEOREMS:
+        if theorem.part in results:
+            cells = (f"{theorem.says} ({theorem.place})", theorem.measured(results), theorem.verdict([results]))
+            table.add_row(*map(escape, cells))
+    console.print(table)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from unlearn.models.architectures import decoder_layers, input_device
-from unlearn.paper.theory.run import Question
+from unlearn.paper.theory.finished_run import Question
 
 T = TypeVar("T")
 

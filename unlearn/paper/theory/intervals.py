@@ -1,4 +1,4 @@
-"""Means over questions with intervals, and seeded noise."""
+"""Intervals over questions, and seeded noise."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
 from unlearn.evaluate.statistics import CONFIDENCE, RESAMPLES
@@ -16,12 +17,18 @@ Interval = dict[str, float]
 
 def mean_interval(values: Sequence[float] | np.ndarray | Tensor) -> Interval:
     """Mean over questions with its percentile bootstrap interval (95 %, 2,000 resamples, a fixed seed)."""
-    found = np.asarray(values, dtype=np.float64)
+    array = np.asarray(values, dtype=np.float64)
     rng = np.random.default_rng(0)
-    means = found[rng.integers(0, len(found), (RESAMPLES, len(found)))].mean(axis=1)
+    means = array[rng.integers(0, len(array), (RESAMPLES, len(array)))].mean(axis=1)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
-    return {"mean": float(found.mean()), "low": float(low), "high": float(high)}
+    return {"mean": float(array.mean()), "low": float(low), "high": float(high)}
+
+
+def share(hits_N: Tensor) -> Interval:
+    """Share of questions with Wilson's 95 % interval."""
+    interval = stats.binomtest(int(hits_N.sum()), len(hits_N)).proportion_ci(CONFIDENCE, method="wilson")
+    return {"mean": hits_N.double().mean().item(), "low": interval.low, "high": interval.high}
 
 
 def quartiles(values: Sequence[float] | np.ndarray | Tensor) -> Interval:

@@ -1,7 +1,7 @@
 """Theorem 5.2: how probable is it that noise of RNA rejects a forget-token's effect, Delta J^rna / Delta J^rm <= 0?
 
-Measured with noise injected into the model, and in closed form. eta and nu are variances. S draws, B batch,
-D hidden size.
+Measured with noise injected into the model, on a model that RNA has trained, and in closed form. eta and nu are
+variances. S draws, B batch, D hidden size, N questions.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from unlearn.models.memory import in_batches
-from unlearn.paper.theory.predicted import Predicted
-from unlearn.paper.theory.run import Question
-from unlearn.paper.theory.spread import mean_interval, normal, quartiles
+from unlearn.paper.theory.assumptions import describe
+from unlearn.paper.theory.finished_run import Question
+from unlearn.paper.theory.intervals import mean_interval, normal, quartiles, share
+from unlearn.paper.theory.predicted import Predicted, States
 
 RATIOS = (0.01, 0.1, 1.0, 10.0, 100.0)  # nu / eta
 SMALL = 1e-4  # of the estimated eta: there losses are nearly linear (`linear` beside it tells), and formulas are tested
@@ -152,3 +153,39 @@ def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
 def _mean(values: list[float]) -> dict[str, float]:
     """Of the questions on which there was a ratio."""
     return mean_interval([value for value in values if not math.isnan(value)])
+
+
+def against(rna: States, rm: States, nu: float, *, directions: int, seed: int) -> dict[str, Any]:
+    """How often the RNA model's change of the loss opposes that of the model without, and what the theorem predicts.
+
+    Args:
+        rna, rm: both models on the same questions.
+        nu: the variance of the noise that the first was trained with.
+
+    Assumption 5.1 takes h_rna(default) for h_rm(default) + N(0, nu I). The same estimates as those of Assumption 4.2
+    say how large that difference really is (`nu_measured`), and the theorem is read with either nu.
+    """
+    rm_N, rna_N = rm.loss_per_N - rm.loss_N, rna.loss_per_N - rna.loss_N
+    known_N = rm_N != 0
+    opposed_N = (rm_N * rna_N <= 0)[known_N]  # Eq. 10
+    worse_N = (rm_N > 0)[known_N]  # "the loss is increased" by a forget-token, as section 5.2 takes for granted
+    eta = (rm.h_per_ND - rm.h_ND).double().square().mean().item()
+    between = describe(rna.h_ND - rm.h_ND, rm.h_ND, directions=directions, seed=seed)
+    g_N, g_per_N = rm.g_ND.norm(dim=1), rm.g_per_ND.norm(dim=1)
+    predicted = {
+        name: {form.__name__: mean_interval(form(g_N, g_per_N, variance / eta)) for form in (published, exact)}
+        for name, variance in (("nu", nu), ("nu_measured", between["eta"]["mean"]))
+    }
+    return {
+        "questions": int(known_N.sum()),
+        "eta": eta,
+        "nu": nu,
+        "nu_measured": between["eta"]["mean"],
+        "rejected": share(opposed_N),
+        "rejected_where_rm_loss_rises": share(opposed_N[worse_N]) if worse_N.any() else None,
+        "rm_loss_rises": share(worse_N),
+        "change_of_loss": {"rm": mean_interval(rm_N), "rna": mean_interval(rna_N)},
+        "change_of_loss_smaller": share(rna_N.abs() < rm_N.abs()),
+        "predicted": predicted,
+        "assumption_5_1": between,
+    }

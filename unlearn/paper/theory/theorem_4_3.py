@@ -16,9 +16,9 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from unlearn.models.memory import in_batches
+from unlearn.paper.theory.finished_run import Question
+from unlearn.paper.theory.intervals import mean_interval, normal, quartiles
 from unlearn.paper.theory.predicted import Predicted, States
-from unlearn.paper.theory.run import Question
-from unlearn.paper.theory.spread import mean_interval, normal, quartiles
 
 VARIANCES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the injected noise, in units of the estimated eta
 BROKEN = 0.1  # share of the change's mean square that is not linear: from here on the approximation is called broken

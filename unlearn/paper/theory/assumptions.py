@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from unlearn.paper.theory.spread import mean_interval, normal, quartiles
+from unlearn.paper.theory.intervals import mean_interval, normal, quartiles
 
 SIMULATIONS = 200  # of the null hypothesis
 LEVEL = 0.05  # of the tests and of the false discovery rate
