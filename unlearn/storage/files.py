@@ -51,7 +51,7 @@ def replacing(file: Path) -> Iterator[Path]:
 
 
 def check_writable(folder: Path, advice: str = "Set output_root=DIR to another folder.") -> None:
-    """Make the folder if it does not exist. Raises UserError, which ends with `advice`, if no file can be made in it."""
+    """Make the folder if it does not exist. Raises UserError, with the advice, if no file can be made in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
