@@ -3,7 +3,8 @@
 import hydra
 from omegaconf import DictConfig
 
-from unlearn.cli.launch import of_one_job, one_sentence, to_config
+from unlearn.cli.launch import of_one_job, one_sentence
+from unlearn.config.hydra_job import to_config
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")

@@ -9,9 +9,10 @@ from hydra.errors import HydraException
 
 from tests.conftest import ROOT
 from unlearn.cli.hints import explain
-from unlearn.cli.launch import FULL_ERROR, of_one_job, one_sentence
+from unlearn.cli.launch import of_one_job, one_sentence
 from unlearn.cli.main import main
 from unlearn.config.compose import composed
+from unlearn.config.hydra_job import FULL_ERROR
 from unlearn.config.settle import settle
 from unlearn.errors import UserError
 from unlearn.runs.inputs import load_inputs

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from hydra_plugins.unlearn_launchers.launchers import AutoLauncher
 
 from tests.conftest import ROOT, untimed
 from unlearn.config.identity import run_folder
 from unlearn.models.devices import visible_devices
 from unlearn.runs.folder import RunFolder
 from unlearn.sweeps import local
+from unlearn.sweeps.launchers import AutoLauncher
 from unlearn.sweeps.local import chosen_devices, spread
 from unlearn.sweeps.packs import packs
 from unlearn.sweeps.sweep import Sweep

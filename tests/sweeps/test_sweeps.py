@@ -13,7 +13,6 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra_plugins.unlearn_launchers.sweeper import GridsSweeper
 
 from tests.conftest import ROOT
 from unlearn.errors import UserError
@@ -21,6 +20,7 @@ from unlearn.runs.folder import RunFolder
 from unlearn.storage.lock import FolderLock, Phase
 from unlearn.sweeps.slurm import answers, last_words
 from unlearn.sweeps.sweep import Sweep, finished
+from unlearn.sweeps.sweeper import GridsSweeper
 
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
 QUICK = ("train.steps=1", "eval=none", "tracker=none", "hydra/launcher=packed")

@@ -6,7 +6,7 @@ Each command imports what it needs when it is called, so that `--help` answers a
 from __future__ import annotations
 
 import sys
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +32,7 @@ Overrides = Annotated[
 ]
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     """What a report is written as."""
 
     html = "html"

@@ -1,0 +1,70 @@
+"""The job that Hydra runs in this process: its configuration, and whether Hydra shows tracebacks.
+
+Nothing else in the package reads Hydra's global state.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from unlearn.config.schema import Config
+from unlearn.config.settle import settle
+from unlearn.errors import UserError
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+
+_users_values: list[str | None] = []  # of HYDRA_FULL_ERROR, outside of each `raising_errors`
+
+
+def to_config(raw: DictConfig) -> tuple[Config, Path]:
+    """The checked configuration, and the folder that holds Hydra's own files of this job.
+
+    Raises UserError for what is wrong with it, and for a sweep without -m, which would be one job of the defaults.
+    """
+    hydra = HydraConfig.get()
+    chosen = hydra.runtime.choices.get("sweep")
+    if chosen is not None and hydra.mode == RunMode.RUN:
+        raise UserError(f"sweep={chosen} needs -m (python launch.py -m sweep={chosen} ...).")
+    config = settle(raw)
+    folder = Path(hydra.runtime.output_dir)
+    if config.output_dir is None and any(o.startswith("hydra.run.dir=") for o in hydra.overrides.hydra):
+        config.output_dir = str(folder)
+    return config, folder
+
+
+@contextmanager
+def raising_errors() -> Iterator[None]:
+    """Inside the block Hydra raises errors, which it would otherwise print with lines of its own before and after."""
+    _users_values.append(os.environ.get(FULL_ERROR))
+    _set("1")
+    try:
+        yield
+    finally:
+        _set(_users_values.pop())
+
+
+@contextmanager
+def users_environment() -> Iterator[None]:
+    """Inside the block HYDRA_FULL_ERROR is as the user has it: for SLURM jobs and whatever else is started there."""
+    if not _users_values:
+        yield
+        return
+    _set(_users_values[-1])
+    try:
+        yield
+    finally:
+        _set("1")
+
+
+def _set(full_error: str | None) -> None:
+    if full_error is None:
+        os.environ.pop(FULL_ERROR, None)
+    else:
+        os.environ[FULL_ERROR] = full_error

@@ -1,0 +1,231 @@
+"""Launchers for `-m`: in this process, in one for each GPU of this machine, or on SLURM.
+
+Hydra imports this file at every start (plugins/ names its classes), so other modules are imported when they are needed.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+if TYPE_CHECKING:
+    from unlearn.config.schema import Config
+    from unlearn.sweeps.sweep import Sweep
+
+log = logging.getLogger(__name__)
+
+
+class SweepLauncher(Launcher):
+    """Composes every job as Hydra's own launcher does and adds it to the sweep. Subclasses run the jobs."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep what Hydra passes. The task function, which runs one job, is not used.
+
+        Raises UserError for batches: a job that fails would end the sweep before the next one.
+        """
+        from unlearn.errors import UserError
+
+        self.hydra_context, self.config = hydra_context, config
+        if (size := config.hydra.sweeper.get("max_batch_size")) is not None:
+            raise UserError(
+                f"hydra.sweeper.max_batch_size={size} is not allowed: it must be null, "
+                "and hydra.launcher.pack_size says how many jobs a process has at most."
+            )
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run all jobs. Raises UserError after the last one if some of them failed."""
+        from unlearn.config.hydra_job import users_environment
+        from unlearn.errors import UserError
+        from unlearn.sweeps.sweep import Sweep, failure_list
+
+        setup_globals()
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        folder = Path(str(self.config.hydra.sweep.dir))
+        sweep = Sweep.begin(folder) if initial_job_idx == 0 else Sweep.open(folder)
+        self.configs: dict[int, Config] = {}
+        numbers = [self._add(sweep, initial_job_idx + i, o) for i, o in enumerate(job_overrides)]
+        sweep.write()
+        failed = {i: str(sweep.jobs[i].error) for i in numbers if sweep.jobs[i].error is not None}
+        with users_environment():
+            failed |= self.run(sweep, [i for i in numbers if i not in failed])
+        log.info(f"Figures and tables of what is done: unlearn report {folder} -o report.html")
+        if failed:
+            raise UserError(failure_list(sweep, failed, len(numbers)))
+        return [JobReturn(_return_value=sweep.jobs[i].folder, status=JobStatus.COMPLETED) for i in numbers]
+
+    @abstractmethod
+    def run(self, sweep: Sweep, numbers: list[int]) -> Mapping[int, str]:
+        """Run these jobs of a sweep. Returns {number: error} of failed jobs."""
+
+    def unfinished(self, sweep: Sweep, numbers: list[int]) -> dict[int, Config]:
+        """The configurations of those jobs that are not finished already."""
+        from unlearn.sweeps.sweep import finished
+
+        configs = {number: self.configs[number] for number in numbers}
+        for number in [n for n, config in configs.items() if finished(config)]:
+            log.info(
+                f"\t#{number} is finished: nothing to do (train.force=true repeats it): {sweep.jobs[number].folder}"
+            )
+            del configs[number]
+        return configs
+
+    def _add(self, sweep: Sweep, number: int, overrides: Sequence[str]) -> int:
+        """Compose and check a job, write Hydra's own files, and add the job or its error to the sweep."""
+        from unlearn.config.hydra_job import to_config
+
+        log.info(f"\t#{number} : {' '.join(filter_overrides(overrides))}")
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        with open_dict(config):
+            config.hydra.job.id = config.hydra.job.num = number
+        _name_sweep(config, sweep.folder)
+        job = run_job(
+            hydra_context=self.hydra_context,
+            task_function=to_config,
+            config=config,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+            configure_logging=False,
+        )
+        if job.status == JobStatus.COMPLETED:
+            self.configs[number], hydra_folder = job.return_value
+            sweep.add(number, list(overrides), self.configs[number], hydra_folder)
+        else:
+            sweep.add_failed(number, list(overrides), job._return_value)
+        return number
+
+
+def _name_sweep(config: DictConfig, folder: Path) -> None:
+    """Set a job's W&B group to its sweep, unless there is a group, and add the sweep's name as a tag.
+
+    A job on SLURM knows only its composed configuration, so it is done before.
+    """
+    chosen = config.hydra.runtime.choices.get("sweep")
+    named = [] if chosen is None else [str(chosen)]
+    if OmegaConf.select(config, "tracker.tags") is not None:
+        config.tracker.tags = [*config.tracker.tags, *named]
+        config.tracker.group = config.tracker.group or " ".join([*named, *folder.parts[-2:]])
+
+
+class PackedLauncher(SweepLauncher):
+    """`hydra/launcher=packed`: jobs that share model and data are trained together, in this process.
+
+    `pack_size` bounds the jobs of a process; None stands for as many as the device's memory holds.
+    """
+
+    def __init__(self, pack_size: int | None = None) -> None:
+        self.pack_size = pack_size
+
+    def run(self, sweep: Sweep, numbers: list[int]) -> Mapping[int, str]:
+        """Pack by pack."""
+        from unlearn.errors import describe
+        from unlearn.storage.lock import FolderLock
+        from unlearn.sweeps.worker import run_packed
+
+        with FolderLock(sweep.folder):  # so that `unlearn status` sees it running
+            found = run_packed(sweep, numbers, self.pack_size)
+        return {i: describe(error) for i, error in found.items() if isinstance(error, Exception)}
+
+
+class LocalLauncher(SweepLauncher):
+    """`hydra/launcher=local`: the jobs spread over the GPUs of this machine, a process for each.
+
+    `devices` are CUDA's numbers or names; None stands for all that are visible. `pack_size` bounds the jobs of a
+    process. Runs that are finished already are left out.
+    """
+
+    def __init__(self, devices: Sequence[int | str] | None = None, pack_size: int | None = None) -> None:
+        self.settings = {"devices": None if devices is None else list(devices), "pack_size": pack_size}
+
+    def run(self, sweep: Sweep, numbers: list[int]) -> Mapping[int, str]:
+        """Part by part, on whichever device is free."""
+        from unlearn.sweeps.local import run_local
+
+        sweep.local = self.settings
+        sweep.write()
+        configs = self.unfinished(sweep, numbers)
+        return run_local(sweep, configs) if configs else {}
+
+
+class SlurmLauncher(SweepLauncher):
+    """`hydra/launcher=slurm`, `slurm_packed`: groups of `pack_size` jobs, each a job or array task of SLURM.
+
+    With `wait`, it returns when all have ended; without, as soon as they are queued. Runs that are finished already
+    are not queued.
+    """
+
+    def __init__(self, pack_size: int | None, wait: bool, **settings: Any) -> None:
+        self.pack_size, self.wait = pack_size, wait
+        self.settings = {k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in settings.items()}
+
+    def setup(self, **known: Any) -> None:
+        """Raises UserError, before anything is composed, where no cluster answers."""
+        from unlearn.errors import UserError
+        from unlearn.sweeps import slurm
+
+        super().setup(**known)
+        if not slurm.answers():
+            raise UserError("hydra/launcher: no SLURM answers here (scontrol ping). hydra/launcher=packed runs here.")
+
+    def run(self, sweep: Sweep, numbers: list[int]) -> Mapping[int, str]:
+        """Submit, and wait."""
+        from unlearn.sweeps.packs import packs
+        from unlearn.sweeps.status import wait_for
+        from unlearn.sweeps.submission import submit
+
+        configs = self.unfinished(sweep, numbers)
+        if not configs:
+            return {}
+        groups = packs(configs, len(configs) if self.pack_size is None else self.pack_size)
+        submit(sweep, groups, self.settings)
+        log.info(f"Submitted {len(groups)} SLURM jobs, {sweep.tasks[min(configs)]} the first; output: {sweep.folder}")
+        log.info(f"They go on without this process. To watch them: unlearn status {sweep.folder}")
+        return wait_for(sweep, list(configs)) if self.wait else {}
+
+
+class AutoLauncher(SlurmLauncher):
+    """The default: on SLURM where a cluster answers, else here, packed; on all GPUs, if there are several.
+
+    Here `pack_size` counts only if it stands on the command line: its default is meant for SLURM.
+    """
+
+    pack_size_here: int | None = None
+
+    def setup(self, **known: Any) -> None:
+        """Decide where jobs run, and report it in the first line."""
+        from unlearn.sweeps import slurm
+
+        SweepLauncher.setup(self, **known)
+        if any(o.lstrip("+").startswith("hydra.launcher.pack_size=") for o in self.config.hydra.overrides.hydra):
+            self.pack_size_here = self.pack_size
+        self.on_slurm = slurm.answers()
+        if self.on_slurm:
+            log.info("hydra/launcher=auto: SLURM answers, the jobs go there (hydra/launcher=packed runs them here)")
+        else:
+            log.info(
+                "hydra/launcher=auto: no SLURM answers, the jobs run here, on all GPUs where there are several "
+                "(hydra/launcher=local), else together in this process (hydra/launcher=packed)"
+            )
+
+    def run(self, sweep: Sweep, numbers: list[int]) -> Mapping[int, str]:
+        """Run on SLURM or here."""
+        if self.on_slurm:
+            return super().run(sweep, numbers)
+        kind = LocalLauncher if self._on_several(numbers) else PackedLauncher
+        launcher = kind(pack_size=self.pack_size_here)
+        launcher.configs = self.configs
+        return launcher.run(sweep, numbers)
+
+    def _on_several(self, numbers: list[int]) -> bool:
+        """Whether the jobs would run on a GPU, and there are several."""
+        from unlearn.models.devices import count_gpus, visible_devices
+
+        wanted = {self.configs[number].model.device for number in numbers}
+        return wanted <= {"auto", "cuda"} and len(numbers) > 1 and count_gpus() > 0 and len(visible_devices()) > 1
