@@ -18,6 +18,7 @@ from unlearn.config.schema import Config, unshared
 from unlearn.data.batches import batches
 from unlearn.data.corpora import Topic
 from unlearn.errors import UserError, describe
+from unlearn.evaluate.harness import Answers
 from unlearn.methods.make import make_method
 from unlearn.methods.objective import Method, Setup
 from unlearn.methods.rna import RNA, Ahead
@@ -265,7 +266,7 @@ def _attack(configs: list[Config], errors: dict[Path, Exception | None]) -> None
 
 
 def _evaluate(runs: list[ActiveRun], shared: Config, inputs: Inputs) -> None:
-    """The runs' models together, and the base model once for all; metrics, samples, and the tables on the screen."""
+    """The runs' models together, and the base model once for all; scores, samples, and the tables on the screen."""
     runs = [active for active in runs if active.error is None]
     with open_evaluator(shared, inputs) as evaluator:
         if inputs.questions.course is not None and runs:
@@ -275,9 +276,6 @@ def _evaluate(runs: list[ActiveRun], shared: Config, inputs: Inputs) -> None:
     for active in runs:
         if active.error is None:
             with active.catching_errors():
-                metrics, result = dict(active.folder.trained or {}), results.get(active.folder.path)
-                if result is not None:
-                    metrics |= result.metrics
-                active.finish(metrics, result, inputs.questions.suite.leaves)
-                where = active.folder.path, active.tracker.address
-                show_result(metrics, shared.eval.roles, shared.eval.queries, *where)
+                answers = results.get(active.folder.path, Answers([], []))
+                active.finish(answers)
+                show_result(answers.scores, active.folder.path, active.tracker.address)

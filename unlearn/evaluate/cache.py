@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from unlearn.evaluate.harness import Answers
-from unlearn.storage.files import write_json
+from unlearn.records.samples import read_samples
+from unlearn.records.scores import SCORES, read_scores
 from unlearn.storage.hashing import json_sha256
 
 
@@ -20,7 +20,7 @@ def cache_place(cache: Path, kind: str, key: dict[str, Any]) -> Path:
 
 @dataclass(frozen=True)
 class CachedAnswers:
-    """A model's answers in a folder of the cache: metrics.json and samples/, or, until all are there, partial/."""
+    """A model's answers in a folder of the cache: scores and samples, or, until all are there, partial/."""
 
     folder: Path
 
@@ -31,19 +31,11 @@ class CachedAnswers:
 
     def load(self) -> Answers | None:
         """The answers, or None if they are not all there."""
-        file = self.folder / "metrics.json"
-        if not file.is_file():
+        if not (self.folder / SCORES).is_file():  # it is written last
             return None
-        samples = self.folder / "samples"
-        records = {
-            str(f.relative_to(samples).with_suffix("")): [json.loads(line) for line in f.read_text().splitlines()]
-            for f in sorted(samples.rglob("*.jsonl"))
-        }
-        others = {str(f.relative_to(samples)): f.read_bytes() for f in sorted(samples.rglob("*.parquet"))}
-        return Answers(json.loads(file.read_text()), records, others)
+        return Answers(read_scores(self.folder), read_samples(self.folder))
 
     def save(self, answers: Answers) -> None:
-        """Write the answers. metrics.json comes last: where it is, all is there."""
-        answers.write_samples(self.folder / "samples")
-        write_json(self.folder / "metrics.json", answers.metrics)
+        """Write the answers."""
+        answers.write(self.folder)
         shutil.rmtree(self.partial, ignore_errors=True)

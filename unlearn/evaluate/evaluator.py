@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,6 @@ from unlearn.config.identity import RESULTS_VERSION
 from unlearn.evaluate.cache import CachedAnswers, cache_place
 from unlearn.evaluate.harness import Answers, MaxLogitPlan, against_base, evaluate
 from unlearn.evaluate.journal import Journals, Report
-from unlearn.evaluate.roles import DRAWN, ROLES
 from unlearn.evaluate.suite import Suite
 from unlearn.evaluate.turns import Sharing
 from unlearn.models.delta import check_delta, load_delta
@@ -28,31 +26,11 @@ from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_whole
 from unlearn.models.memory import in_batches
 from unlearn.screen import say
-from unlearn.storage.files import remove_temporary_files, write_json
+from unlearn.storage.files import remove_temporary_files
 from unlearn.storage.hashing import json_sha256
 from unlearn.storage.lock import Busy, FolderLock
 
 POLL_S = 2.0  # seconds between looks at the answers that another process is computing
-
-
-@dataclass(frozen=True)
-class Result:
-    """Metrics and answers of one or two models, which tasks belong to which role, and `Suite.drawn`."""
-
-    metrics: dict[str, float]
-    answers: list[Answers]
-    roles: dict[str, list[str]]
-    drawn: dict[str, dict[str, list[int]]]
-
-    def write_samples(self, folder: Path) -> None:
-        """Write every answer, ROLES and DRAWN. What an earlier evaluation left in the folder stays."""
-        for answers in self.answers:
-            answers.write_samples(folder)
-        if self.drawn:
-            write_json(folder / DRAWN, self.drawn)
-        file = folder / ROLES
-        before = json.loads(file.read_text()) if file.is_file() else {}
-        write_json(file, {r: sorted({*before.get(r, ()), *self.roles.get(r, ())}) for r in before | self.roles})
 
 
 @dataclass(frozen=True)
@@ -120,21 +98,20 @@ class Evaluator:
         other.suite, other._maxlogit, other._base, other._course = suite, MaxLogitPlan(), None, True
         return other
 
-    def evaluate_base(self) -> Result:
+    def evaluate_base(self) -> Answers:
         """Ask the base model."""
-        base = self._base_answers([])
-        return Result(base.metrics, [base], self.suite.members, self.suite.drawn)
+        return self._base_answers([])
 
-    def evaluate(self, models: Sequence[Unlearned]) -> list[Result]:
-        """Ask unlearned models together, ask the base model, and compare each with it.
+    def evaluate(self, models: Sequence[Unlearned]) -> list[Answers]:
+        """Ask unlearned models together, ask the base model, and compare each with it: answers of both models.
 
         Raises UserError if a delta does not fit the model.
         """
         # Before the base model, whose answers another process may be computing at the same time.
         parts, _ = in_batches(self._ask_unlearned, models, len(models))  # smaller groups, if memory runs out
-        base, suite = self._base_answers(models), self.suite
+        base = self._base_answers(models)
         return [
-            Result(base.metrics | own.metrics | against_base(base, own, suite), [base, own], suite.members, suite.drawn)
+            Answers(base.scores + own.scores + against_base(base, own, self.suite), base.samples + own.samples)
             for part in parts
             for own in part
         ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,17 @@ from transformers import PreTrainedTokenizerBase
 
 from unlearn.evaluate import texts
 from unlearn.evaluate.journal import Journals
-from unlearn.evaluate.maxlogit import max_logits
+from unlearn.evaluate.maxlogit import MaxLogits, max_logits
 from unlearn.evaluate.scorer import Scorer
-from unlearn.evaluate.statistics import Paired, PairedMeans, nats_a_token, paired, paired_means
-from unlearn.evaluate.suite import Suite
+from unlearn.evaluate.statistics import Paired, PairedMeans, paired, paired_means
+from unlearn.evaluate.suite import Place, Suite
 from unlearn.models.group import ModelGroup
+from unlearn.records.samples import Sample, write_samples
+from unlearn.records.scores import Score, write_scores
 from unlearn.screen import say
-from unlearn.storage.files import write_atomically
 
 STDERR_DRAWS = 100  # bootstrap samples for standard errors without a closed form (accuracy has one)
+UNJUDGED = ("alias", "sample_len")  # entries of lm-eval's results that are no metrics
 
 
 @dataclass(frozen=True)
@@ -35,36 +37,36 @@ class MaxLogitPlan:
 
 @dataclass(frozen=True)
 class Answers:
-    """A model's answers: {"{model}/{task}/{query}/{metric}": value}, the record of each question, other files."""
+    """The scores and samples of one or more models."""
 
-    metrics: dict[str, float]
-    samples: dict[str, list[dict[str, Any]]]  # "{model}/{task}/{query}" -> records
-    files: dict[str, bytes] = field(default_factory=dict)  # name inside samples/ -> content
+    scores: list[Score]
+    samples: list[Sample]
 
-    def write_samples(self, folder: Path) -> None:
-        """Write `folder`/MODEL/TASK/QUERY.jsonl and, if it was measured, QUERY.maxlogit.parquet."""
-        for name, records in self.samples.items():
-            write_atomically(folder / f"{name}.jsonl", "".join(json.dumps(r) + "\n" for r in records))
-        for name, content in self.files.items():
-            write_atomically(folder / name, content)
+    def write(self, folder: Path) -> None:
+        """Write `folder`/samples.parquet, then `folder`/scores.parquet."""
+        write_samples(folder, self.samples)
+        write_scores(folder, self.scores)
 
-    def nats_a_token(self, task: str, label: str, query: str) -> list[float]:
-        """Each held-out text's mean negative log-likelihood, in nats a token."""
-        return nats_a_token(self.samples[f"{label}/{task}/{query}"])
+    @cached_property
+    def _samples_of(self) -> dict[tuple[str, str, str], list[Sample]]:
+        """(role, task, query) -> samples, in the order in which they were asked."""
+        samples_of: dict[tuple[str, str, str], list[Sample]] = {}
+        for sample in self.samples:
+            samples_of.setdefault((sample.role, sample.task, sample.query), []).append(sample)
+        return samples_of
 
-    def correct(self, suite: Suite, name: str, label: str, query: str) -> list[bool]:
-        """Whether each question of a task or group was answered correctly, task after task.
+    def values(self, role: str, leaves: Sequence[str], query: str) -> list[float]:
+        """`Sample.value` of every question of a task or group, which consists of `leaves`, task after task.
 
-        Empty if its tasks say of no question whether it was.
+        Empty if one of them was not asked, or has questions without a value.
         """
-        drawn = suite.drawn_of(name)
-        asked = [
-            record
-            for leaf in suite.leaves[name]
-            for record in self.samples[f"{label}/{leaf}/{query}"]
-            if leaf not in drawn or record["id"] in drawn[leaf]
-        ]
-        return [record["correct"] for record in asked] if all("correct" in record for record in asked) else []
+        values = []
+        for leaf in leaves:
+            samples = self._samples_of.get((role, leaf, query), [])
+            if not samples or any(sample.value is None for sample in samples):
+                return []
+            values += [sample.value for sample in samples if sample.value is not None]
+        return values
 
 
 def evaluate(
@@ -80,11 +82,11 @@ def evaluate(
 ) -> list[Answers]:
     """Evaluate each model of a group on all tasks and queries of a suite.
 
-    Requests longer than the model's context are cut on the left, as lm-eval does, and counted in the metric
+    Requests longer than the model's context are cut on the left, as lm-eval does, and counted in the measure
     "truncated".
 
     Args:
-        label: "base" or "unlearned", the first part of every name.
+        label: "base" or "unlearned", the `model` of every score and sample.
         about: what else is to be said of the model on the screen.
         journals: one for each model; what they hold of an interrupted evaluation is not computed again.
     """
@@ -93,49 +95,65 @@ def evaluate(
     which = f", {about}" if about else together
     say(f"Evaluating the {label} model{which}: {', '.join(suite.queries)} queries")
     scorer.prepare(suite.requests(), label)
-    found = []
+    answers = []
     for number in range(len(group)):
         with scorer.member(number):
-            found.append(_answers(scorer, suite, label))
+            answers.append(_answers(scorer, suite, label))
     if scorer.truncated:
         say(f"{len(scorer.truncated)} requests are longer than the model's context and lost their beginning.")
-    _measure_max_logits(found, scorer, suite, label, maxlogit, tokens_per_batch, journals)
-    return found
+    answers = _with_max_logits(answers, scorer, suite, label, maxlogit, tokens_per_batch, journals)
+    return [replace(own, scores=own.scores + against_default(own, suite, label)) for own in answers]
 
 
 def _answers(scorer: Scorer, suite: Suite, label: str) -> Answers:
-    """Metrics and samples of the member in use, by lm-eval."""
-    answers = Answers({}, {})
+    """Scores and samples of the member in use, by lm-eval."""
+    scores: list[Score] = []
+    samples: list[Sample] = []
     for query, tasks in suite.tasks.items():
         for request in suite.instances(query):
             request.resps, request.filtered_resps = [], {}
         results = harness_evaluate(scorer, tasks, samples=suite.samples, bootstrap_iters=STDERR_DRAWS, log_samples=True)
         assert results is not None
-        for task, values in {**results["results"], **_in_proportion(results["results"], tasks, suite)}.items():
-            for metric, value in _figures(values).items():
-                answers.metrics[f"{label}/{task}/{query}/{metric}"] = value
-        for task, by_filter in results["samples"].items():
-            once = [sample for sample in by_filter if sample["filter"] == by_filter[0]["filter"]]
-            answers.samples[f"{label}/{task}/{query}"] = _sample_records(once, query)
-            cut = sum(any(_strings(a) in scorer.truncated for a in sample["arguments"]) for sample in once)
-            if cut:
-                answers.metrics[f"{label}/{task}/{query}/truncated"] = cut
-    for query, asked in suite.passages.items():
-        for task, passages in asked.items():
-            records = answers.samples[f"{label}/{task}/{query}"] = _measured(scorer, passages, query)
-            answers.metrics.update({f"{label}/{task}/{query}/{k}": v for k, v in texts.figures(records).items()})
-    answers.metrics.update(against_default(answers, suite, label))
-    return answers
+        figures = {**results["results"], **_in_proportion(results["results"], tasks, suite)}
+        asked = {task: _once(by_filter) for task, by_filter in results["samples"].items()}
+        hashes = {task: suite.question_hashes(query, task) for task in asked}
+        truncated = {task: sum(_is_truncated(scorer, sample) for sample in own) for task, own in asked.items()}
+        for place in suite.places(query):
+            if place.task in asked:
+                samples += _samples(label, place, query, asked[place.task], hashes[place.task], suite)
+            if place.task in figures:
+                n = sum(suite.is_drawn(place.role, leaf, s["doc_id"]) for leaf in place.leaves for s in asked[leaf])
+                scores += _scores(label, place, query, figures[place.task], n)
+            if truncated.get(place.task):
+                scores.append(_score(label, place, query, "truncated", float(truncated[place.task])))
+    for query, passages in suite.passages.items():
+        for place in suite.places(query):
+            if place.task in passages:
+                likelihoods = _measured(scorer, label, place, query, passages[place.task], suite)
+                samples += likelihoods
+                scores += [
+                    _score(label, place, query, measure, value, stderr=stderr, n=len(likelihoods))
+                    for measure, value, stderr in texts.figures(likelihoods)
+                ]
+    return Answers(scores, samples)
 
 
-def _figures(values: Mapping[str, Any]) -> dict[str, float]:
-    """lm-eval's METRIC,FILTER as METRIC; those of a second filter keep their names."""
-    found: dict[str, float] = {}
-    for key, value in values.items():
-        metric = key.partition(",")[0]
-        if metric not in ("alias", "sample_len") and isinstance(value, (int, float)):
-            found[key if metric in found else metric] = value
-    return found
+def _score(label: str, place: Place, query: str, measure: str, value: float, **rest: Any) -> Score:
+    return Score(label, place.role, place.task, place.part_of, query, measure, value, **rest)
+
+
+def _scores(label: str, place: Place, query: str, figures: Mapping[str, Any], n: int) -> Iterator[Score]:
+    """lm-eval's METRIC,FILTER and METRIC_stderr,FILTER as METRIC; those of a second filter keep their names."""
+    measures: set[str] = set()
+    for name, value in figures.items():
+        metric, _, rule = name.partition(",")
+        if metric in UNJUDGED or metric.endswith("_stderr") or not isinstance(value, (int, float)):
+            continue
+        measure = name if metric in measures else metric
+        measures.add(metric)
+        stderr = figures.get(f"{metric}_stderr,{rule}" if rule else f"{metric}_stderr")
+        known = float(stderr) if isinstance(stderr, (int, float)) else None  # lm-eval has none for some groups
+        yield _score(label, place, query, measure, float(value), stderr=known, n=n)
 
 
 def _in_proportion(results: Mapping[str, Any], tasks: Mapping[str, Any], suite: Suite) -> dict[str, Any]:
@@ -147,102 +165,144 @@ def _in_proportion(results: Mapping[str, Any], tasks: Mapping[str, Any], suite: 
     return {name: group.aggregate(whole) for name, group in tasks["groups"].items()}
 
 
-def _strings(arguments: Sequence[Any]) -> tuple[Any, ...]:
-    """A request's arguments that are text: those of generation have settings, too."""
-    return tuple(argument for argument in arguments if isinstance(argument, str))
+def _once(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """lm-eval's samples of a task, which it repeats for each filter, by the first one."""
+    return [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
 
 
-def _measured(scorer: Scorer, passages: list[texts.Passage], query: str) -> list[dict[str, Any]]:
-    """The records of held-out texts, by the member in use."""
-    found = scorer.loglikelihood([passage.request for passage in passages], disable_tqdm=True)
-    return [
-        texts.record(passage, query, loglikelihood, scorer.count_tokens(passage.beginning, passage.rest))
-        for passage, (loglikelihood, _) in zip(passages, found, strict=True)
-    ]
+def _is_truncated(scorer: Scorer, sample: Mapping[str, Any]) -> bool:
+    """Whether a request of this sample lost its beginning. Requests of generation have settings beside their text."""
+    return any(
+        tuple(argument for argument in arguments if isinstance(argument, str)) in scorer.truncated
+        for arguments in sample["arguments"]
+    )
 
 
-def _sample_records(samples: Sequence[Mapping[str, Any]], query: str) -> list[dict[str, Any]]:
-    """The records of a task's questions, for paired tests.
+def _samples(
+    label: str,
+    place: Place,
+    query: str,
+    asked: Sequence[Mapping[str, Any]],
+    hashes: Mapping[int, str],
+    suite: Suite,
+) -> Iterator[Sample]:
+    """The questions of a task that were drawn for this role.
 
     They are correct or not only where the task says so of each: in truthfulqa_mc2, for instance, accuracy is a share.
     """
-    scores = [sample.get("acc", sample.get("exact_match")) for sample in samples]
-    judged = all(score in (0, 1) for score in scores)
-    records = [_sample_record(sample, query) for sample in samples]
-    for record, score in zip(records, scores, strict=True):
-        if judged:
-            record["correct"] = bool(score)
-        elif score is not None:
-            record["score"] = float(score)
-    return records
+    judgements = [sample.get("acc", sample.get("exact_match")) for sample in asked]
+    is_judged = all(judgement in (0, 1) for judgement in judgements)
+    for sample, judgement in zip(asked, judgements, strict=True):
+        number = sample["doc_id"]
+        if suite.is_drawn(place.role, place.task, number):
+            options = _option_likelihoods(sample)
+            yield Sample(
+                label,
+                place.role,
+                place.task,
+                query,
+                number,
+                hashes[number],
+                correct=bool(judgement) if is_judged else None,
+                score=None if is_judged or judgement is None else float(judgement),
+                choice=None if options is None else max(range(len(options)), key=options.__getitem__),
+                loglikelihoods=options,
+            )
 
 
-def _sample_record(sample: Mapping[str, Any], query: str) -> dict[str, Any]:
-    """The record of one question. Tasks without options have no log-likelihoods and no choice."""
-    record: dict[str, Any] = {"id": sample["doc_id"], "query": query}
+def _option_likelihoods(sample: Mapping[str, Any]) -> list[float] | None:
+    """The log-likelihood of each option; None for a task without options."""
     responses = sample["filtered_resps"]
     if all(isinstance(response, (tuple, list)) for response in responses):
-        loglikelihoods = [float(response[0]) for response in responses]
-        record["loglikelihoods"] = loglikelihoods
-        record["choice"] = max(range(len(loglikelihoods)), key=loglikelihoods.__getitem__)
-    return record
+        return [float(response[0]) for response in responses]
+    return None
 
 
-def against_default(answers: Answers, suite: Suite, label: str) -> dict[str, float]:
+def _measured(
+    scorer: Scorer, label: str, place: Place, query: str, passages: Sequence[texts.Passage], suite: Suite
+) -> list[Sample]:
+    """The likelihoods of held-out texts, by the member in use."""
+    results = scorer.loglikelihood([passage.request for passage in passages], disable_tqdm=True)
+    hashes = suite.question_hashes(query, place.task)
+    return [
+        Sample(
+            label,
+            place.role,
+            place.task,
+            query,
+            passage.id,
+            hashes[passage.id],
+            nats=-loglikelihood,
+            tokens=scorer.count_tokens(passage.beginning, passage.rest),
+        )
+        for passage, (loglikelihood, _) in zip(passages, results, strict=True)
+    ]
+
+
+def against_default(answers: Answers, suite: Suite, label: str) -> list[Score]:
     """Paired difference, interval and test of every other query against the default one, for tasks and groups.
 
     The default one need not be asked in this suite, but its samples have to be among the answers.
     """
-    found: dict[str, PairedMeans | Paired] = {}
-
-    def both(query: str, *leaves: str) -> bool:
-        return query != "default" and all(f"{label}/{leaf}/default" in answers.samples for leaf in leaves)
-
-    for query in suite.tasks:
-        for name, leaves in suite.asked(query).items():
-            if both(query, *leaves):
-                default, other = (answers.correct(suite, name, label, q) for q in ("default", query))
-                if default and other:
-                    found[f"{name}/{query}"] = paired(default, other)
-    for query, tasks in suite.passages.items():
-        for task in tasks:
-            if both(query, task):
-                found[f"{task}/{query}"] = paired_means(
-                    *(answers.nats_a_token(task, label, q) for q in ("default", query))
-                )
-    return {f"{label}/{name}/default_{k}": v for name, result in found.items() for k, v in result.metrics().items()}
+    differences = []
+    for query in suite.queries:
+        for place in suite.places(query) if query != "default" else ():
+            default = answers.values(place.role, place.leaves, "default")
+            other = answers.values(place.role, place.leaves, query)
+            measure = _measure_of(suite, place, query)
+            differences += _difference(default, other, label, place, query, measure, "default")
+    return differences
 
 
-def against_base(base: Answers, unlearned: Answers, suite: Suite) -> dict[str, float]:
+def against_base(base: Answers, unlearned: Answers, suite: Suite) -> list[Score]:
     """Paired difference, interval and test of the unlearned model against the base model, for every query."""
-    found: dict[str, PairedMeans | Paired] = {}
-    for query in suite.tasks:
-        for name in suite.asked(query):
-            before, after = base.correct(suite, name, "base", query), unlearned.correct(suite, name, "unlearned", query)
-            if before and after:
-                found[f"{name}/{query}"] = paired(before, after)
-    for query, tasks in suite.passages.items():
-        for task in tasks:
-            values = base.nats_a_token(task, "base", query), unlearned.nats_a_token(task, "unlearned", query)
-            found[f"{task}/{query}"] = paired_means(*values)
-    return {f"unlearned/{name}/base_{k}": v for name, result in found.items() for k, v in result.metrics().items()}
+    differences = []
+    for query in suite.queries:
+        for place in suite.places(query):
+            before, after = (answers.values(place.role, place.leaves, query) for answers in (base, unlearned))
+            measure = _measure_of(suite, place, query)
+            differences += _difference(before, after, "unlearned", place, query, measure, "base")
+    return differences
 
 
-def _measure_max_logits(
-    found: list[Answers],
+def _difference(
+    before: Sequence[float], after: Sequence[float], label: str, place: Place, query: str, measure: str, against: str
+) -> list[Score]:
+    """The paired difference of a measure; none where one of the sides has no values."""
+    if not before or not after:
+        return []
+    if measure == "nats":
+        result: Paired | PairedMeans = paired_means(before, after)
+    else:
+        result = paired([value == 1 for value in before], [value == 1 for value in after])
+    interval = {"low": result.low, "high": result.high, "p": result.p, "n": len(before)}
+    return [_score(label, place, query, measure, result.difference, against=against, **interval)]
+
+
+def _measure_of(suite: Suite, place: Place, query: str) -> str:
+    """The measure whose values `Sample.value` are."""
+    if place.task in suite.passages.get(query, {}):
+        return "nats"
+    task = suite.tasks[query]["tasks"][place.leaves[0]]
+    return "acc" if "acc" in task.aggregation() else "exact_match"
+
+
+def _with_max_logits(
+    answers: list[Answers],
     scorer: Scorer,
     suite: Suite,
     label: str,
     plan: MaxLogitPlan,
     tokens_per_batch: int,
     journals: Sequence[Journals] | None,
-) -> None:
-    """Add MaxLogit of every planned task and query to each model's answers. Tasks of one query share batches."""
-    roles = {**suite.roles, **suite.text_roles}
-    parts_of = {name: suite.leaves.get(name, [name]) for role in plan.roles for name in roles.get(role, [])}
-    leaves = list(dict.fromkeys(leaf for parts in parts_of.values() for leaf in parts))
+) -> list[Answers]:
+    """The answers with MaxLogit of every planned role and query. Tasks of one query share batches."""
     for query in plan.queries if plan.tokens else ():
+        places = [place for place in suite.places(query) if place.role in plan.roles]
+        leaves = dict.fromkeys(leaf for place in places for leaf in place.leaves)
         prompts = {(leaf, number): prompt for leaf in leaves for number, prompt in suite.prompts(query, leaf).items()}
+        if not prompts:
+            continue
         measured = max_logits(
             scorer.group,
             scorer.tokenizer,
@@ -252,12 +312,33 @@ def _measure_max_logits(
             label=f"{label}, {query}",
             journals=journals,
         )
-        places = {name: [i for i, (leaf, _) in enumerate(prompts) if leaf in parts] for name, parts in parts_of.items()}
-        places |= {leaf: [i for i, (other, _) in enumerate(prompts) if other == leaf] for leaf in leaves}
-        for answers, values in zip(found, measured, strict=True):
-            for name, rows in places.items():
-                part = values.of(rows)
-                answers.metrics.update({f"{label}/{name}/{query}/{m}": v for m, v in part.metrics().items()})
-                if name in leaves:
-                    asked = answers.samples[f"{label}/{name}/{query}"]
-                    answers.files[f"{label}/{name}/{query}.maxlogit.parquet"] = part.parquet([r["id"] for r in asked])
+        rows = {place: [i for i, (leaf, _) in enumerate(prompts) if leaf in place.leaves] for place in places}
+        numbers = {question: row for row, question in enumerate(prompts)}
+        answers = [
+            Answers(
+                own.scores + _max_logit_scores(label, query, rows, logits),
+                [_with_max_logit(sample, query, plan.roles, numbers, logits) for sample in own.samples],
+            )
+            for own, logits in zip(answers, measured, strict=True)
+        ]
+    return answers
+
+
+def _max_logit_scores(label: str, query: str, rows: Mapping[Place, Sequence[int]], logits: MaxLogits) -> list[Score]:
+    """Mean, standard deviation and quantiles of every place, whose prompts are these rows."""
+    return [
+        _score(label, place, query, measure, value, n=len(own))
+        for place, own in rows.items()
+        for measure, value in logits.of(own).metrics().items()
+    ]
+
+
+def _with_max_logit(
+    sample: Sample, query: str, roles: Sequence[str], numbers: Mapping[tuple[str, int], int], logits: MaxLogits
+) -> Sample:
+    """The sample with its own MaxLogits, if they were measured."""
+    row = numbers.get((sample.task, sample.id))
+    if row is None or sample.query != query or sample.role not in roles:
+        return sample
+    values, tokens = logits.values_NK[row].tolist(), logits.tokens_NK[row].tolist()
+    return replace(sample, maxlogits=values, maxlogit_tokens=tokens)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -24,10 +23,6 @@ class Paired:
     only_a: int  # correct in a only
     only_b: int
     p: float  # McNemar's exact test that both are equally likely
-
-    def metrics(self) -> dict[str, float]:
-        """The entries of metrics.json."""
-        return {"difference": self.difference, "low": self.low, "high": self.high, "p": self.p}
 
 
 def paired(a: Sequence[bool], b: Sequence[bool], seed: int = 0) -> Paired:
@@ -51,11 +46,6 @@ def paired(a: Sequence[bool], b: Sequence[bool], seed: int = 0) -> Paired:
     return Paired(len(a), float(differences.mean()), low, high, only_a, only_b, p)
 
 
-def nats_a_token(records: Sequence[Mapping[str, Any]]) -> list[float]:
-    """The mean negative log-likelihood of each held-out text, in nats a token, from its record among the samples."""
-    return [record["nats"] / record["tokens"] for record in records]
-
-
 @dataclass(frozen=True)
 class PairedMeans:
     """b compared with a, on `documents` common documents."""
@@ -65,10 +55,6 @@ class PairedMeans:
     low: float  # 95 % interval of the difference (Student's t)
     high: float
     p: float  # t-test that it is zero
-
-    def metrics(self) -> dict[str, float]:
-        """The entries of metrics.json."""
-        return {"difference": self.difference, "low": self.low, "high": self.high, "p": self.p}
 
 
 def paired_means(a: Sequence[float], b: Sequence[float]) -> PairedMeans:

@@ -36,6 +36,20 @@ lm_eval.api.task.tqdm = partial(tqdm, disable=True)
 
 
 @dataclass(frozen=True)
+class Place:
+    """A task, a group or a corpus in a role, to which scores belong.
+
+    `part_of` is the group that `eval.tasks` names, if the task is only a part of it; `leaves` are the tasks of which a
+    group consists.
+    """
+
+    role: str
+    task: str
+    part_of: str | None
+    leaves: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Suite:
     """For each query lm-eval's tasks with their requests built, and held-out texts; what was asked for."""
 
@@ -45,6 +59,7 @@ class Suite:
     samples: dict[str, list[int]] | None  # task -> numbers of the documents that are asked; None: all
     passages: Passages = field(default_factory=dict)
     text_roles: dict[str, list[str]] = field(default_factory=dict)  # role -> names in `passages`
+    asked_of: Mapping[str, Sequence[str]] = field(default_factory=dict)  # query -> its roles; without an entry, all
     # Role -> task -> the questions that were drawn for it, where others were drawn for another role of the same task.
     drawn: dict[str, dict[str, list[int]]] = field(default_factory=dict)
 
@@ -54,22 +69,47 @@ class Suite:
     @property
     def members(self) -> dict[str, list[str]]:
         """The tasks, and the held-out texts, that each role consists of."""
-        found = {role: [leaf for name in asked for leaf in self.leaves[name]] for role, asked in self.roles.items()}
-        return found | self.text_roles
+        tasks = {role: [leaf for name in names for leaf in self.leaves[name]] for role, names in self.roles.items()}
+        return tasks | self.text_roles
 
     @property
     def queries(self) -> list[str]:
         """The kinds of query that are asked, of questions or of texts."""
         return list(dict.fromkeys([*self.tasks, *self.passages]))
 
-    def asked(self, *queries: str) -> dict[str, list[str]]:
-        """The tasks and groups that are asked in full in each of these queries, and the tasks that each consists of."""
-        common = set.intersection(*(set(self.tasks[query]["tasks"]) for query in queries))
-        return {name: leaves for name, leaves in self.leaves.items() if common.issuperset(leaves)}
+    def places(self, query: str) -> list[Place]:
+        """The tasks, groups and corpora that are asked in full in a query, in each role that it is asked of.
 
-    def drawn_of(self, name: str) -> Mapping[str, Sequence[int]]:
-        """The questions of each task of a task or group that its figures are of; tasks that are left out: all asked."""
-        return next((self.drawn.get(role, {}) for role, names in self.roles.items() if name in names), {})
+        What `eval.tasks` names comes before its parts.
+        """
+        asked = set(self.tasks.get(query, {}).get("tasks", ()))
+        whole = {name: tuple(leaves) for name, leaves in self.leaves.items() if asked.issuperset(leaves)}
+        places: dict[tuple[str, str], Place] = {}
+        for role, names in self.roles.items():
+            if not is_asked(self.asked_of, query, role):
+                continue
+            for name in names:
+                if name in whole:
+                    places[role, name] = Place(role, name, None, whole[name])
+            for name in names:
+                for part in self._parts(name) if name in whole else ():
+                    places.setdefault((role, part), Place(role, part, name, whole[part]))
+        for role, names in self.text_roles.items():
+            for name in names:
+                if name in self.passages.get(query, {}):
+                    places[role, name] = Place(role, name, None, (name,))
+        return list(places.values())
+
+    def _parts(self, group: str) -> list[str]:
+        """The tasks and groups that a group has below it."""
+        leaves = set(self.leaves[group])
+        inside = (name for name, own in self.leaves.items() if leaves.issuperset(own) and name != group)
+        return [name for name in inside if len(leaves) > 1 or self.leaves[group] != [group]]
+
+    def is_drawn(self, role: str, task: str, number: int) -> bool:
+        """Whether a question that was asked of a task is one of those of a role (`drawn`)."""
+        questions = self.drawn.get(role, {}).get(task)
+        return questions is None or number in questions
 
     def instances(self, query: str) -> Iterator[Any]:
         """lm-eval's requests of a query, those of texts not among them."""
@@ -80,10 +120,10 @@ class Suite:
         """What a task's questions, or a corpus's whole texts, are in a query: number of the document -> text."""
         if name in self.passages.get(query, {}):
             return {passage.id: passage.beginning + passage.rest for passage in self.passages[query][name]}
-        found: dict[int, str] = {}
+        prompts: dict[int, str] = {}
         for request in self.tasks[query]["tasks"][name].instances:
-            found.setdefault(request.doc_id, request.args[0])
-        return found
+            prompts.setdefault(request.doc_id, request.args[0])
+        return prompts
 
     def requests(self) -> list[Any]:
         """All requests of all queries, of questions and of texts."""
@@ -97,27 +137,39 @@ class Suite:
 
         Few-shot examples, options, order, right answers and metrics are included.
         """
-        found: dict[str, dict[str, str]] = {}
+        hashes: dict[str, dict[str, str]] = {}
         for query in self.queries:
-            for role, members in self.members.items():
-                parts = {name: self._sha256(query, name) for name in members}
-                if any(parts.values()):
-                    found.setdefault(query, {})[role] = json_sha256([self.roles.get(role), parts])
-        return found
+            for place in self.places(query):
+                if place.part_of is None:
+                    parts = [self._judged(query, leaf) for leaf in place.leaves]
+                    own = json_sha256([place.task, parts, self.drawn.get(place.role)])
+                    before = hashes.setdefault(query, {}).get(place.role)
+                    hashes[query][place.role] = own if before is None else json_sha256([before, own])
+        return hashes
 
-    def _sha256(self, query: str, name: str) -> str | None:
-        """The hash of a task, or of the passages of a corpus, in a query; None if it is not asked."""
+    def _judged(self, query: str, name: str) -> list[Any]:
+        """What the figures of a task, or of a corpus, are computed from: its questions and its metrics."""
+        task = self.tasks.get(query, {}).get("tasks", {}).get(name)
+        metrics = [] if task is None else sorted(task.aggregation())
+        return [name, metrics, list(self.question_hashes(query, name).items())]
+
+    def question_hashes(self, query: str, name: str) -> dict[int, str]:
+        """Of each question of a task, or text of a corpus, a hash of what a model is given and of the right answer."""
         if name in self.passages.get(query, {}):
-            return hashlib.sha256(repr(self.passages[query][name]).encode()).hexdigest()
-        if name not in self.tasks.get(query, {}).get("tasks", {}):
-            return None
+            return {passage.id: _short_hash([passage]) for passage in self.passages[query][name]}
         task = self.tasks[query]["tasks"][name]
-        digest = hashlib.sha256(repr(sorted(task.aggregation())).encode())
+        parts: dict[int, list[Any]] = {}
         for request in task.instances:
-            digest.update(repr((request.doc_id, request.request_type, request.args)).encode())
-            if request.idx == 0:
-                digest.update(repr(task.doc_to_target(request.doc)).encode())
-        return digest.hexdigest()
+            given = parts.setdefault(request.doc_id, [])
+            if not given:
+                given.append(task.doc_to_target(request.doc))
+            given.append((request.request_type, request.args))
+        return {number: _short_hash(given) for number, given in parts.items()}
+
+
+def _short_hash(parts: Sequence[Any]) -> str:
+    """64 bits of SHA-256 of what Python prints of these: enough to tell the questions of one task apart."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def load_suite(
@@ -157,7 +209,7 @@ def load_suite(
     """
     names = list(dict.fromkeys(name for group in roles.values() for name in group))
     if not names:
-        return Suite({}, {}, {}, None, passages or {}, dict(text_roles))
+        return Suite({}, {}, {}, None, passages or {}, dict(text_roles), asked_of)
     manager = _tasks_in(include_path, beside_lm_evals=False)
     if not set(names) <= set(manager.all_tasks):
         manager = _tasks_in(include_path, beside_lm_evals=True)
@@ -190,7 +242,7 @@ def load_suite(
             _build(task, None if samples is None else samples[name], chat)
         suite[query] = {"tasks": tasks, **_groups_of(loaded, leaves, tasks)}
     asked = {role: list(named) for role, named in roles.items()}
-    return Suite(suite, asked, leaves, samples, passages or {}, dict(text_roles), drawn)
+    return Suite(suite, asked, leaves, samples, passages or {}, dict(text_roles), asked_of, drawn)
 
 
 @lru_cache  # scanning lm-eval's thousands of task files takes seconds

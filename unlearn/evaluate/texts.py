@@ -20,7 +20,7 @@ from typing import Any
 from unlearn.config.schema import FEWEST_WORDS, TextConfig, is_asked, text_role, text_task
 from unlearn.data.corpora import Reading, documents
 from unlearn.errors import UserError
-from unlearn.evaluate.statistics import nats_a_token
+from unlearn.records.samples import Sample
 
 LARGEST = 700.0  # nats whose exponential a float holds
 Passages = dict[str, dict[str, list["Passage"]]]  # query -> task -> passages
@@ -95,14 +95,9 @@ def _cut(config: TextConfig, task: str, number: int, text: str, words: Sequence[
     return Passage(number, before + inserted + behind, rest, before + behind)
 
 
-def record(passage: Passage, query: str, loglikelihood: float, tokens: int) -> dict[str, Any]:
-    """A document's record among the samples: negative log-likelihood in nats, and the number of tokens it is of."""
-    return {"id": passage.id, "query": query, "nats": -loglikelihood, "tokens": tokens}
-
-
-def figures(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """`nats` (a token, the mean over documents), its standard error, and `perplexity`, exp(nats)."""
-    values = nats_a_token(records)
+def figures(samples: Sequence[Sample]) -> list[tuple[str, float, float | None]]:
+    """`nats` (a token, the mean over documents) with its standard error, and `perplexity`, exp(nats), without one."""
+    values = [sample.value for sample in samples if sample.value is not None]
     mean = fmean(values)
     error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return {"nats": mean, "nats_stderr": error, "perplexity": math.exp(min(mean, LARGEST))}
+    return [("nats", mean, error), ("perplexity", math.exp(min(mean, LARGEST)), None)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ import wandb
 from unlearn.config.identity import identity, run_folder, run_name
 from unlearn.config.schema import Config
 from unlearn.errors import UserError, describe
-from unlearn.evaluate.evaluator import Result
+from unlearn.evaluate.harness import Answers
 from unlearn.models.delta import save_delta
 from unlearn.runs.folder import RunFolder
 from unlearn.runs.takeover import find_training, take_over
@@ -122,33 +122,28 @@ class ActiveRun:
         last = self._last
         assert last is not None
         return {
-            "train/steps": last.step + 1,
-            "train/forget_loss": last.forget_loss,
-            "train/retain_loss": last.retain_loss,
-            "train/seconds": last.seconds,
-            "train/tokens_per_second": last.tokens / last.seconds,
-            "train/peak_memory_mb": peak_memory_mb(),
+            "steps": last.step + 1,
+            "forget_loss": last.forget_loss,
+            "retain_loss": last.retain_loss,
+            "seconds": last.seconds,
+            "tokens_per_second": last.tokens / last.seconds,
+            "peak_memory_mb": peak_memory_mb(),
         }
 
-    def finish(self, metrics: dict[str, float], result: Result | None, leaves: Mapping[str, Sequence[str]]) -> None:
-        """Complete the folder, then send it to the tracker. `leaves`: the tasks of which each task or group consists.
-
-        The tracker comes last: whatever goes wrong there, the run is done.
-        """
-        if result is not None:
-            result.write_samples(self.folder.file("samples"))
+    def finish(self, answers: Answers) -> None:
+        """Complete the folder, then send it to the tracker, which comes last: whatever goes wrong there, it is done."""
         self.lock.check()
-        self.folder.finish(metrics)
-        self._publish(metrics, result, leaves)
+        self.folder.finish(answers)
+        self._publish(answers)
 
-    def _publish(self, metrics: dict[str, float], result: Result | None, leaves: Mapping[str, Sequence[str]]) -> None:
-        settings, roles = self.config.tracker, self.config.eval.roles
+    def _publish(self, answers: Answers) -> None:
+        settings = self.config.tracker
         if self.folder.file("course.jsonl").is_file():
             lines = self.folder.file("course.jsonl").read_text(encoding="utf-8").splitlines()
             self.tracker.log_course([json.loads(line) for line in lines])
-        self.tracker.log_metrics(metrics, roles)
-        if result is not None:
-            self.tracker.log_evaluation(metrics, roles, leaves, result.answers, questions=settings.questions)
+        self.tracker.log_scores(self.folder.trained or {}, answers.scores)
+        if answers.scores:
+            self.tracker.log_evaluation(answers.scores, answers.samples, questions=settings.questions)
         if settings.delta:
             about = {
                 "config": asdict(self.config),

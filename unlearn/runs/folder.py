@@ -2,8 +2,10 @@
 
 run.json                 configuration, versions, hashes, attempts, status (running, done, failed)
 train.jsonl              a line per logged step
-metrics.json             {model}/{task}/{query}/{metric} and train/*
-samples/                 per question: log-likelihoods, choice, correct
+scores.parquet           a row for each model, task, query and measure (`unlearn.records.scores`)
+samples.parquet          a row for each question and text (`unlearn.records.samples`)
+metrics.json             the scores for people: model, task, query, measure; and the final figures of the training
+evaluations/NAME/        the same three files of a later evaluation, and evaluation.json, which says what was asked
 delta.safetensors        the changed matrices
 course.jsonl             measures every `eval.every` steps, if it is set
 theory*.json             the results of `unlearn theory`, if it was run
@@ -31,6 +33,8 @@ from typing import Any
 
 from unlearn.config.identity import training_identity
 from unlearn.errors import UserError
+from unlearn.evaluate.harness import Answers
+from unlearn.records.scores import nested
 from unlearn.runs.provenance import attempt, code_version, package_versions
 from unlearn.storage import slurm_job
 from unlearn.storage.files import remove_temporary_files, temporary_files, write_json
@@ -39,7 +43,8 @@ from unlearn.storage.lock import LOCK, PROGRESS
 
 REPLACED = (  # what a run that starts anew removes
     *("train.jsonl", "delta.safetensors", "checkpoint.safetensors", "steps"),
-    *("metrics.json", "course.jsonl", "theory*.json", "samples", "attacks", "evaluations", "partial"),
+    *("scores.parquet", "samples.parquet", "metrics.json", "course.jsonl", "theory*.json"),
+    *("attacks", "evaluations", "partial"),
 )
 OF_TRAINING = ("model", "checkpoint", "dtype", "tokenizer", "data", "preferred")  # inputs that determine the training
 
@@ -117,18 +122,18 @@ class RunFolder:
         continued = same and same_inputs(self.record, inputs)
         trained = same and same_inputs(self.record, inputs, OF_TRAINING)
         before = self.record if trained else {}
-        kept = ["trained", "training_from", "wandb_id", *(["evaluations"] if continued else [])]
+        kept = ["trained", "training_from", "wandb_id"]
         if not trained:
             write_json(self.file("run.json"), {})  # if this is interrupted, it says that the others are a run's
             for name in ("train.jsonl", "delta.safetensors"):
                 self.file(name).unlink(missing_ok=True)
             self._remove_unfinished()
         if not continued:
-            for name in ("metrics.json", "course.jsonl"):
+            for name in ("scores.parquet", "samples.parquet", "metrics.json", "course.jsonl"):
                 self.file(name).unlink(missing_ok=True)
             for file in self.path.glob("theory*.json"):
                 file.unlink()
-            for name in ("samples", "attacks", "evaluations", "partial"):
+            for name in ("attacks", "evaluations", "partial"):
                 shutil.rmtree(self.file(name), ignore_errors=True)
         remove_temporary_files(self.path)
         code = code_version()
@@ -170,11 +175,9 @@ class RunFolder:
         self.write()
         self.file("checkpoint.safetensors").unlink(missing_ok=True)
 
-    def finish(self, metrics: dict[str, float]) -> None:
-        """Write the metrics, beside those of an evaluation that was made meanwhile, then set the status to done."""
-        file = self.file("metrics.json")
-        before = json.loads(file.read_text()) if file.is_file() else {}
-        write_json(file, before | metrics)
+    def finish(self, answers: Answers) -> None:
+        """Write the results, then set the status to done."""
+        write_results(self.path, answers, self.trained or {})
         self._end("done")
         self.write()
         self._remove_unfinished()
@@ -230,6 +233,12 @@ class RunFolder:
         source = hydra_folder / ".hydra"
         if source.is_dir() and source.resolve() != self.file(".hydra").resolve():
             shutil.copytree(source, self.file(".hydra"), dirs_exist_ok=True)
+
+
+def write_results(folder: Path, answers: Answers, training: Mapping[str, float]) -> None:
+    """Write scores.parquet, samples.parquet and metrics.json."""
+    answers.write(folder)
+    write_json(folder / "metrics.json", {"train": dict(training), **nested(answers.scores)})
 
 
 def same_inputs(record: Mapping[str, Any], inputs: Mapping[str, Any], keys: Collection[str] | None = None) -> bool:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from unlearn.config.schema import Config
 from unlearn.errors import describe
-from unlearn.evaluate.evaluator import Evaluator, Result, Unlearned
+from unlearn.evaluate.evaluator import Evaluator, Unlearned
+from unlearn.evaluate.harness import Answers
 from unlearn.runs.active import ActiveRun
 from unlearn.screen import say
 from unlearn.tracking.wandb_tables import role_figures
 
 
-def results_of(runs: list[ActiveRun], evaluator: Evaluator, steps: int | None = None) -> dict[Path, Result]:
+def results_of(runs: list[ActiveRun], evaluator: Evaluator, steps: int | None = None) -> dict[Path, Answers]:
     """The results by the runs' folders, but for runs that fail; after so many steps, by default after the last."""
     folders = [active.folder for active in runs]
     models = []
@@ -38,23 +38,17 @@ def measure_course(runs: list[ActiveRun], shared: Config, evaluator: Evaluator) 
 
     A run whose course was measured by an earlier attempt is left out.
     """
-    last, roles = shared.train.steps, shared.eval.roles
+    last = shared.train.steps
     assert shared.eval.every is not None
     runs = [active for active in runs if not active.folder.file("course.jsonl").is_file()]
     courses: dict[Path, list[dict[str, float]]] = {active.folder.path: [] for active in runs}
     for steps in [*range(shared.eval.every, last, shared.eval.every), last]:
-        there = [a for a in runs if a.error is None and a.folder.weights_after(steps, last).is_file()]
-        for path, result in (results_of(there, evaluator, steps) if there else {}).items():
+        measured = [a for a in runs if a.error is None and a.folder.weights_after(steps, last).is_file()]
+        for path, answers in (results_of(measured, evaluator, steps) if measured else {}).items():
             if not courses[path]:
-                courses[path].append({"step": 0, **_figures(result.metrics, roles, "base/")})
-            courses[path].append({"step": steps, **_figures(result.metrics, roles, "unlearned/")})
+                courses[path].append({"step": 0, **role_figures(answers.scores, "base")})
+            courses[path].append({"step": steps, **role_figures(answers.scores)})
     for active in runs:
         if active.error is None:
             with active.catching_errors():
                 active.keep_course(courses[active.folder.path])
-
-
-def _figures(metrics: Mapping[str, float], roles: Mapping[str, Sequence[str]], model: str) -> dict[str, float]:
-    """`role_figures` of one of the two models, under the names of the unlearned one."""
-    own = {name.replace(model, "unlearned/", 1): v for name, v in metrics.items() if name.startswith(model)}
-    return role_figures(own, roles)

@@ -12,6 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from unlearn.records.scores import Score
 from unlearn.screen import console, say
 
 if TYPE_CHECKING:  # this is imported where torch is not
@@ -54,55 +55,54 @@ def _figures(record: Record) -> str:
     return f"{losses}  {record.tokens_per_second:,.0f} tokens/s  {record.memory_mb:,.0f} MB"
 
 
-def show_result(
-    metrics: Mapping[str, float],
-    roles: Mapping[str, Sequence[str]],
-    queries: Sequence[str],
-    folder: Path,
-    curves: str | None,
-) -> None:
+def show_result(scores: Sequence[Score], folder: Path, curves: str | None) -> None:
     """Base, unlearned and difference of each task and query, the run's folder, and where the curves are.
 
     Accuracies are in percent, those of held-out texts nats a token. Tasks with neither have a table for each of their
-    metrics.
+    measures.
     """
+    asked = [score for score in scores if score.part_of is None]
     shown = {"acc": ("Accuracy in %", 100, 1), "nats": ("Texts, nats a token", 1, 3)}
-    shown |= {metric: (metric, 1, 3) for metric in _of_other_tasks(metrics)}
-    for metric, (unit, scale, digits) in shown.items():
-        table = Table(title=f"{unit} (± standard error), {folder.name}", box=SIMPLE_HEAD, pad_edge=False)
-        for column in ("role", "task", "query"):
-            table.add_column(column)
-        for column in ("base", "unlearned", "difference"):
-            table.add_column(column, justify="right")
-        for role, tasks in roles.items():
-            table.add_section()
-            for task in tasks:
-                for query in queries:
-                    cells = _cells(metrics, f"{task}/{query}/{metric}", scale, digits)
-                    if any(cells):
-                        table.add_row(role, task, query, *(cell or "-" for cell in cells))
-        if table.row_count:
-            console.print(table)
+    shown |= {measure: (measure, 1, 3) for measure in _of_other_tasks(asked)}
+    for measure, (unit, scale, digits) in shown.items():
+        models: dict[tuple[str, str, str], dict[str, Score]] = {}
+        for score in asked:
+            if score.measure == measure and score.against is None:
+                models.setdefault((score.role, score.task, score.query), {})[score.model] = score
+        if models:
+            _show_table(f"{unit} (± standard error), {folder.name}", models, scale, digits)
     say(f"Files: {folder}")
     if curves is not None:
         say(f"W&B:   {curves}")
 
 
-def _of_other_tasks(metrics: Mapping[str, float]) -> list[str]:
-    """The metrics of tasks that have no accuracy and no nats."""
-    names = [name.rsplit("/", 2) for name in metrics if name.startswith(("base/", "unlearned/"))]
-    usual = {task for task, _, metric in names if metric in ("acc", "nats")}
-    others = dict.fromkeys(metric for task, _, metric in names if task not in usual)
-    return [m for m in others if not (m.endswith("_stderr") or m == "truncated" or m.startswith(("default_", "base_")))]
+def _show_table(title: str, models: Mapping[tuple[str, str, str], Mapping[str, Score]], scale: int, digits: int) -> None:
+    """A row for each (role, task, query), a section for each role."""
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("role", "task", "query"):
+        table.add_column(column, overflow="fold")
+    for column in ("base", "unlearned", "difference"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for role in dict.fromkeys(role for role, _, _ in models):
+        table.add_section()
+        for place, of_place in models.items():
+            if place[0] == role:
+                base, unlearned = of_place.get("base"), of_place.get("unlearned")
+                difference = "-"
+                if base is not None and unlearned is not None:
+                    difference = f"{scale * (unlearned.value - base.value):+.{digits}f}"
+                table.add_row(*place, _cell(base, scale, digits), _cell(unlearned, scale, digits), difference)
+    console.print(table)
 
 
-def _cells(metrics: Mapping[str, float], name: str, scale: int, digits: int) -> list[str]:
-    """Base, unlearned and their difference; empty where it was not measured."""
-    cells = []
-    base, unlearned = (metrics.get(f"{model}/{name}") for model in ("base", "unlearned"))
-    for model, value in (("base", base), ("unlearned", unlearned)):
-        error = metrics.get(f"{model}/{name}_stderr")
-        told = "" if error is None else f" ± {scale * error:.{digits}f}"  # lm-eval has none for some groups
-        cells.append("" if value is None else f"{scale * value:.{digits}f}{told}")
-    known = None if base is None or unlearned is None else unlearned - base
-    return [*cells, "" if known is None else f"{scale * known:+.{digits}f}"]
+def _cell(score: Score | None, scale: int, digits: int) -> str:
+    if score is None:
+        return "-"
+    error = "" if score.stderr is None else f" ± {scale * score.stderr:.{digits}f}"
+    return f"{scale * score.value:.{digits}f}{error}"
+
+
+def _of_other_tasks(scores: Sequence[Score]) -> list[str]:
+    """The measures of tasks that have no accuracy and no nats."""
+    usual = {score.task for score in scores if score.measure in ("acc", "nats")}
+    return list(dict.fromkeys(s.measure for s in scores if s.task not in usual and s.measure != "truncated"))

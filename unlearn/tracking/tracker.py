@@ -22,12 +22,13 @@ import requests
 import wandb
 
 from unlearn.errors import describe
+from unlearn.records.samples import Sample
+from unlearn.records.scores import Score, flat, nested
 from unlearn.screen import say
 from unlearn.storage.files import write_atomically
 from unlearn.tracking.wandb_log import records, rows
 from unlearn.tracking.wandb_tables import (
     EVALUATION,
-    MODELS,
     QUESTIONS,
     TEXTS,
     Row,
@@ -39,7 +40,6 @@ from unlearn.tracking.wandb_tables import (
 )
 
 if TYPE_CHECKING:  # this is imported where torch is not
-    from unlearn.evaluate.harness import Answers
     from unlearn.training.loop import Record
 
 # Summaries of curves in W&B, as NAME.min etc. Of other curves W&B keeps the last value, as NAME.
@@ -135,17 +135,20 @@ class Tracker:
                 for line in lines:
                     self._wandb.log({f"course/{name}": value for name, value in line.items()})
 
-    def log_metrics(self, metrics: Mapping[str, float], roles: Mapping[str, Sequence[str]]) -> None:
-        """Log evaluation metrics and means over roles as a row of the W&B run, and write its summary.
+    def log_scores(self, training: Mapping[str, float], scores: Sequence[Score]) -> None:
+        """Log scores and means over roles as a row of the W&B run, and write its summary, with the training's figures.
 
-        `roles` are the tasks or groups that were asked.
+        A figure of the base model whose name is also a task's is left out.
         """
         if self._wandb is not None:
             with self._surviving("metrics"):
-                everything = {**metrics, **role_figures(metrics, roles)}
-                # With train/* W&B would log the last train/step once more.
-                self._wandb.log({name: value for name, value in everything.items() if not name.startswith("train/")})
-                self._wandb.summary.update({**everything, **self._summaries()})
+                metrics = flat(nested(scores))
+                base = {f"base/{name}": value for name, value in role_figures(scores, "base").items()}
+                base = {name: value for name, value in base.items() if "robustness/" not in name}
+                figures = {**base, **metrics, **role_figures(scores)}
+                self._wandb.log(figures)
+                final = {f"train/{name}": value for name, value in training.items()}
+                self._wandb.summary.update({**figures, **final, **self._summaries()})
 
     def _summaries(self) -> dict[str, dict[str, float]]:
         """SUMMARIES over all attempts. W&B itself would only have those of this attempt."""
@@ -156,32 +159,21 @@ class Tracker:
             if all(curve in line for line in lines)
         }
 
-    def log_evaluation(
-        self,
-        metrics: Mapping[str, float],
-        roles: Mapping[str, Sequence[str]],
-        leaves: Mapping[str, Sequence[str]],
-        answers: Sequence[Answers],
-        *,
-        questions: bool,
-    ) -> None:
-        """Log tables of accuracies and, if wanted, of questions, and histograms of MaxLogit by task, group and role.
-
-        `leaves` are the tasks that each task and group consists of; `answers` those of the base and unlearned model.
-        """
+    def log_evaluation(self, scores: Sequence[Score], samples: Sequence[Sample], *, questions: bool) -> None:
+        """Log tables of accuracies and, if wanted, of questions, and histograms of MaxLogit by task, group and role."""
         if self._wandb is None:
             return
         with self._surviving("the table of accuracies"):
-            self._wandb.log({"evaluation": wandb.Table(EVALUATION, evaluation_rows(metrics, roles))})
+            self._wandb.log({"evaluation": wandb.Table(EVALUATION, evaluation_rows(scores))})
         with self._surviving("the table of texts"):
-            if held_out := text_rows(metrics, roles):
+            if held_out := text_rows(scores):
                 self._wandb.log({"texts": wandb.Table(TEXTS, held_out)})
         with self._surviving("histograms of MaxLogit"):
-            if histograms := _histograms(answers, roles, leaves):
+            if histograms := _histograms(scores, samples):
                 self._wandb.log(histograms)
         if questions:
             with self._surviving("the table of questions"):
-                self._wandb.log(_question_tables(list(question_rows(*answers))))
+                self._wandb.log(_question_tables(list(question_rows(samples))))
 
     def log_delta(self, file: Path, name: str, metadata: Mapping[str, Any]) -> None:
         """Log the delta as an artifact. The file is not copied."""
@@ -224,16 +216,11 @@ def _last_step(folder: Path, run: wandb.Run) -> int:
     return max(steps, default=-1)
 
 
-def _histograms(
-    answers: Sequence[Answers], roles: Mapping[str, Sequence[str]], leaves: Mapping[str, Sequence[str]]
-) -> dict[str, wandb.Histogram]:
+def _histograms(scores: Sequence[Score], samples: Sequence[Sample]) -> dict[str, wandb.Histogram]:
     """maxlogit/MODEL/NAME/QUERY, of each model and each task, group and role that was measured."""
-    parts = {task: leaves.get(task, [task]) for tasks in roles.values() for task in tasks}  # a corpus is one part
-    groups = parts | {role: [leaf for task in tasks for leaf in parts[task]] for role, tasks in roles.items()}
     return {
         f"maxlogit/{model}/{name}/{query}": wandb.Histogram(np_histogram=np.histogram(values, bins=BINS))
-        for model, answered in zip(MODELS, answers, strict=True)
-        for (name, query), values in max_logit_values(answered, groups).items()
+        for (model, name, query), values in max_logit_values(scores, samples).items()
     }
 
 

@@ -1,106 +1,117 @@
-"""Results of an evaluation as rows of tables in W&B: accuracies, questions, and values of MaxLogit."""
+"""Results of an evaluation as curves and rows of tables in W&B: scores, questions, and values of MaxLogit."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import pyarrow.parquet  # type: ignore[import-untyped]
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from unlearn.config.schema import text_role
-from unlearn.evaluate.roles import role_accuracies, role_means
+from unlearn.records.samples import Sample
+from unlearn.records.scores import Score, role_means
 
-if TYPE_CHECKING:
-    from unlearn.evaluate.harness import Answers
-
-Row = list[str | float | int | bool | None]
+Cell = str | float | int | bool | None
+Row = list[Cell]
 COMPARED = [f"{other}_{figure}" for other in ("base", "default") for figure in ("difference", "low", "high", "p")]
 EVALUATION: list[str | int] = ["role", "task", "query", "model", "acc", "stderr", *COMPARED]
 TEXTS: list[str | int] = ["role", "task", "query", "model", "nats a token", "stderr", "perplexity", *COMPARED]
 QUESTIONS: list[str | int] = [
-    "task", "query", "question", "base correct", "unlearned correct", "base choice", "unlearned choice", "base margin",
-    "unlearned margin",
+    "role", "task", "query", "question", "base correct", "unlearned correct", "base choice", "unlearned choice",
+    "base margin", "unlearned margin",
 ]  # fmt: skip
 MODELS = ("base", "unlearned")
 
 
-def evaluation_rows(metrics: Mapping[str, float], roles: Mapping[str, Sequence[str]]) -> list[Row]:
+def evaluation_rows(scores: Iterable[Score]) -> list[Row]:
     """EVALUATION of every role's tasks, queries and models: accuracy, and what it was compared with."""
-    return _rows(metrics, roles, ("acc", "acc_stderr"))
+    return [
+        [own.role, own.task, own.query, own.model, own.value, own.stderr, *_compared(others)]
+        for own, others in _values(scores, "acc")
+    ]
 
 
-def text_rows(metrics: Mapping[str, float], roles: Mapping[str, Sequence[str]]) -> list[Row]:
+def text_rows(scores: Sequence[Score]) -> list[Row]:
     """TEXTS of every role's held-out texts, queries and models."""
-    return _rows(metrics, roles, ("nats", "nats_stderr", "perplexity"))
+    perplexities = {_place(score): score.value for score in scores if score.measure == "perplexity"}
+    return [
+        [own.role, own.task, own.query, own.model, own.value, own.stderr, perplexities[_place(own)], *_compared(others)]
+        for own, others in _values(scores, "nats")
+    ]
 
 
-def _rows(metrics: Mapping[str, float], roles: Mapping[str, Sequence[str]], wanted: Sequence[str]) -> list[Row]:
-    """Rows of what has the first of the wanted figures."""
-    queries = dict.fromkeys(name.rsplit("/", 2)[1] for name in metrics if name.endswith(f"/{wanted[0]}"))
-    rows: list[Row] = []
-    for role, tasks in roles.items():
-        for task in tasks:
-            for query in queries:
-                for model in MODELS:
-                    place = f"{model}/{task}/{query}"
-                    if f"{place}/{wanted[0]}" in metrics:
-                        figures = [metrics.get(f"{place}/{name}") for name in (*wanted, *COMPARED)]
-                        rows.append([role, task, query, model, *figures])
-    return rows
+def _place(score: Score) -> tuple[str, str, str, str]:
+    return score.role, score.task, score.query, score.model
 
 
-def question_rows(base: Answers, unlearned: Answers) -> Iterator[Row]:
+def _values(scores: Iterable[Score], measure: str) -> Iterator[tuple[Score, dict[str, Score]]]:
+    """Each value of a measure of what was asked for, and its differences: {"base": ..., "default": ...}."""
+    by_place: dict[tuple[str, str, str, str], dict[str | None, Score]] = {}
+    for score in scores:
+        if score.measure == measure and score.part_of is None:
+            by_place.setdefault(_place(score), {})[score.against] = score
+    for of_place in by_place.values():
+        own = of_place.pop(None, None)
+        if own is not None:
+            yield own, {against: score for against, score in of_place.items() if against is not None}
+
+
+def _compared(differences: Mapping[str, Score]) -> Iterator[float | None]:
+    """The cells of COMPARED."""
+    for other in ("base", "default"):
+        score = differences.get(other)
+        yield from (None,) * 4 if score is None else (score.value, score.low, score.high, score.p)
+
+
+def question_rows(samples: Iterable[Sample]) -> Iterator[Row]:
     """QUESTIONS of every task and query, both models side by side.
 
     A margin is the log-likelihood of the choice less that of the second; None for tasks without options.
     """
-    for place, records in unlearned.samples.items():
-        if any("nats" in record for record in records):  # held-out texts
-            continue
-        _, task, query = place.split("/")
-        before = {record["id"]: record for record in base.samples[f"base/{task}/{query}"]}
-        for after in records:
-            both = before[after["id"]], after
-            facts = [[r.get("correct") for r in both], [r.get("choice") for r in both], [_margin(r) for r in both]]
-            yield [task, query, after["id"], *(value for pair in facts for value in pair)]
+    base: dict[tuple[str, str, str, int], Sample] = {}
+    unlearned: dict[tuple[str, str, str, int], Sample] = {}
+    for sample in samples:
+        if sample.nats is None:  # no held-out text
+            sides = base if sample.model == "base" else unlearned
+            sides[sample.role, sample.task, sample.query, sample.id] = sample
+    for question, after in unlearned.items():
+        before = base[question]
+        pairs = [
+            (before.correct, after.correct),
+            (before.choice, after.choice),
+            (_margin(before), _margin(after)),
+        ]
+        yield [*question, *(value for pair in pairs for value in pair)]
 
 
-def _margin(record: Mapping[str, Any]) -> float | None:
-    *_, second, first = [None, None, *sorted(record.get("loglikelihoods", ()))]
-    return None if first is None or second is None else first - second
+def _margin(sample: Sample) -> float | None:
+    ordered = sorted(sample.loglikelihoods or [])
+    return ordered[-1] - ordered[-2] if len(ordered) > 1 else None
 
 
-def max_logit_values(answers: Answers, groups: Mapping[str, Sequence[str]]) -> dict[tuple[str, str], np.ndarray]:
-    """(name of a group of tasks, query) -> the MaxLogits of all its tasks, where they were measured."""
-    found: dict[tuple[str, str], list[Any]] = {}
-    for file, content in answers.files.items():
-        _, task, rest = file.split("/")
-        query = rest.removesuffix(".maxlogit.parquet")
-        values = pyarrow.parquet.read_table(io.BytesIO(content), columns=["maxlogit"])["maxlogit"].to_numpy()
-        for name, tasks in groups.items():
-            if task in tasks:
-                found.setdefault((name, query), []).append(values)
-    return {key: np.concatenate(parts) for key, parts in found.items()}
+def max_logit_values(scores: Iterable[Score], samples: Iterable[Sample]) -> dict[tuple[str, str, str], list[float]]:
+    """(model, name of a task, group or role, query) -> the MaxLogits of all its questions, where they were measured."""
+    groups = {(score.role, score.task): score.part_of for score in scores}
+    values: dict[tuple[str, str, str], list[float]] = {}
+    for sample in samples:
+        if sample.maxlogits is not None:
+            names = (sample.task, groups.get((sample.role, sample.task)), sample.role)
+            for name in filter(None, names):
+                values.setdefault((sample.model, name, sample.query), []).extend(sample.maxlogits)
+    return values
 
 
-def role_figures(metrics: Mapping[str, float], roles: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """ROLE/QUERY/{acc,maxlogit_mean,nats} of the unlearned model, base/ROLE/..., and robustness/drop and .../text_cost.
+def role_figures(scores: Sequence[Score], model: str = "unlearned") -> dict[str, float]:
+    """ROLE/QUERY/{acc,maxlogit_mean,nats} of one model, and robustness/drop and robustness/text_cost.
 
-    A figure of the base model whose name is also a task's is left out.
+    robustness/drop is what perturbation takes from the accuracy on retained knowledge, robustness/text_cost what one
+    forget-token costs in retained texts, in nats a token.
     """
-    found = {}
-    for metric in ("acc", "maxlogit_mean", "nats"):
-        for (role, query), value in role_means(metrics, roles, "unlearned", metric).items():
-            found[f"{role}/{query}/{metric}"] = value
-        for (role, query), value in role_means(metrics, roles, "base", metric).items():
-            if f"base/{role}/{query}/{metric}" not in metrics:
-                found[f"base/{role}/{query}/{metric}"] = value
-    unlearned = role_accuracies(metrics, roles, "unlearned")
-    if {("retain", "default"), ("retain", "perturbed")} <= unlearned.keys():
-        found["robustness/drop"] = unlearned["retain", "default"] - unlearned["retain", "perturbed"]
-    costs = role_means(metrics, roles, "unlearned", "default_difference")
+    figures = {
+        f"{role}/{query}/{measure}": value
+        for measure in ("acc", "maxlogit_mean", "nats")
+        for (role, query), value in role_means(scores, measure, model=model).items()
+    }
+    if {"retain/default/acc", "retain/perturbed/acc"} <= figures.keys():
+        figures["robustness/drop"] = figures["retain/default/acc"] - figures["retain/perturbed/acc"]
+    costs = role_means(scores, "nats", model=model, against="default")
     if (text_role("retain"), "perturbed") in costs:
-        found["robustness/text_cost"] = costs[text_role("retain"), "perturbed"]
-    return found
+        figures["robustness/text_cost"] = costs[text_role("retain"), "perturbed"]
+    return figures

@@ -1,0 +1,86 @@
+"""Samples, a row for each model's answer to a question or for its likelihood of a text, and their file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa  # type: ignore[import-untyped]
+
+from unlearn.records.tables import read_rows, write_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SAMPLES = "samples.parquet"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one model made of one question, or of one held-out text.
+
+    Args:
+        model, role, task, query: see `Score`; the task is never a group.
+        id: the number of the question in its task, or of the text in its corpus.
+        question: a hash of what the model was given and of the right answer. Samples of two runs can be paired where it
+            is the same.
+        correct: whether the answer is right; None where the task does not say so of a single question.
+        score: the question's accuracy where it is a share.
+        choice: the number of the option with the highest log-likelihood.
+        loglikelihoods: of each option, in nats.
+        nats, tokens: negative log-likelihood of a held-out text, in nats, and the number of tokens that it is of.
+        maxlogits: the largest logit at each of the first greedy tokens behind the query (Eq. 11).
+        maxlogit_tokens: the ids of these tokens.
+    """
+
+    model: str
+    role: str
+    task: str
+    query: str
+    id: int
+    question: str
+    correct: bool | None = None
+    score: float | None = None
+    choice: int | None = None
+    loglikelihoods: list[float] | None = None
+    nats: float | None = None
+    tokens: int | None = None
+    maxlogits: list[float] | None = None
+    maxlogit_tokens: list[int] | None = None
+
+    @property
+    def value(self) -> float | None:
+        """What paired tests compare: correctness as 0 or 1, of texts nats a token; None if there is neither."""
+        if self.nats is not None and self.tokens:
+            return self.nats / self.tokens
+        return None if self.correct is None else float(self.correct)
+
+
+SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("model", "role", "task", "query")]
+    + [("id", pa.int64()), ("question", pa.string())]
+    + [("correct", pa.bool_()), ("score", pa.float64()), ("choice", pa.int64())]
+    + [("loglikelihoods", pa.list_(pa.float64())), ("nats", pa.float64()), ("tokens", pa.int64())]
+    + [("maxlogits", pa.list_(pa.float32())), ("maxlogit_tokens", pa.list_(pa.int64()))]
+)
+assert SCHEMA.names == [field.name for field in fields(Sample)]
+
+
+def write_samples(folder: Path, samples: Iterable[Sample]) -> None:
+    """Write `folder`/samples.parquet, a row for each sample."""
+    write_rows(folder / SAMPLES, [asdict(sample) for sample in samples], SCHEMA)
+
+
+def read_samples(folder: Path) -> list[Sample]:
+    """The rows of `folder`/samples.parquet. Raises UserError if it cannot be read or has other columns."""
+    return [Sample(**row) for row in read_rows(folder / SAMPLES, SCHEMA)]
+
+
+def sample_frame(samples: Iterable[Sample]) -> pd.DataFrame:
+    """The samples as a data frame, with the columns of `Sample` and `value`."""
+    import pandas as pd
+
+    rows = [{**asdict(sample), "value": sample.value} for sample in samples]
+    return pd.DataFrame(rows, columns=[*SCHEMA.names, "value"])
