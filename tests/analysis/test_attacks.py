@@ -5,9 +5,9 @@ import json
 import pytest
 
 from tests.analysis.made_up import ROLES, made_up_run
+from unlearn.analysis.collect import collect
 from unlearn.analysis.report.attacks import DISJOINT, attack_rows, figure, levels, strongest
 from unlearn.analysis.report.charts import SCREEN
-from unlearn.analysis.report.collect import collect
 from unlearn.analysis.report.material import gather
 from unlearn.paper.claims.attacks import by_method, claims
 from unlearn.paper.claims.document import document

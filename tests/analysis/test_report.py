@@ -17,8 +17,8 @@ from scipy import stats
 
 from tests.analysis.made_up import made_up_grid, made_up_run
 from tests.conftest import ROOT
+from unlearn.analysis.collect import collect
 from unlearn.analysis.report.charts import PAPER, SCREEN
-from unlearn.analysis.report.collect import collect
 from unlearn.analysis.report.curves import against, figure_3
 from unlearn.analysis.report.figures import figures, pareto
 from unlearn.analysis.report.frames import missing_seeds, without

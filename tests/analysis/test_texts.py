@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from tests.analysis.made_up import made_up_run
+from unlearn.analysis.collect import collect
 from unlearn.analysis.report.charts import SCREEN
-from unlearn.analysis.report.collect import collect
 from unlearn.analysis.report.material import gather
 from unlearn.analysis.report.texts import at_equal_forgetting, course, figure, run_rows, text_frame, which_ngrams
 from unlearn.paper.claims import texts as claims

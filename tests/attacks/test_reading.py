@@ -8,6 +8,7 @@ import pytest
 import torch
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM
+from unlearn.evaluate.roles import role_means
 
 from tests.attacks.test_attacks import SOURCE, TOY, accuracy, same, state
 from tests.conftest import write_jsonl
@@ -18,7 +19,6 @@ from unlearn.attacks.open_answers import OpenAnswers, repeated
 from unlearn.attacks.probe import Probe
 from unlearn.attacks.relearning import Relearning, adapters
 from unlearn.errors import UserError
-from unlearn.evaluate.roles import role_means
 from unlearn.evaluate.suite import Suite, load_suite
 from unlearn.models.architectures import decoder_layers
 from unlearn.models.loading import load_tokenizer, load_whole

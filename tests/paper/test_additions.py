@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from tests.analysis.made_up import made_up_grid
+from unlearn.analysis.collect import collect
 from unlearn.analysis.report.charts import SCREEN
-from unlearn.analysis.report.collect import collect
 from unlearn.analysis.report.material import gather
 from unlearn.cli.main import main
 from unlearn.paper import published

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.analysis.made_up import ROLES, made_up_run
-from unlearn.analysis.report.collect import collect
+from unlearn.analysis.collect import collect
 from unlearn.analysis.report.contrasts import Contrast
 from unlearn.analysis.report.material import gather
 from unlearn.cli.main import main

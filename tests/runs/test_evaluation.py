@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
-from unlearn.analysis.report.collect import read_run
+from unlearn.analysis.collect import read_run
 from unlearn.cli.main import main
 from unlearn.errors import UserError
 from unlearn.evaluate import harness

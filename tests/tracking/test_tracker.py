@@ -15,12 +15,12 @@ import pyarrow.parquet
 import pytest
 import wandb
 import yaml
+from unlearn.evaluate.roles import role_accuracies
 from wandb.proto.wandb_internal_pb2 import Record
 
 from tests.conftest import ROOT, read_jsonl
 from unlearn.config.identity import run_folder
 from unlearn.errors import UserError
-from unlearn.evaluate.roles import role_accuracies
 from unlearn.experiment import run, run_together
 from unlearn.runs.folder import RunFolder
 from unlearn.tracking import tracker as track

@@ -17,6 +17,7 @@ from unlearn.errors import UserError
 from unlearn.evaluate.harness import evaluate
 from unlearn.evaluate.suite import Suite
 from unlearn.models.group import ModelGroup
+from unlearn.records.legacy import flat_metrics
 
 Metrics = dict[str, float]  # "MODEL/TASK/QUERY/METRIC" -> value, as in metrics.json
 Measured = Generator[tuple[float, Metrics], None, None]
@@ -67,7 +68,7 @@ class Victim:
             about=about,
             tokens_per_batch=self.tokens_per_batch,
         )
-        return answers.metrics
+        return flat_metrics(answers.scores)
 
 
 class Attack(ABC):

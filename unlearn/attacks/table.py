@@ -10,7 +10,7 @@ from rich.table import Table
 from unlearn.attacks.make import Planned
 from unlearn.attacks.stages import BASE, Stages
 from unlearn.config.schema import text_role
-from unlearn.evaluate.roles import role_means
+from unlearn.records.legacy import flat_role_means as role_means
 from unlearn.screen import console
 
 QUERIES = ("default", "perturbed")  # that are asked under attack, of those of the run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -152,8 +153,8 @@ def _scores(label: str, place: Place, query: str, figures: Mapping[str, Any], n:
         measure = name if metric in measures else metric
         measures.add(metric)
         stderr = figures.get(f"{metric}_stderr,{rule}" if rule else f"{metric}_stderr")
-        known = float(stderr) if isinstance(stderr, (int, float)) else None  # lm-eval has none for some groups
-        yield _score(label, place, query, measure, float(value), stderr=known, n=n)
+        is_known = isinstance(stderr, (int, float)) and math.isfinite(stderr)  # lm-eval has none for some groups
+        yield _score(label, place, query, measure, float(value), stderr=float(stderr) if is_known else None, n=n)
 
 
 def _in_proportion(results: Mapping[str, Any], tasks: Mapping[str, Any], suite: Suite) -> dict[str, Any]:

@@ -48,6 +48,11 @@ class Place:
     part_of: str | None
     leaves: tuple[str, ...]
 
+    @property
+    def is_leaf(self) -> bool:
+        """Whether it is no group."""
+        return self.leaves == (self.task,)
+
 
 @dataclass(frozen=True)
 class Suite:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +18,13 @@ from unlearn.config.settle import settle
 from unlearn.errors import UserError
 from unlearn.evaluate.evaluator import Unlearned
 from unlearn.evaluate.harness import Answers, against_default
+from unlearn.evaluate.questions import load_questions
 from unlearn.models.delta import dtype_of
-from unlearn.runs.evaluations import asked
-from unlearn.runs.folder import RunFolder
+from unlearn.records.samples import SAMPLES, read_samples
+from unlearn.runs.evaluations import EVALUATIONS, write_evaluation
+from unlearn.runs.folder import RunFolder, check_version, write_results
 from unlearn.runs.inputs import Inputs, load_evaluation_inputs
 from unlearn.runs.sharing import open_evaluator
-from unlearn.screen import say
-from unlearn.storage.files import write_json
 from unlearn.storage.hashing import json_sha256
 from unlearn.storage.lock import FolderLock
 from unlearn.tracking.terminal import show_result
@@ -70,8 +68,10 @@ def run_config(folder: RunFolder, overrides: list[str]) -> Config:
 def recorded_config(folder: Path, record: Mapping[str, Any], *, trust_remote_code: bool = False) -> DictConfig:
     """The configuration of a trained run from its run.json, not yet settled, to use its model once more.
 
-    Code of a checkpoint is not trusted because a run's folder says so. Raises UserError if there is no delta.
+    Code of a checkpoint is not trusted because a run's folder says so. Raises UserError if there is no delta, and for a
+    run of another version of the results.
     """
+    check_version(folder, record)
     raw = OmegaConf.create(dict(record["config"]))
     raw.model.dtype = dtype_of(folder / "delta.safetensors")  # auto could be another one on this device
     raw.model.trust_remote_code = trust_remote_code
@@ -79,11 +79,7 @@ def recorded_config(folder: Path, record: Mapping[str, Any], *, trust_remote_cod
 
 
 def evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
-    """Evaluate a run once more; returns the folder of the results.
-
-    It is the run's own folder, or, if some of these tasks and queries were asked before, a folder inside it. Earlier
-    results stay.
-    """
+    """Evaluate a run once more; returns the folder of the results, RUN/evaluations/NAME."""
     with FolderLock(folder.path):
         folder.read()  # as another process may have left it
         return _evaluate_run(folder, overrides)
@@ -93,63 +89,44 @@ def _evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
     config = run_config(folder, overrides)
     inputs = load_evaluation_inputs(config)
     name = _name(config, inputs)
+    home = folder.file(EVALUATIONS) / name
     partial = folder.file("partial") / name  # beside what the run's own evaluation has left there
     with open_evaluator(config, inputs) as evaluator:
-        [result] = evaluator.evaluate([Unlearned(folder.file("delta.safetensors"), partial)])
-    before = json.loads(folder.file("metrics.json").read_text()) if folder.file("metrics.json").is_file() else {}
-    home = folder.path
-    repeated = before.keys() & result.metrics.keys()
-    if repeated:
-        home = folder.file("evaluations") / name
-        _say_what_is_new(config, before, home)
-        before = {}
-    else:
-        for answers in result.answers:
-            result.metrics.update(_differences(folder, config, inputs, answers))
-    result.write_samples(home / "samples")
-    write_json(home / "metrics.json", before | result.metrics)
-    folder.record.setdefault("evaluations", []).append(
-        {
-            **asdict(config.eval),
-            "query_words": inputs.questions.word_hashes,
-            "text_hashes": inputs.questions.text_hashes,
-            "questions": inputs.questions.suite.hashes,
-            "folder": str(home.relative_to(folder.path)) if repeated else None,
-        }
-    )
-    folder.write()
+        [answers] = evaluator.evaluate([Unlearned(folder.file("delta.safetensors"), partial)])
+    if "default" not in config.eval.queries:
+        answers = _with_differences(folder, config, inputs, answers)
+    questions = inputs.questions
+    write_evaluation(home, asdict(config.eval), questions.suite.hashes, questions.word_hashes)
+    write_results(home, answers, folder.trained or {})
     shutil.rmtree(partial, ignore_errors=True)
     with suppress(OSError):  # unless there is more in it
         partial.parent.rmdir()
-    show_result(result.metrics, config.eval.roles, config.eval.queries, home, None)
+    show_result(answers.scores, home, None)
     return home
 
 
-def _differences(folder: RunFolder, config: Config, inputs: Inputs, answers: Answers) -> dict[str, float]:
-    """New kinds of query against the run's default one, if that was asked before about the same questions."""
-    now = {"config": {"eval": asdict(config.eval)}, "identity": identity(config), "inputs": inputs.hashes}
-    for query, role in product(config.eval.queries, config.eval.roles):
-        before, here = (asked(record, q, role) for record, q in ((folder.record, "default"), (now, query)))
-        if any(before[key] != here.get(key) for key in before if here):
-            return {}
-    default = {}
-    for name, records in answers.samples.items():
-        label, task, _ = name.split("/")
-        file = folder.file("samples") / label / task / "default.jsonl"
-        found = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-        if [record["id"] for record in found] == [record["id"] for record in records]:
-            default[f"{label}/{task}/default"] = found
-    whole = replace(answers, samples={**default, **answers.samples})
-    return against_default(whole, inputs.questions.suite, label)
-
-
-def _say_what_is_new(config: Config, before: dict[str, float], home: Path) -> None:
-    """Reports and claims read a run's own results. What was not asked before could be among them."""
-    known = {name.split("/")[-2] for name in before if name.startswith("unlearned/")}
-    new = [query for query in config.eval.queries if query not in known]
-    if new:
-        ask = f"eval.queries=[{','.join(new)}]"
-        say(f"A part was asked before, so the results go to {home}, where reports do not look. For them: {ask} alone.")
+def _with_differences(folder: RunFolder, config: Config, inputs: Inputs, answers: Answers) -> Answers:
+    """The answers with their differences from the run's default query, where that was asked about the same questions."""
+    if not folder.file(SAMPLES).is_file():
+        return answers
+    unchanged = replace(config, eval=replace(config.eval, queries=["default"]))
+    suite = load_questions(unchanged, inputs.source, inputs.tokenizer).suite
+    hashes = {
+        place.task: suite.question_hashes("default", place.task) for place in suite.places("default") if place.is_leaf
+    }
+    asked = {(sample.role, sample.task, sample.id) for sample in answers.samples}
+    default = [
+        sample
+        for sample in read_samples(folder.path)
+        if sample.query == "default"
+        and (sample.role, sample.task, sample.id) in asked
+        and hashes.get(sample.task, {}).get(sample.id) == sample.question
+    ]
+    scores = list(answers.scores)
+    for label in ("base", "unlearned"):
+        both = [sample for sample in (*default, *answers.samples) if sample.model == label]
+        scores += against_default(Answers([], both), inputs.questions.suite, label)
+    return replace(answers, scores=scores)
 
 
 def _name(config: Config, inputs: Inputs) -> str:
@@ -162,9 +139,8 @@ def evaluate_checkpoint(overrides: list[str]) -> Path:
     config = settle(composed(overrides))
     inputs = load_evaluation_inputs(config)
     with open_evaluator(config, inputs) as evaluator:
-        result = evaluator.evaluate_base()
-    folder = Path(config.output_root) / "evaluations" / f"{config.model.name}-{_name(config, inputs)}"
-    result.write_samples(folder / "samples")
-    write_json(folder / "metrics.json", result.metrics)
-    show_result(result.metrics, config.eval.roles, config.eval.queries, folder, None)
+        answers = evaluator.evaluate_base()
+    folder = Path(config.output_root) / EVALUATIONS / f"{config.model.name}-{_name(config, inputs)}"
+    write_results(folder, answers, {})
+    show_result(answers.scores, folder, None)
     return folder

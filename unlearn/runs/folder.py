@@ -31,7 +31,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from unlearn.config.identity import training_identity
+from unlearn.config.identity import RESULTS_VERSION, training_identity
 from unlearn.errors import UserError
 from unlearn.evaluate.harness import Answers
 from unlearn.records.scores import nested
@@ -46,7 +46,7 @@ REPLACED = (  # what a run that starts anew removes
     *("scores.parquet", "samples.parquet", "metrics.json", "course.jsonl", "theory*.json"),
     *("attacks", "evaluations", "partial"),
 )
-OF_TRAINING = ("model", "checkpoint", "dtype", "tokenizer", "data", "preferred")  # inputs that determine the training
+OF_TRAINING = ("model", "dtype", "tokenizer", "data", "preferred")  # inputs that determine the training
 
 
 class RunFolder:
@@ -235,6 +235,16 @@ class RunFolder:
             shutil.copytree(source, self.file(".hydra"), dirs_exist_ok=True)
 
 
+def check_version(folder: Path, record: Mapping[str, Any]) -> None:
+    """Raise UserError if a run is of another version of the results, whose files this version does not read."""
+    version = record.get("identity", {}).get("results_version")
+    if version != RESULTS_VERSION:
+        raise UserError(
+            f"{folder}: a run of version {version} of the results; this is version {RESULTS_VERSION}, which cannot read "
+            "it. Run the same command again for a new folder."
+        )
+
+
 def write_results(folder: Path, answers: Answers, training: Mapping[str, float]) -> None:
     """Write scores.parquet, samples.parquet and metrics.json."""
     answers.write(folder)
@@ -242,9 +252,10 @@ def write_results(folder: Path, answers: Answers, training: Mapping[str, float])
 
 
 def same_inputs(record: Mapping[str, Any], inputs: Mapping[str, Any], keys: Collection[str] | None = None) -> bool:
-    """Whether a run read these inputs, or these of them; those that the versions of either do not know are left out."""
-    seen = record.get("inputs", inputs)
-    return all(seen[key] == inputs[key] for key in seen.keys() & inputs.keys() if keys is None or key in keys)
+    """Whether a run read these inputs, or those of them that `keys` names. A run that was never begun read none."""
+    if "inputs" not in record:
+        return True
+    return all(record["inputs"].get(key) == inputs[key] for key in inputs if keys is None or key in keys)
 
 
 def _differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> set[str]:

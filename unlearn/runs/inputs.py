@@ -43,15 +43,14 @@ class Inputs:
     def hashes(self) -> dict[str, Any]:
         """What run.json keeps of the inputs: the same configuration over other inputs is another run."""
         return {
-            "model": checkpoint_fingerprint(self.source, coarse=True),  # which runs of all versions have
-            "checkpoint": self.model_hash,
+            "model": self.model_hash,
             "dtype": str(self.source.torch_dtype).removeprefix("torch."),  # model.dtype=auto depends on the device
             "tokenizer": tokenizer_fingerprint(self.tokenizer),
             "data": {topic.name: topic.sha256 for topic in self.topics},
             "query_words": self.questions.word_hashes,
             "questions": self.questions.suite.hashes,
-            **({self._name_of_texts: hashes} if (hashes := self.questions.text_hashes) else {}),
-            **({"preferred": self.preferred.sha256} if self.preferred else {}),
+            "texts": self.questions.text_hashes,
+            "preferred": self.preferred.sha256 if self.preferred else None,
         }
 
     @property
@@ -61,16 +60,13 @@ class Inputs:
         return [[max(map(len, rows)) for rows in (t.forget, t.retain, *preferred)] for t in self.topics]
 
     @property
-    def _name_of_texts(self) -> str:
-        """Runs of older versions that were not asked the default query have hashes of other texts: those with words."""
-        return "texts" if "default" in self.questions.suite.passages else "plain_texts"
-
-    @property
     def pad_id(self) -> int:
         """The token id of padding. Where the model has none, any will do: it is masked or comes last."""
-        known = load_config(self.source).get_text_config().vocab_size  # a tokenizer may have more, with [PAD] added
+        vocabulary = (
+            load_config(self.source).get_text_config().vocab_size
+        )  # a tokenizer may have more, with [PAD] added
         ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        return next(i for i in ids if i is not None and i < known)
+        return next(i for i in ids if i is not None and i < vocabulary)
 
 
 def load_inputs(config: Config, *, elsewhere: bool = False) -> Inputs:

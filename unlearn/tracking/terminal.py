@@ -76,7 +76,9 @@ def show_result(scores: Sequence[Score], folder: Path, curves: str | None) -> No
         say(f"W&B:   {curves}")
 
 
-def _show_table(title: str, models: Mapping[tuple[str, str, str], Mapping[str, Score]], scale: int, digits: int) -> None:
+def _show_table(
+    title: str, models: Mapping[tuple[str, str, str], Mapping[str, Score]], scale: int, digits: int
+) -> None:
     """A row for each (role, task, query), a section for each role."""
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
     for column in ("role", "task", "query"):

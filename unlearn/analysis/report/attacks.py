@@ -15,15 +15,15 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
+from unlearn.analysis.collect import Run
 from unlearn.analysis.report import charts
 from unlearn.analysis.report.charts import Look
-from unlearn.analysis.report.collect import Run
 from unlearn.analysis.report.contrasts import mean_over_seeds
 from unlearn.analysis.report.figure import Figure
 from unlearn.analysis.report.frames import SETTING
 from unlearn.analysis.report.material import Material
 from unlearn.config.schema import text_role
-from unlearn.evaluate.roles import role_means
+from unlearn.records.legacy import flat_role_means as role_means
 from unlearn.storage.files import read_object
 
 UNATTACKED, STRONGEST = "none", "the strongest of them"

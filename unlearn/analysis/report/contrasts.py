@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from unlearn.analysis.compare import differing_questions, read_drawn, read_roles, read_samples
+from unlearn.analysis.collect import Run
+from unlearn.analysis.compare import differing_questions
 from unlearn.analysis.report.choose import Chosen, family
-from unlearn.analysis.report.collect import Run
 from unlearn.analysis.report.material import Material
 from unlearn.evaluate.statistics import CONFIDENCE, NORMAL, paired
 
@@ -68,7 +68,7 @@ def _why_alone(m: Material, choice: Chosen, query: str) -> str | None:
     for run, other, nu in zip(m.runs, m.about["setting"], m.about["nu"], strict=True):
         if run.done and (nu == 0) == rna and json.loads(family(other))[0] == configuration:
             [own, *_] = m.runs_of(setting).values()
-            return differing_questions(own.record, run.record, query) or OTHERWISE
+            return differing_questions(own, run, query) or OTHERWISE
     return None
 
 
@@ -81,31 +81,26 @@ def _contrast(
         return Contrast(why_not=f"no seed of both: {', '.join(map(str, a))} and {', '.join(map(str, b))}")
     pairs = []
     for seed in common:
-        why = differing_questions(a[seed].record, b[seed].record, query_a, role) if query_a == query_b else None
+        why = differing_questions(a[seed], b[seed], query_a, role) if query_a == query_b else None
         if why is not None:
             return Contrast(why_not=why)
         sides = answers(m, a[seed], role, query_a), answers(m, b[seed], role, query_b)
         if all(sides):
             pairs.append(sides)
     if not pairs:
-        return Contrast(why_not="no answers of both are there (samples/)")
+        return Contrast(why_not="no answers of both are there (samples.parquet)")
     return contrast(pairs)
 
 
 def answers(m: Material, run: Run, role: str, query: str, model: str = "unlearned") -> Answers:
-    """Which questions a run's "unlearned" or "base" model answered correctly, by task.
-
-    A group counts as one task, and so do several groups together: no file says which parts are of which.
-    """
+    """Which questions a run's "unlearned" or "base" model answered correctly, by task; a group counts as one task."""
     found: Answers = {}
     with m.reading(run):
-        parts = read_roles(run.folder).get(role, [])
-        asked, drawn = set(run.roles.get(role, [])), read_drawn(run.folder).get(role, {})
-        for (part, _), right in read_samples(run.folder, [(part, query) for part in parts], model).items():
-            task = part if part in asked else "parts of a group"
-            found.setdefault(task, {}).update(
-                {(part, q): correct for q, correct in right.items() if q in drawn.get(part, right)}
-            )
+        groups = {score.task: score.part_of for score in run.scores if score.role == role}
+        for sample in run.samples():
+            if (sample.model, sample.role, sample.query) == (model, role, query) and sample.correct is not None:
+                task = groups.get(sample.task) or sample.task
+                found.setdefault(task, {})[sample.task, sample.id] = float(sample.correct)
     return found
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
-from unlearn.analysis.report.collect import Run
+from unlearn.analysis.collect import Run
 from unlearn.config.schema import as_float, is_number
 from unlearn.evaluate.statistics import CONFIDENCE, NORMAL
 

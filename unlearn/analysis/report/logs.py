@@ -8,10 +8,9 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from unlearn.analysis.compare import read_roles
+from unlearn.analysis.collect import Run
 from unlearn.analysis.report import charts
 from unlearn.analysis.report.charts import Look
-from unlearn.analysis.report.collect import Run
 from unlearn.analysis.report.figure import Figure
 from unlearn.analysis.report.material import Material
 
@@ -58,15 +57,14 @@ def maxlogits(m: Material) -> pd.DataFrame:
 
 
 def _maxlogits(m: Material, runs: Iterable[Run], model: str) -> np.ndarray:
-    found = [np.empty(0)]
+    values: list[float] = []
     for run in runs:
         with m.reading(run):
-            for task in read_roles(run.folder).get("retain", []):
-                file = run.folder / "samples" / model / task / "perturbed.maxlogit.parquet"
-                if file.is_file():
-                    found.append(pd.read_parquet(file, columns=["maxlogit"])["maxlogit"].to_numpy(dtype=float))
-    values = np.concatenate(found)
-    return values[np.isfinite(values)]
+            for sample in run.samples():
+                if (sample.model, sample.role, sample.query) == (model, "retain", "perturbed"):
+                    values += sample.maxlogits or []
+    finite = np.array(values)
+    return finite[np.isfinite(finite)]
 
 
 def _series(rows: pd.DataFrame) -> tuple[alt.Color, alt.StrokeDash]:

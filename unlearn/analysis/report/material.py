@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
+from unlearn.analysis.collect import Run
 from unlearn.analysis.report.choose import Chosen, choose
-from unlearn.analysis.report.collect import Run
 from unlearn.analysis.report.frames import (
     MEAN,
     METHODS,
@@ -23,7 +23,7 @@ from unlearn.analysis.report.frames import (
 from unlearn.config.schema import is_number
 from unlearn.errors import describe
 
-LOSSES = ("train/forget_loss", "train/retain_loss")  # of the last logged step
+LOSSES = ("forget_loss", "retain_loss")  # of the last logged step
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Material:
         """How many settings ended with the same losses for two seeds."""
         losses: dict[str, dict[int, tuple[float, ...]]] = {}
         for run, (setting, seed) in zip(self.runs, self.about[["setting", "seed"]].values, strict=True):
-            ended = tuple(v for k, v in sorted(run.metrics.items()) if k in LOSSES)
+            ended = tuple(v for k, v in sorted(run.training.items()) if k in LOSSES)
             if run.done and ended:
                 losses.setdefault(setting, {})[seed] = ended
         return sum(len(set(of.values())) < len(of) for of in losses.values())

@@ -16,7 +16,7 @@ from unlearn.analysis.report.figure import Figure
 from unlearn.analysis.report.frames import DIGITS, SETTING, without
 from unlearn.analysis.report.material import Material
 from unlearn.config.schema import NGRAM_QUERIES, text_role
-from unlearn.evaluate.roles import role_means
+from unlearn.records.legacy import flat_role_means as role_means
 
 FORGOTTEN, RETAINED = text_role("forget"), text_role("retain")
 AXES = {

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from unlearn.analysis.report.collect import collect
+from unlearn.analysis.collect import collect
 from unlearn.analysis.report.export import write_figures, write_table
 from unlearn.analysis.report.figure import Figure
 from unlearn.analysis.report.figures import figures

@@ -18,9 +18,9 @@ from statistics import mean
 import numpy as np
 import pandas as pd
 
+from unlearn.analysis.collect import Run
 from unlearn.analysis.compare import differing_questions
 from unlearn.analysis.report.choose import family
-from unlearn.analysis.report.collect import Run
 from unlearn.analysis.report.contrasts import Answers, Contrast, answers, contrast, mean_over_seeds
 from unlearn.analysis.report.frames import without
 from unlearn.analysis.report.material import Material
@@ -251,7 +251,7 @@ def _asked_otherwise(terms: Sequence[Term], runs: Sequence[Run]) -> str | None:
     first: dict[tuple[str, str], Run] = {}
     for term, run in zip(terms, runs, strict=True):
         other = first.setdefault((term.role, term.query), run)
-        why = differing_questions(other.record, run.record, term.query, term.role)
+        why = differing_questions(other, run, term.query, term.role)
         if why is not None:
             return why
     return None

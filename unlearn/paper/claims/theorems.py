@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from unlearn.analysis.report.collect import Run
+from unlearn.analysis.collect import Run
 from unlearn.errors import UserError, describe
 from unlearn.paper.claims.evidence import Subject
 from unlearn.screen import say

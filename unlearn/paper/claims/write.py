@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from unlearn.analysis.report.collect import collect
+from unlearn.analysis.collect import collect
 from unlearn.analysis.report.material import gather
 from unlearn.paper.claims.document import document
 from unlearn.paper.claims.evidence import Evidence

@@ -110,7 +110,7 @@ def load_suite_of(run: FinishedRun) -> Suite:
     """
     check_memory(run.config, replace(Source.of(run.config.model), dtype="float32"))  # as `load_unlearned` makes it
     inputs = load_evaluation_inputs(run.config)
-    if not same_inputs(run.record, inputs.hashes, ("model", "checkpoint")):
+    if not same_inputs(run.record, inputs.hashes, ("model",)):
         raise UserError(f"{inputs.source.path}: the model there is not the one that {run.folder} was trained from.")
     return inputs.questions.suite
 

@@ -8,13 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from unlearn.config.identity import identity
 from unlearn.errors import UserError, describe
-from unlearn.runs.evaluations import asked, content, evaluations, roles_of
+from unlearn.records.legacy import flat_metrics
+from unlearn.records.samples import SAMPLES, Sample, read_samples
+from unlearn.records.scores import KEY, SCORES, Score, read_scores
+from unlearn.runs.evaluations import Evaluation, evaluations_of
+from unlearn.runs.folder import check_version
 from unlearn.storage.files import read_object
+from unlearn.storage.hashing import json_sha256
 from unlearn.sweeps.sweep import Job, Sweep
 
 REQUIRED: dict[str, type | tuple[type, ...]] = {
@@ -26,18 +32,25 @@ REQUIRED: dict[str, type | tuple[type, ...]] = {
     "identity.eval.queries": list,
     "inputs": dict,
 }  # what a run.json must have, and of which type
+# Keys of `eval` that determine the content of questions, beside the tasks.
+OF_QUESTIONS = ("num_fewshot", "limit", "subset", "chat_template", "system_instruction", "seed", "replaced", "position")
 DESCRIBED = 200  # at most so many jobs that never began have their configuration composed, which takes a while
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run that was found. `status` is done, failed, unfinished, missing or corrupt; only done runs have metrics."""
+    """A run that was found. `status` is done, failed, unfinished, missing or corrupt; only done runs have scores.
+
+    Scores and samples are those of its own evaluation and of later ones. What was measured twice is there once, as it
+    was measured first.
+    """
 
     folder: Path
     status: str
     why: str = ""
     record: dict[str, Any] = field(default_factory=dict)  # run.json
-    metrics: dict[str, float] = field(default_factory=dict)  # metrics.json
+    scores: list[Score] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
 
     @property
     def done(self) -> bool:
@@ -50,39 +63,68 @@ class Run:
         return self.record.get("identity", {})
 
     @property
+    def training(self) -> dict[str, float]:
+        """The final figures of its training."""
+        return self.record.get("trained", {})
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """Temporary: the scores under flat names."""
+        return flat_metrics(self.scores)
+
+    @property
     def roles(self) -> dict[str, list[str]]:
         """Its tasks by role, each role as the first evaluation that asked it has it: later ones may add roles."""
-        found: dict[str, list[str]] = {}
-        for evaluation in self._evaluations:
-            for role, tasks in roles_of(evaluation).items():
-                found[role] = found.get(role) or tasks
-        return found
+        roles: dict[str, list[str]] = {}
+        for evaluation in self.evaluations:
+            for role, tasks in evaluation.roles.items():
+                roles[role] = roles.get(role) or tasks
+        return roles
 
     @property
     def queries(self) -> list[str]:
         """The kinds of query that were asked."""
-        return list(dict.fromkeys(query for evaluation in self._evaluations for query in evaluation["queries"]))
+        return list(dict.fromkeys(query for e in self.evaluations for query in e.config["queries"]))
 
     @property
     def question_set(self) -> dict[str, Any]:
-        """What determines the content of its perturbed questions or, if it had none, of the default ones."""
-        if not self.identity:
+        """The settings that determine its questions: of the first evaluation that asked any."""
+        asking = next((e for e in self.evaluations if e.questions), None)
+        if asking is None:
             return {}
-        return next((found for query in ("perturbed", "default") if (found := asked(self.record, query))), {})
+        words = asking.query_words.get("perturbed")
+        return {**{key: asking.config.get(key) for key in OF_QUESTIONS}, **({"words": words} if words else {})}
 
     @property
     def content(self) -> str | None:
-        """The hash of its default questions and their right answers; None if it is not known."""
-        return content(self.record, "default") if self.identity else None
+        """The hash of its default questions and their right answers; None if there are none."""
+        hashes = (evaluation.questions.get("default") for evaluation in self.evaluations)
+        first = next((of_roles for of_roles in hashes if of_roles), None)
+        return None if first is None else json_sha256(first)
 
     @property
     def own_roles(self) -> dict[str, list[str]]:
         """The tasks by role of its first evaluation that asked anything."""
-        return next((roles for evaluation in self._evaluations if (roles := roles_of(evaluation))), {})
+        return next((evaluation.roles for evaluation in self.evaluations if evaluation.roles), {})
 
-    @property
-    def _evaluations(self) -> list[dict[str, Any]]:
-        return evaluations(self.record)
+    def question_hash(self, query: str, role: str) -> str | None:
+        """The hash of all that the figures of a query and role are computed from; None if it was not asked."""
+        hashes = (evaluation.questions.get(query, {}).get(role) for evaluation in self.evaluations)
+        return next((sha256 for sha256 in hashes if sha256 is not None), None)
+
+    def samples(self) -> Sequence[Sample]:
+        """What its models made of every question and text. Raises UserError for a file that cannot be read."""
+        return _samples(tuple(e.folder for e in self.evaluations if (e.folder / SAMPLES).is_file()))
+
+
+@lru_cache(maxsize=16)  # several figures are of the same runs
+def _samples(folders: tuple[Path, ...]) -> Sequence[Sample]:
+    """The samples of all evaluations, each question once."""
+    samples: dict[tuple[object, ...], Sample] = {}
+    for folder in folders:
+        for sample in read_samples(folder):
+            samples.setdefault((sample.model, sample.role, sample.task, sample.query, sample.id), sample)
+    return tuple(samples.values())
 
 
 def collect(folders: Sequence[Path]) -> list[Run]:
@@ -125,17 +167,27 @@ def read_run(folder: Path) -> Run:
         wrong = [key for key, kind in REQUIRED.items() if not isinstance(_at(record, key), kind)]
         if wrong:
             return Run(folder, "corrupt", f"run.json: missing or of a wrong type: {', '.join(wrong)}")
+        check_version(folder, record)
         if record.get("status") == "failed":
             return Run(folder, "failed", str(record.get("error", "")), record)
         if record.get("status") != "done":
             return Run(folder, "unfinished", "not finished, or interrupted", record)
-        metrics = read_object(folder / "metrics.json")
-        wrong = [key for key, value in metrics.items() if not isinstance(value, (int, float))]
-        if wrong:
-            return Run(folder, "corrupt", f"metrics.json: not a number: {', '.join(wrong[:5])}", record)
-        return Run(folder, "done", "", record, {k: v for k, v in metrics.items() if math.isfinite(v)})
+        evaluations = evaluations_of(folder, record)
+        return Run(folder, "done", "", record, _scores(evaluations), evaluations)
     except UserError as error:
         return Run(folder, "corrupt", str(error))
+
+
+def _scores(evaluations: Sequence[Evaluation]) -> list[Score]:
+    """The scores of all evaluations, each once. Raises UserError for a value that is no number."""
+    scores: dict[tuple[object, ...], Score] = {}
+    for evaluation in evaluations:
+        for score in read_scores(evaluation.folder):
+            if not math.isfinite(score.value):
+                place = f"{score.model}, {score.task}, {score.query}, {score.measure}"
+                raise UserError(f"{evaluation.folder / SCORES}: the value of {place} is {score.value}.")
+            scores.setdefault(tuple(getattr(score, column) for column in KEY), score)
+    return list(scores.values())
 
 
 def _at(tree: Any, key: str) -> Any:
