@@ -93,9 +93,8 @@ def compare(a: Samples, b: Samples) -> Comparison:
             continue
         by_task[task, query] = both
         by_role.setdefault((role, query), []).extend(both)
-    return Comparison(
-        {name: _paired(both) for name, both in (by_task | dict(sorted(by_role.items()))).items()}, refused
-    )
+    together = by_task | dict(sorted(by_role.items()))
+    return Comparison({name: _paired(both) for name, both in together.items()}, refused)
 
 
 def _paired(both: list[tuple[Sample, Sample]]) -> Paired | PairedMeans:

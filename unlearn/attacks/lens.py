@@ -13,6 +13,7 @@ from unlearn.errors import UserError
 from unlearn.evaluate.harness import evaluate
 from unlearn.models.architectures import decoder_layers
 from unlearn.models.depths import Depths
+from unlearn.records.legacy import flat_metrics
 
 
 @dataclass(frozen=True)
@@ -46,4 +47,4 @@ class LogitLens(Attack):
             tokens_per_batch=victim.tokens_per_batch,
         )
         for level, of_level in zip(levels, answers, strict=True):
-            yield level, of_level.metrics
+            yield level, flat_metrics(of_level.scores)

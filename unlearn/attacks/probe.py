@@ -92,7 +92,10 @@ def questions(victim: Victim, leaves: Sequence[str]) -> list[Question]:
     found = []
     tasks = victim.suite.tasks["default"]["tasks"]
     for leaf in (leaf for leaf in leaves if leaf in tasks):
-        answers = {request.doc_id: tasks[leaf].doc_to_target(request.doc) for request in tasks[leaf].instances}
+        answers = {
+            victim.suite.number(leaf, request): tasks[leaf].doc_to_target(request.doc)
+            for request in tasks[leaf].instances
+        }
         prompts = victim.suite.prompts("default", leaf)
         found += [Question(leaf, number, prompt, str(answers[number])) for number, prompt in prompts.items()]
     return found

@@ -153,8 +153,9 @@ def _scores(label: str, place: Place, query: str, figures: Mapping[str, Any], n:
         measure = name if metric in measures else metric
         measures.add(metric)
         stderr = figures.get(f"{metric}_stderr,{rule}" if rule else f"{metric}_stderr")
-        is_known = isinstance(stderr, (int, float)) and math.isfinite(stderr)  # lm-eval has none for some groups
-        yield _score(label, place, query, measure, float(value), stderr=float(stderr) if is_known else None, n=n)
+        if not isinstance(stderr, (int, float)) or not math.isfinite(stderr):
+            stderr = None  # lm-eval has none for some groups
+        yield _score(label, place, query, measure, float(value), stderr=stderr, n=n)
 
 
 def _in_proportion(results: Mapping[str, Any], tasks: Mapping[str, Any], suite: Suite) -> dict[str, Any]:
@@ -331,6 +332,7 @@ def _max_logit_scores(label: str, query: str, rows: Mapping[Place, Sequence[int]
         _score(label, place, query, measure, value, n=len(own))
         for place, own in rows.items()
         for measure, value in logits.of(own).metrics().items()
+        if math.isfinite(value)  # the deviation of a single value is not
     ]
 
 

@@ -127,8 +127,12 @@ class Suite:
             return {passage.id: passage.beginning + passage.rest for passage in self.passages[query][name]}
         prompts: dict[int, str] = {}
         for request in self.tasks[query]["tasks"][name].instances:
-            prompts.setdefault(request.doc_id, request.args[0])
+            prompts.setdefault(self.number(name, request), request.args[0])
         return prompts
+
+    def number(self, task: str, request: Any) -> int:
+        """The number of a request's question in its task; lm-eval counts those that are asked."""
+        return request.doc_id if self.samples is None else self.samples[task][request.doc_id]
 
     def requests(self) -> list[Any]:
         """All requests of all queries, of questions and of texts."""
@@ -165,7 +169,7 @@ class Suite:
         task = self.tasks[query]["tasks"][name]
         parts: dict[int, list[Any]] = {}
         for request in task.instances:
-            given = parts.setdefault(request.doc_id, [])
+            given = parts.setdefault(self.number(name, request), [])
             if not given:
                 given.append(task.doc_to_target(request.doc))
             given.append((request.request_type, request.args))

@@ -106,14 +106,13 @@ def _evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
 
 
 def _with_differences(folder: RunFolder, config: Config, inputs: Inputs, answers: Answers) -> Answers:
-    """The answers with their differences from the run's default query, where that was asked about the same questions."""
+    """The answers with differences from the run's default query, where that was asked about the same questions."""
     if not folder.file(SAMPLES).is_file():
         return answers
     unchanged = replace(config, eval=replace(config.eval, queries=["default"]))
     suite = load_questions(unchanged, inputs.source, inputs.tokenizer).suite
-    hashes = {
-        place.task: suite.question_hashes("default", place.task) for place in suite.places("default") if place.is_leaf
-    }
+    leaves = [place.task for place in suite.places("default") if place.is_leaf]
+    hashes = {leaf: suite.question_hashes("default", leaf) for leaf in leaves}
     asked = {(sample.role, sample.task, sample.id) for sample in answers.samples}
     default = [
         sample

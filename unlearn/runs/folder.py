@@ -240,8 +240,8 @@ def check_version(folder: Path, record: Mapping[str, Any]) -> None:
     version = record.get("identity", {}).get("results_version")
     if version != RESULTS_VERSION:
         raise UserError(
-            f"{folder}: a run of version {version} of the results; this is version {RESULTS_VERSION}, which cannot read "
-            "it. Run the same command again for a new folder."
+            f"{folder}: a run of version {version} of the results, which version {RESULTS_VERSION} cannot read. Run "
+            "the same command again: the run gets a new folder."
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +17,9 @@ from unlearn.screen import console, say
 
 if TYPE_CHECKING:  # this is imported where torch is not
     from unlearn.training.loop import Record
+
+
+Models = dict[tuple[str, str, str], dict[str, Score]]  # (role, task, query) -> model -> score
 
 
 @contextmanager
@@ -65,7 +68,7 @@ def show_result(scores: Sequence[Score], folder: Path, curves: str | None) -> No
     shown = {"acc": ("Accuracy in %", 100, 1), "nats": ("Texts, nats a token", 1, 3)}
     shown |= {measure: (measure, 1, 3) for measure in _of_other_tasks(asked)}
     for measure, (unit, scale, digits) in shown.items():
-        models: dict[tuple[str, str, str], dict[str, Score]] = {}
+        models: Models = {}
         for score in asked:
             if score.measure == measure and score.against is None:
                 models.setdefault((score.role, score.task, score.query), {})[score.model] = score
@@ -76,10 +79,8 @@ def show_result(scores: Sequence[Score], folder: Path, curves: str | None) -> No
         say(f"W&B:   {curves}")
 
 
-def _show_table(
-    title: str, models: Mapping[tuple[str, str, str], Mapping[str, Score]], scale: int, digits: int
-) -> None:
-    """A row for each (role, task, query), a section for each role."""
+def _show_table(title: str, models: Models, scale: int, digits: int) -> None:
+    """A row for each role, task and query, a section for each role."""
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
     for column in ("role", "task", "query"):
         table.add_column(column, overflow="fold")
