@@ -13,14 +13,16 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from tests.conftest import ROOT
 from unlearn.errors import UserError
 from unlearn.runs.folder import RunFolder
-from unlearn.storage.lock import FolderLock, Phase
-from unlearn.sweeps.slurm import answers, last_words
+from unlearn.storage.lock import Busy, FolderLock, Phase
+from unlearn.sweeps.slurm import answers, last_line
 from unlearn.sweeps.sweep import Sweep, finished
 from unlearn.sweeps.sweeper import GridsSweeper
+from unlearn.sweeps.worker import run_packed
 
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
 QUICK = ("train.steps=1", "eval=none", "tracker=none", "hydra/launcher=packed")
@@ -135,7 +137,7 @@ def test_a_method_selects_the_grids_that_have_it(jobs_of_figure_2):
     assert jobs_of_figure_2("method=rsv,rmu", "method.c=7") == ["method=rmu method.c=7", "method=rsv method.c=7"]
     assert len(jobs_of_figure_2("seed=0,1")) == 8
     for asked in ("dpo", "rmu,dpo"):
-        with pytest.raises(UserError, match=rf"method={asked}: .* Allowed: rmu, rsv, adaptive_rmu\."):
+        with pytest.raises(UserError, match=rf"no grid for method={asked}\. Allowed: rmu, rsv, adaptive_rmu\."):
             jobs_of_figure_2(f"method={asked}")
 
 
@@ -150,12 +152,16 @@ def test_the_view_and_the_retry_of_a_sweep_that_ran_here(tmp_path):
     topic = f"+data.topics.a={{forget: {named}, retain: {named}, max_length: 16}}"
     done = launch(*arguments, topic)
     assert done.returncode == 1
-    assert done.stderr.count("there is no such file") == 2
+    missing = f"data.topics.a.forget={named}: there is no such file."
+    assert f"2 of 2 jobs failed:\n  #0 and 1 more: {missing}\n" in done.stderr  # told once, before anything is read
+    assert "Jobs in one process" not in done.stdout
     [folder] = (tmp_path / "sweeps").glob("*/*")
-    seen = status(folder)
-    assert seen.returncode == 1
-    assert "2 failed" in seen.stdout
-    assert "there is no such file" in seen.stdout
+    shown = status(folder)
+    assert shown.returncode == 1
+    assert "2 failed" in shown.stdout
+    assert missing in shown.stdout
+    assert f"folders: in {tmp_path / 'runs'}" in shown.stdout
+    assert all(Path(job.folder).name in shown.stdout for job in Sweep.open(folder).jobs.values())
     good.write_text(json.dumps({"text": "soil blossom river"}) + "\n" + json.dumps({"text": "harbour"}) + "\n" * 1)
     again = status(folder, "--retry", cwd=tmp_path)
     assert again.returncode == 1, again.stderr
@@ -171,8 +177,15 @@ def test_the_view_and_the_retry_of_a_sweep_that_ran_here(tmp_path):
 def test_no_sweep_is_said(tmp_path):
     done = status(tmp_path)
     assert done.returncode == 1
-    assert "no sweep is here" in done.stderr
+    assert "this is no sweep's folder" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def write_hydra_files(sweep, config):
+    """The configuration of job 0, as Hydra composed it."""
+    file = Path(sweep.jobs[0].hydra_folder) / ".hydra/config.yaml"
+    file.parent.mkdir(parents=True)
+    OmegaConf.save(OmegaConf.structured(config), file)
 
 
 @pytest.fixture
@@ -217,11 +230,28 @@ def test_the_error_of_a_former_sweep_in_the_folder_is_forgotten(one_job, short):
     assert sweep.states()[0].name == "missing"
 
 
+def test_a_run_that_another_process_works_on_is_waited_for(one_job, short, monkeypatch):
+    from unlearn.sweeps import worker
+
+    sweep, folder = one_job
+    write_hydra_files(sweep, short())
+    with FolderLock(folder.path) as lock:
+        assert isinstance(run_packed(sweep, [0], task="7")[0], Busy)  # a SLURM job does not keep its GPU waiting
+
+        def other_ends(_seconds):
+            assert sweep.states()[0].name == "running"
+            lock.__exit__(None, None, None)
+
+        monkeypatch.setattr(worker.time, "sleep", other_ends)
+        assert run_packed(sweep, [0]) == {0: folder.path}
+    assert sweep.states()[0].name == "done"
+
+
 def test_states_of_a_job_that_slurm_has(one_job, monkeypatch, tmp_path):
     """A mock of SLURM's answers alone; tests/slurm asks a real one."""
     sweep, folder = one_job
     sweep.tasks[0] = "7_0"
-    sweep.launcher = {"submitit_folder": str(tmp_path / "logs/%j")}
+    sweep.launcher, sweep.settings = "slurm", {"submitit_folder": str(tmp_path / "logs/%j")}
     monkeypatch.setattr("unlearn.sweeps.slurm.endings", lambda tasks: dict.fromkeys(tasks, "TIMEOUT"))
 
     def now(queue):
@@ -258,6 +288,9 @@ def test_states_of_a_job_that_slurm_has(one_job, monkeypatch, tmp_path):
     sweep.jobs[0] = replace(sweep.jobs[0], attacks=[])
     sweep.keep_error(0, "7_0", "other inputs")
     assert now({}) == ("failed", "other inputs")
+    folder.start({}, {}, {})
+    folder.finish({})
+    assert now({}) == ("done", "")  # meanwhile, by another process
     sweep.keep_error(0, "7_0", None)
     with monkeypatch.context() as elsewhere, FolderLock(folder.path):
         folder.start({}, {}, {})
@@ -298,7 +331,7 @@ def test_without_slurm_nothing_answers(monkeypatch, tmp_path):
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     assert not answers()
-    assert last_words(str(tmp_path / "%j"), "1") is None
+    assert last_line(str(tmp_path / "%j"), "1") is None
     done = launch("hydra/launcher=slurm", "seed=0,1", f"output_root={tmp_path}")
     assert done.returncode == 1
     assert "no SLURM answers here (scontrol ping)" in done.stderr
@@ -320,8 +353,95 @@ def test_batches_are_refused_since_a_failed_job_would_end_the_sweep(launcher, tm
     assert not list(tmp_path.rglob("sweep.json"))
 
 
+CLUSTER = {  # answers of a SLURM that takes every job; `make test-slurm` asks a real one
+    "scontrol": 'echo "Slurmctld(primary) at x is UP"; echo "MaxArraySize            = 3"',
+    "srun": "",
+    "squeue": "",
+    "sacct": "",
+    "sbatch": 'number=$(ls "$SUBMITTED" | wc -l); cp "$1" "$SUBMITTED/$number.sh"; echo "Submitted batch job 1$number"',
+}
+
+
+@pytest.fixture
+def cluster(monkeypatch, tmp_path):
+    """The folder of the scripts that a made-up SLURM was given."""
+    programs, submitted = tmp_path / "bin", tmp_path / "submitted"
+    programs.mkdir()
+    submitted.mkdir()
+    for name, answer in CLUSTER.items():
+        (programs / name).write_text(f"#!/bin/sh\n{answer}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
+    monkeypatch.setenv("SUBMITTED", str(submitted))
+    return submitted
+
+
+def test_a_dry_run_shows_the_scripts_that_are_submitted(cluster, tmp_path):
+    """The three seeds share a job, four numbers of steps do not, and an array has three tasks at most: two arrays."""
+    (tmp_path / "conf/hydra/launcher/cluster").mkdir(parents=True)
+    (tmp_path / "conf/hydra/launcher/cluster/mine.yaml").write_text(
+        "# @package hydra.launcher\npartition: gpu\nsetup: [module load cuda]\npython: container python\n"
+    )
+    command = (
+        *("--config-dir", str(tmp_path / "conf"), "hydra/launcher/cluster=mine", "hydra.launcher.wait=false"),
+        *("hydra/launcher=slurm_packed", "hydra.launcher.pack_size=3", "seed=0,1,2", "train.steps=1,2,3,4"),
+        *(*QUICK[1:3], f"output_root={tmp_path}", f"hydra.sweep.dir={tmp_path / 'sweep'}"),
+    )
+    dry = launch(*command, "hydra.launcher.dry_run=true")
+    assert dry.returncode == 0, dry.stderr
+    assert not list(cluster.iterdir())
+    assert not (tmp_path / "sweep/sweep.json").exists()
+    assert "#SBATCH --partition=gpu\n" in dry.stdout
+    assert "module load cuda\n" in dry.stdout
+    task = dry.stdout.partition("# array task 1:\n")[2].partition("# array task 2:")[0]
+    assert re.findall(r"#(\d+) seed=(\d) train.steps=(\d)", task) == [("1", "0", "2"), ("5", "1", "2"), ("9", "2", "2")]
+    assert "Dry run: 4 SLURM jobs, and none of them is submitted." in dry.stdout
+    done = launch(*command)
+    assert done.returncode == 0, done.stderr
+    scripts = [file.read_text() for file in sorted(cluster.iterdir())]
+    assert len(scripts) == 2
+    assert all(script in dry.stdout for script in scripts)
+    assert Sweep.open(tmp_path / "sweep").tasks == {
+        **dict.fromkeys((0, 4, 8), "10_0"), **dict.fromkeys((1, 5, 9), "10_1"), **dict.fromkeys((2, 6, 10), "10_2"),
+        **dict.fromkeys((3, 7, 11), "11"),
+    }  # fmt: skip
+
+
+def test_what_is_queued_is_said_where_slurm_takes_no_more(cluster, tmp_path):
+    sbatch = tmp_path / "bin/sbatch"
+    refusal = '[ -e "$SUBMITTED/0.sh" ] && echo "Job violates accounting policy" >&2 && exit 1'
+    sbatch.write_text(f"#!/bin/sh\n{refusal}\n{CLUSTER['sbatch']}\n")
+    jobs = ("hydra/launcher=slurm", "hydra.launcher.wait=false", "seed=range(5)", *QUICK[:3])
+    done = launch(*jobs, f"output_root={tmp_path}")
+    assert done.returncode == 1
+    for part in (
+        "not take 2 jobs",
+        "Job violates accounting policy",
+        "3 jobs are queued",
+        "hydra/launcher=slurm_packed",
+    ):
+        assert part in done.stderr
+    [file] = tmp_path.rglob("sweep.json")
+    assert Sweep.open(file.parent).tasks == {0: "10_0", 1: "10_1", 2: "10_2"}
+
+
+def test_without_scontrol_a_job_works_until_slurm_ends_it():
+    # In a container submitit could not call `scontrol requeue` on the signal, and the job would fail.
+    job = (
+        "import os, signal; from pathlib import Path; from unlearn.sweeps import worker; "
+        "signal.signal(signal.SIGUSR2, lambda *_: os._exit(1)); worker.run_jobs = lambda *_: os.kill(os.getpid(), 12); "
+        "worker.RunJobs(Path('sweep'))([0])"
+    )
+    nothing = {**os.environ, "PATH": ""}
+    ran = subprocess.run(
+        [sys.executable, "-c", job], cwd=ROOT, env=nothing, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "No scontrol here" in ran.stderr
+
+
 def test_a_sweep_that_is_none(tmp_path):
-    with pytest.raises(UserError, match="no sweep is here"):
+    with pytest.raises(UserError, match="this is no sweep's folder"):
         Sweep.open(tmp_path)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from unlearn.storage import slurm_job
 
 CODE = ("unlearn", "conf", "sweeps", "launch.py")  # what determines what a run does
+NOT_CODE = "conf/hydra/launcher/cluster"  # settings of a cluster determine only where it runs
 
 
 CODE_VERSION = "code.json"  # beside a sweep's copy of the code
@@ -60,7 +61,7 @@ def code_version() -> dict[str, Any]:
         return ran.stdout.strip() if ran.returncode == 0 else None
 
     own = (root / "launch.py").is_file()  # not some repository that happens to hold a virtual environment
-    status = git("status", "--porcelain", "--", *CODE) if own else None
+    status = git("status", "--porcelain", "--", *CODE, f":(exclude){NOT_CODE}") if own else None
     return {
         "version": _package_version("unlearn"),
         "commit": git("rev-parse", "HEAD") if own else None,

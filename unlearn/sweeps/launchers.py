@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 class SweepLauncher(Launcher):
     """Composes every job as Hydra's own launcher does and adds it to the sweep. Subclasses run the jobs."""
 
+    dry_run = False  # show what would run, and write no sweep.json
+    in_a_container = False  # jobs may see other files than this process
+
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what Hydra passes. The task function, which runs one job, is not used.
 
@@ -49,17 +52,34 @@ class SweepLauncher(Launcher):
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         folder = Path(str(self.config.hydra.sweep.dir))
-        sweep = Sweep.begin(folder) if initial_job_idx == 0 else Sweep.open(folder)
+        sweep = Sweep(folder) if initial_job_idx == 0 else Sweep.open(folder)
         self.configs: dict[int, Config] = {}
         numbers = [self._add(sweep, initial_job_idx + i, o) for i, o in enumerate(job_overrides)]
-        sweep.write()
-        failed = {i: str(sweep.jobs[i].error) for i in numbers if sweep.jobs[i].error is not None}
+        if not self.dry_run:
+            sweep.write()
+        errors = self._errors_before(sweep, numbers)
         with users_environment():
-            failed |= self.run(sweep, [i for i in numbers if i not in failed])
-        log.info(f"Figures and tables of what is done: unlearn report {folder} -o report.html")
-        if failed:
-            raise UserError(failure_list(sweep, failed, len(numbers)))
+            errors |= self.run(sweep, [i for i in numbers if i not in errors])
+        if not self.dry_run:
+            log.info(f"Figures and tables of what is done: unlearn report {folder} -o report.html")
+        if errors:
+            raise UserError(failure_list(sweep, errors, len(numbers)))
         return [JobReturn(_return_value=sweep.jobs[i].folder, status=JobStatus.COMPLETED) for i in numbers]
+
+    def _errors_before(self, sweep: Sweep, numbers: list[int]) -> dict[int, str]:
+        """The jobs that cannot run, and why: a wrong configuration, or a file that does not exist."""
+        from unlearn.sweeps.sweep import missing_input
+
+        errors: dict[int, str] = {}
+        for number in numbers:
+            error = sweep.jobs[number].error
+            if error is None and not self.in_a_container:
+                error = missing_input(self.configs[number])
+                if error is not None and not self.dry_run:
+                    sweep.keep_error(number, None, error)
+            if error is not None:
+                errors[number] = error
+        return errors
 
     @abstractmethod
     def run(self, sweep: Sweep, numbers: list[int]) -> Mapping[int, str]:
@@ -129,26 +149,26 @@ class PackedLauncher(SweepLauncher):
         from unlearn.storage.lock import FolderLock
         from unlearn.sweeps.worker import run_packed
 
-        with FolderLock(sweep.folder):  # so that `unlearn status` sees it running
-            found = run_packed(sweep, numbers, self.pack_size)
-        return {i: describe(error) for i, error in found.items() if isinstance(error, Exception)}
+        with FolderLock(sweep.folder):  # so that `unlearn status` shows it as running
+            outcomes = run_packed(sweep, numbers, self.pack_size)
+        return {i: describe(error) for i, error in outcomes.items() if isinstance(error, Exception)}
 
 
 class LocalLauncher(SweepLauncher):
     """`hydra/launcher=local`: the jobs spread over the GPUs of this machine, a process for each.
 
-    `devices` are CUDA's numbers or names; None stands for all that are visible. `pack_size` bounds the jobs of a
-    process. Runs that are finished already are left out.
+    `devices` are places among the visible GPUs; None stands for all. `pack_size` bounds the jobs of a process. Runs
+    that are finished already are left out.
     """
 
-    def __init__(self, devices: Sequence[int | str] | None = None, pack_size: int | None = None) -> None:
+    def __init__(self, devices: Sequence[int] | None = None, pack_size: int | None = None) -> None:
         self.settings = {"devices": None if devices is None else list(devices), "pack_size": pack_size}
 
     def run(self, sweep: Sweep, numbers: list[int]) -> Mapping[int, str]:
         """Part by part, on whichever device is free."""
         from unlearn.sweeps.local import run_local
 
-        sweep.local = self.settings
+        sweep.launcher, sweep.settings = "local", self.settings
         sweep.write()
         configs = self.unfinished(sweep, numbers)
         return run_local(sweep, configs) if configs else {}
@@ -158,55 +178,66 @@ class SlurmLauncher(SweepLauncher):
     """`hydra/launcher=slurm`, `slurm_packed`: groups of `pack_size` jobs, each a job or array task of SLURM.
 
     With `wait`, it returns when all have ended; without, as soon as they are queued. Runs that are finished already
-    are not queued.
+    are not queued. With `dry_run`, nothing is queued: the scripts are printed.
     """
 
-    def __init__(self, pack_size: int | None, wait: bool, **settings: Any) -> None:
-        self.pack_size, self.wait = pack_size, wait
+    def __init__(self, pack_size: int | None, wait: bool, dry_run: bool, **settings: Any) -> None:
+        self.pack_size, self.wait, self.dry_run = pack_size, wait, dry_run
         self.settings = {k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in settings.items()}
+        self.in_a_container = self.settings["python"] is not None
 
-    def setup(self, **known: Any) -> None:
+    def setup(self, **given: Any) -> None:
         """Raises UserError, before anything is composed, where no cluster answers."""
         from unlearn.errors import UserError
         from unlearn.sweeps import slurm
 
-        super().setup(**known)
-        if not slurm.answers():
-            raise UserError("hydra/launcher: no SLURM answers here (scontrol ping). hydra/launcher=packed runs here.")
+        super().setup(**given)
+        if not self.dry_run and not slurm.answers():
+            raise UserError(
+                "hydra/launcher: no SLURM answers here (scontrol ping). hydra/launcher=packed runs here, and "
+                "hydra.launcher.dry_run=true shows what would be submitted."
+            )
 
     def run(self, sweep: Sweep, numbers: list[int]) -> Mapping[int, str]:
-        """Submit, and wait."""
+        """Submit the jobs; with `wait`, until they have ended."""
         from unlearn.sweeps.packs import packs
         from unlearn.sweeps.status import wait_for
-        from unlearn.sweeps.submission import submit
+        from unlearn.sweeps.submission import describe_submission, submit
 
         configs = self.unfinished(sweep, numbers)
         if not configs:
             return {}
         groups = packs(configs, len(configs) if self.pack_size is None else self.pack_size)
+        if self.dry_run:
+            print(describe_submission(sweep, groups, self.settings))
+            return {}
         submit(sweep, groups, self.settings)
         log.info(f"Submitted {len(groups)} SLURM jobs, {sweep.tasks[min(configs)]} the first; output: {sweep.folder}")
         log.info(f"They go on without this process. To watch them: unlearn status {sweep.folder}")
         return wait_for(sweep, list(configs)) if self.wait else {}
 
 
-class AutoLauncher(SlurmLauncher):
+class AutoLauncher(SweepLauncher):
     """The default: on SLURM where a cluster answers, else here, packed; on all GPUs, if there are several.
 
-    Here `pack_size` counts only if it stands on the command line: its default is meant for SLURM.
+    Without `pack_size`, a SLURM job has one job of the sweep, and a process here as many as fit into memory.
     """
 
-    pack_size_here: int | None = None
+    def __init__(self, pack_size: int | None, **slurm_settings: Any) -> None:
+        self.pack_size = pack_size
+        self.slurm = SlurmLauncher(1 if pack_size is None else pack_size, **slurm_settings)
+        self.dry_run = self.slurm.dry_run
 
-    def setup(self, **known: Any) -> None:
-        """Decide where jobs run, and report it in the first line."""
+    def setup(self, **given: Any) -> None:
+        """Decide where jobs run, and say so in the first line."""
         from unlearn.sweeps import slurm
 
-        SweepLauncher.setup(self, **known)
-        if any(o.lstrip("+").startswith("hydra.launcher.pack_size=") for o in self.config.hydra.overrides.hydra):
-            self.pack_size_here = self.pack_size
-        self.on_slurm = slurm.answers()
-        if self.on_slurm:
+        super().setup(**given)
+        self.on_slurm = self.dry_run or slurm.answers()
+        self.in_a_container = self.on_slurm and self.slurm.in_a_container
+        if self.dry_run:
+            log.info("hydra/launcher=auto, dry run: as if SLURM answered")
+        elif self.on_slurm:
             log.info("hydra/launcher=auto: SLURM answers, the jobs go there (hydra/launcher=packed runs them here)")
         else:
             log.info(
@@ -216,10 +247,10 @@ class AutoLauncher(SlurmLauncher):
 
     def run(self, sweep: Sweep, numbers: list[int]) -> Mapping[int, str]:
         """Run on SLURM or here."""
-        if self.on_slurm:
-            return super().run(sweep, numbers)
-        kind = LocalLauncher if self._on_several(numbers) else PackedLauncher
-        launcher = kind(pack_size=self.pack_size_here)
+        launcher: SweepLauncher = self.slurm
+        if not self.on_slurm:
+            kind = LocalLauncher if self._on_several(numbers) else PackedLauncher
+            launcher = kind(pack_size=self.pack_size)
         launcher.configs = self.configs
         return launcher.run(sweep, numbers)
 
@@ -227,5 +258,5 @@ class AutoLauncher(SlurmLauncher):
         """Whether the jobs would run on a GPU, and there are several."""
         from unlearn.models.devices import count_gpus, visible_devices
 
-        wanted = {self.configs[number].model.device for number in numbers}
-        return wanted <= {"auto", "cuda"} and len(numbers) > 1 and count_gpus() > 0 and len(visible_devices()) > 1
+        devices = {self.configs[number].model.device for number in numbers}
+        return devices <= {"auto", "cuda"} and len(numbers) > 1 and count_gpus() > 0 and len(visible_devices()) > 1

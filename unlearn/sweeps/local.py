@@ -1,7 +1,7 @@
 """Running a sweep's jobs on several devices of this machine: a process for each, which sees no other.
 
-submitit's local executor is not used: it has a time limit, its processes outlive the one that waits for them, and it
-knows devices by numbers only, where parts of a GPU (MIG) have names.
+submitit's local executor is not used: it has a time limit, and its processes outlive the one that waits for them.
+concurrent.futures is not used: when one of its processes dies, it ends all of them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from unlearn.config.schema import Config
 from unlearn.errors import UserError
-from unlearn.models.devices import VISIBLE, count_gpus, is_device, visible_devices
+from unlearn.models.devices import VISIBLE, count_gpus, visible_devices
 from unlearn.screen import plain, say
 from unlearn.storage.lock import FolderLock
 from unlearn.sweeps.packs import by_run, groups_that_share, packs
@@ -33,40 +33,43 @@ GRACE_S = 60.0  # for an interrupted process to end in order
 
 
 def run_local(sweep: Sweep, configs: Mapping[int, Config]) -> dict[int, str]:
-    """Run these jobs as `sweep.local` says. Returns {number: error} of failed jobs.
+    """Run these jobs with `sweep.settings`. Returns {number: error} of failed jobs.
 
     Raises UserError, before any starts, for devices or a size of packs that cannot be.
     """
-    assert sweep.local is not None
-    for device in (c.model.device for c in configs.values() if c.model.device not in ANY_DEVICE):
-        raise UserError(
-            f"model.device={device}: with hydra/launcher=local each process sees one device. Allowed: "
-            f"{', '.join(ANY_DEVICE)}. hydra.launcher.devices chooses among several."
-        )
-    devices = chosen_devices(sweep.local["devices"])
-    parts = spread(configs, len(devices), sweep.local["pack_size"])
-    with FolderLock(sweep.folder):  # so that `unlearn status` sees it running
+    for config in configs.values():
+        if config.model.device not in ANY_DEVICE:
+            raise UserError(
+                f"model.device={config.model.device}: with hydra/launcher=local each process sees one device. "
+                f"Allowed: {', '.join(ANY_DEVICE)}. hydra.launcher.devices chooses among several."
+            )
+    devices = chosen_devices(sweep.settings["devices"])
+    parts = spread(configs, len(devices), sweep.settings["pack_size"])
+    with FolderLock(sweep.folder):  # so that `unlearn status` shows it as running
         return run_on_devices(sweep, parts, devices)
 
 
-def chosen_devices(wanted: Sequence[int | str] | None) -> list[str]:
-    """CUDA_VISIBLE_DEVICES for each of `wanted`, which are places among the visible devices, or names.
+def chosen_devices(places: Sequence[int] | None) -> list[str]:
+    """CUDA_VISIBLE_DEVICES for each of `places` among the visible devices; None: all that are visible.
 
-    None stands for all that are visible. On a machine without a GPU, any number is one. Raises UserError for what is
-    not visible, or there twice.
+    Without a GPU and without CUDA_VISIBLE_DEVICES, each number stands for a process on the CPU. Raises UserError for a
+    place that is not there, or twice.
     """
-    visible, listed = visible_devices(), os.environ.get(VISIBLE)
-    given = [str(device).strip() for device in (range(len(visible)) if wanted is None else wanted)]
-    known = {str(place): name for place, name in enumerate(visible)} | {n: n for n in visible if not n.isdecimal()}
-    if listed is None:
-        known |= {name: name for name in given if is_device(name) and not (visible and name.isdecimal())}
-    if given and set(given) <= known.keys() and len({known[device] for device in given}) == len(given):
-        return [known[device] for device in given]
-    value = "null" if wanted is None else f"[{','.join(given)}]"
-    here = f"the GPUs here are {', '.join(known)}, each once" if visible else "there is no GPU here"
-    listing = "" if listed is None else f" ({VISIBLE} is {listed!r})"
+    visible, variable = visible_devices(), os.environ.get(VISIBLE)
+    if places is None and visible:
+        return visible
+    if places and len(set(places)) == len(places):
+        if not visible and variable is None:
+            return [str(place) for place in places]
+        if all(0 <= place < len(visible) for place in places):
+            return [visible[place] for place in places]
+    given = "null" if places is None else f"[{','.join(map(str, places))}]"
+    allowed = (
+        f"the GPUs here are {', '.join(map(str, range(len(visible))))}, each once" if visible else "there is no GPU"
+    )
+    setting = "" if variable is None else f" ({VISIBLE} is {variable!r})"
     raise UserError(
-        f"hydra.launcher.devices={value} is not allowed: {here}{listing}. hydra/launcher=packed needs none."
+        f"hydra.launcher.devices={given} is not allowed: {allowed}{setting}. hydra/launcher=packed needs none."
     )
 
 
@@ -112,7 +115,7 @@ def run_on_devices(sweep: Sweep, parts: Sequence[list[int]], devices: Sequence[s
         say("There is no GPU here: the jobs run on the CPU.")
     waiting, free = deque(parts), deque(devices)
     running: list[_Worker] = []
-    failed: dict[int, str] = {}
+    errors: dict[int, str] = {}
     try:
         while waiting or running:
             while waiting and free:
@@ -121,7 +124,7 @@ def run_on_devices(sweep: Sweep, parts: Sequence[list[int]], devices: Sequence[s
             for worker in [worker for worker in running if worker.process.poll() is not None]:
                 running.remove(worker)
                 free.append(worker.device)
-                failed |= _failed(sweep, worker)
+                errors |= _errors(sweep, worker)
     except KeyboardInterrupt:
         raise UserError(
             "Interrupted. What is done is kept. The same command goes on, and so does unlearn status --retry "
@@ -129,7 +132,7 @@ def run_on_devices(sweep: Sweep, parts: Sequence[list[int]], devices: Sequence[s
         ) from None
     finally:
         _stop(running)
-    return failed
+    return errors
 
 
 def _start(sweep: Sweep, code: str, numbers: list[int], device: str, kind: str) -> _Worker:
@@ -146,26 +149,26 @@ def _start(sweep: Sweep, code: str, numbers: list[int], device: str, kind: str) 
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C in the terminal reaches this process alone, which then ends the others
         )
-    say(f"Device {device}: {_named(numbers)} started; output: {log}")
+    say(f"Device {device}: {_listed(numbers)} started; output: {log}")
     return _Worker(device, numbers, log, process)
 
 
-def _failed(sweep: Sweep, worker: _Worker) -> dict[int, str]:
+def _errors(sweep: Sweep, worker: _Worker) -> dict[int, str]:
     """The jobs of a process that has ended that are not done, and why. What it could not write is written here."""
     worker.leave()
-    code = worker.process.returncode
-    how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}"
-    failed, states = {}, sweep.states()
+    status = worker.process.returncode
+    how = f"by {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
+    states, errors = sweep.states(), {}
     for number in (number for number in worker.numbers if states[number].name != "done"):
-        failed[number] = states[number].detail if states[number].name == "failed" else ""
-        if not failed[number]:
-            failed[number] = f"its process on device {worker.device} was ended {how}; output: {worker.log}"
-            sweep.keep_error(number, None, failed[number])
-    if done := [number for number in worker.numbers if number not in failed]:
-        say(f"Device {worker.device}: {_named(done)} done")
-    if failed:
-        say(f"Device {worker.device}: {_named(failed)} failed; output: {worker.log}")
-    return failed
+        errors[number] = states[number].detail if states[number].name == "failed" else ""
+        if not errors[number]:
+            errors[number] = f"its process on device {worker.device} was ended {how}; output: {worker.log}"
+            sweep.keep_error(number, None, errors[number])
+    if done := [number for number in worker.numbers if number not in errors]:
+        say(f"Device {worker.device}: {_listed(done)} done")
+    if errors:
+        say(f"Device {worker.device}: {_listed(errors)} failed; output: {worker.log}")
+    return errors
 
 
 def _stop(workers: Sequence[_Worker]) -> None:
@@ -185,7 +188,7 @@ def _stop(workers: Sequence[_Worker]) -> None:
             worker.process.wait()
 
 
-def _named(numbers: Iterable[int]) -> str:
+def _listed(numbers: Iterable[int]) -> str:
     return ", ".join(f"#{number}" for number in numbers)
 
 

@@ -5,7 +5,10 @@ Nothing heavy is imported here: a login node submits and watches, it does not co
 
 from __future__ import annotations
 
+import re
+import shlex
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,9 @@ from unlearn.errors import UserError
 
 CALL_TIMEOUT_S = 30  # a busy controller answers late
 PING_TIMEOUT_S = 10  # without a cluster, scontrol may search for one for minutes
-LARGEST_ARRAY = 1000  # SLURM's default MaxArraySize, less one
+LARGEST_ARRAY = 1000  # tasks; SLURM's default MaxArraySize is 1001
+RENAMED = {"name": "job_name", "timeout_min": "time", "tasks_per_node": "ntasks_per_node"}  # submitit's own names
+NOT_OF_SBATCH = ("submitit_folder", "max_num_timeout", "python", "mem_gb")
 
 
 def answers() -> bool:
@@ -51,10 +56,17 @@ def endings(tasks: Iterable[str]) -> dict[str, str]:
     return dict(line.split("|", 1) for line in ran.stdout.splitlines() if "|" in line)
 
 
+def largest_array() -> int:
+    """The number of tasks that an array may have on this cluster, at most `LARGEST_ARRAY`."""
+    ran = _call("scontrol", "show", "config")
+    limit = None if ran is None else re.search(r"^MaxArraySize\s*=\s*(\d+)", ran.stdout, re.MULTILINE)
+    return LARGEST_ARRAY if limit is None else max(1, min(LARGEST_ARRAY, int(limit[1])))
+
+
 def submit(
     function: Callable[[list[int]], Any], groups: Sequence[list[int]], settings: Mapping[str, Any], code: Path
 ) -> list[str]:
-    """Queue `function(group)` for each group, as an array of at most `LARGEST_ARRAY`; their SLURM ids, in order.
+    """Queue `function(group)` for each group, as one job or array; returns their SLURM ids, in order.
 
     Args:
         settings: of hydra-submitit-launcher's configuration (`conf/hydra/launcher/slurm.yaml`).
@@ -62,29 +74,39 @@ def submit(
 
     Raises UserError with sbatch's own words if it refuses.
     """
-    import submitit
+    from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    first = {"submitit_folder", "max_num_timeout", "python"}
-    common = {"timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "name"}
-    common |= {"stderr_to_stdout"}
-    others = {k if k in common else f"slurm_{k}": v for k, v in settings.items() if k not in first}
-    others["slurm_additional_parameters"] = {**settings["additional_parameters"], "chdir": str(code)}
     try:
-        executor = submitit.AutoExecutor(
-            folder=settings["submitit_folder"],
-            cluster="slurm",
-            slurm_max_num_timeout=settings["max_num_timeout"],
-            slurm_python=settings["python"],
-        )
-        executor.update_parameters(**others)
+        executor = SlurmExecutor(settings["submitit_folder"], settings["max_num_timeout"], python=settings["python"])
+        executor.update_parameters(**_parameters(settings, code))
         return [job.job_id for job in executor.map_array(function, groups)]
     except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
         words = getattr(error, "stderr", None) or str(error)
         raise UserError(f"SLURM did not take {len(groups)} jobs. sbatch says: {str(words).strip()}") from error
 
 
-def last_words(folder: str, task: str) -> str | None:
+def script(jobs: int, settings: Mapping[str, Any], code: Path) -> str:
+    """The sbatch script with which `submit` would queue so many groups. No cluster is needed."""
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    folder = settings["submitit_folder"]
+    python = settings["python"] or shlex.quote(sys.executable)
+    command = f"{python} -u -m submitit.core._submit {shlex.quote(folder)}"
+    map_count = jobs if jobs > 1 else None
+    return _make_sbatch_string(command, folder, map_count=map_count, **_parameters(settings, code))
+
+
+def _parameters(settings: Mapping[str, Any], code: Path) -> dict[str, Any]:
+    """The settings under submitit's names."""
+    parameters = {RENAMED.get(key, key): value for key, value in settings.items() if key not in NOT_OF_SBATCH}
+    parameters["additional_parameters"] = {**settings["additional_parameters"], "chdir": str(code)}
+    if settings["mem_gb"] is not None:
+        parameters["mem"] = f"{settings['mem_gb']}GB"
+    return parameters
+
+
+def last_line(folder: str, task: str) -> str | None:
     """The last line that a job of `submitit_folder` wrote to its error log; None if there is none."""
     log = Path(folder.replace("%j", task)) / f"{task}_0_log.err"
     try:
@@ -93,8 +115,8 @@ def last_words(folder: str, task: str) -> str | None:
             lines = [line.strip() for line in stream.read().decode(errors="replace").splitlines()]
     except OSError:
         return None
-    said = [line for line in lines if line and not line.startswith("srun:")]  # srun only reports the end
-    return said[-1] if said else None
+    lines = [line for line in lines if line and not line.startswith("srun:")]  # srun only reports the end
+    return lines[-1] if lines else None
 
 
 def _call(*command: str, timeout: float = CALL_TIMEOUT_S) -> subprocess.CompletedProcess[str] | None:

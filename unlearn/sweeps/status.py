@@ -13,7 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.live import Live
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from unlearn.errors import UserError
@@ -33,13 +33,14 @@ def wait_for(sweep: Sweep, numbers: list[int]) -> dict[int, str]:
     Raises UserError when the user interrupts; the jobs go on.
     """
     states: dict[int, State] = {}
-    said = ""
+    before = ""
     try:
         while True:
             states = sweep.states(states)
-            if (now := summary(states[n] for n in numbers)) != said:
-                say(f"{time.strftime('%H:%M:%S')} {now}")
-                said = now
+            counts = summary(states[n] for n in numbers)
+            if counts != before:
+                say(f"{time.strftime('%H:%M:%S')} {counts}")
+                before = counts
             if all(states[n].ended for n in numbers):
                 return {n: states[n].detail or states[n].name for n in numbers if states[n].name != "done"}
             time.sleep(POLL_S)
@@ -51,21 +52,40 @@ def wait_for(sweep: Sweep, numbers: list[int]) -> dict[int, str]:
 
 
 def view(sweep: Sweep, states: Mapping[int, State]) -> Group:
-    """The number of jobs in each state, the overrides that all have, and a row for each job with its own overrides."""
-    shown = Table(box=SIMPLE_HEAD)
-    for column in ("#", "job", "state", "progress", "left", "SLURM", "why"):
-        shown.add_column(column, overflow="fold")
+    """The number of jobs in each state, the overrides that all have, and a row for each job with its own overrides.
+
+    Columns in which all rows are empty are left out.
+    """
+    parent = _common_parent(sweep)
+    rows = []
     for number, state in states.items():
-        again = f", interrupted {state.interruptions} x" if state.interruptions else ""
-        shown.add_row(
-            str(number),
-            escape(sweep.label(number)),
-            f"[{STYLES.get(state.name, 'default')}]{state.name}[/]{again}",
-            *_progress(state),
-            sweep.tasks.get(number, ""),
-            escape((state.detail.strip().splitlines() or [""])[-1]),
+        interrupted = f", interrupted {state.interruptions} x" if state.interruptions else ""
+        progress, left = _progress(state)
+        folder = sweep.jobs[number].folder
+        rows.append(
+            {
+                "#": str(number),
+                "job": escape(sweep.label(number)),
+                "state": f"[{STYLES.get(state.name, 'default')}]{state.name}[/]{interrupted}",
+                "progress": progress,
+                "left": left,
+                "why": escape((state.detail.strip().splitlines() or [""])[-1]),
+                "folder": "" if folder is None else escape(os.path.relpath(folder, parent)),
+                "SLURM": sweep.tasks.get(number, ""),
+            }
         )
-    return Group(Text(f"{sweep.folder}: {summary(states.values())}"), Text(" ".join(sweep.common)), shown)
+    columns = [name for name in rows[0] if any(row[name] for row in rows)]
+    table = Table(*[Column(name, overflow="fold") for name in columns], box=SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(*[row[name] for name in columns])
+    lines = [f"{sweep.folder}: {summary(states.values())}", f"folders: in {parent}", " ".join(sweep.common)]
+    return Group(*[Text(line) for line in lines if line], table)
+
+
+def _common_parent(sweep: Sweep) -> Path:
+    """The folder that holds all runs of a sweep."""
+    folders = [str(Path(job.folder).parent) for job in sweep.jobs.values() if job.folder is not None]
+    return Path(os.path.commonpath(folders)) if folders else sweep.folder
 
 
 def _progress(state: State) -> tuple[str, str]:
@@ -103,11 +123,11 @@ def retry(sweep: Sweep) -> list[int]:
     if not Path(sweep.cwd).is_dir():
         raise UserError(f"{sweep.folder}: the sweep was started in {sweep.cwd}, which is no longer there.")
     os.chdir(sweep.cwd)  # relative paths of its configuration are from there
-    if sweep.local is not None:
+    if sweep.launcher == "local":
         from unlearn.sweeps.local import run_local
 
         run_local(sweep, {number: sweep.config(number) for number in again})
-    elif sweep.launcher is None:
+    elif sweep.launcher == "packed":
         from unlearn.sweeps.worker import run_packed
 
         with FolderLock(sweep.folder):
@@ -119,7 +139,7 @@ def retry(sweep: Sweep) -> list[int]:
             raise UserError("this sweep ran on SLURM, and no SLURM answers here (scontrol ping).")
         before = [[n for n in again if sweep.tasks.get(n) == task] for task in dict.fromkeys(sweep.tasks.values())]
         never = [[n] for n in again if n not in sweep.tasks]
-        submit(sweep, [group for group in before if group] + never, sweep.launcher)
+        submit(sweep, [group for group in before if group] + never, sweep.settings)
     return again
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from itertools import chain, count
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+from unlearn.errors import UserError
 from unlearn.runs.provenance import CODE, CODE_VERSION, code_version
 from unlearn.storage.files import write_json
 from unlearn.sweeps import slurm
@@ -23,25 +24,60 @@ def submit(sweep: Sweep, groups: list[list[int]], settings: Mapping[str, Any]) -
     Args:
         settings: see `slurm.submit`. They are kept in sweep.json, for a later retry.
     """
-    sweep.launcher = dict(settings)
+    sweep.launcher, sweep.settings = "slurm", dict(settings)
     code = Path(copy_code(sweep))
-    for start in range(0, len(groups), slurm.LARGEST_ARRAY):
-        array = groups[start : start + slurm.LARGEST_ARRAY]
-        ids = slurm.submit(RunJobs(sweep.folder), array, settings, code)
+    queued: list[str] = []
+    for array in _arrays(groups, slurm.largest_array()):
+        try:
+            ids = slurm.submit(RunJobs(sweep.folder), array, settings, code)
+        except UserError as error:
+            raise UserError(f"{error}\n{_advice(sweep, queued)}") from error
+        queued += ids
         sweep.tasks |= {number: task for group, task in zip(array, ids, strict=True) for number in group}
         sweep.write()  # after each array, so that no queued job is unknown
 
 
+def _advice(sweep: Sweep, queued: list[str]) -> str:
+    """What can be done where SLURM took only the first jobs, or none."""
+    first = f"{len(queued)} jobs are queued and go on: unlearn status {sweep.folder}\n" if queued else ""
+    return (
+        f"{first}If it is a limit on the number of jobs (scontrol show config: MaxJobCount, MaxArraySize; sacctmgr: "
+        "MaxSubmitJobs): hydra/launcher=slurm_packed puts several runs into a job, and hydra.launcher.pack_size says "
+        "how many. The same command later submits what is not finished."
+    )
+
+
+def describe_submission(sweep: Sweep, groups: list[list[int]], settings: Mapping[str, Any]) -> str:
+    """The sbatch scripts that `submit` would submit, and which jobs of the sweep are in which SLURM job."""
+    code, parts = _next_copy(sweep.folder), []
+    for array in _arrays(groups, slurm.largest_array()):
+        parts.append(slurm.script(len(array), settings, code))
+        for task, group in enumerate(array):
+            name = f"array task {task}" if len(array) > 1 else "the job"
+            parts += [f"# {name}:", *(f"#   #{number} {sweep.label(number)}" for number in group)]
+        parts.append("")
+    return "\n".join([*parts, f"Dry run: {len(groups)} SLURM jobs, and none of them is submitted."])
+
+
+def _arrays(groups: list[list[int]], size: int) -> list[list[list[int]]]:
+    return [groups[start : start + size] for start in range(0, len(groups), size)]
+
+
 def copy_code(sweep: Sweep) -> str:
-    """The path of the sweep's copy of code and configuration, which is made now, in its folder, if there is none."""
-    sweep.code = sweep.code or _copy_code(sweep.folder)
+    """The path of the sweep's copy of code and configuration. It is made now, in its folder, if there is none."""
+    if sweep.code is None:
+        sweep.code = str(_next_copy(sweep.folder))
+        _copy_code(Path(sweep.code))
     sweep.write()
     return sweep.code
 
 
-def _copy_code(folder: Path) -> str:
-    names = chain(["code"], (f"code-{n}" for n in count(2)))
-    copy = next(folder / name for name in names if not (folder / name).exists())
+def _next_copy(folder: Path) -> Path:
+    copies = (folder / (f"code-{n}" if n > 1 else "code") for n in count(1))
+    return next(copy for copy in copies if not copy.exists())
+
+
+def _copy_code(copy: Path) -> None:
     for name in CODE:
         source, target = ROOT / name, copy / name
         if source.is_dir():
@@ -49,4 +85,3 @@ def _copy_code(folder: Path) -> str:
         elif source.is_file():
             shutil.copy2(source, target)
     write_json(copy / CODE_VERSION, code_version())
-    return str(copy)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
@@ -67,41 +68,39 @@ class Sweep:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
+        self.cwd = os.getcwd()
+        self.launcher = "packed"  # or local, slurm
+        self.settings: dict[str, Any] = {}  # of the launcher, for a retry
+        self.code: str | None = None  # the copy that its processes run; None if they are this one
         self.jobs: dict[int, Job] = {}
         self.tasks: dict[int, str] = {}  # job -> the SLURM job or array task of its last submission
-        self.launcher: dict[str, Any] | None = None  # SLURM's settings; None where the sweep ran here
-        self.local: dict[str, Any] | None = None  # the settings of hydra/launcher=local, if the sweep runs so
-        self.code: str | None = None  # the copy that its processes run; None if they are this one
-        self.cwd = os.getcwd()
-        file = self.folder / "sweep.json"
-        if file.is_file():
-            record = json.loads(file.read_text())
-            self.jobs = {job["number"]: Job(**job) for job in record["jobs"]}
-            self.tasks = {int(number): task for number, task in record["tasks"].items()}
-            self.launcher, self.code, self.cwd = record["launcher"], record["code"], record["cwd"]
-            self.local = record.get("local")
-
-    @classmethod
-    def begin(cls, folder: Path) -> Sweep:
-        """A new sweep. A former sweep of the folder is forgotten."""
-        sweep = cls(folder)
-        sweep.jobs, sweep.tasks, sweep.cwd = {}, {}, os.getcwd()
-        sweep.launcher = sweep.local = sweep.code = None
-        return sweep
 
     @classmethod
     def open(cls, folder: Path) -> Sweep:
         """The sweep of a folder. Raises UserError if there is none."""
+        file = folder / "sweep.json"
+        record = json.loads(file.read_text()) if file.is_file() else {}
+        if not record.get("jobs"):
+            raise UserError(f"{folder}: this is no sweep's folder (there is no sweep.json with jobs).")
+        if "settings" not in record:
+            raise UserError(f"{file}: written by an earlier version. Start the sweep again: finished runs are kept.")
         sweep = cls(folder)
-        if not sweep.jobs:
-            raise UserError(f"{folder}: no sweep is here (there is no sweep.json with jobs).")
+        sweep.cwd, sweep.launcher, sweep.settings = record["cwd"], record["launcher"], record["settings"]
+        sweep.code = record["code"]
+        sweep.jobs = {job["number"]: Job(**job) for job in record["jobs"]}
+        sweep.tasks = {int(number): task for number, task in record["tasks"].items()}
         return sweep
 
     def write(self) -> None:
         """Write sweep.json."""
-        jobs = [asdict(job) for job in self.jobs.values()]
-        how = {"launcher": self.launcher, "local": self.local, "code": self.code}
-        record = {"cwd": self.cwd, **how, "jobs": jobs, "tasks": self.tasks}
+        record = {
+            "cwd": self.cwd,
+            "launcher": self.launcher,
+            "settings": self.settings,
+            "code": self.code,
+            "jobs": [asdict(job) for job in self.jobs.values()],
+            "tasks": self.tasks,
+        }
         write_json(self.folder / "sweep.json", record)
 
     def add(self, number: int, overrides: list[str], config: Config, hydra_folder: Path) -> None:
@@ -130,55 +129,70 @@ class Sweep:
         assert isinstance(raw, DictConfig)
         return settle(raw)
 
-    def states(self, known: Mapping[int, State] | None = None) -> dict[int, State]:
-        """The state of every job, from the runs' folders and SLURM's queue. Jobs that are done in `known` stay so."""
-        known = known or {}
+    def states(self, before: Mapping[int, State] | None = None) -> dict[int, State]:
+        """The state of every job, from the runs' folders and SLURM's queue. Jobs that were done `before` stay so."""
+        states = {n: state for n, state in (before or {}).items() if state.name == "done"}
         queue = slurm.queue(self.tasks.values())
         endings = cache(lambda: slurm.endings(set(self.tasks.values()) - (queue or {}).keys()))
-        return {
-            number: known[number]
-            if number in known and known[number].name == "done"
-            else self._state(job, queue, endings)
-            for number, job in self.jobs.items()
-        }
+        return {n: states.get(n) or self._state(job, queue, endings) for n, job in self.jobs.items()}
 
     def _state(self, job: Job, queue: Mapping[str, str] | None, endings: Callable[[], Mapping[str, str]]) -> State:
         if job.folder is None:
             return State("failed", job.error or "")
         run, task = RunFolder(Path(job.folder)), self.tasks.get(job.number)
-        status, times = run.record.get("status"), run.interruptions
-        if status == "done" and not set(job.attacks) <= set(run.record.get("attacked", [])):
-            status = "running"  # the job goes on with its attacks
-        waiting = (queue or {}).get(task) if task else None
-        if waiting is not None and waiting.partition(" ")[0] not in ("RUNNING", "COMPLETING"):
-            return State("pending", waiting, interruptions=times)
-        if (said := self._said(job, task)) is not None:
-            return State("failed", said, interruptions=times)
-        of_this_task = task is None or run.last_attempt.get("slurm_job") == task
-        if status == "done" and (waiting is None or of_this_task):
-            return State("done", interruptions=times)
-        holder = live_holder(run.path)
-        # If SLURM says that the task has ended, a lock of that task is out of date.
-        if holder is not None and (holder.slurm_job != task or queue is None or waiting is not None or task is None):
-            return State("running", str(holder), phase_of(run.path), times)
-        if status == "failed" and (of_this_task or (waiting is None and queue is not None)):
-            return State("failed", run.record["error"], interruptions=times)
-        if waiting is not None or (task is not None and queue is None):
-            return State("running", "starting" if waiting else "SLURM does not answer", interruptions=times)
-        if task is not None:
-            assert self.launcher is not None
-            words = slurm.last_words(self.launcher["submitit_folder"], task)
-            why = f"SLURM: {endings().get(task, 'ended without a result')}"
-            return State("failed", f"{why}, {words}" if words else why, interruptions=times)
-        if live_holder(self.folder) is not None:
-            return State("pending", interruptions=times)
-        return State("interrupted" if status == "running" else "missing", interruptions=times)
+        if task is None:
+            name, detail = self._state_here(job, run)
+        else:
+            name, detail = self._state_on_slurm(job, run, task, queue, endings)
+        phase = phase_of(run.path) if name == "running" else None
+        return State(name, detail, phase, run.interruptions)
 
-    def _said(self, job: Job, task: str | None) -> str | None:
-        """The error of a job outside of its run's folder, in its last task, or None."""
+    def _state_here(self, job: Job, run: RunFolder) -> tuple[str, str]:
+        """State and detail of a job that no SLURM task was made for."""
+        if (error := self._error(job, run, None)) is not None:
+            return "failed", error
+        if _complete(job, run):
+            return "done", ""
+        if (holder := live_holder(run.path)) is not None:
+            return "running", str(holder)
+        if run.record.get("status") == "failed":
+            return "failed", run.record["error"]
+        if live_holder(self.folder) is not None:
+            return "pending", ""
+        return ("interrupted" if run.record.get("status") in ("running", "done") else "missing"), ""
+
+    def _state_on_slurm(
+        self, job: Job, run: RunFolder, task: str, queue: Mapping[str, str] | None, endings: Callable[[], Mapping]
+    ) -> tuple[str, str]:
+        """State and detail of a job's SLURM task, as far as SLURM answers."""
+        queued = (queue or {}).get(task)
+        if queued is not None and queued.partition(" ")[0] not in ("RUNNING", "COMPLETING"):
+            return "pending", queued
+        if (error := self._error(job, run, task)) is not None:
+            return "failed", error
+        of_this_task = run.last_attempt.get("slurm_job") == task
+        if _complete(job, run) and (queued is None or of_this_task):
+            return "done", ""
+        task_has_ended = queue is not None and queued is None
+        holder = live_holder(run.path)
+        if holder is not None and not (task_has_ended and holder.slurm_job == task):  # then the lock is out of date
+            return "running", str(holder)
+        if run.record.get("status") == "failed" and (of_this_task or task_has_ended):
+            return "failed", run.record["error"]
+        if not task_has_ended:
+            return "running", "SLURM does not answer" if queued is None else "starting"
+        reason = f"SLURM: {endings().get(task, 'ended without a result')}"
+        last_line = slurm.last_line(self.settings["submitit_folder"], task)
+        return "failed", f"{reason}, {last_line}" if last_line else reason
+
+    def _error(self, job: Job, run: RunFolder, task: str | None) -> str | None:
+        """The error of a job's last task that is not in its run's folder. None if the run was completed after it."""
         file = self._error_file(job)
-        said = json.loads(file.read_text()) if file.is_file() else {}
-        return said["error"] if said and said["slurm_job"] == task else None
+        if not file.is_file():
+            return None
+        record = json.loads(file.read_text())
+        completed_since = _complete(job, run) and run.last_attempt.get("until", 0) > record["time"]
+        return None if record["slurm_job"] != task or completed_since else record["error"]
 
     def keep_error(self, number: int, task: str | None, error: str | None) -> None:
         """Write the error of a job in a SLURM task (None: in this process); remove it if `error` is None."""
@@ -186,37 +200,65 @@ class Sweep:
         if error is None:
             file.unlink(missing_ok=True)
         else:
-            write_json(file, {"slurm_job": task, "error": error})
+            write_json(file, {"slurm_job": task, "error": error, "time": time.time()})
 
     @staticmethod
     def _error_file(job: Job) -> Path:
         return Path(str(job.hydra_folder)) / "error.json"
 
 
-def finished(config: Config) -> bool:
-    """Whether a configuration's run is done and began after all files that it read had come to be as they are.
+def _complete(job: Job, run: RunFolder) -> bool:
+    """Whether the run is done, and the attacks that the job makes after it."""
+    return run.done and set(job.attacks) <= set(run.record.get("attacked", []))
 
-    If not, the run itself decides whether their content has changed. Attacks have files of their own.
+
+def finished(config: Config) -> bool:
+    """Whether a configuration's run is done, and no file that it read has changed since it began.
+
+    A changed file is only a hint: the run itself compares the contents. False for a run with attacks, whose files are
+    not looked for.
     """
     run = RunFolder(run_folder(config))
     if config.train.force or config.attacks or not run.done or run.record.get("identity") != identity(config):
         return False
-    read = paths(asdict(config))
-    if list(map(_inside, paths(run.record["config"]))) != list(map(_inside, read)):
+    inputs = paths(asdict(config))
+    if list(map(_within_package, paths(run.record["config"]))) != list(map(_within_package, inputs)):
         return False
     began = run.last_attempt.get("began", 0.0)
-    there = [Path(path) for path in read if path is not None and Path(path).exists()]
-    files = (file for path in there for file in ([path] if path.is_file() else path.rglob("*")))
+    existing = [Path(path) for path in inputs if path is not None and Path(path).exists()]
+    files = (file for path in existing for file in ([path] if path.is_file() else path.rglob("*")))
     return all(max(file.stat().st_mtime, file.stat().st_ctime) < began for file in files)  # an old file moved there
 
 
-def _inside(path: str | None) -> str | None:
-    """A path of the package without the place of the package: a job of SLURM runs a copy, with the same files."""
+def _within_package(path: str | None) -> str | None:
+    """A path of the package without the package's place: SLURM jobs run a copy, with the same files."""
     place, package, inside = (path or "").rpartition("/unlearn/")
     return package + inside if (Path(place) / "unlearn/experiment.py").is_file() else path
 
 
-def failure_list(sweep: Sweep, failed: Mapping[int, str], of: int) -> str:
-    """A line for each failed job, with its error."""
-    lines = [f"  #{number} {sweep.label(number)}: {why}" for number, why in sorted(failed.items())]
-    return "\n".join([f"{len(failed)} of {of} jobs failed:", *lines])
+def missing_input(config: Config) -> str | None:
+    """A sentence about the first text file or model folder that a configuration names and that does not exist."""
+    if Path(config.model.path).is_absolute() and not Path(config.model.path).is_dir():
+        return f"model.path={config.model.path}: there is no such folder."
+    files: dict[str, str] = {}
+    for name in config.data.use or config.data.topics:
+        topic = config.data.topics[name]
+        files |= {f"data.topics.{name}.forget": topic.forget, f"data.topics.{name}.retain": topic.retain}
+    for role, corpora in config.eval.texts.corpora.items():
+        files |= {f"eval.texts.corpora.{role}.{name}": path for name, path in corpora.items()}
+    for key, path in files.items():
+        if not path.startswith("hub:") and not Path(path).exists():
+            return f"{key}={path}: there is no such file."
+    return None
+
+
+def failure_list(sweep: Sweep, errors: Mapping[int, str], jobs: int) -> str:
+    """A line for each error, with the jobs that have it: an error that all jobs have is shown once."""
+    numbers: dict[str, list[int]] = {}
+    for number, error in sorted(errors.items()):
+        numbers.setdefault(error, []).append(number)
+    lines = []
+    for error, alike in numbers.items():
+        label = sweep.label(alike[0]) if len(alike) == 1 else f"and {len(alike) - 1} more"
+        lines.append(f"  #{alike[0]} {label}: {error}")
+    return "\n".join([f"{len(errors)} of {jobs} jobs failed:", *lines])

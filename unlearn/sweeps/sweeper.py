@@ -34,17 +34,18 @@ class GridsSweeper(BasicSweeper):
         grids = [parser.parse_overrides([f"{key}={values}" for key, values in grid.items()]) for grid in self.grids]
         asked = {key: _values(o) for o in overrides if "." not in (key := o.get_key_element())}
         jobs: dict[tuple[str, ...], None] = {}
-        for own in grids:
-            options = _options(own)
+        for grid in grids:
+            options = _options(grid)
             if all(option in asked.get(group, [option]) for group, option in options.items()):
                 others = [override for override in overrides if override.get_key_element() not in options]
-                [all_of_it] = BasicSweeper.split_arguments([*own, *others], None)
-                jobs |= dict.fromkeys(map(tuple, all_of_it))
+                [product] = BasicSweeper.split_arguments([*grid, *others], None)
+                jobs |= dict.fromkeys(map(tuple, product))
         for group, values in asked.items():
-            allowed = list(dict.fromkeys(_options(own)[group] for own in grids if group in _options(own)))
+            allowed = list(dict.fromkeys(_options(grid)[group] for grid in grids if group in _options(grid)))
             if allowed and (not jobs or not set(values) <= set(allowed)):
-                told = f"{group}={','.join(values)}: there is no such grid in this sweep."
-                raise UserError(f"{told} Allowed: {', '.join(allowed)}.")
+                raise UserError(
+                    f"This sweep has no grid for {group}={','.join(values)}. Allowed: {', '.join(allowed)}."
+                )
         return list(self.split_overrides_to_chunks([list(job) for job in jobs], max_batch_size))
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:

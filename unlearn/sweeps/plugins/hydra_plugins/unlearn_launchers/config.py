@@ -2,7 +2,6 @@
 
 # Without postponed annotations: Hydra executes this file before it is among sys.modules.
 from dataclasses import dataclass
-from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
@@ -16,6 +15,7 @@ class SlurmConf(SlurmQueueConf):
     pack_size: int | None = 1  # jobs of the sweep in one SLURM job; None: all
     python: str | None = None  # the command that starts Python; None: the one that submits
     wait: bool = True  # until all jobs have ended
+    dry_run: bool = False  # show what would be submitted, and end
 
 
 @dataclass
@@ -31,7 +31,7 @@ class LocalConf:
     """The keys of hydra/launcher=local."""
 
     _target_: str = "hydra_plugins.unlearn_launchers.launchers.LocalLauncher"
-    devices: list[Any] | None = None  # numbers and names
+    devices: list[int] | None = None  # places among the visible ones
     pack_size: int | None = None
 
 
