@@ -183,7 +183,7 @@ def _summary(group: pd.DataFrame) -> dict[str, Any]:
     return found | {"strongest": f"{told.index[0]} ({told.iloc[0]} of {len(group)})"}
 
 
-def _plane(data: pd.DataFrame, look: Look, unit: str, methods: Sequence[str]) -> alt.LayerChart:
+def _plane(data: pd.DataFrame, look: Look, unit: str, methods: Sequence[str]) -> alt.LayerChart | alt.FacetChart:
     more = "points more" if unit == "points" else "nats a token less"
     x = alt.X("robust:Q", title=ROBUST[unit][3], scale=_robust_scale(data, unit))
     y = alt.Y("recovered:Q", title=f"the strongest attack brings back ({more})", scale=alt.Scale(zero=True))
@@ -237,7 +237,9 @@ def levels(m: Material) -> Figure:
     return Figure("attack_levels", title, caption, data, chart)
 
 
-def _course(part: pd.DataFrame, look: Look, unit: str, methods: Sequence[str], name: str) -> alt.LayerChart:
+def _course(
+    part: pd.DataFrame, look: Look, unit: str, methods: Sequence[str], name: str
+) -> alt.LayerChart | alt.FacetChart:
     order = list(dict.fromkeys(part["level"]))
     x = alt.X("level:N", sort=order, title=None, axis=alt.Axis(labelAngle=-40))
     y = alt.Y("known:Q", title=MEASURES[unit][3], scale=alt.Scale(zero=False))

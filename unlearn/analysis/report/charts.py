@@ -125,7 +125,7 @@ def curves(
     dash: alt.StrokeDash,
     title: str,
     legend: Any = alt.Undefined,
-) -> alt.LayerChart:
+) -> alt.LayerChart | alt.FacetChart:
     """Lines with points over error bars, from `mean`, `low` and `high`; hollow where `missing` says something."""
     named: dict[str, Any] = {"title": None, "scale": scale}
     common: dict[str, Any] = {"x": x, "color": alt.Color(f"{colour}:N", legend=legend, **named)}
@@ -151,7 +151,7 @@ def references(data: pd.DataFrame, *, y: str, colour: alt.Color, dash: alt.Strok
 
 def bars(
     data: pd.DataFrame, look: Look, *, groups: Sequence[str], kinds: Sequence[str], y: alt.Y, title: str
-) -> alt.LayerChart:
+) -> alt.LayerChart | alt.FacetChart:
     """Bars of `kind` beside each other for each `group`, with error bars."""
     x = alt.X("group:N", sort=list(groups), title=None, axis=alt.Axis(labelAngle=-25, ticks=False))
     offset = alt.XOffset("kind:N", sort=list(kinds))

@@ -159,7 +159,7 @@ def _told(rows: pd.DataFrame, curves: int) -> str:
 
 def panel(
     part: pd.DataFrame, look: Look, *, title: str, axis: str, log: bool = False, scaled_to: pd.DataFrame | None = None
-) -> alt.LayerChart:
+) -> alt.LayerChart | alt.FacetChart:
     """Accuracy against `x` of one role: a stroke for each kind of query.
 
     The scales span `scaled_to`, which panels side by side have in common (default: `part`).

@@ -128,7 +128,7 @@ def pareto(m: Material) -> Figure:
     data["rna"] = data["nu"].gt(0).map(charts.NOISE)
     names = list(dict.fromkeys(["Base", *both["method"]]))
 
-    def chart(look: Look) -> alt.LayerChart:
+    def chart(look: Look) -> alt.LayerChart | alt.FacetChart:
         pick = alt.selection_point(fields=["method"], bind="legend")
         across, up = (charts.span(data[name], 3) for name in ("forgotten", "retained"))
         x = alt.X("forgotten:Q", title="accuracy on forgotten in % (default)", scale=across)

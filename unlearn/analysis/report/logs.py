@@ -79,7 +79,7 @@ def _series(rows: pd.DataFrame) -> tuple[alt.Color, alt.StrokeDash]:
     )
 
 
-def density(rows: pd.DataFrame, look: Look) -> alt.LayerChart:
+def density(rows: pd.DataFrame, look: Look) -> alt.LayerChart | alt.FacetChart:
     """Densities, a line each."""
     colour, dash = _series(rows)
     line = alt.Chart(rows).mark_line(interpolate="monotone")

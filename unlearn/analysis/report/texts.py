@@ -236,7 +236,7 @@ def course(m: Material) -> Figure:
     return Figure("course", title, caption, data, chart)
 
 
-def _panel(data: pd.DataFrame, look: Look, name: str, methods: Sequence[str]) -> alt.LayerChart:
+def _panel(data: pd.DataFrame, look: Look, name: str, methods: Sequence[str]) -> alt.LayerChart | alt.FacetChart:
     x = alt.X("forgotten:Q", title=AXES["forgotten"], scale=alt.Scale(nice=True, zero=True))
     y = alt.Y(f"{name}:Q", title=AXES[name], scale=alt.Scale(nice=True, zero=True))
     shape = charts.noise_shape()
