@@ -80,7 +80,7 @@ def test_corrupt_and_unfinished_runs_are_listed_and_not_used(tmp_path):
 
 def test_a_sweeps_jobs_that_never_began_or_could_not_be_composed_are_listed(tmp_path):
     run = made_up_run(tmp_path / "outputs/runs/a")
-    sweep = Sweep.begin(tmp_path / "outputs/sweeps/2026-01-01/12-00-00")
+    sweep = Sweep(tmp_path / "outputs/sweeps/2026-01-01/12-00-00")
     hydra = str(sweep.folder / "1")
     sweep.jobs = {
         0: Job(0, ["rna.nu=0"], str(sweep.folder / "0"), str(run)),

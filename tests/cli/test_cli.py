@@ -199,7 +199,7 @@ def test_a_wrong_command_line_ends_with_2_and_a_mistake_with_1(tmp_path, capsys)
             main(wrong)
         assert stop.value.code == 2
     capsys.readouterr()
-    with pytest.raises(SystemExit, match=f"^Error: {tmp_path / 'no'}: no sweep is here"):
+    with pytest.raises(SystemExit, match=f"^Error: {tmp_path / 'no'}: this is no sweep's folder"):
         main(["status", str(tmp_path / "no")])
     with pytest.raises(SystemExit, match=f"^Error: {tmp_path / 'no'}: No such file or directory$"):
         main(["claims", str(tmp_path), "--preface", str(tmp_path / "no")])

@@ -200,9 +200,9 @@ def _at(tree: Any, key: str) -> Any:
 def _of_sweep(folder: Path) -> Iterator[Run]:
     """The runs of a sweep's jobs, those too that were never begun."""
     try:
-        sweep = Sweep(folder)
+        sweep = Sweep.open(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        yield Run(folder, "corrupt", f"sweep.json: {type(error).__name__}: {error}")
+        yield Run(folder, "corrupt", f"sweep.json: {describe(error)}")
         return
     never = 0
     for job in sweep.jobs.values():
