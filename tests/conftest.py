@@ -20,6 +20,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from unlearn.config.schema import Config
 from unlearn.config.settle import settle
+from unlearn.records.scores import flat, nested
 
 ROOT = Path(__file__).parent.parent
 
@@ -75,6 +76,16 @@ def write_jsonl(file: Path, rows: list[dict]) -> Path:
 
 def read_jsonl(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def read_metrics(folder: Path) -> dict:
+    """metrics.json of a run, under flat names: "unlearned/TASK/QUERY/acc"."""
+    return flat(json.loads((folder / "metrics.json").read_text()))
+
+
+def metrics_of(answers: Any) -> dict:
+    """The scores of an evaluation, under the same names."""
+    return flat(nested(answers.scores))
 
 
 TIMED = ("tokens_per_second", "seconds", "peak_memory_mb", "memory_mb")  # what may differ between equal runs

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForMultimodalLM, AutoTokenizer, Gemma3Config
 
-from tests.conftest import ROOT, read_jsonl, untimed, write_jsonl
+from tests.conftest import ROOT, read_jsonl, read_metrics, untimed, write_jsonl
 from unlearn.config.identity import run_folder
 from unlearn.errors import UserError
 from unlearn.evaluate.harness import evaluate
@@ -63,7 +63,7 @@ def test_a_multimodal_checkpoint_is_trained_asked_and_exported(short, tmp_path):
     (base / "preprocessor_config.json").write_text('{"image_processor_type": "Gemma3ImageProcessor"}')
     model = (f"model.path={base}", "model.num_layers=6", "model.layer=3", "model.name=tiny")
     folder = run(short(*model, "eval=toy", "eval.limit=3", "eval.maxlogit.tokens=2", "train.lr=1e-2"))
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics = read_metrics(folder)
     assert {"base/toy_retain/default/acc", "unlearned/toy_retain/perturbed/acc"} <= metrics.keys()
     out = tmp_path / "exported"
     export(folder, out)
@@ -83,7 +83,7 @@ def test_what_a_run_leaves(short):
     }  # fmt: skip
     lines = read_jsonl(folder / "train.jsonl")
     assert [(line["step"], line["topic"]) for line in lines] == [(0, "bio"), (1, "cyber"), (2, "bio")]
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics = read_metrics(folder)
     tasks = ["toy_retain", "toy_near_bio", "toy_near_cyber", "toy_forget_bio", "toy_forget_cyber"]
     for model in ("base", "unlearned"):
         for task in tasks:
@@ -178,7 +178,7 @@ def test_runs_evaluated_together_have_the_files_of_runs_alone(short, tmp_path):
         files = [file.relative_to(alone) for file in (alone / "samples").rglob("*.*")]
         assert {file.suffix for file in files} == {".jsonl", ".json", ".parquet"}
         assert all((folder / file).read_bytes() == (alone / file).read_bytes() for file in files)
-        metrics = [untimed(json.loads((f / "metrics.json").read_text())) for f in (folder, alone)]
+        metrics = [untimed(read_metrics(f)) for f in (folder, alone)]
         assert metrics[0] == metrics[1]
     answers = {(folder / "samples/unlearned/toy_retain/default.jsonl").read_text() for folder in together}
     assert len(answers) == 3

@@ -4,12 +4,12 @@
 differ between machines, so the bounds are on means over the methods and far from what is measured.
 """
 
-import json
 from dataclasses import dataclass
 from statistics import mean
 
 import pytest
 
+from tests.conftest import read_metrics
 from unlearn.experiment import run_together
 
 
@@ -57,7 +57,7 @@ def accuracies(scale, conf, tmp_path_factory):
         ]
         for variant, outcome in zip(variants, run_together(configs), strict=True):
             assert outcome.error is None
-            metrics = json.loads((outcome.folder / "metrics.json").read_text())
+            metrics = read_metrics(outcome.folder)
             for role, tasks in configs[0].eval.tasks.items():
                 for query in ("default", "perturbed", "control"):
                     for model, key in (("unlearned", variant), ("base", ("base",))):
@@ -103,7 +103,7 @@ def test_methods_on_likelihoods_forget_and_keep_other_knowledge(conf, tmp_path):
         configs = [conf(f"method={method}", *asked) for method in methods]
         for config, outcome in zip(configs, run_together(configs), strict=True):
             assert outcome.error is None
-            metrics = json.loads((outcome.folder / "metrics.json").read_text())
+            metrics = read_metrics(outcome.folder)
             found = {
                 role: 100 * mean(metrics[f"unlearned/{task}/default/acc"] for task in tasks)
                 for role, tasks in config.eval.tasks.items()

@@ -1,8 +1,8 @@
 """Unlearning of language models by representation misdirection or on likelihoods, with Random Noise Augmentation.
 
 `experiment.py` is the whole run on one page. The rooms, from top to bottom: cli, paper, analysis, sweeps, experiment,
-attacks, runs, tracking, evaluate, training, methods, models, data, config, records, toy, real, storage, screen, errors. A
-room imports only from rooms below it: `lint-imports` checks that (pyproject.toml).
+attacks, runs, tracking, evaluate, training, methods, models, data, config, records, toy, real, storage, screen, errors.
+A room imports only from rooms below it: `lint-imports` checks that (pyproject.toml).
 """
 
 import os

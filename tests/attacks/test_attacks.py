@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, metrics_of
 from unlearn.attacks.attack import Victim
 from unlearn.attacks.make import plan
 from unlearn.attacks.projection import Projection
@@ -38,7 +38,7 @@ def same(model, before):
 
 def accuracy(model, suite):
     [answers] = evaluate(ModelGroup(model), load_tokenizer(SOURCE), suite, label="x", tokens_per_batch=4096)
-    return answers.metrics["x/toy_forget_bio/default/acc"]
+    return metrics_of(answers)["x/toy_forget_bio/default/acc"]
 
 
 def test_rounding_undoes_a_change_below_half_a_level_and_no_larger_one(tiny_llama):

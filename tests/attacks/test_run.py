@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, read_metrics
 from unlearn.attacks import attack as asking
 from unlearn.attacks.make import plan
 from unlearn.attacks.run import attack
@@ -111,7 +111,7 @@ def test_results_are_kept_after_each_stage_and_not_asked_again(finished, monkeyp
     assert all(len(row) == 12 for row in rows)  # three roles, default and perturbed
     assert set(record["base"]) == {"6", "3"}
     assert "base/toy_retain/default/acc" in record["base"]["3"]
-    metrics = json.loads((finished / "metrics.json").read_text())
+    metrics = read_metrics(finished)
     [untouched] = (finished / "attacks").glob("none-*.json")
     found = json.loads(untouched.read_text())["stages"]["0"]
     assert {name: metrics[name] for name in found} == found  # without an attack, what the run's own evaluation found

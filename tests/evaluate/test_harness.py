@@ -1,19 +1,16 @@
 """Asking a model: lm-eval's questions and accuracies, our perturbation, paired tests, MaxLogit."""
 
-import io
-import json
 import shutil
+from dataclasses import replace
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tests.conftest import ROOT
-from unlearn.analysis.compare import compare, read_drawn, read_samples
+from tests.conftest import ROOT, metrics_of
+from unlearn.analysis.compare import by_place, compare
 from unlearn.config.schema import TextConfig, text_tasks
 from unlearn.errors import UserError
-from unlearn.evaluate.evaluator import Result
 from unlearn.evaluate.harness import Answers, MaxLogitPlan, against_base, evaluate
 from unlearn.evaluate.maxlogit import continue_greedily, max_logits
 from unlearn.evaluate.statistics import paired
@@ -22,6 +19,8 @@ from unlearn.evaluate.texts import load_passages
 from unlearn.evaluate.tokens import read_forget_tokens
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_tokenizer, load_whole
+from unlearn.records.samples import read_samples
+from unlearn.records.scores import read_scores
 from unlearn.toy import world as w
 
 TOY = ROOT / "unlearn/toy"
@@ -70,20 +69,26 @@ def test_accuracies_are_those_of_a_plain_loop_over_whole_prompts():
                 logits_V = model(**tokenizer(w.prompt(question), return_tensors="pt")).logits[0, -1]
             right.append(int(logits_V[letters].argmax()) == question["answer"])
         name = f"base/toy_forget_cyber/{query}"
-        assert answers.metrics[f"{name}/acc"] == sum(right) / 40
-        assert [record["correct"] for record in answers.samples[name]] == right
+        assert metrics_of(answers)[f"{name}/acc"] == sum(right) / 40
+        assert [sample.correct for sample in answers.samples if sample.query == query] == right
         p = sum(right) / 40
-        assert answers.metrics[f"{name}/acc_stderr"] == pytest.approx((p * (1 - p) / 39) ** 0.5)
+        assert metrics_of(answers)[f"{name}/acc_stderr"] == pytest.approx((p * (1 - p) / 39) ** 0.5)
 
 
-def test_samples_are_written_by_model_task_and_query(tmp_path):
+def test_samples_are_written_and_read(tmp_path):
     suite = suite_of("toy_retain", queries=("default",), limit=3)
     [answers] = evaluate(
         ModelGroup(load_whole(SOURCE)), load_tokenizer(SOURCE), suite, label="unlearned", tokens_per_batch=100
     )
-    answers.write_samples(tmp_path)
-    lines = (tmp_path / "unlearned/toy_retain/default.jsonl").read_text().splitlines()
-    assert [set(json.loads(line)) for line in lines] == [{"id", "query", "loglikelihoods", "choice", "correct"}] * 3
+    answers.write(tmp_path)
+    samples = read_samples(tmp_path)
+    assert samples == answers.samples
+    assert [(s.model, s.role, s.task, s.query, s.id) for s in samples] == [
+        ("unlearned", "retain", "toy_retain", "default", number) for number in range(3)
+    ]
+    assert all(len(s.loglikelihoods) == 4 and s.loglikelihoods[s.choice] == max(s.loglikelihoods) for s in samples)
+    assert len({s.question for s in samples}) == 3
+    assert read_scores(tmp_path) == answers.scores
 
 
 def test_some_queries_are_asked_of_some_roles_only(tmp_path):
@@ -101,13 +106,12 @@ def test_some_queries_are_asked_of_some_roles_only(tmp_path):
     whole = load_suite(roles, words, **settings)
     group, tokenizer = ModelGroup(load_whole(SOURCE)), load_tokenizer(SOURCE)
     some, every = (evaluate(group, tokenizer, s, label="base", tokens_per_batch=500)[0] for s in (suite, whole))
-    left_out = {name for name in every.metrics if "/control/" in name and "/toy_retain/" not in name}
-    assert {"base/all/control/acc", "base/toy_near_bio/control/default_p"} <= left_out
-    assert some.metrics == {name: value for name, value in every.metrics.items() if name not in left_out}
-    assert every.samples.keys() - some.samples.keys() == {"base/toy_near_bio/control"}
+    assert some.scores == [score for score in every.scores if score.query != "control" or score.role == "retain"]
+    assert {"near", "both"} == {score.role for score in every.scores if score not in some.scores}
+    assert {(s.role, s.task) for s in some.samples if s.query == "control"} == {("retain", "toy_retain")}
     compared = against_base(some, replace_label(some), suite)
-    assert "unlearned/all/perturbed/base_difference" in compared
-    assert not any("/all/control/" in name for name in compared)
+    assert ("both", "all", "perturbed", "base") in {(s.role, s.task, s.query, s.against) for s in compared}
+    assert {score.role for score in compared if score.query == "control"} == {"retain"}
 
 
 def test_a_query_of_roles_without_tasks_is_left_out():
@@ -119,7 +123,7 @@ def test_a_query_of_roles_without_tasks_is_left_out():
 
 def replace_label(answers):
     """What a base model answered, as an unlearned one's answers."""
-    return Answers({}, {name.replace("base", "unlearned", 1): records for name, records in answers.samples.items()})
+    return Answers([], [replace(sample, model="unlearned") for sample in answers.samples])
 
 
 def test_no_tasks_no_suite():
@@ -144,19 +148,19 @@ def test_differences_are_paired_by_question_for_tasks_and_models():
     [unlearned] = evaluate(ModelGroup(model), tokenizer, suite, label="unlearned", tokens_per_batch=2000)
     for task in ("toy_retain", "toy_near_bio"):
         right = {
-            (label, query): [r["correct"] for r in answers.samples[f"{label}/{task}/{query}"]]
+            (label, query): [s.correct for s in answers.samples if (s.task, s.query) == (task, query)]
             for label, answers in (("base", base), ("unlearned", unlearned))
             for query in ("default", "perturbed")
         }
         for label, answers in (("base", base), ("unlearned", unlearned)):
             expected = paired(right[label, "default"], right[label, "perturbed"])
-            assert answers.metrics[f"{label}/{task}/perturbed/default_difference"] == expected.difference
-            assert answers.metrics[f"{label}/{task}/perturbed/default_p"] == expected.p
-        found = against_base(base, unlearned, suite)
+            assert metrics_of(answers)[f"{label}/{task}/perturbed/default_difference"] == expected.difference
+            assert metrics_of(answers)[f"{label}/{task}/perturbed/default_p"] == expected.p
+        compared = metrics_of(Answers(against_base(base, unlearned, suite), []))
         for query in ("default", "perturbed"):
             expected = paired(right["base", query], right["unlearned", query])
-            assert found[f"unlearned/{task}/{query}/base_low"] == expected.low
-            assert found[f"unlearned/{task}/{query}/base_difference"] < 0
+            assert compared[f"unlearned/{task}/{query}/base_low"] == expected.low
+            assert compared[f"unlearned/{task}/{query}/base_difference"] < 0
 
 
 def test_max_logits_are_those_of_greedy_decoding_one_query_at_a_time():
@@ -164,9 +168,9 @@ def test_max_logits_are_those_of_greedy_decoding_one_query_at_a_time():
     suite = suite_of("toy_retain", limit=5)
     plan = MaxLogitPlan(["retain"], ["perturbed"], 4)
     [answers] = evaluate(ModelGroup(model), tokenizer, suite, label="base", tokens_per_batch=300, maxlogit=plan)
-    content = answers.files["base/toy_retain/perturbed.maxlogit.parquet"]
-    rows = pq.read_table(io.BytesIO(content)).to_pylist()
-    assert [(r["question"], r["position"]) for r in rows] == [(q, p) for q in range(5) for p in range(4)]
+    asked = [sample for sample in answers.samples if sample.query == "perturbed"]
+    assert [sample.id for sample in asked] == list(range(5))
+    assert all(sample.maxlogits is None for sample in answers.samples if sample.query == "default")
     expected = []
     for question in documents(suite, "perturbed", "toy_retain")[:5]:
         ids_BT = tokenizer(w.prompt(question), return_tensors="pt").input_ids
@@ -175,11 +179,11 @@ def test_max_logits_are_those_of_greedy_decoding_one_query_at_a_time():
                 largest, token = model(ids_BT).logits[0, -1].max(dim=-1)
             expected.append((token.item(), largest.item()))
             ids_BT = torch.cat([ids_BT, token.view(1, 1)], dim=1)
-    assert [r["token"] for r in rows] == [token for token, _ in expected]
+    assert [token for sample in asked for token in sample.maxlogit_tokens] == [token for token, _ in expected]
     values = [value for _, value in expected]
-    assert [r["maxlogit"] for r in rows] == pytest.approx(values, abs=1e-4)
-    assert answers.metrics["base/toy_retain/perturbed/maxlogit_mean"] == pytest.approx(sum(values) / 20, abs=1e-4)
-    assert answers.metrics["base/toy_retain/perturbed/maxlogit_p50"] == pytest.approx(
+    assert [value for sample in asked for value in sample.maxlogits] == pytest.approx(values, abs=1e-4)
+    assert metrics_of(answers)["base/toy_retain/perturbed/maxlogit_mean"] == pytest.approx(sum(values) / 20, abs=1e-4)
+    assert metrics_of(answers)["base/toy_retain/perturbed/maxlogit_p50"] == pytest.approx(
         torch.tensor(values).quantile(0.5).item(), abs=1e-3
     )
 
@@ -207,18 +211,17 @@ def test_max_logits_of_held_out_texts_follow_the_whole_text(tmp_path):
     suite = load_suite({}, {}, passages=passages, text_roles=text_tasks(corpora))
     plan = MaxLogitPlan(["retain_text"], ["perturbed"], 2)
     [answers] = evaluate(ModelGroup(model), tokenizer, suite, label="base", tokens_per_batch=300, maxlogit=plan)
-    content = answers.files["base/retain_text_wiki/perturbed.maxlogit.parquet"]
-    first = next(iter(pq.read_table(io.BytesIO(content)).to_pylist()))
+    first = next(sample for sample in answers.samples if sample.query == "perturbed")
     [passage, _] = passages["perturbed"]["retain_text_wiki"]
     text = passage.beginning + passage.rest
     assert "virus. " in text
     assert text.endswith("blue one")
     with torch.no_grad():
         largest, token = model(tokenizer(text, return_tensors="pt").input_ids).logits[0, -1].max(dim=-1)
-    assert (first["question"], first["position"], first["token"]) == (0, 0, token.item())
-    assert first["maxlogit"] == pytest.approx(largest.item(), abs=1e-4)
-    assert "base/retain_text_wiki/perturbed/maxlogit_std" in answers.metrics
-    assert "base/retain_text_wiki/default/maxlogit_mean" not in answers.metrics
+    assert (first.id, first.maxlogit_tokens[0]) == (0, token.item())
+    assert first.maxlogits[0] == pytest.approx(largest.item(), abs=1e-4)
+    assert "base/retain_text_wiki/perturbed/maxlogit_std" in metrics_of(answers)
+    assert "base/retain_text_wiki/default/maxlogit_mean" not in metrics_of(answers)
 
 
 def test_a_tag_is_no_task(tmp_path):
@@ -243,14 +246,15 @@ def test_a_task_of_two_roles_does_not_weigh_more_in_either(tmp_path):
     assert len(suite.samples["toy_near_bio"]) >= 60 > 2 * len(own)
     group, tokenizer = ModelGroup(load_whole(SOURCE)), load_tokenizer(SOURCE)
     [answers] = evaluate(group, tokenizer, suite, label="base", tokens_per_batch=4000)
-    acc = {name: answers.metrics[f"base/{name}/perturbed/acc"] for name in ("all", *sizes)}
+    acc = {name: metrics_of(answers)[f"base/{name}/perturbed/acc"] for name in ("all", *sizes)}
     assert acc["all"] == pytest.approx(sum(acc[n] * size for n, size in sizes.items()) / sum(sizes.values()))
-    assert len(answers.correct(suite, "all", "base", "default")) == 60
-    assert len(answers.correct(suite, "toy_near_bio", "base", "default")) >= 60
-    Result(answers.metrics, [answers], suite.members, suite.drawn).write_samples(tmp_path / "run/samples")
-    samples = read_samples(tmp_path / "run", model="base")
-    found = compare(samples, samples, suite.members, read_drawn(tmp_path / "run"))
-    assert found["retain", "default"].questions == 60
+    assert len(answers.values("retain", suite.leaves["all"], "default")) == 60
+    assert len(answers.values("near", ["toy_near_bio"], "default")) >= 60
+    samples = by_place(answers.samples, "base")
+    assert compare(samples, samples).results["retain", "default"].questions == 60
+    questions = {(s.role, s.task, s.query): s.n for s in answers.scores if s.measure == "acc" and s.against is None}
+    assert questions["retain", "all", "default"] == 60
+    assert questions["retain", "toy_near_bio", "default"] == len(own)
 
 
 def test_a_subset_of_fewer_questions_than_tasks_is_one_of_each_and_said(capsys):
@@ -276,6 +280,7 @@ def test_a_subset_is_drawn_from_all_tasks_of_a_role_in_proportion():
     model, tokenizer = load_whole(SOURCE), load_tokenizer(SOURCE)
     [part] = evaluate(ModelGroup(model), tokenizer, suite, label="base", tokens_per_batch=4000)
     [whole] = evaluate(ModelGroup(model), tokenizer, suite_of("toy_forget_bio"), label="base", tokens_per_batch=4000)
-    everyone = {r["id"]: r for r in whole.samples["base/toy_forget_bio/perturbed"]}
-    for record in part.samples["base/toy_forget_bio/perturbed"]:
-        assert record["choice"] == everyone[record["id"]]["choice"]
+    everyone = {s.id: s for s in whole.samples if s.query == "perturbed"}
+    for sample in part.samples:
+        if (sample.task, sample.query) == ("toy_forget_bio", "perturbed"):
+            assert (sample.choice, sample.question) == (everyone[sample.id].choice, everyone[sample.id].question)

@@ -9,7 +9,7 @@ import pytest
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from tests.conftest import ROOT, write_jsonl
+from tests.conftest import ROOT, metrics_of, read_metrics, write_jsonl
 from unlearn.errors import UserError
 from unlearn.evaluate.chat import Chat, encode_prompts
 from unlearn.evaluate.harness import MaxLogitPlan, against_base, evaluate
@@ -70,10 +70,10 @@ def test_every_output_type_is_evaluated_as_lm_eval_does(folder, toy, name):
     wanted = {k.partition(",")[0]: v for k, v in plain["results"][f"x_{name}"].items() if isinstance(v, float)}
     assert wanted
     for metric, value in wanted.items():
-        assert answers.metrics[f"base/x_{name}/default/{metric}"] == pytest.approx(value, rel=1e-4)
-    assert len(answers.samples[f"base/x_{name}/default"]) == 6
+        assert metrics_of(answers)[f"base/x_{name}/default/{metric}"] == pytest.approx(value, rel=1e-4)
+    assert len(answers.samples) == 6
     if name == "generate_until":
-        assert answers.metrics[f"base/x_{name}/default/exact_match"] > 0.5
+        assert metrics_of(answers)[f"base/x_{name}/default/exact_match"] > 0.5
 
 
 def test_a_second_filter_does_not_count_questions_twice(folder, toy, tmp_path):
@@ -84,21 +84,21 @@ def test_a_second_filter_does_not_count_questions_twice(folder, toy, tmp_path):
     (tmp_path / "filters.yaml").write_text(f"{text}\nfilter_list: [{word}, {never}]\n")
     suite = load_suite({"retain": ["x_filters"]}, {"default": []}, include_path=str(tmp_path))
     [answers] = evaluate(ModelGroup(toy[0]), toy[1], suite, label="base", tokens_per_batch=512)
-    assert len(answers.samples["base/x_filters/default"]) == 6
-    assert answers.metrics["base/x_filters/default/exact_match"] > 0.5
-    assert answers.metrics["base/x_filters/default/exact_match,never"] == 0
+    assert len(answers.samples) == 6
+    assert metrics_of(answers)["base/x_filters/default/exact_match"] > 0.5
+    assert metrics_of(answers)["base/x_filters/default/exact_match,never"] == 0
 
 
 def unlearned(answers):
     """The same answers as those of an unlearned model."""
-    return replace(answers, samples={n.replace("base/", "unlearned/"): found for n, found in answers.samples.items()})
+    return replace(answers, samples=[replace(sample, model="unlearned") for sample in answers.samples])
 
 
 def test_answers_that_are_not_right_or_wrong_are_not_compared(folder, toy):
     suite = load_suite({"retain": ["x_loglikelihood_rolling"]}, {"default": []}, include_path=str(folder))
     [answers] = evaluate(ModelGroup(toy[0]), toy[1], suite, label="base", tokens_per_batch=512)
-    assert all("correct" not in record for record in answers.samples["base/x_loglikelihood_rolling/default"])
-    assert against_base(answers, unlearned(answers), suite) == {}
+    assert [sample.correct for sample in answers.samples] == [None] * 6
+    assert against_base(answers, unlearned(answers), suite) == []
 
 
 def test_an_accuracy_that_is_a_share_is_not_taken_for_right_or_wrong(folder, toy, tmp_path):
@@ -110,15 +110,13 @@ def test_an_accuracy_that_is_a_share_is_not_taken_for_right_or_wrong(folder, toy
     (tmp_path / "share.yaml").write_text(text)
     suite = load_suite({"retain": ["x_share"]}, {"default": []}, include_path=str(tmp_path))
     [answers] = evaluate(ModelGroup(toy[0]), toy[1], suite, label="base", tokens_per_batch=512)
-    records = answers.samples["base/x_share/default"]
-    assert all("correct" not in record for record in records)
-    mean = sum(record["score"] for record in records) / len(records)
-    assert answers.metrics["base/x_share/default/acc"] == pytest.approx(mean)
-    assert against_base(answers, unlearned(answers), suite) == {}
-    judged = [
-        {"correct": True, **record} for record in records
-    ]  # as all shares are 1 with another model, or were before
-    assert against_base(replace(answers, samples={"base/x_share/default": judged}), unlearned(answers), suite) == {}
+    assert all(sample.correct is None for sample in answers.samples)
+    mean = sum(sample.score for sample in answers.samples) / len(answers.samples)
+    assert metrics_of(answers)["base/x_share/default/acc"] == pytest.approx(mean)
+    assert against_base(answers, unlearned(answers), suite) == []
+    # All shares are 1 with another model, or were before.
+    judged = [replace(sample, correct=True) for sample in answers.samples]
+    assert against_base(replace(answers, samples=judged), unlearned(answers), suite) == []
 
 
 @pytest.mark.parametrize("name", WAYS)
@@ -140,7 +138,7 @@ def test_generation_is_resumed_from_the_journal(folder, toy, tmp_path, monkeypat
 
     def ask(journals):
         [answers] = evaluate(ModelGroup(toy[0]), toy[1], suite, label="base", tokens_per_batch=1024, journals=journals)
-        return answers.metrics
+        return metrics_of(answers)
 
     monkeypatch.setattr(HFLM, "generate_until", counted)
     with pytest.raises(KeyboardInterrupt):
@@ -163,7 +161,7 @@ def test_a_run_is_asked_tasks_of_all_types(folder, tmp_path):
             f"+eval.tasks.retain=[{','.join(f'x_{name}' for name in WAYS)}]",
         ]
     )
-    metrics = json.loads((home / "metrics.json").read_text())
+    metrics = read_metrics(home)
     assert {name.rpartition("/")[2] for name in metrics} >= {"exact_match", "perplexity", "word_perplexity"}
 
 
@@ -207,7 +205,7 @@ def test_chats_are_those_of_lm_eval_token_by_token(chatting, examples, multiturn
         assert sorted(ours) == sorted(pair for pair, _, _ in seen)
         [answers] = evaluate(ModelGroup(model), tokenizer, suite, label="base", tokens_per_batch=2048)
         value = plain["results"]["toy_retain"]["acc,none"]
-        assert answers.metrics["base/toy_retain/default/acc"] == value
+        assert metrics_of(answers)["base/toy_retain/default/acc"] == value
         assert all((context + continuation).count(tokenizer.bos_token_id) == 1 for _, context, continuation in seen)
     for query in words:
         for prompt in suite.prompts(query, "toy_retain").values():
@@ -227,7 +225,7 @@ def test_maxlogit_of_chats_has_one_bos(chatting):
     plan = MaxLogitPlan(["retain"], ["default"], 2)
     how = {"label": "base", "tokens_per_batch": 999, "maxlogit": plan}
     [answers] = evaluate(ModelGroup(load_whole(chatting)), tokenizer, suite, **how)
-    assert answers.metrics["base/toy_retain/default/maxlogit_mean"] > 0
+    assert metrics_of(answers)["base/toy_retain/default/maxlogit_mean"] > 0
 
 
 def test_a_chat_is_part_of_a_runs_name_and_needs_a_template(conf, toy):

@@ -1,12 +1,11 @@
 """Held-out texts: where a document is cut, what is measured of it, and its way through a run to W&B and `compare`."""
 
-import json
 import math
 
 import pytest
 import torch
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, read_metrics
 from unlearn.analysis.compare import compare_runs
 from unlearn.config.schema import TextConfig
 from unlearn.errors import UserError
@@ -102,7 +101,7 @@ def two_runs(tmp_path_factory, conf):
 
 
 def test_the_measure_is_the_mean_negative_log_likelihood_of_the_rest(two_runs):
-    metrics = json.loads((two_runs[0] / "metrics.json").read_text())
+    metrics = read_metrics(two_runs[0])
     model, tokenizer = load_whole(Source(TOY)), load_tokenizer(Source(TOY))
     config = TextConfig({"retain": {"wiki": str(HELD_OUT)}}, documents=4)
     expected = []
@@ -118,7 +117,7 @@ def test_the_measure_is_the_mean_negative_log_likelihood_of_the_rest(two_runs):
 
 
 def test_a_run_has_differences_from_the_base_model_and_from_the_default_query(two_runs):
-    metrics = json.loads((two_runs[0] / "metrics.json").read_text())
+    metrics = read_metrics(two_runs[0])
     name = "unlearned/retain_text_wiki"
     cost = metrics[f"{name}/perturbed/nats"] - metrics[f"{name}/default/nats"]
     assert math.isclose(metrics[f"{name}/perturbed/default_difference"], cost, rel_tol=1e-6, abs_tol=1e-9)
@@ -144,7 +143,7 @@ def test_other_texts_are_not_compared(two_runs, conf, tmp_path):
 
 
 def test_wandb_gets_a_table_of_texts_and_no_questions_of_them(two_runs):
-    metrics = json.loads((two_runs[0] / "metrics.json").read_text())
+    metrics = read_metrics(two_runs[0])
     roles = {"retain": ["toy_retain"], "retain_text": ["retain_text_wiki"]}
     rows = text_rows(metrics, roles)
     assert [row[:4] for row in rows] == [

@@ -1,13 +1,12 @@
 """model.compile=true: the same results but for rounding, from the first step of training to the last question."""
 
-import json
 import math
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from tests.conftest import ROOT, read_jsonl
+from tests.conftest import ROOT, read_jsonl, read_metrics
 from unlearn.experiment import run
 from unlearn.models.architectures import decoder_layers
 from unlearn.models.cutting import CutModel
@@ -58,7 +57,7 @@ def test_a_run_with_fused_kernels_is_another_run_with_the_same_figures(short):
     assert folders[0] != folders[1]
     steps = zip(*(read_jsonl(folder / "train.jsonl") for folder in folders), strict=True)
     assert all(math.isclose(a["forget_loss"], b["forget_loss"], rel_tol=1e-5) for a, b in steps)
-    plain, fused = (json.loads((folder / "metrics.json").read_text()) for folder in folders)
+    plain, fused = (read_metrics(folder) for folder in folders)
     assert {k: v for k, v in plain.items() if k.endswith("/acc")} == {
         k: v for k, v in fused.items() if k.endswith("/acc")
     }

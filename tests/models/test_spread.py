@@ -1,13 +1,12 @@
 """A model spread over CPU and disk, as over GPUs: the same answers, states and checkpoints as in one piece."""
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT, untimed
+from tests.conftest import ROOT, read_metrics, untimed
 from tests.evaluate.test_scorer import prompts, requests
 from tests.models.families import build, families
 from unlearn.cli.main import main
@@ -87,7 +86,7 @@ def test_a_run_and_its_export_are_the_same(short, tmp_path):
         for name, more in (("whole", ()), ("spread", MOST))
     ]
     assert folders[0].name == folders[1].name
-    metrics = [untimed(json.loads((folder / "metrics.json").read_text())) for folder in folders]
+    metrics = [untimed(read_metrics(folder)) for folder in folders]
     assert metrics[0] == metrics[1]
     for file in (folders[0] / "samples").rglob("*.*"):
         assert file.read_bytes() == (folders[1] / file.relative_to(folders[0])).read_bytes()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import ROOT, read_jsonl
+from tests.conftest import ROOT, read_jsonl, read_metrics
 from unlearn.errors import UserError
 from unlearn.experiment import run, run_together
 from unlearn.models.delta import load_delta
@@ -26,7 +26,7 @@ def test_the_course_ends_in_the_result_and_changes_none_of_it(short):
     assert plain != measured
     deltas = [load_delta(folder / "delta.safetensors")[0] for folder in (plain, measured)]
     assert all(torch.equal(deltas[0][name], deltas[1][name]) for name in deltas[0])
-    before, after = (json.loads((folder / "metrics.json").read_text()) for folder in (plain, measured))
+    before, after = (read_metrics(folder) for folder in (plain, measured))
     same = [name for name in before if not name.startswith("train/")]
     assert [before[name] for name in same] == [after[name] for name in same]
     course = read_jsonl(measured / "course.jsonl")

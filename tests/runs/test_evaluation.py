@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 import pytest
 import torch
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, read_metrics
 from unlearn.analysis.collect import read_run
 from unlearn.cli.main import main
 from unlearn.errors import UserError
@@ -25,10 +25,10 @@ HELD_OUT = ROOT / "unlearn/real/data/wikipedia-heldout.jsonl"
 
 def test_a_finished_run_is_evaluated_later_as_it_would_have_been_at_once(short, tmp_path):
     later = run(short(f"output_dir={tmp_path / 'later'}"))
-    before = json.loads((later / "metrics.json").read_text())
+    before = read_metrics(later)
     evaluate_run(RunFolder(later), ["eval=toy", "eval.limit=4"])
     once = run(short("eval=toy", "eval.limit=4", f"output_dir={tmp_path / 'once'}"))
-    found, expected = (json.loads((folder / "metrics.json").read_text()) for folder in (later, once))
+    found, expected = (read_metrics(folder) for folder in (later, once))
     assert before.items() <= found.items()
     asked = {name: value for name, value in expected.items() if not name.startswith("train/")}
     assert asked.items() <= found.items()
@@ -69,11 +69,11 @@ def test_another_evaluation_leaves_what_the_runs_own_had_begun(short):
 )
 def test_a_kind_of_query_that_is_asked_later_is_compared_with_the_default_one(short, questions):
     folder = run(short(*questions, "eval.queries=[default]"))
-    before = json.loads((folder / "metrics.json").read_text())
+    before = read_metrics(folder)
     assert evaluate_run(RunFolder(folder), ["eval.queries=[control]"]) == folder
-    found = json.loads((folder / "metrics.json").read_text())
+    found = read_metrics(folder)
     once = run(short(*questions, "eval.queries=[default,control]"))
-    expected = {k: v for k, v in json.loads((once / "metrics.json").read_text()).items() if not k.startswith("train/")}
+    expected = {k: v for k, v in read_metrics(once).items() if not k.startswith("train/")}
     assert any(name.endswith("control/default_difference") for name in expected)
     assert {**before, **expected} == pytest.approx(found, rel=1e-4)
     assert read_run(folder).queries == ["default", "control"]
@@ -215,13 +215,13 @@ def test_two_runs_are_compared(short, capsys):
 def test_a_checkpoint_is_evaluated_as_the_base_model(tmp_path, capsys):
     model = str(ROOT / "unlearn/toy/model")
     folder = evaluate_checkpoint([f"model.path={model}", "eval=toy", "eval.limit=3", f"output_root={tmp_path}"])
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics = read_metrics(folder)
     assert metrics["base/toy_retain/default/acc"] == 1
     assert "100.0 ± 0.0" in capsys.readouterr().err
     assert not any(name.startswith("unlearned") for name in metrics)
     more = evaluate_checkpoint([f"model.path={model}", "eval=toy", "eval.limit=4", f"output_root={tmp_path}"])
     assert more != folder
-    assert json.loads((folder / "metrics.json").read_text()) == metrics
+    assert read_metrics(folder) == metrics
 
 
 @pytest.mark.parametrize("name", ["lr=1", "ck,1", "it's [2]"])
@@ -245,14 +245,7 @@ def test_the_base_models_answers_are_computed_once(short, monkeypatch):
     jobs = ("eval=toy_paper", "~eval.asked_of", "eval.limit=2", "eval.ngrams.documents=2")  # every role, every query
     folders = [run(short(*jobs, f"seed={seed}")) for seed in (0, 1)]
     assert asked == ["unlearned", "base", "unlearned"]
-    base = [
-        {
-            name: value
-            for name, value in json.loads((f / "metrics.json").read_text()).items()
-            if name.startswith("base/")
-        }
-        for f in folders
-    ]
+    base = [{name: value for name, value in read_metrics(f).items() if name.startswith("base/")} for f in folders]
     assert base[0] == base[1]
     assert len(base[0]) > 100
     for file in (folders[0] / "samples/base").rglob("*.*"):
@@ -263,7 +256,7 @@ def test_the_base_models_answers_are_computed_once(short, monkeypatch):
 
 def test_the_whole_of_the_papers_evaluation_leaves_every_metric(short):
     folder = run(short("eval=toy_paper", "eval.limit=2", "eval.ngrams.documents=2"))
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics = read_metrics(folder)
     queries = [
         "default", "perturbed", "control", "similarity-most", "similarity-least", "similarity-mean",
         "ngram-2", "ngram-4", "ngram-8", "ngram-16",

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
 
-from tests.conftest import ROOT, write_jsonl
+from tests.conftest import ROOT, read_metrics, write_jsonl
 from unlearn.analysis.compare import compare_runs
 from unlearn.config.identity import run_folder
 from unlearn.errors import UserError
@@ -57,7 +57,7 @@ def asked(short, key):
 
 
 def accuracy(folder, model="base"):
-    return json.loads((folder / "metrics.json").read_text())[f"{model}/x_key/default/acc"]
+    return read_metrics(folder)[f"{model}/x_key/default/acc"]
 
 
 def test_a_corrected_answer_key_is_another_input(asked, key, tmp_path):
@@ -113,7 +113,7 @@ def test_an_evaluation_made_before_a_run_was_resumed_stays(short, asked, monkeyp
             run(config)
     evaluate_run(RunFolder(run_folder(config)), ["eval=toy", "eval.limit=2"])
     folder = run(config)
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics = read_metrics(folder)
     assert {"unlearned/x_key/default/acc", "unlearned/toy_retain/default/acc", "train/steps"} <= metrics.keys()
     assert len(json.loads((folder / "run.json").read_text())["evaluations"]) == 1
 

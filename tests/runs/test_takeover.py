@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from tests.conftest import read_jsonl
+from tests.conftest import read_jsonl, read_metrics
 from unlearn import experiment
 from unlearn.config.identity import identity, name_of, run_folder, training_identity
 from unlearn.errors import UserError
@@ -42,7 +42,7 @@ def test_nothing_is_trained_and_the_delta_is_the_same(short, trained):
     assert records[1]["training_from"] == first.name
     assert records[0]["hashes"]["training"] == records[1]["hashes"]["training"]
     assert records[0]["hashes"]["run"] != records[1]["hashes"]["run"]
-    metrics = json.loads((second / "metrics.json").read_text())
+    metrics = read_metrics(second)
     assert metrics["train/steps"] == 3
     assert "unlearned/toy_retain/perturbed/acc" in metrics
     assert not (second / "checkpoint.safetensors").exists()

@@ -1,6 +1,5 @@
 """A grid over the GPUs of a machine. There is none here: devices are made up, and their processes run on the CPU."""
 
-import json
 import os
 import signal
 import subprocess
@@ -11,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import ROOT, untimed
+from tests.conftest import ROOT, read_metrics, untimed
 from unlearn.config.identity import run_folder
 from unlearn.errors import UserError
 from unlearn.models.devices import visible_devices
@@ -202,7 +201,7 @@ def assert_equal_runs(runs, others):
     assert {run.name for run in runs.iterdir()} == {run.name for run in others.iterdir()}
     for run in runs.iterdir():
         other = others / run.name
-        found = [untimed(json.loads((folder / "metrics.json").read_text())) for folder in (run, other)]
+        found = [untimed(read_metrics(folder)) for folder in (run, other)]
         assert found[0] == found[1]
         files = [run / "delta.safetensors", *(run / "samples").rglob("*.jsonl")]
         assert len(files) > 3

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT, read_jsonl, untimed
+from tests.conftest import ROOT, read_jsonl, read_metrics, untimed
 from unlearn.config.identity import run_folder
 from unlearn.errors import UserError
 from unlearn.experiment import run
@@ -37,7 +37,7 @@ def test_every_job_is_as_if_it_had_run_alone(conf, tmp_path):
         assert (packed / "delta.safetensors").read_bytes() == (alone / "delta.safetensors").read_bytes()
         lines = [[untimed(line) for line in read_jsonl(folder / "train.jsonl")] for folder in (packed, alone)]
         assert lines[0] == lines[1]
-        metrics = [untimed(json.loads((folder / "metrics.json").read_text())) for folder in (packed, alone)]
+        metrics = [untimed(read_metrics(folder)) for folder in (packed, alone)]
         assert metrics[0] == metrics[1]
         for file in (alone / "samples").rglob("*.jsonl"):
             assert (packed / file.relative_to(alone)).read_bytes() == file.read_bytes()

@@ -18,7 +18,7 @@ import yaml
 from unlearn.evaluate.roles import role_accuracies
 from wandb.proto.wandb_internal_pb2 import Record
 
-from tests.conftest import ROOT, read_jsonl
+from tests.conftest import ROOT, read_jsonl, read_metrics
 from unlearn.config.identity import run_folder
 from unlearn.errors import UserError
 from unlearn.experiment import run, run_together
@@ -91,7 +91,7 @@ def whole(conf, tmp_path_factory):
         f"output_root={tmp_path_factory.mktemp('whole')}",
     )  # fmt: skip
     folder = run(config)
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics = read_metrics(folder)
     return SimpleNamespace(config=config, folder=folder, metrics=metrics, found=records(folder))
 
 
@@ -371,7 +371,7 @@ def test_a_run_survives_the_death_of_wandb(tmp_path):
     [folder] = tmp_path.glob("runs/*")
     assert RunFolder(folder).done
     assert len(read_jsonl(folder / "train.jsonl")) == 3
-    assert "unlearned/toy_retain/perturbed/acc" in json.loads((folder / "metrics.json").read_text())
+    assert "unlearned/toy_retain/perturbed/acc" in read_metrics(folder)
     # A step (once of two), metrics, two tables, histograms, the delta, the end.
     assert done.stderr.count("W&B did not take") == 7
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, read_jsonl, untimed
+from tests.conftest import ROOT, read_jsonl, read_metrics, untimed
 from tests.sweeps.slurm.conftest import SMALL
 from tests.sweeps.slurm.lab import wait
 from unlearn.config.identity import run_folder
@@ -58,7 +58,7 @@ def equal_runs(a, b):
     """Delta and samples byte for byte, losses and metrics to the last digit."""
     assert (a / "delta.safetensors").read_bytes() == (b / "delta.safetensors").read_bytes()
     assert [untimed(x) for x in read_jsonl(a / "train.jsonl")] == [untimed(x) for x in read_jsonl(b / "train.jsonl")]
-    one, other = (untimed(json.loads((f / "metrics.json").read_text())) for f in (a, b))
+    one, other = (untimed(read_metrics(f)) for f in (a, b))
     assert one == other
     for file in (b / "samples").rglob("*.jsonl"):
         assert (a / file.relative_to(b)).read_bytes() == file.read_bytes()
@@ -175,7 +175,7 @@ def test_scontrol_requeue(lab, training, whole):
 
 
 def test_the_time_limit(lab, launch, conf, tmp_path, whole):
-    seconds_a_step = json.loads((whole / "metrics.json").read_text())["train/seconds"] / STEPS
+    seconds_a_step = read_metrics(whole)["train/seconds"] / STEPS
     total = 50 * int(120 / seconds_a_step / 50)  # two minutes of training, at a limit of one minute
     steps = (f"train.steps={total}", "train.checkpoint_every=50", "eval=none", "train.log_every=50", CYCLE)
     process = launch("seed=0", *steps, "hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=25")
