@@ -121,7 +121,7 @@ def test_two_runs_that_want_one_folder_are_refused(short, tmp_path):
 def test_a_forced_run_drops_the_attacks_on_the_former_one(short):
     folder = run(short())
     (folder / "attacks").mkdir()
-    (folder / "attacks" / "rounding-0.json").write_text("{}")
+    (folder / "attacks" / "pruning-0.json").write_text("{}")
     run(short("train.force=true"))
     assert not (folder / "attacks").exists()
 

@@ -5,15 +5,17 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.conftest import ROOT, metrics_of
-from unlearn.attacks.attack import Victim
+from unlearn.attacks.attack import Target, Unlearning
 from unlearn.attacks.make import plan
+from unlearn.attacks.matrices import weight_matrices
 from unlearn.attacks.projection import Projection
+from unlearn.attacks.pruning import Pruning
 from unlearn.attacks.relearning import Relearning, next_token_loss
 from unlearn.attacks.run import _possible
-from unlearn.attacks.weights import Noise, Pruning, Rounding
 from unlearn.data.batches import pad
 from unlearn.errors import UserError
 from unlearn.evaluate.harness import evaluate
+from unlearn.evaluate.suite import Suite
 from unlearn.models.architectures import decoder_layers
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_tokenizer, load_whole
@@ -24,8 +26,9 @@ CORPORA = {"bio": {"forget": str(TOY / "data/forget-bio.jsonl"), "retain": str(T
 LAYER = 3
 
 
-def matrices(model):
-    return {name: p for name, p in decoder_layers(model).named_parameters() if p.dim() >= 2}
+def target_of(model, tokenizer=None, suite=None, **unlearning):
+    suite = Suite({}, {}, {}, None) if suite is None else suite
+    return Target(model, tokenizer, Unlearning(LAYER, **unlearning), suite)
 
 
 def state(model):
@@ -41,56 +44,22 @@ def accuracy(model, suite):
     return metrics_of(answers)["x/toy_forget_bio/default/acc"]
 
 
-def test_rounding_undoes_a_change_below_half_a_level_and_no_larger_one(tiny_llama):
-    victim = Victim(tiny_llama, None, LAYER)
-    with torch.no_grad():  # weights on a grid of 4 bits, the largest entry of each row on its end
-        for weight in matrices(tiny_llama).values():
-            weight.copy_(torch.randint(-6, 7, weight.shape) * 0.01)
-            weight[:, 0] = 0.07
-        plain = state(tiny_llama)
-        for weight in matrices(tiny_llama).values():
-            weight[:, 1:] += 0.004
-    hidden = state(tiny_llama)
-    seen = {}
-    for bits in Rounding([8, 4]).stages(victim):
-        seen[bits] = max(
-            (w - plain[f"model.layers.{name}"]).abs().max().item() for name, w in matrices(tiny_llama).items()
-        )
-    assert seen[4] < 1e-7
-    assert seen[8] > 0.003
-    assert same(tiny_llama, hidden)
-
-
 def test_pruning_takes_away_what_was_added_in_small_entries(tiny_llama):
     with torch.no_grad():
-        for weight in matrices(tiny_llama).values():
+        for weight in weight_matrices(tiny_llama).values():
             weight[:, ::2] = 0
             weight[:, 1::2] = weight[:, 1::2].sign() + weight[:, 1::2]
         plain = state(tiny_llama)
-        for weight in matrices(tiny_llama).values():
+        for weight in weight_matrices(tiny_llama).values():
             weight[:, ::2] = 0.01
     hidden = state(tiny_llama)
-    [_] = [None for _ in Pruning([0.5]).stages(Victim(tiny_llama, None, LAYER)) if same(tiny_llama, plain)]
+    [_] = [None for _ in Pruning([0.5]).stages(target_of(tiny_llama)) if same(tiny_llama, plain)]
     assert same(tiny_llama, hidden)
-
-
-def test_noise_has_the_scale_of_each_row_and_comes_from_the_seed(tiny_llama):
-    before = state(tiny_llama)
-    name, weight = next(iter(matrices(tiny_llama).items()))
-    seen = []
-    for seed in (0, 0, 1):
-        for _ in Noise([0.1]).stages(Victim(tiny_llama, None, LAYER, seed=seed)):
-            seen.append(weight.detach() - before[f"model.layers.{name}"])
-    assert torch.equal(seen[0], seen[1])
-    assert not torch.equal(seen[0], seen[2])
-    ratio = seen[0].std() / before[f"model.layers.{name}"].std(dim=1).mean()
-    assert ratio == pytest.approx(0.1, rel=0.2)
-    assert same(tiny_llama, before)
 
 
 def test_a_stage_that_is_left_restores_the_model(tiny_llama):
     before = state(tiny_llama)
-    stages = Rounding([2, 3]).stages(Victim(tiny_llama, None, LAYER))
+    stages = Pruning([0.2, 0.3]).stages(target_of(tiny_llama))
     next(stages)
     assert not same(tiny_llama, before)
     stages.close()
@@ -100,7 +69,7 @@ def test_a_stage_that_is_left_restores_the_model(tiny_llama):
 def test_projection_uncovers_what_a_known_direction_covers(asked):
     model = load_whole(SOURCE)
     direction_D = torch.rand(model.config.hidden_size, generator=torch.Generator().manual_seed(0))
-    known = accuracy(model, asked)
+    original = accuracy(model, asked)
 
     def cover(_module, _args, output):
         h_BTD = output[0] if isinstance(output, tuple) else output
@@ -109,19 +78,19 @@ def test_projection_uncovers_what_a_known_direction_covers(asked):
 
     decoder_layers(model)[LAYER].register_forward_hook(cover)  # before the attack's own hook, which comes last
     hidden = accuracy(model, asked)
-    victim = Victim(model, None, LAYER, controls={"control.bio": direction_D})
-    [found] = [accuracy(model, asked) for _ in Projection().stages(victim)]
-    assert known > 0.9
+    target = target_of(model, controls={"control.bio": direction_D})
+    [uncovered] = [accuracy(model, asked) for _ in Projection().stages(target)]
+    assert original > 0.9
     assert hidden < 0.5
-    assert found > 0.9
+    assert uncovered > 0.9
     assert accuracy(model, asked) == hidden
 
 
 def test_projection_needs_control_vectors(tiny_llama):
-    victim = Victim(tiny_llama, None, LAYER)
+    target = target_of(tiny_llama)
     with pytest.raises(UserError, match=r"attack=projection: .* no control vectors"):
-        _possible(plan(["projection"], []), victim)
-    assert [planned.name for planned in _possible(plan(["projection", "noise"], []), victim)] == ["noise"]
+        _possible(plan(["projection"], []), target)
+    assert [planned.name for planned in _possible(plan(["projection", "pruning"], []), target)] == ["pruning"]
 
 
 @pytest.fixture
@@ -142,31 +111,31 @@ def reader():
 
 
 def test_relearning_brings_back_scaled_down_knowledge_sooner_than_a_model_that_never_knew_learns_it(reader):
-    victim = Victim(reader, load_tokenizer(SOURCE), LAYER, corpora=CORPORA, max_length=24)
+    target = target_of(reader, load_tokenizer(SOURCE), corpora=CORPORA, max_length=24)
     attack = Relearning([2, 80], documents=4, parameters="whole", lr=3e-3)
-    rows = pad(attack._rows(victim), 0, "right")
+    rows = pad(attack._rows(target), 0, "right")
     before = state(reader)
-    ignorant = {}
-    for steps in attack.stages(victim):
-        ignorant[steps] = next_token_loss(reader, rows).item()
+    never_knew = {}
+    for steps in attack.stages(target):
+        never_knew[steps] = next_token_loss(reader, rows).item()
         knowing = state(reader)
     assert same(reader, before)
-    assert ignorant[80] < 0.5 * ignorant[2]
+    assert never_knew[80] < 0.5 * never_knew[2]
     reader.load_state_dict({name: before[name] + 0.3 * (knowing[name] - before[name]) for name in before})
     hidden = next_token_loss(reader, rows).item()
     again = Relearning([2], documents=4, parameters="whole", lr=3e-3)
-    [found] = [next_token_loss(reader, rows).item() for _ in again.stages(victim)]
-    assert hidden > 5 * ignorant[80]
-    assert found < 0.8 * hidden
-    assert found < 0.3 * ignorant[2]
+    [relearned] = [next_token_loss(reader, rows).item() for _ in again.stages(target)]
+    assert hidden > 5 * never_knew[80]
+    assert relearned < 0.8 * hidden
+    assert relearned < 0.3 * never_knew[2]
 
 
 def test_relearning_trains_what_it_is_told_to(reader):
     trained = [f"model.layers.{n}.mlp.down_proj.weight" for n in (1, 2, 3)]
-    victim = Victim(reader, load_tokenizer(SOURCE), LAYER, trained=trained, corpora=CORPORA)
+    target = target_of(reader, load_tokenizer(SOURCE), trained=trained, corpora=CORPORA)
     before = state(reader)
     for parameters, expected in (("span", {1, 2, 3}), ("whole", set(range(6)))):
-        for _ in Relearning([1], parameters=parameters).stages(victim):
+        for _ in Relearning([1], parameters=parameters).stages(target):
             moved = {name for name, value in reader.state_dict().items() if not torch.equal(value, before[name])}
         assert {int(name.split(".")[2]) for name in moved} == expected
         assert ("model.layers.1.self_attn.q_proj.weight" in moved) is (parameters == "whole")
@@ -178,13 +147,13 @@ def test_relearning_trains_what_it_is_told_to(reader):
 def test_relearning_keeps_steps_that_bfloat16_cannot_hold(reader, parameters):
     reader.bfloat16()
     names = [f"model.layers.{n}.mlp.down_proj.weight" for n in (1, 2, 3)]
-    victim = Victim(reader, load_tokenizer(SOURCE), LAYER, trained=names, corpora=CORPORA, max_length=24)
+    target = target_of(reader, load_tokenizer(SOURCE), trained=names, corpora=CORPORA, max_length=24)
     attack = Relearning([3], parameters=parameters, documents=1, batch_size=1, lr=1e-6)
-    [row] = attack._rows(victim)
+    [row] = attack._rows(target)
     before = state(reader)
-    [found] = [state(reader) for _ in attack.stages(victim)]
+    [relearned] = [state(reader) for _ in attack.stages(target)]
     assert same(reader, before)
-    trained = [p.requires_grad_(True) for p in attack._parameters(victim)]
+    trained = [p.requires_grad_(True) for p in attack._parameters(target)]
     after = {}
     for dtype in (torch.float32, torch.bfloat16):
         weights = [p.detach().to(dtype, copy=True).requires_grad_(True) for p in trained]
@@ -198,17 +167,9 @@ def test_relearning_keeps_steps_that_bfloat16_cannot_hold(reader, parameters):
                 p.data.copy_(weight)
         after[dtype] = state(reader)
         reader.load_state_dict(before)
-    assert all(torch.equal(value, after[torch.float32][name]) for name, value in found.items())
-    moved = [sum((one[name] != before[name]).sum() for name in before) for one in (found, after[torch.bfloat16])]
+    assert all(torch.equal(value, after[torch.float32][name]) for name, value in relearned.items())
+    moved = [sum((one[name] != before[name]).sum() for name in before) for one in (relearned, after[torch.bfloat16])]
     assert moved[0] > 1.2 * moved[1] > 0
-    assert attack.uses(victim)["precision"] == "master"
-
-
-def test_what_was_relearned_in_float32_stays_known(reader):
-    victim = Victim(reader, load_tokenizer(SOURCE), LAYER, corpora=CORPORA)
-    assert not any("precision" in Relearning([1], parameters=p).uses(victim) for p in ("span", "whole", "lora"))
-    reader.bfloat16()
-    assert "precision" not in Relearning([1], parameters="lora").uses(victim)  # adapters are float32
 
 
 def test_the_loss_counts_real_tokens_but_the_first(tiny_llama):

@@ -5,10 +5,10 @@ import torch
 from bitsandbytes.functional import get_4bit_type
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
-from tests.attacks.test_attacks import SOURCE, accuracy, matrices, same, state
+from tests.attacks.test_attacks import SOURCE, accuracy, same, state, target_of
 from unlearn.attacks import quantization
-from unlearn.attacks.attack import Victim
 from unlearn.attacks.make import plan
+from unlearn.attacks.matrices import weight_matrices
 from unlearn.attacks.quantization import Quantization, quantized
 from unlearn.attacks.run import _possible
 from unlearn.errors import UserError
@@ -31,12 +31,12 @@ def on_levels(weight, bits):
 @pytest.mark.parametrize("bits", [8, 4])
 @torch.no_grad()
 def test_a_change_below_half_a_level_is_undone(tiny_llama, bits):
-    for weight in matrices(tiny_llama).values():
+    for weight in weight_matrices(tiny_llama).values():
         on_levels(weight, bits)
     plain = tiny_llama(IDS_BT).logits
     with quantized(tiny_llama, bits):
         expected = tiny_llama(IDS_BT).logits
-    for weight in matrices(tiny_llama).values():
+    for weight in weight_matrices(tiny_llama).values():
         weight.add_(0.004 * (weight.abs() < 1))
     hidden = state(tiny_llama)
     assert (tiny_llama(IDS_BT).logits - plain).abs().max() > 1e-3
@@ -48,19 +48,19 @@ def test_a_change_below_half_a_level_is_undone(tiny_llama, bits):
 
 def test_a_model_answers_as_before_with_the_librarys_modules(asked):
     model = load_whole(SOURCE)
-    before, seen = state(model), {}
-    for bits in Quantization([8, 4], "fp4").stages(Victim(model, None, 3)):
+    before, at_bits = state(model), {}
+    for bits in Quantization([8, 4], "fp4").stages(target_of(model)):
         kinds = {type(m) for m in decoder_layers(model).modules() if isinstance(m, torch.nn.Linear)}
-        seen[bits] = (kinds, accuracy(model, asked))
-    assert seen[8][0] == {Linear8bitLt}
-    assert seen[4][0] == {Linear4bit}
-    assert min(known for _, known in seen.values()) > 0.9
+        at_bits[bits] = (kinds, accuracy(model, asked))
+    assert at_bits[8][0] == {Linear8bitLt}
+    assert at_bits[4][0] == {Linear4bit}
+    assert min(score for _, score in at_bits.values()) > 0.9
     assert same(model, before)
 
 
 def test_a_stage_that_is_left_or_fails_restores_the_model(tiny_llama, monkeypatch):
     before, quantise = state(tiny_llama), quantization._quantized
-    stages = Quantization([8, 4], "nf4").stages(Victim(tiny_llama, None, 3))
+    stages = Quantization([8, 4], "nf4").stages(target_of(tiny_llama))
     next(stages)
     stages.close()
     assert same(tiny_llama, before)
@@ -82,4 +82,4 @@ def test_without_the_library_it_is_left_out(tiny_llama, monkeypatch):
     """A mock of its absence."""
     monkeypatch.setattr(quantization, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"attack=quantization: it needs bitsandbytes \(pip install"):
-        _possible(plan(["quantization"], []), Victim(tiny_llama, None, 3))
+        _possible(plan(["quantization"], []), target_of(tiny_llama))

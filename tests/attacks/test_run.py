@@ -9,14 +9,13 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, read_metrics
-from unlearn.attacks import attack as asking
+from unlearn.attacks import attack as measuring
 from unlearn.attacks.make import plan
 from unlearn.attacks.run import attack
 from unlearn.attacks.stages import Stages
 from unlearn.attacks.table import nothing_forgotten
 from unlearn.cli.main import main
 from unlearn.errors import UserError
-from unlearn.evaluate.suite import Suite
 from unlearn.experiment import run, run_together
 from unlearn.models.loading import Source, load_whole
 
@@ -24,25 +23,21 @@ TOY = str(ROOT / "unlearn/toy/model")
 BAD = {
     ("pruning", "attack.levels=[1.5]"): r"attack\.levels=\[1\.5\] is not allowed: .* above 0 and below 1",
     ("pruning", "attack.levels=0.3"): r"attack\.levels=0\.3 is not allowed: it must be a list",
-    ("rounding", "attack.levels=[]"): "integers from 2 to 16",
-    ("rounding", "attack.levels=[4.5]"): "integers from 2 to 16",
+    ("pruning", "attack.levels=[]"): r"attack\.levels=\[\] is not allowed",
     ("quantization", "attack.levels=[3]"): "list of 8 and 4",
     ("quantization", "attack.four_bits=nf5"): "Did you mean 'nf4'",
     ("relearning", "attack.parameters=head"): r"attack\.parameters=head is not allowed\. Allowed: span, whole, lora",
     ("relearning", "attack.rank=0"): r"attack\.rank=0",
     ("lens", "attack.levels=[1.5]"): "layers, integers from 0",
-    ("fewshot", "attack.levels=[0]"): "numbers of examples",
-    ("shuffled", "attack.levels=[-1]"): "seeds",
-    ("continuation", "attack.prompt=Answer"): "must be a text with",
-    ("open", "attack.questions=0"): r"attack\.questions=0",
-    ("rephrased", "+attack.tasks.forget=wmdp_bio"): r"it must be role: \[task",
+    ("probe", "attack.levels=[-1]"): "layers, integers from 0",
     ("relearning", "attack.documents=0"): r"attack\.documents=0",
     ("relearning", "attack.documents=2.5"): r"attack\.documents=2\.5 is not allowed: it must be an integer above 0",
     ("relearning", "attack.lr=fast"): r"attack\.lr=fast is not allowed: it must be a number above 0",
     ("relearning", "attack.texts=3"): r"attack\.texts=3 is not allowed",
-    ("noise", "+attack.level=[1]"): r"attack\.level: unknown key\. Did you mean 'levels'\?",
-    ("noise", "attack._target_=os.system"): r"must name an attack below unlearn\.attacks",
-    ("noise", "attack._target_=unlearn.attacks.make.Planned"): r"must name an attack below unlearn\.attacks",
+    ("pruning", "+attack.level=[1]"): r"attack\.level: unknown key\. Did you mean 'levels'\?",
+    ("pruning", "attack._target_=os.system"): r"must name an attack below unlearn\.attacks",
+    ("pruning", "attack._target_=unlearn.attacks.make.Planned"): r"must name an attack below unlearn\.attacks",
+    ("pruning", "attack._target_=unlearn.attacks.prune.Pruning"): r"must name an attack below unlearn\.attacks",
 }
 
 
@@ -60,26 +55,26 @@ def test_refused_before_a_model_is_loaded(name_and_override):
 
 
 def test_an_attack_knows_the_topics_that_were_unlearned_and_no_others(short, monkeypatch):
-    victims = []
-    monkeypatch.setattr("unlearn.attacks.run._measure", lambda victim, *_: victims.append(victim))
+    targets = []
+    monkeypatch.setattr("unlearn.attacks.run.Measurement.make", lambda self, _: targets.append(self.target))
     folder = run(short("data.use=[bio]", "train.steps=2", "eval=toy", "eval.subset=4", "eval.queries=[default]"))
     attack([folder], plan(["relearning"], []), [])
-    assert [list(victim.corpora) for victim in victims] == [["bio"]] * 4
+    assert [list(target.unlearning.corpora) for target in targets] == [["bio"]] * 4
 
 
 def test_all_attacks_of_the_folder_are_planned():
     names = [file.stem for file in sorted((ROOT / "conf/attack").glob("*.yaml"))]
     assert [p.name for p in plan(["all"], [])] == names
-    assert len(names) > 10
-    with pytest.raises(UserError, match=r"attack=nois: unknown\. Did you mean 'noise'\?"):
-        plan(["nois"], [])
+    assert len(names) > 5
+    with pytest.raises(UserError, match=r"attack=prunning: unknown\. Did you mean 'pruning'\?"):
+        plan(["prunning"], [])
     with pytest.raises(UserError, match="goes with one attack"):
-        plan(["noise", "pruning"], ["attack.levels=[1]"])
+        plan(["probe", "pruning"], ["attack.levels=[1]"])
 
 
 def test_results_are_kept_after_each_stage_and_not_asked_again(finished, monkeypatch, capsys):
     asked = []
-    real = asking.evaluate
+    real = measuring.evaluate
 
     def broken(*args, label, **kwargs):
         if len(asked) == 3:
@@ -87,30 +82,30 @@ def test_results_are_kept_after_each_stage_and_not_asked_again(finished, monkeyp
         asked.append(label)
         return real(*args, label=label, **kwargs)
 
-    planned = plan(["rounding"], ["attack.levels=[6,3]"])
-    monkeypatch.setattr(asking, "evaluate", broken)
+    planned = plan(["pruning"], ["attack.levels=[0.1,0.5]"])
+    monkeypatch.setattr(measuring, "evaluate", broken)
     with pytest.raises(KeyboardInterrupt):
         attack([finished], planned, [])
-    [file] = (finished / "attacks").glob("rounding-*.json")
-    assert list(json.loads(file.read_text())["stages"]) == ["6"]
-    monkeypatch.setattr(asking, "evaluate", lambda *a, label, **k: asked.append(label) or real(*a, label=label, **k))
+    [file] = (finished / "attacks").glob("pruning-*.json")
+    assert list(json.loads(file.read_text())["stages"]) == ["0.1"]
+    monkeypatch.setattr(measuring, "evaluate", lambda *a, label, **k: asked.append(label) or real(*a, label=label, **k))
     attack([finished], planned, [])
     assert asked == ["unlearned", "base", "unlearned", "unlearned", "base", "base"]
     attack([finished], planned, [])
     assert len(asked) == 6
     record = json.loads(file.read_text())
-    assert set(record["stages"]) == {"6", "3"}
-    assert record["config"] == {"target": "unlearn.attacks.weights.Rounding", "levels": [6, 3]}
-    assert record["stages"]["3"]["unlearned/toy_retain/perturbed/acc"] >= 0
+    assert set(record["stages"]) == {"0.1", "0.5"}
+    assert record["config"] == {"target": "unlearn.attacks.pruning.Pruning", "levels": [0.1, 0.5]}
+    assert record["stages"]["0.5"]["unlearned/toy_retain/perturbed/acc"] >= 0
     said = capsys.readouterr().err
     assert "Nothing was forgotten" in said  # two steps
-    assert "Evaluating the unlearned model, 3 bits: default, perturbed queries" in said
-    rows = [line.split() for line in said.splitlines() if line.split()[:3] == ["rounding", "3", "bits"]]
-    assert [row[3] for row in rows[-2:]] == ["unlearned", "base"]
-    assert all(row[4:6] == ["accuracy,", "%"] for row in rows)
-    assert all(len(row) == 12 for row in rows)  # three roles, default and perturbed
-    assert set(record["base"]) == {"6", "3"}
-    assert "base/toy_retain/default/acc" in record["base"]["3"]
+    assert "Evaluating the unlearned model, 0.5 of the entries: default, perturbed queries" in said
+    rows = [line.split() for line in said.splitlines() if line.split()[:2] == ["pruning", "0.5"]]
+    assert [row[5] for row in rows[-2:]] == ["unlearned", "base"]
+    assert all(row[6:8] == ["accuracy,", "%"] for row in rows)
+    assert all(len(row) == 14 for row in rows)  # three roles, default and perturbed
+    assert set(record["base"]) == {"0.1", "0.5"}
+    assert "base/toy_retain/default/acc" in record["base"]["0.5"]
     metrics = read_metrics(finished)
     [untouched] = (finished / "attacks").glob("none-*.json")
     found = json.loads(untouched.read_text())["stages"]["0"]
@@ -149,7 +144,7 @@ def test_runs_that_share_a_model_load_it_once_and_find_it_as_it_was(finished, tm
     folders = [tmp_path / name for name in "ab"]
     for folder in folders:
         shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("attacks"))
-    planned = plan(["rounding"], ["attack.levels=[3]"]) + plan(["relearning"], ["attack.levels=[2]"])
+    planned = plan(["pruning"], ["attack.levels=[0.3]"]) + plan(["relearning"], ["attack.levels=[2]"])
     attack(folders, planned, ["eval=toy", "eval.limit=10"])
     assert len(loaded) == 1
     files = sorted(file.name for file in (folders[0] / "attacks").iterdir())
@@ -159,40 +154,40 @@ def test_runs_that_share_a_model_load_it_once_and_find_it_as_it_was(finished, tm
         assert a == b
 
 
-def test_a_model_that_never_knew_learns_the_same_texts(finished, tmp_path, capsys):
-    folder, ignorant = tmp_path / "run", tmp_path / "ignorant"
+def test_a_retrained_model_is_attacked_too(finished, tmp_path, capsys):
+    folder, retrained = tmp_path / "run", tmp_path / "retrained"
     shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("attacks"))
-    shutil.copytree(TOY, ignorant)
+    shutil.copytree(TOY, retrained)
     model = load_whole(Source(TOY))
     model.model.embed_tokens.weight.normal_(generator=torch.Generator().manual_seed(0))
-    model.save_pretrained(ignorant)
-    planned = plan(["rounding"], ["attack.levels=[8]"]) + plan(["relearning"], ["attack.levels=[2]"])
+    model.save_pretrained(retrained)
+    planned = plan(["pruning"], ["attack.levels=[0.3]"]) + plan(["relearning"], ["attack.levels=[2]"])
     limits = ["eval=toy", "eval.limit=10"]
-    attack([folder], planned, limits, ignorant=str(ignorant))
+    attack([folder], planned, limits, retrained=str(retrained))
     said = capsys.readouterr().err
     [relearning] = [f.name for f in (folder / "attacks").glob("relearning-*")]
     found = {f.name.partition("-")[0]: json.loads(f.read_text()) for f in (folder / "attacks").iterdir()}
-    accuracy = "ignorant/toy_retain/default/acc"
-    assert found["none"]["ignorant"]["0"][accuracy] < 0.6 < found["none"]["base"]["0"]["base/toy_retain/default/acc"]
-    assert accuracy in found["relearning"]["ignorant"]["2"]
-    assert "ignorant" not in found["rounding"]
+    accuracy = "retrained/toy_retain/default/acc"
+    assert found["none"]["retrained"]["0"][accuracy] < 0.6 < found["none"]["base"]["0"]["base/toy_retain/default/acc"]
+    assert accuracy in found["relearning"]["retrained"]["2"]
+    assert accuracy in found["pruning"]["retrained"]["0.3"]
     assert [line.split()[3] for line in said.splitlines() if line.split()[:3] == ["relearning", "2", "steps"]] == [
-        "unlearned", "base", "ignorant"
+        "unlearned", "base", "retrained"
     ]  # fmt: skip
-    attack([folder], planned, limits, ignorant=str(ignorant))  # nothing is measured again ...
+    attack([folder], planned, limits, retrained=str(retrained))  # nothing is measured again ...
     attack([folder], planned, limits)  # ... or lost
     assert "Evaluating" not in capsys.readouterr().err
     assert json.loads((folder / "attacks" / relearning).read_text()) == found["relearning"]
-    with pytest.raises(UserError, match=r"--ignorant /nope: .*: there is no such folder"):
-        attack([folder], planned, limits, ignorant="/nope")
-    config = json.loads((ignorant / "config.json").read_text())
-    (ignorant / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 7}))
-    with pytest.raises(UserError, match=r"--ignorant .*: its num_hidden_layers is 7, the base model's 8\."):
-        attack([folder], planned, limits, ignorant=str(ignorant))
+    with pytest.raises(UserError, match=r"--retrained /nope: .*: there is no such folder"):
+        attack([folder], planned, limits, retrained="/nope")
+    config = json.loads((retrained / "config.json").read_text())
+    (retrained / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 7}))
+    with pytest.raises(UserError, match=r"--retrained .*: its num_hidden_layers is 7, the base model's 8\."):
+        attack([folder], planned, limits, retrained=str(retrained))
 
 
 def test_the_attacked_run_must_be_finished_and_keeps_its_training(finished, tmp_path):
-    planned = plan(["noise"], [])
+    planned = plan(["pruning"], [])
     with pytest.raises(UserError, match="no finished run"):
         attack([tmp_path], planned, [])
     with pytest.raises(UserError, match=r"method=rsv: .* only eval"):
@@ -201,38 +196,38 @@ def test_the_attacked_run_must_be_finished_and_keeps_its_training(finished, tmp_
 
 def test_a_command_without_a_run_is_refused(capsys):
     with pytest.raises(SystemExit) as end:
-        main(["attack", "attack=noise"])
+        main(["attack", "attack=pruning"])
     assert end.value.code == 2
     assert "folder of a finished run" in capsys.readouterr().err
 
 
 def test_a_run_whose_folder_has_an_equals_sign_in_its_path_is_attacked(short, tmp_path):
     folder = run(short("eval=toy", "eval.subset=4", "eval.queries=[default]", f"output_dir='{tmp_path / 'nu=0.5'}'"))
-    main(["attack", str(folder), "attack=rounding"])
-    assert any((folder / "attacks").glob("rounding-*.json"))
+    main(["attack", str(folder), "attack=pruning"])
+    assert any((folder / "attacks").glob("pruning-*.json"))
 
 
 def test_a_run_makes_the_attacks_of_its_configuration_and_keeps_its_name(tmp_path, conf):
     short = ("train.steps=2", "eval=toy", "eval.subset=12", "tracker=none", f"output_root={tmp_path}")
-    folder = run(conf(*short, "attacks=[shuffled]"))
+    folder = run(conf(*short, "attacks=[projection]"))
     assert folder == run(conf(*short))
-    [file] = (folder / "attacks").glob("shuffled-*.json")
-    assert json.loads(file.read_text())["levels"] == {"0": "order 0"}
-    run(conf(*short, "attacks=[shuffled,rounding]"))  # the finished run is attacked further
-    assert any((folder / "attacks").glob("rounding-*.json"))
-    assert json.loads((folder / "run.json").read_text())["attacked"] == ["rounding", "shuffled"]
-    assert list(json.loads(file.read_text())["stages"]) == ["0"]
+    [file] = (folder / "attacks").glob("projection-*.json")
+    assert json.loads(file.read_text())["levels"] == {"1": "-"}
+    run(conf(*short, "attacks=[projection,pruning]"))  # the finished run is attacked further
+    assert any((folder / "attacks").glob("pruning-*.json"))
+    assert json.loads((folder / "run.json").read_text())["attacked"] == ["projection", "pruning"]
+    assert list(json.loads(file.read_text())["stages"]) == ["1"]
 
 
 def test_points_of_a_grid_that_differ_in_their_attacks_are_one_run_with_all_of_them(tmp_path, conf):
     short = ("train.steps=2", "eval=toy", "eval.subset=12", "tracker=none", f"output_root={tmp_path}")
-    a, b = run_together([conf(*short, f"attacks=[{name}]") for name in ("shuffled", "rounding")])
+    a, b = run_together([conf(*short, f"attacks=[{name}]") for name in ("projection", "pruning")])
     assert (a.folder, a.error) == (b.folder, b.error) == (a.folder, None)
-    assert json.loads((a.folder / "run.json").read_text())["attacked"] == ["rounding", "shuffled"]
+    assert json.loads((a.folder / "run.json").read_text())["attacked"] == ["projection", "pruning"]
     assert {file.name.partition("-")[0] for file in (a.folder / "attacks").iterdir()} == {
         "none",
-        "rounding",
-        "shuffled",
+        "projection",
+        "pruning",
     }
 
 
@@ -246,24 +241,6 @@ def test_an_attack_that_a_run_does_not_allow_is_left_out_and_the_run_is_done(tmp
         attack([folder], plan(["projection"], []), [])
 
 
-def test_other_tasks_are_a_part_of_what_determines_their_figures(finished, monkeypatch):
-    """Corrected answers, or more questions, of tasks that the run itself was not asked."""
-    asked, real = [], asking.evaluate
-    monkeypatch.setattr(asking, "evaluate", lambda *a, label, **k: asked.append(label) or real(*a, label=label, **k))
-    planned, without = (
-        plan(["rephrased"], ["+attack.tasks.forget=[toy_near_bio]"]),
-        ["eval.subset=4", "~eval.tasks.near"],
-    )
-    attack([finished], planned, without)
-    before = len(asked)
-    attack([finished], planned, without)
-    assert len(asked) == before
-    sha256 = Suite._sha256
-    monkeypatch.setattr(Suite, "_sha256", lambda *a: sha256(*a) + ("corrected" if a[-1] == "toy_near_bio" else ""))
-    attack([finished], planned, without)
-    assert asked[before:] == ["unlearned", "base"]
-
-
 def test_a_failed_attack_leaves_the_run_finished(tmp_path, conf, monkeypatch):
     short = ("train.steps=2", "eval=toy", "eval.subset=12", "tracker=none", f"output_root={tmp_path}")
 
@@ -272,7 +249,7 @@ def test_a_failed_attack_leaves_the_run_finished(tmp_path, conf, monkeypatch):
 
     monkeypatch.setattr("unlearn.attacks.run.attack", broken)
     with pytest.raises(UserError, match="made up"):
-        run(conf(*short, "attacks=[shuffled]"))
+        run(conf(*short, "attacks=[projection]"))
     [record] = tmp_path.glob("runs/*/run.json")
     assert json.loads(record.read_text())["status"] == "done"
 
@@ -293,8 +270,8 @@ def test_attacks_are_checked_at_the_start(conf, overrides, said):
 def test_a_grid_from_the_command_line_is_attacked(tmp_path):
     """In launch.py's own process Hydra is at work already."""
     short = ("train.steps=1", "eval.subset=8", "eval.queries=[default]", "tracker=none", f"output_root={tmp_path}")
-    grid = ("-m", "hydra/launcher=packed", "rna.nu=0,0.5", "attacks=[shuffled]")
+    grid = ("-m", "hydra/launcher=packed", "rna.nu=0,0.5", "attacks=[projection]")
     command = [sys.executable, str(ROOT / "launch.py"), *grid, *short]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert len(list(tmp_path.glob("runs/*/attacks/shuffled-*.json"))) == 2
+    assert len(list(tmp_path.glob("runs/*/attacks/projection-*.json"))) == 2

@@ -1,5 +1,10 @@
-"""Attacks on unlearned models: does what was forgotten come back, and does the rest break?
+"""Attacks on unlearned models: does what was forgotten come back?
 
-An attack is a class that changes a model in stages; `run.py` asks the model after each.
+An attack is a class that changes a model, or reads its states, at several levels; `run.py` measures the model at each.
 Not here: evaluation itself (`evaluate`), and training for unlearning (`training`).
 """
+
+import logging
+
+# It warns of kernels that nothing here uses, and at each product of a float32 model.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -1,6 +1,6 @@
 """The logit lens (nostalgebraist, 2020): final norm and head applied to the states after an earlier layer.
 
-What an earlier layer says, and the last one does not, is hidden, not erased.
+What an earlier layer still tells, and the last one does not, is hidden, not erased.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from unlearn.attacks.attack import Attack, Measured, Victim, check_levels
+from unlearn.attacks.attack import Attack, Measured, Target, check_levels
 from unlearn.errors import UserError
 from unlearn.evaluate.harness import evaluate
 from unlearn.models.architectures import decoder_layers
@@ -18,33 +18,44 @@ from unlearn.records.legacy import flat_metrics
 
 @dataclass(frozen=True)
 class LogitLens(Attack):
-    """The model without the layers behind each of `levels`. All are asked together."""
+    """The model without the layers behind each of `levels`. All are evaluated together."""
 
     levels: Sequence[int] | None = None  # numbers of layers, from 0; None: all
     level = "after layer {:g}"
+    at_once = True
 
     def __post_init__(self) -> None:
-        if self.levels is not None:
-            check_levels(self.levels, "layers, integers from 0", lambda x: isinstance(x, int) and x >= 0)
+        check_layers(self.levels)
 
-    def levels_of(self, victim: Victim) -> Sequence[int]:
-        """All layers, or the chosen ones. Raises UserError for one that the model does not have."""
-        count = len(decoder_layers(victim.model))
-        levels = range(count) if self.levels is None else self.levels
-        if max(levels) >= count:
-            raise UserError(f"attack.levels={list(levels)}: the model's layers are 0 to {count - 1}.")
-        return levels
+    def levels_of(self, target: Target) -> Sequence[int]:
+        """All layers, or the chosen ones."""
+        return chosen_layers(self.levels, target)
 
-    def measure(self, victim: Victim, missing: Collection[float]) -> Measured:
-        """Ask what each layer says."""
-        levels = [level for level in self.levels_of(victim) if level in missing]
+    def measure(self, target: Target, missing: Collection[float]) -> Measured:
+        """Evaluate what each layer tells."""
+        levels = [level for level in self.levels_of(target) if level in missing]
         answers = evaluate(
-            Depths(victim.model, levels),
-            victim.tokenizer,
-            victim.suite,
-            label=victim.label,
+            Depths(target.model, levels),
+            target.tokenizer,
+            target.suite,
+            label=target.label,
             about=f"after each of {len(levels)} layers",
-            tokens_per_batch=victim.tokens_per_batch,
+            tokens_per_batch=target.tokens_per_batch,
         )
-        for level, of_level in zip(levels, answers, strict=True):
-            yield level, flat_metrics(of_level.scores)
+        for level, answers_of_level in zip(levels, answers, strict=True):
+            yield level, flat_metrics(answers_of_level.scores)
+
+
+def check_layers(levels: Sequence[int] | None) -> None:
+    """Raise UserError unless `levels` is None or a list of numbers of layers."""
+    if levels is not None:
+        check_levels(levels, "layers, integers from 0", lambda x: isinstance(x, int) and x >= 0)
+
+
+def chosen_layers(levels: Sequence[int] | None, target: Target) -> Sequence[int]:
+    """These layers, or all of the model (None). Raises UserError for a layer that the model does not have."""
+    count = len(decoder_layers(target.model))
+    chosen = range(count) if levels is None else levels
+    if max(chosen) >= count:
+        raise UserError(f"attack.levels={list(chosen)}: the model's layers are 0 to {count - 1}.")
+    return chosen

@@ -1,7 +1,8 @@
-"""Linear probes: can the right answer be read from the states of a layer, though the model does not say it?
+"""Linear probes: can the right answer be read from the states of a layer, though the model does not give it?
 
-As in Li et al. (2024, section 5.3): at a question's last token, a linear classifier of the right option's letter. It is
-trained on one half of the questions of a role and measured on the other. N questions, L layers, D hidden size.
+As in Li et al. (2024, section 5.3): a linear classifier of the right option's letter from the state at a question's
+last token. It is trained on one half of a role's questions and measured on the other. N questions, L layers, D hidden
+size.
 """
 
 from __future__ import annotations
@@ -18,17 +19,16 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from unlearn.attacks.attack import Measured, Metrics, OnQuestions, Victim
-from unlearn.attacks.lens import LogitLens
+from unlearn.attacks.attack import Attack, Measured, Metrics, Target
+from unlearn.attacks.lens import check_layers, chosen_layers
 from unlearn.data.batches import pad
 from unlearn.evaluate.chat import encode_prompts
 from unlearn.evaluate.maxlogit import by_length
 from unlearn.models.architectures import decoder_layers
 from unlearn.models.memory import in_batches
-from unlearn.screen import say
 
 BLOCK = 4  # questions in a row that go to one half: a fact may be asked about several times in a row
-PENALTIES = tuple(10.0**power for power in range(-1, 6))  # of which leave-one-out chooses
+PENALTIES = tuple(10.0**power for power in range(-1, 6))  # leave-one-out chooses among them
 
 
 @dataclass(frozen=True)
@@ -42,67 +42,72 @@ class Question:
 
     @property
     def measured(self) -> bool:
-        """Whether the probe is measured on it, and not trained."""
+        """Whether the probe is measured on it. It is trained on the others."""
         return self.number // BLOCK % 2 == 1
 
 
 @dataclass(frozen=True)
-class Probe(OnQuestions):
-    """Accuracy of a probe at each layer, of each role's questions as they are (query "default")."""
+class Probe(Attack):
+    """Accuracy of a probe at each layer, on each role's unchanged questions (query "default")."""
 
     levels: Sequence[int] | None = None  # numbers of layers, from 0; None: all
     level = "layer {:g}"
+    at_once = True
 
     def __post_init__(self) -> None:
-        LogitLens(self.levels)
+        check_layers(self.levels)
 
-    def levels_of(self, victim: Victim) -> Sequence[int]:
-        """Layers, as of the lens."""
-        return LogitLens(self.levels).levels_of(victim)
+    def levels_of(self, target: Target) -> Sequence[int]:
+        """All layers, or the chosen ones."""
+        return chosen_layers(self.levels, target)
 
-    def members(self, victim: Victim) -> dict[str, list[str]]:
-        """Role -> the tasks of which a question is measured, over which a role's figure is the mean.
+    def obstacle(self, target: Target) -> str | None:
+        """Held-out texts have no options."""
+        return None if target.suite.tasks.get("default") else "it needs multiple-choice questions (eval.tasks)"
+
+    def members(self, target: Target) -> dict[str, list[str]]:
+        """Role -> the tasks of which a question is measured: a role's figure is the mean over these.
 
         Of many small tasks (300 questions of MMLU's 57 subjects) some have none: all of theirs are trained on.
         """
-        asked = halved(victim)
-        return {role: list(dict.fromkeys(q.task for q in found if q.measured)) for role, found in asked.items()}
+        by_role = questions_by_role(target)
+        return {role: list(dict.fromkeys(q.task for q in asked if q.measured)) for role, asked in by_role.items()}
 
-    def measure(self, victim: Victim, missing: Collection[float]) -> Measured:
+    def measure(self, target: Target, missing: Collection[float]) -> Measured:
         """Train a probe for each role and missing layer."""
-        say(f"{victim.label} model, linear probes at {len(missing)} layers")
-        asked = halved(victim)
-        states = {role: last_states(victim, [q.prompt for q in found]) for role, found in asked.items()}
-        for level in self.levels_of(victim):
+        by_role = questions_by_role(target)
+        states = {role: last_states(target, [q.prompt for q in asked]) for role, asked in by_role.items()}
+        for level in self.levels_of(target):
             if level in missing:
-                figures: Metrics = {}
-                for role, found in asked.items():
-                    figures |= probe(found, states[role][:, int(level)].numpy(), victim.label)
-                yield level, figures
+                metrics: Metrics = {}
+                for role, asked in by_role.items():
+                    metrics |= probe(asked, states[role][:, level].numpy(), target.label)
+                yield level, metrics
 
 
-def halved(victim: Victim) -> dict[str, list[Question]]:
-    """The questions of those roles that have both halves."""
-    asked = {role: questions(victim, leaves) for role, leaves in victim.suite.members.items()}
-    return {role: found for role, found in asked.items() if len({q.measured for q in found}) == 2}
+def questions_by_role(target: Target) -> dict[str, list[Question]]:
+    """The questions of each role that has some for both halves."""
+    by_role = {role: questions(target, tasks) for role, tasks in target.suite.members.items()}
+    return {role: asked for role, asked in by_role.items() if len({q.measured for q in asked}) == 2}
 
 
-def questions(victim: Victim, leaves: Sequence[str]) -> list[Question]:
+def questions(target: Target, names: Sequence[str]) -> list[Question]:
     """The questions of these tasks, in the form in which the model is asked them."""
-    found = []
-    tasks = victim.suite.tasks["default"]["tasks"]
-    for leaf in (leaf for leaf in leaves if leaf in tasks):
-        answers = {
-            victim.suite.number(leaf, request): tasks[leaf].doc_to_target(request.doc)
-            for request in tasks[leaf].instances
-        }
-        prompts = victim.suite.prompts("default", leaf)
-        found += [Question(leaf, number, prompt, str(answers[number])) for number, prompt in prompts.items()]
-    return found
+    asked = []
+    tasks = target.suite.tasks["default"]["tasks"]
+    for name in names:
+        if name in tasks:
+            answers = {
+                target.suite.number(name, request): tasks[name].doc_to_target(request.doc)
+                for request in tasks[name].instances
+            }
+            prompts = target.suite.prompts("default", name)
+            asked += [Question(name, number, prompt, str(answers[number])) for number, prompt in prompts.items()]
+    return asked
 
 
-def probe(asked: Sequence[Question], states_ND: np.ndarray, label: str) -> dict[str, float]:
-    """Accuracy of each task's measured questions: {"LABEL/TASK/default/acc": value}."""
+def probe(asked: Sequence[Question], states_ND: np.ndarray, label: str) -> Metrics:
+    """Accuracy on each task's measured questions."""
     measured = np.array([q.measured for q in asked])
     answers = np.array([q.answer for q in asked])
     if len(set(answers[~measured])) < 2:  # nothing to tell apart
@@ -111,26 +116,26 @@ def probe(asked: Sequence[Question], states_ND: np.ndarray, label: str) -> dict[
         classifier = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=PENALTIES))
         predicted = classifier.fit(states_ND[~measured], answers[~measured]).predict(states_ND[measured])
     tasks = np.array([q.task for q in asked])[measured]
-    right = predicted == answers[measured]
-    return {f"{label}/{task}/default/acc": float(right[tasks == task].mean()) for task in dict.fromkeys(tasks)}
+    correct = predicted == answers[measured]
+    return {f"{label}/{task}/default/acc": float(correct[tasks == task].mean()) for task in dict.fromkeys(tasks)}
 
 
 @torch.inference_mode()
-def last_states(victim: Victim, prompts: Sequence[str]) -> Tensor:
+def last_states(target: Target, prompts: Sequence[str]) -> Tensor:
     """The states of each layer at each prompt's last token: float32 [N, L, D], on the CPU."""
-    rows = encode_prompts(victim.tokenizer, prompts)
+    rows = encode_prompts(target.tokenizer, prompts)
     states: list[Tensor | None] = [None] * len(rows)
 
     def run(part: list[int]) -> Tensor:
-        inputs = pad([rows[i] for i in part], 0, "right").to(victim.model.device)
+        inputs = pad([rows[i] for i in part], 0, "right").to(target.model.device)
         ends_B = inputs.mask_BT.sum(dim=1) - 1
-        with last_of_each_layer(victim, ends_B) as found:
-            victim.model(
+        with recorded_at(target, ends_B) as by_layer:
+            target.model(
                 input_ids=inputs.ids_BT, attention_mask=inputs.mask_BT.long(), use_cache=False, logits_to_keep=1
             )
-        return torch.stack(found, dim=1)
+        return torch.stack(by_layer, dim=1)
 
-    for batch in by_length([len(row) for row in rows], 0, victim.tokens_per_batch):
+    for batch in by_length([len(row) for row in rows], 0, target.tokens_per_batch):
         parts, _ = in_batches(run, batch, len(batch))
         for i, state_LD in zip(batch, torch.cat(parts), strict=True):
             states[i] = state_LD
@@ -138,16 +143,19 @@ def last_states(victim: Victim, prompts: Sequence[str]) -> Tensor:
 
 
 @contextmanager
-def last_of_each_layer(victim: Victim, ends_B: Tensor) -> Iterator[list[Tensor]]:
-    """A list that a forward pass inside the block fills with each layer's states at these places: float32 [B, D]."""
-    found: list[Tensor] = []
-    rows_B = torch.arange(len(ends_B), device=ends_B.device)
+def recorded_at(target: Target, positions_B: Tensor) -> Iterator[list[Tensor]]:
+    """A list that a forward pass inside the block fills with each layer's states at a position of each row.
 
-    def keep(_module: Any, _args: Any, output: Tensor | tuple[Any, ...]) -> None:
+    An entry is float32 [B, D].
+    """
+    by_layer: list[Tensor] = []
+    rows_B = torch.arange(len(positions_B), device=positions_B.device)
+
+    def record(_module: Any, _args: Any, output: Tensor | tuple[Any, ...]) -> None:
         h_BTD = output[0] if isinstance(output, tuple) else output
-        found.append(h_BTD[rows_B, ends_B].float().cpu())
+        by_layer.append(h_BTD[rows_B, positions_B].float().cpu())
 
     with ExitStack() as stack:
-        for layer in decoder_layers(victim.model):
-            stack.callback(layer.register_forward_hook(keep).remove)
-        yield found
+        for layer in decoder_layers(target.model):
+            stack.callback(layer.register_forward_hook(record).remove)
+        yield by_layer

@@ -1,7 +1,8 @@
 """The control directions projected out of the states at layer l.
 
-Representation misdirection pushes states to a known direction u for each topic, which is in the run's delta. If what
-was forgotten is only covered by it, h - (h . u) u uncovers it: what Arditi et al. (2024) do with the refusal direction.
+Representation misdirection pushes states to a direction u for each topic, which is stored in the run's delta. If it
+only covers what was to be forgotten, then h - (h . u) u uncovers it. Arditi et al. (2024) do this with the refusal
+direction.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn.attacks.attack import Change, Victim
+from unlearn.attacks.attack import Change, Target
 from unlearn.models.architectures import decoder_layers
 from unlearn.models.delta import sha256
 
@@ -24,25 +25,29 @@ class Projection(Change):
 
     levels = (1,)
 
-    def uses(self, victim: Victim) -> dict[str, Any]:
+    def depends_on(self, target: Target) -> dict[str, Any]:
         """The layer and the directions."""
-        return {"layer": victim.layer, "controls": {topic: sha256(u_D) for topic, u_D in victim.controls.items()}}
+        known = target.unlearning
+        return {"layer": known.layer, "controls": {topic: sha256(u_D) for topic, u_D in known.controls.items()}}
 
-    def why_not(self, victim: Victim) -> str | None:
+    def obstacle(self, target: Target) -> str | None:
         """Methods on likelihoods have no control vectors."""
-        return None if victim.controls else "this run's method has no control vectors to be projected out"
+        if target.unlearning.controls:
+            return None
+        return "this run's method has no control vectors that could be projected out"
 
-    def stages(self, victim: Victim) -> Generator[float, None, None]:
-        """One."""
-        directions_DK, _ = torch.linalg.qr(torch.stack(list(victim.controls.values()), dim=1).double().cpu())
-        directions_DK = directions_DK.float().to(victim.model.device)
+    def stages(self, target: Target) -> Generator[float, None, None]:
+        """The model with a hook at layer l."""
+        controls_DK = torch.stack(list(target.unlearning.controls.values()), dim=1).double().cpu()
+        directions_DK = torch.linalg.qr(controls_DK).Q.float().to(target.model.device)
 
-        def without(_module: Any, _args: Any, output: Tensor | tuple[Any, ...]) -> Any:
+        def without_directions(_module: Any, _args: Any, output: Tensor | tuple[Any, ...]) -> Any:
             h_BTD = output[0] if isinstance(output, tuple) else output
             left_BTD = (h_BTD.float() - h_BTD.float() @ directions_DK @ directions_DK.T).to(h_BTD.dtype)
             return (left_BTD, *output[1:]) if isinstance(output, tuple) else left_BTD
 
-        hook = decoder_layers(victim.model)[victim.layer].register_forward_hook(without)
+        layer = decoder_layers(target.model)[target.unlearning.layer]
+        hook = layer.register_forward_hook(without_directions)
         try:
             yield 1
         finally:

@@ -1,8 +1,11 @@
-"""Quantisation by a library, bitsandbytes, as people run models: its kernels compute, on a GPU or a CPU."""
+"""Quantisation by bitsandbytes, as people run models: its kernels compute, on a GPU or a CPU.
+
+What was hidden by small changes of the weights may come back when quantisation rounds these away (Zhang et al.,
+"Catastrophic Failure of LLM Unlearning via Quantization", 2024).
+"""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,19 +15,18 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from unlearn.attacks.attack import Change, Victim, check_levels
+from unlearn.attacks.attack import Change, Target, check_levels
+from unlearn.attacks.matrices import layer_modules, weight_matrices
 from unlearn.errors import UserError, nearest
-from unlearn.models.architectures import decoder_layers
 
 FOUR_BITS = ("nf4", "fp4")
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line for each product of a float32 model
 
 
 @dataclass(frozen=True)
 class Quantization(Change):
     """The decoder layers' linear modules in 8 bits (LLM.int8) or 4 (`four_bits`: nf4 or fp4).
 
-    Embeddings, the head, norms, and experts that are one tensor stay, as in transformers' own use of the library.
+    Embeddings, head, norms, and experts that are one tensor stay, as in transformers' own use of the library.
     """
 
     levels: Sequence[int]
@@ -34,26 +36,45 @@ class Quantization(Change):
     def __post_init__(self) -> None:
         check_levels(self.levels, "8 and 4", lambda x: x in (8, 4))
         if self.four_bits not in FOUR_BITS:
-            told = nearest(str(self.four_bits), FOUR_BITS)
-            raise UserError(f"attack.four_bits={self.four_bits} is not allowed.{told} Allowed: {', '.join(FOUR_BITS)}.")
+            meant = nearest(str(self.four_bits), FOUR_BITS)
+            raise UserError(
+                f"attack.four_bits={self.four_bits} is not allowed.{meant} Allowed: {', '.join(FOUR_BITS)}."
+            )
 
-    def why_not(self, victim: Victim) -> str | None:
-        """The library may be missing, or the model have no module that it replaces (GPT-2's are of another class)."""
+    def obstacle(self, target: Target) -> str | None:
+        """The library may be missing, or not quantise what unlearning changed."""
         if find_spec("bitsandbytes") is None:
             return "it needs bitsandbytes (pip install 'unlearn[quantization]')"
-        return None if _linear(victim.model) else "the decoder layers have no torch.nn.Linear"
+        quantised, trained = set(_linear(target.model)), target.unlearning.trained
+        if not quantised:
+            return "the decoder layers have no torch.nn.Linear, which is all that bitsandbytes quantises"
+        if trained and not any(name.removesuffix(".weight") in quantised for name in trained):
+            share = f"{quantised_share(target.model):.0%} of the decoder layers' weights"
+            return f"bitsandbytes would quantise {share}, and none of the matrices that unlearning changed"
+        return None
 
-    def uses(self, victim: Victim) -> dict[str, Any]:
+    def remark(self, target: Target) -> str | None:
+        """The quantised share, where it is not all."""
+        share = quantised_share(target.model)
+        return None if share == 1 else f"bitsandbytes quantises {share:.0%} of the decoder layers' weights"
+
+    def depends_on(self, target: Target) -> dict[str, Any]:
         """The library's version."""
         from bitsandbytes import __version__
 
         return {"bitsandbytes": __version__}
 
-    def stages(self, victim: Victim) -> Generator[float, None, None]:
-        """Bits."""
+    def stages(self, target: Target) -> Generator[float, None, None]:
+        """The model in each number of bits."""
         for bits in self.levels:
-            with quantized(victim.model, bits, self.four_bits):
+            with quantized(target.model, bits, self.four_bits):
                 yield bits
+
+
+def quantised_share(model: PreTrainedModel) -> float:
+    """The share of the entries of the decoder layers' matrices that are quantised."""
+    total = sum(matrix.numel() for matrix in weight_matrices(model).values())
+    return sum(linear.weight.numel() for linear in _linear(model).values()) / total
 
 
 @contextmanager
@@ -64,16 +85,16 @@ def quantized(model: PreTrainedModel, bits: int, four_bits: str = "nf4") -> Iter
     try:
         for name, linear in originals.items():
             linear.to("cpu")
-            decoder_layers(model).set_submodule(name, _quantized(linear, bits, four_bits).to(device))
+            model.set_submodule(name, _quantized(linear, bits, four_bits).to(device))
         yield
     finally:
         for name, linear in originals.items():
-            decoder_layers(model).set_submodule(name, linear.to(device))
+            model.set_submodule(name, linear.to(device))
 
 
 def _linear(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    """The linear modules of the decoder layers, by name."""
-    return {name: module for name, module in decoder_layers(model).named_modules() if type(module) is nn.Linear}
+    """The decoder layers' linear modules by full name."""
+    return {name: module for name, module in layer_modules(model).items() if type(module) is nn.Linear}
 
 
 def _quantized(linear: nn.Linear, bits: int, four_bits: str) -> nn.Module:
@@ -81,14 +102,14 @@ def _quantized(linear: nn.Linear, bits: int, four_bits: str) -> nn.Module:
     from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
 
     shape, weight = (linear.in_features, linear.out_features), linear.weight.data
-    made: Any
+    module: Any
     if bits == 8:
-        made = Linear8bitLt(*shape, bias=False, has_fp16_weights=False, threshold=6.0)
-        made.weight = Int8Params(weight, requires_grad=False, has_fp16_weights=False)
+        module = Linear8bitLt(*shape, bias=False, has_fp16_weights=False, threshold=6.0)
+        module.weight = Int8Params(weight, requires_grad=False, has_fp16_weights=False)
     else:
-        made = Linear4bit(*shape, bias=False, compute_dtype=weight.dtype, quant_type=four_bits)
-        made.weight = Params4bit(weight, requires_grad=False, quant_type=four_bits)
+        module = Linear4bit(*shape, bias=False, compute_dtype=weight.dtype, quant_type=four_bits)
+        module.weight = Params4bit(weight, requires_grad=False, quant_type=four_bits)
         # Where a CPU has bfloat16, the library would pack weights for it: with other rounding, and not of every width.
-        made.support_avx512bf16_for_cpu = False
-    made.bias = linear.bias
-    return made.requires_grad_(False)
+        module.support_avx512bf16_for_cpu = False
+    module.bias = linear.bias
+    return module.requires_grad_(False)

@@ -10,14 +10,18 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import PreTrainedModel
 
-from unlearn.attacks.attack import Change, Victim, check_levels, check_positive
+from unlearn.attacks.attack import Change, Target, check_levels, check_positive
+from unlearn.attacks.matrices import expert_tensors, linear_modules, restored
 from unlearn.data.batches import Padded, pad
 from unlearn.data.corpora import UNKNOWN, Reading, corpus_sha256, load_texts, unknown_share
 from unlearn.errors import UserError
 from unlearn.models.architectures import decoder_layers
 
 KEY = "attack.texts"
+RUNS_CORPORA = ("forget", "retain")  # values of `texts` that name the run's own corpora
 IGNORED = -100  # a label that is not counted
 
 
@@ -26,11 +30,11 @@ class Relearning(Change):
     """AdamW in float32 on next-token prediction, over the first documents of each topic's corpus in turn.
 
     Args:
-        levels: numbers of steps after which the model is asked, ascending.
+        levels: numbers of steps after which the model is evaluated.
         texts: "forget" or "retain", the corpora of the run, or the path of another corpus.
         documents: of each corpus.
         parameters: "span", the matrices that unlearning changed, "whole", all decoder layers, or "lora", adapters of
-            `rank` on all linear layers but the head.
+            `rank` on the decoder layers' linear modules and experts.
     """
 
     levels: Sequence[int]
@@ -41,7 +45,6 @@ class Relearning(Change):
     batch_size: int = 4
     lr: float = 1e-4
     level = "{:g} steps"
-    beside_ignorant = True
 
     def __post_init__(self) -> None:
         check_levels(self.levels, "numbers of steps", lambda x: isinstance(x, int) and x > 0)
@@ -51,87 +54,96 @@ class Relearning(Change):
         if not isinstance(self.texts, str):
             raise UserError(f"attack.texts={self.texts} is not allowed: it must be forget, retain or a path.")
 
-    def uses(self, victim: Victim) -> dict[str, Any]:
-        """The texts as they are, and which matrices are trained."""
-        hashes = [corpus_sha256(path, KEY, self._reading(victim)) for path in self._paths(victim)]
-        how: dict[str, Any] = {"seed": victim.seed} if self.parameters == "lora" else {}
-        if any(p.element_size() < 4 for p in self._parameters(victim)):
-            how["precision"] = "master"  # figures of updates in the model's own dtype are others
-        return {"trained": list(victim.trained), "max_length": victim.max_length, "texts": hashes, **how}
+    def levels_of(self, target: Target) -> Sequence[int]:
+        """The numbers of steps, ascending."""
+        return sorted(set(self.levels))
 
-    def why_not(self, victim: Victim) -> str | None:
+    def depends_on(self, target: Target) -> dict[str, Any]:
+        """The texts' contents, which matrices are trained, and from which seed adapters are drawn."""
+        known = target.unlearning
+        hashes = [corpus_sha256(path, KEY, self._reading(target)) for path in self._paths(target)]
+        values = {"trained": list(known.trained), "max_length": known.max_length, "texts": hashes}
+        return {**values, "seed": known.seed} if self.parameters == "lora" else values
+
+    def obstacle(self, target: Target) -> str | None:
         """Texts that the tokenizer does not know teach nothing."""
-        known = unknown_share(self._rows(victim), victim.tokenizer) <= UNKNOWN
-        return None if known else f"the model's tokenizer does not know the texts of {self.texts}"
+        if unknown_share(self._rows(target), target.tokenizer) <= UNKNOWN:
+            return None
+        return f"the model's tokenizer does not know the texts of {self.texts}"
 
-    def stages(self, victim: Victim) -> Generator[float, None, None]:
-        """Steps. Raises UserError for a corpus that cannot be read."""
-        rows = self._rows(victim)
-        with self._trained(victim) as trained:
-            masters = [as_float32(p) for p in trained]
-            copied = [pair for pair in zip(trained, masters, strict=True) if pair[0] is not pair[1]]
+    def stages(self, target: Target) -> Generator[float, None, None]:
+        """The model after each number of steps. Raises UserError for a corpus that cannot be read."""
+        rows, levels = self._rows(target), self.levels_of(target)
+        with self._trainable(target) as parameters:
+            masters = [as_float32(p) for p in parameters]
+            copied = [pair for pair in zip(parameters, masters, strict=True) if pair[0] is not pair[1]]
             optimizer = torch.optim.AdamW(masters, lr=self.lr, weight_decay=0.0)
-            for step in range(max(self.levels)):
-                taken = [rows[(step * self.batch_size + i) % len(rows)] for i in range(self.batch_size)]
-                next_token_loss(victim.model, pad(taken, 0, "right").to(victim.model.device)).backward()
+            for step in tqdm(range(levels[-1]), desc=f"Relearning, {target.label} model", mininterval=1, disable=None):
+                batch = [rows[(step * self.batch_size + i) % len(rows)] for i in range(self.batch_size)]
+                next_token_loss(target.model, pad(batch, 0, "right").to(target.model.device)).backward()
                 step_masters(optimizer, copied)
                 optimizer.zero_grad(set_to_none=True)
-                if step + 1 in self.levels:
+                if step + 1 in levels:
                     yield step + 1
 
-    def _paths(self, victim: Victim) -> list[str]:
-        if self.texts not in ("forget", "retain"):
+    def _paths(self, target: Target) -> list[str]:
+        if self.texts not in RUNS_CORPORA:
             return [self.texts]
-        return list(dict.fromkeys(part[self.texts] for part in victim.corpora.values()))
+        return list(dict.fromkeys(corpora[self.texts] for corpora in target.unlearning.corpora.values()))
 
-    def _reading(self, victim: Victim) -> Reading:
+    def _reading(self, target: Target) -> Reading:
         """The run's own corpora are read as its configuration says."""
-        return victim.reading if self.texts in ("forget", "retain") else Reading()
+        return target.unlearning.reading if self.texts in RUNS_CORPORA else Reading()
 
-    def _rows(self, victim: Victim) -> list[list[int]]:
+    def _rows(self, target: Target) -> list[list[int]]:
         """Token ids of the documents, topics in turn."""
-        how: dict[str, Any] = {"documents": self.documents, "reading": self._reading(victim)}
         corpora = [
-            load_texts(path, KEY, victim.tokenizer, max_length=victim.max_length, **how).rows
-            for path in self._paths(victim)
+            load_texts(
+                path,
+                KEY,
+                target.tokenizer,
+                max_length=target.unlearning.max_length,
+                documents=self.documents,
+                reading=self._reading(target),
+            ).rows
+            for path in self._paths(target)
         ]
         longest = max(map(len, corpora))
         return [rows[i] for i in range(longest) for rows in corpora if i < len(rows)]
 
-    def _parameters(self, victim: Victim) -> list[nn.Parameter]:
-        """The model's own parameters that are trained. Adapters, which peft makes in float32, are none of them."""
-        if self.parameters == "lora":
-            return []
-        if self.parameters == "whole":
-            return list(decoder_layers(victim.model).parameters())
-        return [victim.model.get_parameter(name) for name in victim.trained]
-
     @contextmanager
-    def _trained(self, victim: Victim) -> Iterator[list[nn.Parameter]]:
-        """The parameters to train. Behind the block the model is as it was."""
+    def _trainable(self, target: Target) -> Iterator[list[nn.Parameter]]:
+        """The parameters to train, which require gradients. Behind the block the model is as it was."""
         if self.parameters == "lora":
-            with adapters(victim, self.rank) as trained:
-                yield trained
+            with adapters(target.model, self.rank, target.unlearning.seed) as parameters:
+                yield parameters
             return
-        trained = self._parameters(victim)
-        originals = [p.data.to("cpu", copy=True) for p in trained]
-        try:
-            for parameter in trained:
+        parameters = self._parameters(target)
+        with restored(parameters):
+            for parameter in parameters:
                 parameter.requires_grad_(True)
-            yield trained
-        finally:
-            for parameter, original in zip(trained, originals, strict=True):
-                parameter.requires_grad_(False).grad = None
-                parameter.data.copy_(original)
+            yield parameters
+
+    def _parameters(self, target: Target) -> list[nn.Parameter]:
+        """The model's own parameters that are trained."""
+        if self.parameters == "whole":
+            return list(decoder_layers(target.model).parameters())
+        return [target.model.get_parameter(name) for name in target.unlearning.trained]
 
 
 @contextmanager
-def adapters(victim: Victim, rank: int) -> Iterator[list[nn.Parameter]]:
+def adapters(model: PreTrainedModel, rank: int, seed: int) -> Iterator[list[nn.Parameter]]:
     """Inside the block, the model has LoRA adapters, drawn from the seed. Only they require gradients."""
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules=linear_modules(model),
+        target_parameters=expert_tensors(model) or None,
+        task_type="CAUSAL_LM",
+    )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(victim.seed)
-        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-        adapted = get_peft_model(victim.model, config)
+        torch.manual_seed(seed)
+        adapted = get_peft_model(model, config)
     try:
         yield [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     finally:
@@ -144,7 +156,7 @@ def as_float32(parameter: nn.Parameter) -> nn.Parameter:
 
 
 def step_masters(optimizer: torch.optim.Optimizer, pairs: Sequence[tuple[nn.Parameter, nn.Parameter]]) -> None:
-    """Step the masters by their parameters' gradients, which are gone then, and copy them back."""
+    """Step the masters by their parameters' gradients, which are freed, and copy them back."""
     for parameter, master in pairs:
         master.grad = None if parameter.grad is None else parameter.grad.float()
         parameter.grad = None

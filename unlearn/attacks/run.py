@@ -1,24 +1,25 @@
-"""Attacking a finished run: its model, and the base model for comparison, measured at each level of each attack.
+"""Attacks on a finished run: its unlearned model, and the base model for comparison, measured at each level.
 
-Results go to RUN/attacks/NAME-HASH.json after each level, those of the base model to the cache that all runs share, and
-to the run's file in the end. What is there is not measured again.
+Results are written to RUN/attacks after each level. Those of models that runs share are in the cache, too. What has
+been measured is not measured again.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Generator, Mapping, Sequence
-from contextlib import closing, nullcontext
-from dataclasses import replace
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from unlearn.attacks.attack import Attack, Change, Victim
+from unlearn.attacks.attack import Change, Target, Unlearning
 from unlearn.attacks.make import Planned
-from unlearn.attacks.stages import BASE, IGNORANT, Stages
-from unlearn.attacks.table import QUERIES, Found, nothing_forgotten, show
+from unlearn.attacks.progress import Progress
+from unlearn.attacks.stages import BASE, RETRAINED, UNLEARNED, Stages
+from unlearn.attacks.table import QUERIES, nothing_forgotten, show
 from unlearn.config.identity import RESULTS_VERSION
 from unlearn.config.schema import Config
 from unlearn.data.corpora import Reading
@@ -38,7 +39,7 @@ from unlearn.storage.hashing import json_sha256
 from unlearn.storage.lock import FolderLock
 
 QUESTIONS = 300  # of a role: accuracies are good to about 3 points, and there are many levels
-UNATTACKED = "none"
+NOT_ATTACKED = "none"  # the name under which the metrics without an attack are kept
 
 
 class BaseModel:
@@ -51,10 +52,21 @@ class BaseModel:
     def load(self, source: Source) -> PreTrainedModel:
         """The whole model."""
         if source != self._source:
-            self._model = None  # gone before the next one comes
+            self._model = None  # freed before the next one is loaded
             self._model, self._source = load_whole(source), source
         assert self._model is not None
         return self._model
+
+
+class NoAttack(Change):
+    """The model as it is."""
+
+    levels = (0,)
+    level = "not attacked"
+
+    def stages(self, target: Target) -> Generator[float, None, None]:
+        """The model as it is."""
+        yield 0
 
 
 def attack(
@@ -62,24 +74,64 @@ def attack(
     attacks: Sequence[Planned],
     overrides: Sequence[str],
     base: BaseModel | None = None,
-    ignorant: str | None = None,
+    retrained: str | None = None,
     required: bool = True,
 ) -> None:
-    """Attack finished runs, show a table of each.
+    """Attack finished runs, and show a table for each.
 
-    `ignorant` is a checkpoint of a model like the base model that never knew what was to be forgotten: it learns the
-    same texts for comparison. Attacks that a run does not allow are left out, which is said; if these are all, this is
-    an error where attacks are `required`.
+    Args:
+        overrides: of the evaluation, and where the base model is (as in `unlearn evaluate`).
+        base: keeps the base model between calls.
+        retrained: a checkpoint of a model like the base model that was trained without what was to be forgotten. It is
+            attacked, too, for comparison.
+        required: whether it is an error if a run allows none of the attacks. Attacks that a run does not allow are left
+            out with a message.
 
-    Raises UserError for a folder that holds no finished run, and for an ignorant model of another shape.
+    Raises UserError for a folder that holds no finished run, and for a retrained model of another shape.
     """
     base = base or BaseModel()
-    for path in folders:
-        folder = RunFolder(path)
+    runs = [RunFolder(path) for path in folders]
+    for folder in runs:
         if not folder.done:
-            raise UserError(f"{path}: there is no finished run here (no run.json with the status done).")
+            raise UserError(f"{folder.path}: there is no finished run here (no run.json with the status done).")
+    for folder in runs:
         with FolderLock(folder.path):
-            _attack(folder, attacks, list(overrides), base, ignorant, required)
+            _attack(folder, attacks, list(overrides), base, retrained, required)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """An attack on one model: its target, where its results are kept, and a context that puts the model in place."""
+
+    planned: Planned
+    target: Target
+    stages: Stages
+    model: AbstractContextManager[None]
+
+    @property
+    def missing(self) -> list[float]:
+        """The levels that have not been measured, in order."""
+        levels = self.planned.attack.levels_of(self.target)
+        return [level for level in levels if f"{level:g}" not in self.stages.levels]
+
+    def make(self, progress: Progress) -> None:
+        """Measure the missing levels, and keep each."""
+        missing = self.missing
+        if not missing:
+            return
+        attack = self.planned.attack
+        levels = [f"{level:g}" for level in attack.levels_of(self.target)]
+        named = f"{self.planned.name}, {self.target.label} model"
+        with self.model, closing(attack.measure(self.target, missing)) as measured:
+            for level in missing:
+                if not attack.at_once:
+                    number = levels.index(f"{level:g}") + 1
+                    progress.announce(f"{named}: level {number} of {len(levels)}, {attack.level_name(level)}")
+                elif level == missing[0]:
+                    progress.announce(f"{named}: {len(missing)} of {len(levels)} levels at once")
+                _, metrics = next(measured)
+                self.stages.add(level, metrics)
+                progress.made += 1
 
 
 def _attack(
@@ -87,121 +139,127 @@ def _attack(
     attacks: Sequence[Planned],
     overrides: list[str],
     base: BaseModel,
-    ignorant: str | None,
+    retrained: str | None,
     required: bool,
 ) -> None:
     config = _configuration(folder, overrides)
     if config.model.device == BALANCED:
-        told = f"{folder.path}: model.device={BALANCED}: attacks change weights, on one device only."
-        raise UserError(f"{told} Add e.g. model.device=auto.")
+        raise UserError(
+            f"{folder.path}: model.device={BALANCED}: attacks change weights, on one device only. "
+            "Add e.g. model.device=auto."
+        )
     inputs = load_evaluation_inputs(config)
-    if ignorant is not None:
-        _source_of(ignorant, inputs)
-    victim, group = _victim(folder, config, inputs, base.load(inputs.source))
-    common = _common(folder, inputs)
-    possible = _possible(attacks, victim, required)
+    other_source = None if retrained is None else _retrained_source(retrained, inputs)
+    target, group = _target(folder, config, inputs, base.load(inputs.source))
+    possible = _possible(attacks, target, required)
     if not possible:
         return
-    found: list[Found] = []
-    for planned in [Planned(UNATTACKED, Untouched(), {}), *possible]:
-        own, of_base = _stages(folder, common, victim, planned)
-        with group.use(0):
-            _measure(replace(victim, base=lambda: group.use(1)), planned.attack, own)
-        _measure(replace(victim, label=BASE), planned.attack, of_base)
-        own.others[BASE] = of_base.found
-        own.write()
-        found.append((planned, own))
-        if planned.name == UNATTACKED and nothing_forgotten(own):
+    files = _Files(folder, config, inputs)
+    other = None if other_source is None else replace(target, model=load_whole(other_source), label=RETRAINED)
+    measurements = []
+    for planned in [Planned(NOT_ATTACKED, NoAttack(), {}), *possible]:
+        own = files.of_run(planned, target)
+        of_base = replace(target, label=BASE)
+        measurements.append(Measurement(planned, target, own, group.use(0)))
+        measurements.append(Measurement(planned, of_base, files.shared(planned, of_base), nullcontext()))
+        if other is not None and other_source is not None:
+            stages = files.shared(planned, other, checkpoint_fingerprint(other_source))
+            measurements.append(Measurement(planned, other, stages, nullcontext()))
+    _announce(folder, measurements)
+    progress = Progress(sum(len(m.missing) for m in measurements))
+    results: dict[str, Stages] = {}
+    for measurement in measurements:
+        measurement.make(progress)
+        name, label = measurement.planned.name, measurement.target.label
+        if label == UNLEARNED:
+            results[name] = measurement.stages
+        else:
+            results[name].others[label] = measurement.stages.levels
+            results[name].write()
+        if name == NOT_ATTACKED and label == BASE and nothing_forgotten(results[name]):
             say("Nothing was forgotten, as far as the evaluation can tell, so nothing can come back.")
-    if ignorant is not None:
-        _measure_ignorant(ignorant, victim, inputs, common, found)
-    show(folder.path.name, found)
+    show(folder.path.name, list(results.values()))
     say(f"Files: {folder.file('attacks')}")
 
 
-def _source_of(ignorant: str, inputs: Inputs) -> Source:
-    """Where the model is that never knew. Raises UserError unless it has the base model's shape."""
-    source = replace(inputs.source, path=ignorant, revision=None, gguf_file=None)
+def _announce(folder: RunFolder, measurements: Sequence[Measurement]) -> None:
+    """What there is to do."""
+    attacks = [m for m in measurements if m.target.label == UNLEARNED and m.planned.name != NOT_ATTACKED]
+    levels = sum(len(m.planned.attack.levels_of(m.target)) for m in attacks)
+    labels = list(dict.fromkeys(m.target.label for m in measurements))
+    total = sum(len(m.planned.attack.levels_of(m.target)) for m in measurements)
+    missing = sum(len(m.missing) for m in measurements)
+    known = f" {total - missing} of them have been made before." if missing < total else ""
+    say(
+        f"{folder.path.name}: {len(attacks)} attacks, {levels} levels. With the models as they are: {total} "
+        f"measurements of the {', '.join(labels)} models.{known}"
+    )
+
+
+def _retrained_source(path: str, inputs: Inputs) -> Source:
+    """Where the retrained model is. Raises UserError unless it has the base model's shape."""
+    source = replace(inputs.source, path=path, revision=None, gguf_file=None)
     try:
         own, base = (load_config(s).get_text_config() for s in (source, inputs.source))
-    except UserError as error:  # it speaks of model.path
-        raise UserError(f"--ignorant {ignorant}: {error}") from None
+    except UserError as error:  # it names model.path
+        raise UserError(f"--retrained {path}: {error}") from None
     for name in ("num_hidden_layers", "hidden_size", "vocab_size"):
         if getattr(own, name) != getattr(base, name):
-            told = f"its {name} is {getattr(own, name)}, the base model's {getattr(base, name)}"
-            raise UserError(f"--ignorant {ignorant}: {told}. It has to be a model of the same shape.")
+            raise UserError(
+                f"--retrained {path}: its {name} is {getattr(own, name)}, the base model's {getattr(base, name)}. "
+                "It has to be a model of the same shape."
+            )
     return source
 
 
-def _measure_ignorant(path: str, victim: Victim, inputs: Inputs, common: Mapping[str, Any], found: list[Found]) -> None:
-    """Measure a model that never knew, beside the other two, under attacks that teach it."""
-    source = _source_of(path, inputs)
-    other = replace(victim, model=load_whole(source), label=IGNORANT)
-    common = {**common, "model": checkpoint_fingerprint(source)}
-    for planned, own in found:
-        if planned.attack.beside_ignorant:
-            stages = _shared(common, other, planned, IGNORANT)
-            _measure(other, planned.attack, stages)
-            own.others[IGNORANT] = stages.found
-            own.write()
-
-
-def _victim(folder: RunFolder, config: Config, inputs: Inputs, model: PreTrainedModel) -> tuple[Victim, ModelGroup]:
-    """The base model as a victim, and a group of the unlearned model (0) and the base model (1)."""
+def _target(folder: RunFolder, config: Config, inputs: Inputs, model: PreTrainedModel) -> tuple[Target, ModelGroup]:
+    """The target model, and a group whose member 0 is the unlearned model."""
     delta = folder.file("delta.safetensors")
     topics = {name: config.data.topics[name] for name in config.data.use or config.data.topics}
     weights, metadata = load_delta(delta)
     check_delta(model, weights, metadata)
-    group = ModelGroup(model, [weights, {name: model.get_parameter(name).data for name in weights}])
-    victim = Victim(
-        model,
-        inputs.tokenizer,
-        config.model.layer,
+    unlearning = Unlearning(
+        layer=config.model.layer,
         trained=list(weights),
         controls={name: u_D for name, u_D in load_state(delta).items() if name.startswith(CONTROL)},
         corpora={name: {"forget": t.forget, "retain": t.retain} for name, t in topics.items()},
         reading=Reading.of(config.data, inputs.tokenizer),
         max_length=max(topic.max_length for topic in topics.values()),
         seed=config.seed,
-        suite=inputs.questions.suite,
-        config=config,
-        tokens_per_batch=config.eval.tokens_per_batch,
-        base=nullcontext,
     )
-    return victim, group
+    target = Target(
+        model,
+        inputs.tokenizer,
+        unlearning,
+        inputs.questions.suite,
+        label=UNLEARNED,
+        tokens_per_batch=config.eval.tokens_per_batch,
+    )
+    return target, ModelGroup(model, [weights])
 
 
-def _possible(attacks: Sequence[Planned], victim: Victim, required: bool = True) -> list[Planned]:
-    """Those that can be made; the others are named.
+def _possible(attacks: Sequence[Planned], target: Target, required: bool = True) -> list[Planned]:
+    """The attacks that can be made on this model. The others are named, with the reason.
 
-    Raises UserError if none can and one is required, or if one's texts cannot be read.
+    Raises UserError if there is none and one is required, or if an attack's texts cannot be read.
     """
-    why_not = {planned.name: planned.attack.why_not(victim) for planned in attacks}
-    told = [f"attack={name}: {why}." for name, why in why_not.items() if why is not None]
-    if required and len(told) == len(attacks):
-        raise UserError("\n".join(told))
-    for line in told:
-        say(f"Left out: {line}")
-    possible = [planned for planned in attacks if why_not[planned.name] is None]
+    obstacles = {planned.name: planned.attack.obstacle(target) for planned in attacks}
+    messages = [f"attack={name}: {obstacle}." for name, obstacle in obstacles.items() if obstacle is not None]
+    if required and len(messages) == len(attacks):
+        raise UserError("\n".join(messages))
+    for message in messages:
+        say(f"Left out: {message}")
+    possible = [planned for planned in attacks if obstacles[planned.name] is None]
     for planned in possible:
-        planned.attack.levels_of(victim)
+        planned.attack.levels_of(target)
+        remark = planned.attack.remark(target)
+        if remark is not None:
+            say(f"attack={planned.name}: {remark}.")
     return possible
 
 
-class Untouched(Change):
-    """No attack."""
-
-    levels = (0,)
-    level = "not attacked"
-    beside_ignorant = True
-
-    def stages(self, victim: Victim) -> Generator[float, None, None]:
-        """One."""
-        yield 0
-
-
 def _configuration(folder: RunFolder, overrides: list[str]) -> Config:
-    """The run's configuration with its own evaluation, or another one, in the kinds of query that are asked here.
+    """The run's configuration with its own evaluation, or another one, in the kinds of query that attacks use.
 
     Of each role at most QUESTIONS are asked, unless eval.subset or eval.limit says otherwise.
     """
@@ -210,54 +268,51 @@ def _configuration(folder: RunFolder, overrides: list[str]) -> Config:
         config.eval.subset = QUESTIONS
     queries = [query for query in QUERIES if query in config.eval.queries]
     asked_of = {query: roles for query, roles in config.eval.asked_of.items() if query in queries}
-    silent = replace(config.eval.maxlogit, tokens=0)
-    config.eval = replace(config.eval, queries=queries, asked_of=asked_of, maxlogit=silent, every=None)
+    without = replace(config.eval.maxlogit, tokens=0)
+    config.eval = replace(config.eval, queries=queries, asked_of=asked_of, maxlogit=without, every=None)
     return config
 
 
-def _common(folder: RunFolder, inputs: Inputs) -> dict[str, Any]:
-    """What determines the figures of all attacks on a run, its delta included."""
-    return {
-        "model": inputs.model_hash,
-        "dtype": str(inputs.source.torch_dtype),
-        "device": inputs.source.torch_device.type,
-        "tokenizer": inputs.hashes["tokenizer"],
-        "questions": json_sha256(inputs.hashes["questions"]),
-        "version": RESULTS_VERSION,
-        "delta": hashlib.sha256(folder.file("delta.safetensors").read_bytes()).hexdigest(),
-    }
+class _Files:
+    """Where results are kept: in files that are named by all that determines them."""
 
+    def __init__(self, folder: RunFolder, config: Config, inputs: Inputs) -> None:
+        self._folder, self._cache = folder.file("attacks"), Path(config.output_root) / CACHE
+        self._delta = hashlib.sha256(folder.file("delta.safetensors").read_bytes()).hexdigest()
+        self._common = {
+            "model": inputs.model_hash,
+            "dtype": str(inputs.source.torch_dtype),
+            "device": inputs.source.torch_device.type,
+            "tokenizer": inputs.hashes["tokenizer"],
+            "questions": json_sha256(inputs.hashes["questions"]),
+            "version": RESULTS_VERSION,
+        }
 
-def _stages(folder: RunFolder, common: Mapping[str, Any], victim: Victim, planned: Planned) -> tuple[Stages, Stages]:
-    """What is known of the unlearned and the base model, in files that are named by all that determines them."""
-    own = {"attack": planned.config, "uses": planned.attack.uses(victim), **common}
-    file = folder.file("attacks") / f"{planned.name}-{json_sha256(own)[:10]}.json"
-    return Stages.read(file, _about(common, victim, planned, "unlearned")), _shared(common, victim, planned, BASE)
+    def of_run(self, planned: Planned, target: Target) -> Stages:
+        """The unlearned model's results."""
+        key = {**self._key(planned, target), "delta": self._delta}
+        file = self._folder / f"{planned.name}-{json_sha256(key)[:10]}.json"
+        return Stages.read(file, self._about(planned, target))
 
+    def shared(self, planned: Planned, target: Target, model_hash: str | None = None) -> Stages:
+        """The results of a model that runs share: the base model, or the one with this hash."""
+        key = self._key(planned, target)
+        if model_hash is not None:
+            key["model"] = model_hash
+        file = cache_place(self._cache, "attacks", key).with_suffix(".json")
+        return Stages.read(file, self._about(planned, target))
 
-def _shared(common: Mapping[str, Any], victim: Victim, planned: Planned, label: str) -> Stages:
-    """What is known of a model that runs share, in the cache."""
-    key = {"attack": planned.config, "uses": planned.attack.uses(victim), **common}
-    key.pop("delta")
-    file = cache_place(Path(victim.config.output_root) / CACHE, "attacks", key).with_suffix(".json")
-    return Stages.read(file, _about(common, victim, planned, label))
+    def _key(self, planned: Planned, target: Target) -> dict[str, Any]:
+        return {"attack": planned.config, "depends_on": planned.attack.depends_on(target), **self._common}
 
-
-def _about(common: Mapping[str, Any], victim: Victim, planned: Planned, label: str) -> dict[str, Any]:
-    return {
-        "attack": planned.name,
-        "config": planned.config,
-        "questions": common["questions"],
-        "levels": {f"{level:g}": planned.attack.told(level) for level in planned.attack.levels_of(victim)},
-        "roles": planned.attack.members(victim),
-        "model": label,
-    }
-
-
-def _measure(victim: Victim, attack: Attack, stages: Stages) -> None:
-    """Measure the model at each level that is not there yet."""
-    missing: Collection[float] = [x for x in attack.levels_of(victim) if f"{x:g}" not in stages.found]
-    if missing:
-        with closing(attack.measure(victim, missing)) as measured:
-            for level, metrics in measured:
-                stages.add(level, metrics)
+    def _about(self, planned: Planned, target: Target) -> Mapping[str, Any]:
+        attack = planned.attack
+        return {
+            "attack": planned.name,
+            "config": planned.config,
+            "questions": self._common["questions"],
+            "levels": {f"{level:g}": attack.level_name(level) for level in attack.levels_of(target)},
+            "roles": attack.members(target),
+            "model": target.label,
+            "remark": attack.remark(target),
+        }

@@ -1,4 +1,4 @@
-"""What attacks found, on the screen."""
+"""The results of attacks, on the screen."""
 
 from __future__ import annotations
 
@@ -7,50 +7,44 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from unlearn.attacks.make import Planned
-from unlearn.attacks.stages import BASE, Stages
+from unlearn.attacks.stages import BASE, UNLEARNED, Stages
 from unlearn.config.schema import text_role
 from unlearn.records.legacy import flat_role_means as role_means
 from unlearn.screen import console
 
-QUERIES = ("default", "perturbed")  # that are asked under attack, of those of the run
+QUERIES = ("default", "perturbed")  # the kinds of query of a run that are asked under attack
 MEASURES = {
     "acc": ("accuracy, %", 100.0, 1),
     "nats": ("nats a token", 1.0, 2),
-    "rouge": ("ROUGE-L recall, %", 100.0, 1),
-    "repeated": ("repeated, %", 100.0, 1),
-    "base_nats": ("nats, base model", 1.0, 2),
 }  # metric -> what the table calls it, its factor, digits
 # (role, metric) -> a change from the base model that is next to none.
 LITTLE = {("forget", "acc"): -0.03, (text_role("forget"), "nats"): 0.1}
 
-Found = tuple[Planned, Stages]
-
 
 def nothing_forgotten(untouched: Stages) -> bool:
-    """Whether the unlearned model, before any attack, answers what was to be forgotten about as the base model does."""
+    """Whether the unlearned model, without an attack, answers what was to be forgotten about as the base model does."""
     changes = []
     for (role, metric), little in LITTLE.items():
-        own, base = (
-            role_means(stages.get("0", {}), untouched.about["roles"], label, metric).get((role, "default"))
-            for label, stages in (("unlearned", untouched.found), (BASE, untouched.others[BASE]))
+        unlearned, base = (
+            role_means(levels.get("0", {}), untouched.about["roles"], label, metric).get((role, "default"))
+            for label, levels in ((UNLEARNED, untouched.levels), (BASE, untouched.others[BASE]))
         )
-        if own is not None and base is not None:
-            changes.append((own - base) / little)
+        if unlearned is not None and base is not None:
+            changes.append((unlearned - base) / little)
     return bool(changes) and max(changes) <= 1
 
 
-def show(title: str, found: Sequence[Found]) -> None:
-    """A table with a row for each level, model (unlearned, base, ignorant) and measure, by role and query."""
-    roles = dict.fromkeys(role for _, own in found for role in own.about["roles"])
+def show(title: str, results: Sequence[Stages]) -> None:
+    """A table with a row for each level, model (unlearned, base, retrained) and measure, by role and query."""
+    roles = dict.fromkeys(role for stages in results for role in stages.about["roles"])
     columns = [(role, query) for role in roles for query in QUERIES]
     rows = [
-        (planned.name, planned.attack.told(float(level)), label, MEASURES[measure][0], figures)
-        for planned, own in found
-        for level in own.found
-        for label, stages in {"unlearned": own.found, **own.others}.items()
+        (stages.about["attack"], stages.about["levels"][level], label, MEASURES[measure][0], figures)
+        for stages in results
+        for level in stages.levels
+        for label, levels in {UNLEARNED: stages.levels, **stages.others}.items()
         for measure in MEASURES
-        if (figures := role_means(stages.get(level, {}), own.about["roles"], label, measure))
+        if (figures := role_means(levels.get(level, {}), stages.about["roles"], label, measure))
     ]
     shown = [column for column in columns if any(column in figures for *_, figures in rows)]
     table = Table(title=f"Attacks, {title}", box=SIMPLE_HEAD, pad_edge=False)
@@ -59,8 +53,8 @@ def show(title: str, found: Sequence[Found]) -> None:
     for role, query in shown:
         table.add_column(f"{role} {query}", justify="right")
     scale = {name: (factor, digits) for name, factor, digits in MEASURES.values()}
-    for *named, measure, figures in rows:
+    for *names, measure, figures in rows:
         factor, digits = scale[measure]
         cells = (f"{factor * figures[c]:.{digits}f}" if c in figures else "" for c in shown)
-        table.add_row(*named, measure, *cells)
+        table.add_row(*names, measure, *cells)
     console.print(table)

@@ -61,18 +61,17 @@ def evaluate(
 @app.command()
 def attack(
     runs: Annotated[list[str], typer.Argument(metavar="RUN... [attack=NAME,...] [OVERRIDE...]")],
-    ignorant: Annotated[
-        str | None, typer.Option(help="A checkpoint like the base model that never knew what was forgotten.")
+    retrained: Annotated[
+        str | None, typer.Option(help="A checkpoint like the base model, trained without what was forgotten.")
     ] = None,
 ) -> None:
     """Attack finished runs: does what was forgotten come back?
 
     Each attack of conf/attack (attack=all, the default; docs/attacks.md lists them) changes the unlearned model, or
-    the questions, at several levels, and the base model for comparison. They are asked what the run was asked, default
-    and perturbed, or what eval=NAME says: 300 questions of each role, unless eval.subset=N (null: all) says otherwise.
-    attack.KEY=VALUE changes a single attack. A model that never knew (--ignorant) learns what relearning teaches, for
-    comparison. model.path, model.device as for `unlearn evaluate`. Results go to RUN/attacks; what is there is not
-    measured again.
+    reads its states, at several levels; so it does with the base model and the --retrained one, for comparison. At each
+    level the run's own evaluation is repeated, or that of eval=NAME, with default and perturbed queries: 300 questions
+    of each role, unless eval.subset=N (null: all) says otherwise. attack.KEY=VALUE changes a single attack. model.path,
+    model.device as for `unlearn evaluate`. Results go to RUN/attacks; what is there is not measured again.
     """
     from unlearn.attacks.make import plan
     from unlearn.attacks.run import attack as run
@@ -86,7 +85,7 @@ def attack(
     rest = [argument for argument in given if argument not in own and not argument.startswith("attack=")]
     if not folders:
         raise typer.BadParameter("name the folder of a finished run.")
-    run(folders, plan(names or [ALL], own), rest, ignorant=ignorant)
+    run(folders, plan(names or [ALL], own), rest, retrained=retrained)
 
 
 @app.command()

@@ -1,22 +1,17 @@
-"""Other forms of lm-eval's multiple-choice tasks: other documents, other wording, few-shot examples that are fair."""
+"""Other forms of lm-eval's multiple-choice tasks: other documents, and few-shot examples that are fair."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import datasets
-from lm_eval.api.registry import get_aggregation, get_metric
 from lm_eval.api.samplers import ContextSampler
 from lm_eval.api.task import Task
 
 from unlearn.errors import UserError
-
-Form = Callable[[Task], Task]  # a task as it is to be asked; the one that is given stays as it was
-PROMPT = "Question: {{question.strip()}}\nAnswer:"  # that of lm-eval's mmlu_continuation
 
 
 def options(
@@ -42,45 +37,10 @@ def with_documents(task: Task, change: Callable[..., dict[str, Any]]) -> Task:
     """
     split = task.config.test_split or task.config.validation_split
     documents = [change(d, task=task.task_name, question=i) for i, d in enumerate(task.eval_docs)]
-    other = reconfigured(task, process_docs=None)  # has been applied by eval_docs
-    other.dataset = datasets.DatasetDict({**task.dataset, split: datasets.Dataset.from_list(documents)})
-    return other
-
-
-def reconfigured(task: Task, **values: Any) -> Task:
-    """A copy of a task with other values in its configuration."""
     other = copy.copy(task)
     other._config = copy.copy(task._config)
-    for key, value in values.items():
-        setattr(other._config, key, value)
-    return other
-
-
-def shuffled(task: Task, seed: int) -> Task:
-    """With the options of every question in another order."""
-
-    def shuffle(document: Mapping[str, Any], *, task: str, question: int) -> dict[str, Any]:
-        choices, answer = options(document, task, question, "shuffled options need")
-        order = random.Random(f"{seed}/shuffled/{task}/{question}").sample(range(len(choices)), len(choices))
-        return {**document, "choices": [choices[i] for i in order], "answer": order.index(answer)}
-
-    return with_documents(task, shuffle)
-
-
-def continuation(task: Task, prompt: str = PROMPT) -> Task:
-    """Answered by the options' own log-likelihood after the question, as lm-eval's mmlu_continuation has it.
-
-    `acc` compares sums over tokens, `acc_norm` sums divided by the number of characters.
-    """
-    options(task.eval_docs[0], task.task_name, 0, "answers by the options' own likelihood need")
-    wording = {"doc_to_text": prompt, "doc_to_choice": "{{choices}}", "doc_to_target": "{{answer}}"}
-    other = reconfigured(task, description="", **wording)
-    other.fewshot_cfg = dataclasses.replace(task.fewshot_cfg, **wording)
-    for name in ("acc", "acc_norm"):
-        for table, value in (("metric_fn_list", get_metric(name)), ("metric_fn_kwargs", {})):
-            setattr(other, f"_{table}", {**getattr(other, f"_{table}"), name: value})
-        for table, value in (("aggregation_list", get_aggregation("mean")), ("higher_is_better", True)):
-            setattr(other, f"_{table}", {**getattr(other, f"_{table}"), name: value})
+    other._config.process_docs = None  # eval_docs has applied it
+    other.dataset = datasets.DatasetDict({**task.dataset, split: datasets.Dataset.from_list(documents)})
     return other
 
 

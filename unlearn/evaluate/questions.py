@@ -19,7 +19,6 @@ from unlearn.data.corpora import Reading, documents, warn_of_unknown
 from unlearn.errors import UserError
 from unlearn.evaluate.cache import cache_place
 from unlearn.evaluate.chat import Chat
-from unlearn.evaluate.forms import Form
 from unlearn.evaluate.ngrams import embedded, in_context, rank_ngrams
 from unlearn.evaluate.suite import Suite, load_suite
 from unlearn.evaluate.texts import load_passages
@@ -55,17 +54,12 @@ class Questions:
         return {task: json_sha256([[p.id, p.plain, p.rest] for p in passages]) for task, passages in asked.items()}
 
 
-def load_questions(
-    config: Config, source: Source, tokenizer: PreTrainedTokenizerBase, form: Form | None = None
-) -> Questions:
-    """Load, perturb and build all questions, in another form if one is given.
-
-    Raises UserError for unknown tasks and bad files.
-    """
+def load_questions(config: Config, source: Source, tokenizer: PreTrainedTokenizerBase) -> Questions:
+    """Load, perturb and build all questions. Raises UserError for unknown tasks and bad files."""
     e = config.eval
     chat = Chat.of(tokenizer, e.system_instruction, e.fewshot_as_multiturn) if e.chat_template else None
     words = query_words(config, source, tokenizer)
-    suite = _suite(e, words, chat, form)
+    suite = _suite(e, words, chat)
     for task, passages in suite.passages.get("default", {}).items():
         warn_of_unknown(tokenizer([p.beginning + p.rest for p in passages])["input_ids"], tokenizer, task)
     return Questions(words, suite, _course(e, words, chat))
@@ -178,7 +172,7 @@ def _course(e: EvalConfig, words: dict[str, list[str]], chat: Chat | None) -> Su
     return _suite(few, words, chat)
 
 
-def _suite(e: EvalConfig, words: dict[str, list[str]], chat: Chat | None, form: Form | None = None) -> Suite:
+def _suite(e: EvalConfig, words: dict[str, list[str]], chat: Chat | None) -> Suite:
     passages = load_passages(e.texts, words, asked_of=e.asked_of, seed=e.seed, limit=e.limit)
     return load_suite(
         e.tasks,
@@ -194,6 +188,5 @@ def _suite(e: EvalConfig, words: dict[str, list[str]], chat: Chat | None, form: 
         position=e.position,
         passages=passages,
         text_roles=text_tasks(e.texts.corpora),
-        form=form,
         chat=chat,
     )

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from unlearn.config.schema import is_asked
 from unlearn.errors import UserError, nearest
 from unlearn.evaluate.chat import Chat
-from unlearn.evaluate.forms import Form, with_documents, with_fair_examples
+from unlearn.evaluate.forms import with_documents, with_fair_examples
 from unlearn.evaluate.local_data import local_data
 from unlearn.evaluate.perturb import perturb
 from unlearn.evaluate.texts import Passages
@@ -196,7 +196,6 @@ def load_suite(
     position: str = "random",
     passages: Passages | None = None,
     text_roles: Mapping[str, list[str]] = {},
-    form: Form | None = None,
     chat: Chat | None = None,
 ) -> Suite:
     """Load and build all questions; `passages`, and the roles that they are of, are put beside them.
@@ -212,7 +211,6 @@ def load_suite(
             each: where these are more, it is said.
         replaced, position: see `perturb`.
         chat: makes chats of the questions.
-        form: makes each task another form of it, before its options are replaced.
 
     Raises UserError for an unknown task, a tag, and a task whose data cannot be had.
     """
@@ -226,7 +224,7 @@ def load_suite(
         if name not in manager.task_index:
             raise UserError(f"eval.tasks: unknown lm-eval task {name!r}.{nearest(name, manager.all_tasks)}")
     with local_data(local_dir, examples=num_fewshot > 0):
-        loaded = _load(manager, names, num_fewshot, form)
+        loaded = _load(manager, names, num_fewshot)
     leaves = _leaves(loaded)
     samples, drawn = None, {}
     if subset is not None:
@@ -259,7 +257,7 @@ def _tasks_in(include_path: str | None, beside_lm_evals: bool) -> TaskManager:
     return TaskManager(include_path=include_path, include_defaults=beside_lm_evals)
 
 
-def _load(manager: TaskManager, names: list[str], num_fewshot: int, form: Form | None) -> dict[str, Any]:
+def _load(manager: TaskManager, names: list[str], num_fewshot: int) -> dict[str, Any]:
     """lm-eval's TaskDict of these tasks and groups; one that is also part of a named group is loaded once."""
     merged: dict[str, dict] = {"tasks": {}, "groups": {}, "group_map": {}}
     for name in names:
@@ -283,7 +281,6 @@ def _load(manager: TaskManager, names: list[str], num_fewshot: int, form: Form |
             merged[kind].update(found)
     for name, task in merged["tasks"].items():
         asked = with_fair_examples(task) if num_fewshot else task
-        asked = asked if form is None else form(asked)
         asked.set_config(key="num_fewshot", value=num_fewshot)
         asked.set_fewshot_seed(seed=0)
         merged["tasks"][name] = asked

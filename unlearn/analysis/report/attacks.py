@@ -43,7 +43,7 @@ def attack_rows(m: Material) -> pd.DataFrame:
     """A row for each run of this world, attack, level and unit (points or nats).
 
     Columns: SETTING, seed, attack (with what its variants differ in), level (in words), number, unit, known (the figure
-    under attack; higher: more is known), recovered (`known` less that without an attack), base and ignorant (those
+    under attack; higher: more is known), recovered (`known` less that without an attack), base and retrained (those
     models' under the same attack), robust (of the run without an attack), without (its `known`). An attack that asks
     other questions (rephrased) has neither recovered nor without.
     """
@@ -98,7 +98,7 @@ def _of_run(run: Run) -> Iterator[dict[str, Any]]:
                         "recovered": known - own,
                         "without": own,
                         "base": _known(file.get("base", {}).get(level, {}), roles, unit, "base"),
-                        "ignorant": _known(file.get("ignorant", {}).get(level, {}), roles, unit, "ignorant"),
+                        "retrained": _known(file.get("retrained", {}).get(level, {}), roles, unit, "retrained"),
                         "robust": _figure(without, own_roles, ROBUST[unit], "perturbed", "unlearned"),
                     }
 
@@ -215,9 +215,9 @@ def levels(m: Material) -> Figure:
     rows = attack_rows(m)
     if rows.empty:
         return Figure("attack_levels", title, _nothing(m), pd.DataFrame())
-    rows = rows.astype({"base": float, "ignorant": float})
+    rows = rows.astype({"base": float, "retrained": float})
     by = [*SETTING, "attack", "level", "number", "unit"]
-    data = rows.groupby(by, sort=False, dropna=False)[["known", "without", "base", "ignorant"]].mean().reset_index()
+    data = rows.groupby(by, sort=False, dropna=False)[["known", "without", "base", "retrained"]].mean().reset_index()
     data = data.assign(
         rna=data["nu"].gt(0).map(charts.NOISE),
         curve=data["coefficient"] + data["nu"].map(" {:g} ".format) + data["other"],
@@ -231,8 +231,8 @@ def levels(m: Material) -> Figure:
 
     caption = (
         "Accuracy on what was to be forgotten, and minus nats a token, at each level of each attack; grey: the base "
-        "model under the same attack (an attack can do other things to it for each method), dotted: a model that never "
-        "knew (`--ignorant`). Means over seeds."
+        "model under the same attack (an attack can do other things to it for each method), dotted: a model "
+        "trained without it (`--retrained`). Means over seeds."
     )
     return Figure("attack_levels", title, caption, data, chart)
 
@@ -246,7 +246,7 @@ def _course(
     chart = alt.Chart(part)
     named = {"color": charts.method_colour(methods), "strokeDash": charts.noise_dash(), "detail": "curve:N"}
     layers = []
-    for model, dash in (("base", [1, 0]), ("ignorant", [2, 3])):
+    for model, dash in (("base", [1, 0]), ("retrained", [2, 3])):
         its = alt.Y(f"{model}:Q", title=y["title"])
         other = alt.Chart(part.dropna(subset=model)).encode(x=x, y=its, detail=["method:N", "curve:N"])
         layers += [other.mark_line(color=charts.BASE, strokeDash=dash)]
