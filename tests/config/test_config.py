@@ -3,8 +3,10 @@
 import pytest
 
 from unlearn.config import schema
+from unlearn.config.documents import check_documents, documents_needed
 from unlearn.config.identity import identity, run_folder, run_name
 from unlearn.config.schema import unshared
+from unlearn.data import batches
 from unlearn.errors import UserError, nearest
 from unlearn.methods import likelihood
 from unlearn.models import architectures
@@ -81,10 +83,10 @@ def test_all_problems_are_told_at_once(conf):
 
 
 def test_coefficients_come_from_the_model(conf):
-    zephyr = conf("model=zephyr_7b_beta", "method=adaptive_rmu")
+    zephyr = conf("model=zephyr_7b_beta", "eval=none", "method=adaptive_rmu")
     assert (zephyr.method["beta"], zephyr.rna.nu, zephyr.loss.alpha, zephyr.train.lr) == (3.0, 0.08, 1200.0, 5e-5)
-    assert conf("model=zephyr_7b_beta", "method=rsv").method["c"] == 10.0
-    assert conf("model=zephyr_7b_beta", "rna=none").rna.nu == 0.0
+    assert conf("model=zephyr_7b_beta", "eval=none", "method=rsv").method["c"] == 10.0
+    assert conf("model=zephyr_7b_beta", "eval=none", "rna=none").rna.nu == 0.0
     # Seed 0 is a seed, nu 0 is a value.
     assert conf("seed=0").seed == 0
     assert conf("rna.nu=0").rna.nu == 0.0
@@ -135,7 +137,7 @@ def test_the_paper_preset_switches_every_key_and_each_key_can_be_set_alone(conf)
     # A model may want another mask or schedule than the default's, not than the paper's.
     assert [conf(f"preset={p}").loss.mask for p in ("clean", "paper")] == ["padding_and_bos", "none"]
     assert [conf(f"preset={p}").train.schedule for p in ("clean", "paper")] == ["linear", "constant"]
-    assert conf("model=zephyr_7b_beta", "data=wmdp").loss.mask == "padding"
+    assert conf("model=zephyr_7b_beta", "eval=none", "data=wmdp").loss.mask == "padding"
     # The preset's name is no part of a run's identity: the keys are.
     keys = ("loss.mask=none", "train.schedule=linear")
     assert run_name(conf(*keys)) == run_name(conf(*keys, "preset.name=x"))
@@ -192,7 +194,7 @@ def test_the_references_mask_is_left_out_only_where_that_has_an_effect(conf):
 
 def test_a_models_own_alphas_may_be_of_topics_that_the_data_lack(conf):
     data = ("data=jsonl", "+data.topics.bio={forget: a.jsonl, retain: b.txt, max_length: 9}")
-    assert conf("model=zephyr_7b_beta", "method=npo", *data).loss.alpha == {"bio": 50.0, "cyber": 50.0}
+    assert conf("model=zephyr_7b_beta", "eval=none", "method=npo", *data).loss.alpha == {"bio": 50.0, "cyber": 50.0}
 
 
 def test_alpha_may_be_each_topics_own_and_depend_on_method_and_retain_loss(conf):
@@ -220,3 +222,58 @@ def test_the_retain_losses_of_the_check_are_those_of_the_methods():
 def test_the_trained_layers_of_the_check_are_those_of_the_cut():
     """`unlearn.config` must not import `unlearn.models`, so the number stands twice."""
     assert schema.SPAN == architectures.SPAN
+
+
+OWN = ("data=jsonl", "+data.topics.chem={forget: a.jsonl, retain: wiki.txt, max_length: 9}")
+
+
+def test_the_evaluation_follows_the_data(conf):
+    assert [conf(f"data={name}").eval.name for name in ("toy", "real")] == ["toy", "real"]
+    assert conf("data=wmdp", "model=zephyr_7b_beta").eval.name == "wmdp"
+    assert conf("data=wmdp", "eval=none").eval.name == "none"
+    texts = conf(*OWN, "+data.topics.bio={forget: b.txt, retain: wiki.txt, max_length: 9}").eval.texts
+    assert texts.corpora == {"retain": {"chem": "wiki.txt"}, "forget": {"chem": "a.jsonl", "bio": "b.txt"}}
+    assert texts.last == 40
+    assert conf(*OWN, "data.held_out=7", "data.text_column=body").eval.texts.last == 7
+    assert conf(*OWN, "data.text_column=body").eval.texts.text_column == "body"
+
+
+def test_held_out_texts_are_no_dialogues_and_not_trained_on(conf):
+    with pytest.raises(UserError, match=r"eval=jsonl measures texts, and documents are dialogues"):
+        conf(*OWN, "data.chat_template=true")
+    with pytest.raises(UserError, match=r"eval\.texts\.last=50 with data\.held_out=40: training would use some"):
+        conf(*OWN, "eval.texts.last=50")
+
+
+def test_texts_of_ones_own_are_asked_without_an_evaluation(conf):
+    assert conf("eval=none", "+eval.texts.corpora.retain.wiki=x.txt").eval.queries == ["default"]
+    with pytest.raises(UserError, match=r"eval\.queries=\[\] asks nothing"):
+        conf("eval=none", "+eval.texts.corpora.retain.wiki=x.txt", "eval.queries=[]")
+
+
+def test_another_model_is_asked_about_the_embedded_world_only_if_the_user_says_so(conf):
+    other = ("model=zephyr_7b_beta",)
+    with pytest.raises(UserError, match=r"eval=toy asks what only model=toy was taught, and model\.name=zephyr_7b"):
+        conf(*other)
+    assert run_name(conf(*other, "eval.for_model=null")).startswith("rmu-zephyr_7b_beta-")
+
+
+def test_files_with_too_few_lines_are_refused_before_they_are_read(conf, tmp_path):
+    for name, lines in (("a.jsonl", 12), ("wiki.txt", 50)):
+        (tmp_path / name).write_text("text\n" * lines)
+    topic = f"+data.topics.chem={{forget: {tmp_path}/a.jsonl, retain: {tmp_path}/wiki.txt, max_length: 9}}"
+    own = ("data=jsonl", topic, "train.batch_size=2", "train.steps=5")
+    check_documents(conf(*own, "data.held_out=2"))
+    with pytest.raises(UserError, match=r"chem\.forget: .*a\.jsonl has 12 lines, training needs 10 documents and data"):
+        check_documents(conf(*own, "data.held_out=3"))
+    with pytest.raises(UserError, match=r"a\.jsonl has 12 lines, training needs 14 documents\. Lower"):
+        check_documents(conf(*own, "data.held_out=0", "eval=none", "train.steps=7"))
+    check_documents(conf(*own, "data.held_out=3", "data.on_exhausted=cycle"))
+    with pytest.raises(UserError, match=r"a\.jsonl has 12 lines"):
+        check_documents(conf(*own, "data.held_out=12", "data.on_exhausted=cycle"))
+
+
+def test_the_documents_of_the_check_are_those_of_training(conf):
+    """`unlearn.config` must not import `unlearn.data`, so the formula stands twice."""
+    config = conf("train.steps=7", "train.batch_size=3")
+    assert documents_needed(config) == batches.documents_needed(7, 3, 2)

@@ -299,6 +299,17 @@ def test_a_dialogue_that_the_template_refuses_is_named(tmp_path, conf, chatty):
         read_corpus(str(file), KEY, reading_of(conf, chatty))
 
 
+def test_the_last_documents_are_held_out_from_training(tokenizer, tmp_path):
+    texts = ["river harbour", "harbour river", "harbour", "river"]
+    whole = topic_of(tmp_path, tokenizer, texts).forget
+    assert topic_of(tmp_path, tokenizer, texts, held_out=2).forget == whole
+    assert topic_of(tmp_path, tokenizer, texts, held_out=3, on_exhausted="cycle").forget == whole[:1]
+    with pytest.raises(UserError, match=r"4 documents and training needs 2 beside 3 held-out ones \(data\.held_out\)"):
+        topic_of(tmp_path, tokenizer, texts, held_out=3)
+    with pytest.raises(UserError, match="4 documents and training needs 2 beside 4 held-out"):
+        topic_of(tmp_path, tokenizer, texts, held_out=4, on_exhausted="cycle")
+
+
 def test_a_tokenizer_without_a_template_cannot_read_dialogues(conf, tokenizer):
     with pytest.raises(UserError, match=r"data\.chat_template=true, but the model's tokenizer has no chat template"):
         reading_of(conf, tokenizer)

@@ -30,7 +30,7 @@ def corpus(tmp_path):
 def passages(corpus, words=("virus",), **settings):
     config = TextConfig({"retain": {"wiki": corpus}}, **settings)
     found = load_passages(config, {"default": [], "perturbed": list(words)}, seed=3)
-    return (found[query]["retain_text_wiki"] for query in ("default", "perturbed"))
+    return [found[query]["retain_text_wiki"] for query in ("default", "perturbed")]
 
 
 def test_a_word_is_inserted_behind_a_quarter_and_the_first_word_behind_it_is_left_out(corpus):
@@ -39,6 +39,11 @@ def test_a_word_is_inserted_behind_a_quarter_and_the_first_word_behind_it_is_lef
     assert default[0].beginning == "w0 w1 w2 w3 w4 w5"
     assert perturbed[0].beginning == "w0 w1 w2 w3 w4 virus. w5"
     assert default[0].rest == perturbed[0].rest == " " + " ".join(WORDS[6:])
+
+
+def test_only_the_last_documents_are_read_where_the_others_are_trained_on(corpus):
+    assert [p.id for p in passages(corpus, last=1)[0]] == [2]
+    assert [p.id for p in passages(corpus, last=2)[0]] == [2]  # document 1 is too short
 
 
 def test_several_words_at_the_start(corpus):

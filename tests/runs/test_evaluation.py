@@ -154,12 +154,6 @@ def test_a_runs_folder_cannot_have_code_of_a_checkpoint_trusted(short, tmp_path,
     assert ran.exists()
 
 
-def test_a_run_with_what_is_refused_today_can_be_evaluated(short):
-    folder = RunFolder(run(short()))
-    folder.record["config"]["data"]["use"] = ["bio", "bio"]
-    assert evaluate_run(folder, ["eval=toy", "eval.limit=2"]) == folder.path
-
-
 def test_a_run_of_an_older_version_over_texts_with_words_is_still_the_same(short):
     """Its hash of texts that were not asked as they are was that of the texts with words."""
     texts = (f"+eval.texts.corpora.retain.wiki={HELD_OUT}", "eval.texts.documents=3", "eval.forget_tokens=[virus]")

@@ -56,6 +56,7 @@ def _ranges(c: Config) -> Iterator[str]:
     yield from number("eval.replaced", c.eval.replaced, *at_least_1)
     yield from number("eval.texts.inserted", c.eval.texts.inserted, *at_least_1)
     yield from number("eval.texts.skip", c.eval.texts.skip, "an integer >= 0", lambda x: x >= 0)
+    yield from number("data.held_out", c.data.held_out, "an integer >= 0", lambda x: x >= 0)
     enough = (f"an integer >= {FEWEST_WORDS}", lambda x: x >= FEWEST_WORDS)
     yield from number("eval.texts.words", c.eval.texts.words, *enough)
     yield from number("eval.maxlogit.tokens", c.eval.maxlogit.tokens, "an integer >= 0", lambda x: x >= 0)
@@ -72,6 +73,7 @@ def _ranges(c: Config) -> Iterator[str]:
         "eval.every_documents": c.eval.every_documents,
         "eval.every_questions": c.eval.every_questions,
         "eval.texts.documents": c.eval.texts.documents,
+        "eval.texts.last": c.eval.texts.last,
         "eval.ngrams.documents": c.eval.ngrams.documents,
     }.items():
         if value is not None:
@@ -263,6 +265,31 @@ def _forget_tokens(c: Config) -> Iterator[str]:
         yield f"eval.forget_tokens is empty: {needed.pop()} queries need at least one, e.g. [SARS-CoV-2]."
 
 
+def _asks_what_was_taught(c: Config) -> Iterator[str]:
+    if c.eval.for_model not in (None, c.model.name):
+        yield (
+            f"eval={c.eval.name} asks what only model={c.eval.for_model} was taught, and model.name={c.model.name}. "
+            "Choose another evaluation: eval=jsonl (held-out documents of data=jsonl), real, quick, none, ...; or ask "
+            "all the same with eval.for_model=null."
+        )
+
+
+def _asked_in_some_query(c: Config) -> Iterator[str]:
+    if c.eval.roles and not c.eval.queries:
+        yield "eval.queries=[] asks nothing of eval.tasks and eval.texts. Set e.g. eval.queries=[default]."
+
+
+def _held_out(c: Config) -> Iterator[str]:
+    last, held_out = c.eval.texts.last, c.data.held_out
+    if last is not None and last > held_out and c.eval.name == c.data.name:
+        yield f"eval.texts.last={last} with data.held_out={held_out}: training would use some of these texts."
+    if last is not None and c.data.chat_template and c.eval.name == c.data.name:
+        yield (
+            f"eval={c.eval.name} measures texts, and documents are dialogues (data.chat_template=true). Choose another "
+            "evaluation, e.g. eval=none."
+        )
+
+
 def _subset(c: Config) -> Iterator[str]:
     if c.eval.limit is not None and c.eval.subset is not None:
         yield "eval.limit and eval.subset are both set: give one of them, the other null."
@@ -298,6 +325,9 @@ CHECKS = (
     _method_keys,
     _topics,
     _forget_tokens,
+    _asks_what_was_taught,
+    _asked_in_some_query,
+    _held_out,
     _subset,
     _course,
     _max_logit,

@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from unlearn.config.documents import check_documents
 from unlearn.config.schema import Config
 from unlearn.config.settle import settle
 from unlearn.errors import UserError
@@ -33,6 +34,7 @@ def to_config(raw: DictConfig) -> tuple[Config, Path]:
     if chosen is not None and hydra.mode == RunMode.RUN:
         raise UserError(f"sweep={chosen} needs -m (python launch.py -m sweep={chosen} ...).")
     config = settle(raw)
+    check_documents(config)
     folder = Path(hydra.runtime.output_dir)
     if config.output_dir is None and any(o.startswith("hydra.run.dir=") for o in hydra.overrides.hydra):
         config.output_dir = str(folder)

@@ -40,7 +40,7 @@ def identity(config: Config) -> dict[str, Any]:
         evaluation.pop("forget_tokens")
     for corpora in evaluation["texts"]["corpora"].values():
         corpora.update((name, path if path.startswith("hub:") else "") for name, path in corpora.items())
-    for key in ("include_path", "local_dir", "tokens_per_batch", "devices"):
+    for key in ("for_model", "include_path", "local_dir", "tokens_per_batch", "devices"):
         evaluation.pop(key)
     for key in ("log_every", "checkpoint_every", "recompute", "force"):
         plain["train"].pop(key)

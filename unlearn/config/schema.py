@@ -118,6 +118,7 @@ class DataConfig:
     topics: dict[str, TopicConfig] = MISSING
     use: list[str] | None = MISSING
     on_exhausted: str = MISSING
+    held_out: int = 0
     text_column: str = "text"
     errors: str = "error"
     chat_template: bool = False
@@ -183,6 +184,7 @@ class TextConfig:
     corpora: dict[str, dict[str, str]] = field(default_factory=dict)  # role -> name -> corpus, as in data.topics
     skip: int = 0
     documents: int | None = None
+    last: int | None = None
     words: int = 80
     place: str = "quarter"
     inserted: int = 1
@@ -195,6 +197,7 @@ class EvalConfig:
     """lm-eval tasks and held-out texts by role, and which queries they are asked in."""
 
     name: str = MISSING
+    for_model: str | None = None
     tasks: dict[str, list[str]] = MISSING
     include_path: str | None = MISSING
     local_dir: str | None = MISSING

@@ -34,10 +34,22 @@ def _package(name: str) -> str:
     return spec.submodule_search_locations[0]
 
 
+def _corpora_by_role(topics: DictConfig, use: list[str] | None) -> DictConfig:
+    """The corpora of the topics that are used, as in eval.texts.corpora; one that several topics share only once."""
+    corpora: dict[str, dict[str, str]] = {"retain": {}, "forget": {}}
+    for name, topic in topics.items():
+        for role, by_name in corpora.items():
+            path = topic.get(role)
+            if path is not None and path not in by_name.values() and (use is None or name in use):
+                by_name[str(name)] = path
+    return OmegaConf.create(corpora)
+
+
 # Hydra takes launchers only from the namespace `hydra_plugins`, of which this is a part.
 sys.path.append(_asset("sweeps/plugins"))
 OmegaConf.register_new_resolver("asset", _asset, replace=True)
 OmegaConf.register_new_resolver("package", _package, replace=True)
+OmegaConf.register_new_resolver("corpora_by_role", _corpora_by_role, replace=True)
 
 
 def settle(raw: DictConfig) -> Config:

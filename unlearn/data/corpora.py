@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -243,6 +243,7 @@ def load_topic(
     retain_max_length: int,
     documents: int,
     on_exhausted: str,
+    held_out: int = 0,
     reading: Reading = Reading(),
 ) -> Topic:
     """Read and tokenise one topic's corpora.
@@ -250,17 +251,21 @@ def load_topic(
     Args:
         documents: how many documents training will take from each corpus.
         on_exhausted: if a corpus has fewer, "error" raises UserError and "cycle" starts over.
+        held_out: so many of the last documents of each corpus are left out.
     """
     parts: dict[str, list[list[int]]] = {}
     hashes: dict[str, str] = {}
     for part, path, length in (("forget", forget, max_length), ("retain", retain, retain_max_length)):
         key = f"data.topics.{name}.{part}"
         corpus = read_corpus(path, key, reading, documents)
-        if corpus.size < documents and on_exhausted == "error":
+        available = corpus.size - held_out
+        if available <= 0 or (available < documents and on_exhausted == "error"):
+            kept_back = f" beside {held_out} held-out ones (data.held_out)" if held_out else ""
             raise UserError(
-                f"{key}: the corpus has {corpus.size} documents and training needs {documents}. Lower "
+                f"{key}: the corpus has {corpus.size} documents and training needs {documents}{kept_back}. Lower "
                 f"train.steps or train.batch_size, or set data.on_exhausted=cycle to start over."
             )
+        corpus = replace(corpus, texts=corpus.texts[:available], places=corpus.places[:available])
         parts[part] = _tokenise(corpus, tokenizer, length, key, reading)
         hashes[part] = corpus.sha256
     return Topic(name, parts["forget"], parts["retain"], hashes)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import random
 import re
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -65,13 +66,15 @@ def load_passages(
     for role, corpora in config.corpora.items():
         for name, path in corpora.items():
             key = f"eval.texts.corpora.{role}.{name}"
-            numbered = ((i, text) for i, (text, _) in enumerate(documents(path, key, reading)))
-            long_enough = ((i, text) for i, text in numbered if len(text.split()) >= FEWEST_WORDS)
+            numbered = enumerate(text for text, _ in documents(path, key, reading))
+            kept = numbered if config.last is None else deque(numbered, maxlen=config.last)
+            long_enough = ((i, text) for i, text in kept if len(text.split()) >= FEWEST_WORDS)
             texts = list(islice(long_enough, config.skip, None if most is None else config.skip + most))
             if not texts:
+                searched = "" if config.last is None else f" among its last {config.last}"
                 raise UserError(
-                    f"{key}: {path} has no document of {FEWEST_WORDS} words or more after the first {config.skip} "
-                    f"(eval.texts.skip)."
+                    f"{key}: {path} has no document of {FEWEST_WORDS} words or more{searched} after the first "
+                    f"{config.skip} (eval.texts.skip)."
                 )
             task = text_task(role, name)
             for query, words in queries.items():

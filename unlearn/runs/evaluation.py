@@ -135,6 +135,8 @@ def _name(config: Config, inputs: Inputs) -> str:
 
 def evaluate_checkpoint(overrides: list[str]) -> Path:
     """Evaluate a configuration's model as the base model, into OUTPUT_ROOT/evaluations; returns the folder."""
+    if any(override.startswith("eval=") for override in overrides):
+        overrides = ["eval.for_model=null", *overrides]  # it may be an exported model of the embedded world
     config = settle(composed(overrides))
     inputs = load_evaluation_inputs(config)
     with open_evaluator(config, inputs) as evaluator:

@@ -194,6 +194,8 @@ def _load_topics(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[Top
     data = config.data
     names = data.use or list(data.topics)
     documents = documents_needed(config.train.steps, config.train.batch_size, len(names))
+    if data.held_out:
+        say(f"Kept back from training: the last {data.held_out} documents of each corpus (data.held_out)")
     topics = [
         load_topic(
             name,
@@ -204,6 +206,7 @@ def _load_topics(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[Top
             retain_max_length=data.topics[name].retain_max_length or data.topics[name].max_length,
             documents=documents,
             on_exhausted=data.on_exhausted,
+            held_out=data.held_out,
             reading=Reading.of(data, tokenizer),
         )
         for name in names

@@ -1,0 +1,42 @@
+"""Whether files of the user's own can hold as many documents as training needs, before anything heavy is imported."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+from unlearn.config.schema import Config
+from unlearn.errors import UserError
+
+
+def documents_needed(config: Config) -> int:
+    """The documents that training takes from each corpus, if the topics are used in turn."""
+    topics = len(config.data.use or config.data.topics)
+    return -(-config.train.steps // topics) * config.train.batch_size
+
+
+def check_documents(config: Config) -> None:
+    """Raise UserError for a .jsonl or .txt file with fewer lines than training needs documents.
+
+    Other files and data sets of the hub are counted when they are read.
+    """
+    data, needed = config.data, documents_needed(config)
+    least = 1 if data.on_exhausted == "cycle" else needed
+    for name in data.use or data.topics:
+        for part in ("forget", "retain"):
+            file = Path(getattr(data.topics[name], part))
+            if file.suffix not in (".jsonl", ".txt") or not file.is_file():
+                continue
+            lines = _lines(file, least + data.held_out)
+            if lines < least + data.held_out:
+                beside = f" and data.held_out={data.held_out} are kept back for the evaluation" if data.held_out else ""
+                raise UserError(
+                    f"data.topics.{name}.{part}: {file} has {lines} lines, training needs {needed} documents{beside}. "
+                    "Lower train.steps or train.batch_size, or set data.on_exhausted=cycle to use documents again, or "
+                    "give more documents."
+                )
+
+
+def _lines(file: Path, enough: int) -> int:
+    with file.open("rb") as lines:
+        return sum(1 for _ in islice(lines, enough))
