@@ -1,0 +1,109 @@
+"""Scores under attack: RUN/attacks/NAME-HASH/scores.parquet, and attack.json beside it.
+
+A row is a `Score` of one model at one level of an attack, with three columns before it: `attack`, `level` and
+`level_name`. Models are "unlearned", "base", and "retrained" where one was given. The attack "none" has the scores
+without an attack, at level 0. Recovery is the difference of two rows of one run that agree in `questions` (see
+`AttackAbout`), model, role, task, query and measure: one of the attack less one of "none". HASH stands for all that
+determines the rows. `attack_frame` gives all rows of a run, with the attack's arguments as columns "attack.KEY".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa  # type: ignore[import-untyped]
+
+from unlearn.errors import UserError
+from unlearn.records import scores
+from unlearn.records.scores import SCORES, Score
+from unlearn.records.tables import read_rows, write_rows
+from unlearn.storage.files import read_object, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ATTACKS = "attacks"  # the folder inside a run's
+ABOUT = "attack.json"
+NOT_ATTACKED = "none"  # the name under which the scores without an attack are kept
+UNLEARNED, BASE, RETRAINED = "unlearned", "base", "retrained"  # `Score.model`
+
+
+@dataclass(frozen=True)
+class AttackAbout:
+    """What attack.json holds.
+
+    Args:
+        attack: the name of its file in conf/attack.
+        arguments: its keys there, overrides included.
+        questions: a hash of the questions and texts of the evaluation. Only scores on the same ones can be compared.
+        remark: what a reader has to know of this attack on this model, such as the share that was quantised.
+    """
+
+    attack: str
+    questions: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    remark: str | None = None
+
+
+@dataclass(frozen=True)
+class AttackScore:
+    """A score at one level of an attack: a number (bits, steps, a layer), and its name in words."""
+
+    attack: str
+    level: float
+    level_name: str
+    score: Score
+
+
+SCHEMA = pa.schema(
+    [("attack", pa.string()), ("level", pa.float64()), ("level_name", pa.string()), *list(scores.SCHEMA)]
+)
+
+
+def write_attack(folder: Path, about: AttackAbout, rows: Iterable[AttackScore]) -> None:
+    """Write `folder`/attack.json, then `folder`/scores.parquet."""
+    write_json(folder / ABOUT, asdict(about))
+    write_rows(folder / SCORES, [_columns(row) for row in rows], SCHEMA)
+
+
+def read_attack(folder: Path) -> tuple[AttackAbout, list[AttackScore]]:
+    """What `write_attack` wrote. Raises UserError for files that cannot be read or have other entries."""
+    record = read_object(folder / ABOUT)
+    if record.keys() != {entry.name for entry in fields(AttackAbout)}:
+        raise UserError(f"{folder / ABOUT}: its entries are not those of this version.")
+    rows = [
+        AttackScore(row["attack"], row["level"], row["level_name"], Score(**{name: row[name] for name in _SCORE}))
+        for row in read_rows(folder / SCORES, SCHEMA)
+    ]
+    return AttackAbout(**record), rows
+
+
+def attack_folders(run: Path) -> list[Path]:
+    """The folders of the attacks on a run of which there are scores."""
+    return sorted(file.parent for file in (run / ATTACKS).glob(f"*/{SCORES}"))
+
+
+def attack_frame(run: Path) -> pd.DataFrame:
+    """All scores of a run under attack: the columns of the files, `questions`, and "attack.KEY" for each argument.
+
+    Raises UserError for files that cannot be read.
+    """
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = []
+    for folder in attack_folders(run):
+        about, attack_scores = read_attack(folder)
+        arguments = {f"attack.{key}": value for key, value in about.arguments.items() if key != "levels"}
+        rows += [{**_columns(row), "questions": about.questions, **arguments} for row in attack_scores]
+    extra = dict.fromkeys(name for row in rows for name in row if name not in SCHEMA.names)
+    return pd.DataFrame(rows, columns=[*SCHEMA.names, *(extra or ["questions"])])
+
+
+_SCORE = tuple(scores.SCHEMA.names)
+
+
+def _columns(row: AttackScore) -> dict[str, Any]:
+    return {"attack": row.attack, "level": row.level, "level_name": row.level_name, **asdict(row.score)}
