@@ -34,7 +34,7 @@ from unlearn.runs.sharing import open_evaluator, other_devices
 from unlearn.screen import say
 from unlearn.storage.files import check_space, check_writable
 from unlearn.storage.lock import FolderLock
-from unlearn.tracking.terminal import show_result, training_progress
+from unlearn.tracking.terminal import ShowResult, show_result, show_result_line, training_progress
 from unlearn.training.loop import Record, train
 from unlearn.training.optimizer import schedule
 from unlearn.training.variant import Variant, make_variant
@@ -56,14 +56,18 @@ def run(config: Config, hydra_folder: Path | None = None) -> Path:
     Raises what went wrong: a UserError for whatever is wrong with the files that the configuration names, before any
     weight is loaded, and for a loss that is not finite.
     """
-    [outcome] = run_together([config], [hydra_folder])
+    [outcome] = run_together([config], [hydra_folder], show_result)
     if outcome.error is not None:
         raise outcome.error
     return outcome.folder
 
 
-def run_together(configs: list[Config], hydra_folders: Sequence[Path | None] = ()) -> list[Outcome]:
+def run_together(
+    configs: list[Config], hydra_folders: Sequence[Path | None] = (), show: ShowResult = show_result_line
+) -> list[Outcome]:
     """Run configurations that share model, data and schedule in one process, each as if it ran alone.
+
+    `show` prints the scores of each run when it is done.
 
     Raises UserError for what is wrong with all of them: they do not share what they have to, or name bad files. What
     goes wrong with one is in its own outcome and its own run.json.
@@ -91,14 +95,20 @@ def run_together(configs: list[Config], hydra_folders: Sequence[Path | None] = (
             except Exception as error:
                 errors[path] = error
         if runs:
-            for part in (_train, _evaluate):
-                part(runs, shared, inputs)
-                for active in runs:
-                    if active.error is not None:  # its traceback would keep the model in memory
-                        traceback.clear_frames(active.error.__traceback__)
+            _train(runs, shared, inputs)
+            _clear_tracebacks(runs)
+            _evaluate(runs, shared, inputs, show)
+            _clear_tracebacks(runs)
     errors |= {active.folder.path: active.error for active in runs}
     _attack(configs, errors)
     return [Outcome(run_folder(config), errors[run_folder(config)]) for config in configs]
+
+
+def _clear_tracebacks(runs: list[ActiveRun]) -> None:
+    """Release the models that tracebacks of failed runs would keep in memory."""
+    for active in runs:
+        if active.error is not None:
+            traceback.clear_frames(active.error.__traceback__)
 
 
 def _check_folders(configs: list[Config]) -> None:
@@ -265,8 +275,8 @@ def _attack(configs: list[Config], errors: dict[Path, Exception | None]) -> None
                 errors[path] = error
 
 
-def _evaluate(runs: list[ActiveRun], shared: Config, inputs: Inputs) -> None:
-    """The runs' models together, and the base model once for all; scores, samples, and the tables on the screen."""
+def _evaluate(runs: list[ActiveRun], shared: Config, inputs: Inputs, show: ShowResult) -> None:
+    """The runs' models together, and the base model once for all; scores and samples are written and shown."""
     runs = [active for active in runs if active.error is None]
     with open_evaluator(shared, inputs) as evaluator:
         if inputs.questions.course is not None and runs:
@@ -278,4 +288,4 @@ def _evaluate(runs: list[ActiveRun], shared: Config, inputs: Inputs) -> None:
             with active.catching_errors():
                 answers = results.get(active.folder.path, Answers([], []))
                 active.finish(answers)
-                show_result(answers.scores, active.folder.path, active.tracker.address)
+                show(answers.scores, active.folder.path, active.tracker.address)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as parquet  # type: ignore[import-untyped]
 
 from unlearn.records.tables import read_rows, write_rows
 
@@ -84,3 +85,14 @@ def sample_frame(samples: Iterable[Sample]) -> pd.DataFrame:
 
     rows = [{**asdict(sample), "value": sample.value} for sample in samples]
     return pd.DataFrame(rows, columns=[*SCHEMA.names, "value"])
+
+
+def guessing_accuracy(folder: Path, role: str) -> float | None:
+    """The expected accuracy of guessing on a role's multiple-choice questions; None if it has none or no samples."""
+    if not (folder / SAMPLES).is_file():
+        return None
+    columns = parquet.read_table(
+        folder / SAMPLES, columns=["loglikelihoods"], filters=[("role", "=", role), ("query", "=", "default")]
+    )
+    options = [len(values) for values in columns["loglikelihoods"].to_pylist() if values and len(values) > 1]
+    return sum(1 / count for count in options) / len(options) if options else None

@@ -47,6 +47,7 @@ class SweepLauncher(Launcher):
         """Run all jobs. Raises UserError after the last one if some of them failed."""
         from unlearn.config.hydra_job import users_environment
         from unlearn.errors import UserError
+        from unlearn.sweeps.summary import show_summary
         from unlearn.sweeps.sweep import Sweep, failure_list
 
         setup_globals()
@@ -61,6 +62,8 @@ class SweepLauncher(Launcher):
         with users_environment():
             errors |= self.run(sweep, [i for i in numbers if i not in errors])
         if not self.dry_run:
+            if all(state.ended for state in sweep.states().values()):
+                show_summary(sweep)
             log.info(f"Figures and tables of what is done: unlearn report {folder} -o report.html")
         if errors:
             raise UserError(failure_list(sweep, errors, len(numbers)))

@@ -20,6 +20,7 @@ from unlearn.errors import UserError
 from unlearn.screen import WIDE, PlainConsole, say
 from unlearn.storage.lock import FolderLock, Phase
 from unlearn.sweeps import slurm
+from unlearn.sweeps.summary import show_summary
 from unlearn.sweeps.sweep import State, Sweep
 
 POLL_S = 5.0
@@ -154,6 +155,7 @@ def latest() -> Path:
 def show_status(folder: Path | None, *, retry_failed: bool, once: bool) -> int:
     """Show the table of a sweep, by default the last one: in a terminal live until all jobs have ended, unless `once`.
 
+    When all have ended, the table of results by setting follows.
     Returns 0 if all jobs are done, 1 if some failed, 3 if some have not finished. Raises UserError without a sweep.
     """
     sweep = Sweep.open(folder or latest())
@@ -168,5 +170,7 @@ def show_status(folder: Path | None, *, retry_failed: bool, once: bool) -> int:
                 live.update(view(sweep, states), refresh=True)
     else:
         console.print(view(sweep, states))
+    if all(state.ended for state in states.values()):
+        show_summary(sweep)
     names = {state.name for state in states.values()}
     return 0 if names == {"done"} else 1 if "failed" in names else 3

@@ -12,6 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from unlearn.records.headline import headline
 from unlearn.records.scores import Score
 from unlearn.screen import console, say
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:  # this is imported where torch is not
     from unlearn.training.loop import Record
 
 
+ShowResult = Callable[[Sequence[Score], Path, str | None], None]  # scores, the run's folder, where its curves are
 Models = dict[tuple[str, str, str], dict[str, Score]]  # (role, task, query) -> model -> score
 
 
@@ -77,6 +79,16 @@ def show_result(scores: Sequence[Score], folder: Path, curves: str | None) -> No
     say(f"Files: {folder}")
     if curves is not None:
         say(f"W&B:   {curves}")
+
+
+def show_result_line(scores: Sequence[Score], folder: Path, _curves: str | None) -> None:
+    """The same in one line, for a run among others: the folder, what is retained and what is forgotten."""
+    parts = []
+    for name, figure in headline(scores).items():
+        unit = " %" if figure.measure == "acc" else " nats"
+        base = "" if figure.base is None else f" (base {figure.text(figure.base)})"
+        parts.append(f"{name} {figure.text(figure.unlearned)}{unit}{base}")
+    say(f"{folder}: {', '.join(parts) or 'done'}")
 
 
 def _show_table(title: str, models: Models, scale: int, digits: int) -> None:
