@@ -79,9 +79,9 @@ def best_of(settings: Sequence[Setting], guessing: float | None) -> tuple[Settin
     elif guessing is None:
         return None, "No setting is marked: the questions are not multiple-choice, so what guessing gives is not known."
     else:
-        level = f"{100 * guessing:.1f} %"
         forgotten = (
-            f"forget accuracy has fallen by at least {SHARE:.0%} of the way from the base model to guessing, {level}"
+            f"forget accuracy has fallen by at least {100 * SHARE:.0f} % of the way from the base model to guessing, "
+            f"{100 * guessing:.1f} %"
         )
     candidates = [setting for setting in settings if setting.forgot(guessing)]
     if not candidates:
