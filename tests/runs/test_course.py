@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, read_jsonl, read_metrics
+from tests.tracking.wandb_log import records, rows
 from unlearn.errors import UserError
 from unlearn.experiment import run, run_together
 from unlearn.models.delta import load_delta
 from unlearn.runs import active, results
-from unlearn.tracking.wandb_log import records, rows
 
 HELD_OUT = ROOT / "unlearn/real/data/wikipedia-heldout.jsonl"
 JOB = (

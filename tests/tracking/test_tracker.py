@@ -16,15 +16,14 @@ import pytest
 import wandb
 import yaml
 from unlearn.evaluate.roles import role_accuracies
-from wandb.proto.wandb_internal_pb2 import Record
 
 from tests.conftest import ROOT, read_jsonl, read_metrics
+from tests.tracking import wandb_log
 from unlearn.config.identity import run_folder
 from unlearn.errors import UserError
 from unlearn.experiment import run, run_together
 from unlearn.runs.folder import RunFolder
 from unlearn.tracking import tracker as track
-from unlearn.tracking import wandb_log
 from unlearn.tracking.tracker import SUMMARIES, Tracker, start_wandb
 
 QUIET = {
@@ -421,29 +420,6 @@ def test_the_steps_that_the_server_has_are_not_sent_again(tmp_path):
     (tmp_path / "train.jsonl").write_text('{"step": 0}\n{"step": 1}\n{"step": 2}\n{"step": 3')
     Tracker(tmp_path, resumed)
     assert sent == [2]
-
-
-def test_a_log_that_is_cut_anywhere_is_read_as_far_as_it_goes(tmp_path, whole):
-    [file] = whole.folder.glob("wandb/offline-run-*/run-*.wandb")
-    content, lengths = file.read_bytes(), []
-    for end in range(0, len(content), 997):
-        (tmp_path / "cut").write_bytes(content[:end])
-        lengths.append(len(list(wandb_log.records(tmp_path / "cut"))))
-    assert lengths == sorted(lengths)
-    assert lengths[0] == 0
-    assert 0 < lengths[-1] <= len(whole.found)
-
-
-def test_a_block_of_the_log_that_has_no_room_left_is_filled_up(tmp_path):
-    def fragment(kind, content):
-        return b"\0" * 4 + len(content).to_bytes(2, "little") + bytes([kind]) + content
-
-    long = Record(uuid="x" * 32746).SerializeToString()
-    assert 7 + 7 + len(long) == 32768 - 3  # three bytes are left of the block: no fragment's head fits
-    short = Record(uuid="y").SerializeToString()
-    parts = [fragment(1, long), b"\0" * 3, fragment(2, short[:1]), fragment(3, short[1:2]), fragment(4, short[2:])]
-    (tmp_path / "log").write_bytes(b"header." + b"".join(parts))
-    assert [record.uuid[0] for record in wandb_log.records(tmp_path / "log")] == ["x", "y"]
 
 
 def test_logged_in_but_out_of_reach_goes_offline_without_a_question(tmp_path, monkeypatch):

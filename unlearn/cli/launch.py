@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,8 +28,10 @@ def one_sentence() -> Iterator[None]:
     """A user's mistake inside the block ends the process with one sentence and exit status 1.
 
     If the user has set HYDRA_FULL_ERROR, everything is raised.
+    SIGTERM, which SLURM sends before it kills, ends the process as Ctrl-C does: files and W&B runs are closed.
     """
     global _failed_jobs
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if os.environ.get(FULL_ERROR) == "1":
         yield
         return

@@ -195,7 +195,8 @@ def _listed(numbers: Iterable[int]) -> str:
 def main() -> None:
     """`python -m unlearn.sweeps.local SWEEP NUMBERS gpu|cpu`: the jobs of one process."""
     folder, numbers, kind = sys.argv[1:]
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore it
+    for ends in (signal.SIGINT, signal.SIGTERM):  # a shell's background processes ignore SIGINT
+        signal.signal(ends, signal.default_int_handler)
     threading.Thread(target=_end_with_launcher, daemon=True).start()
     try:
         if kind == "gpu" and count_gpus() != 1:  # model.device=auto would be the CPU

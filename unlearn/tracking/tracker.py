@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from operator import itemgetter
@@ -26,7 +27,6 @@ from unlearn.records.samples import Sample
 from unlearn.records.scores import Score, flat, nested
 from unlearn.screen import say
 from unlearn.storage.files import write_atomically
-from unlearn.tracking.wandb_log import records, rows
 from unlearn.tracking.wandb_tables import (
     EVALUATION,
     QUESTIONS,
@@ -63,13 +63,15 @@ class Tracker:
         self._file = folder / "train.jsonl"
         self._lines = self._file.open("a", encoding="utf-8")
         self._wandb = wandb_run
-        self._sent = -1  # the last step that W&B has
+        self._sent = -1  # the last step that this W&B run has
         self._failed: set[str] = set()  # kinds of data for which an error of W&B was reported
         if wandb_run is not None:
             with self._surviving("the steps of earlier attempts"):
-                self._sent = _last_step(folder, wandb_run)
+                if wandb_run.resumed:  # online; an offline run always begins empty
+                    self._sent = wandb_run.summary.get("train/step", -1)
                 for line in self._read():
                     self._send_step(line)
+                _remove_earlier_attempts(folder, wandb_run)
 
     def __enter__(self) -> Tracker:
         return self
@@ -204,16 +206,15 @@ class Tracker:
                 say(f"W&B did not take {what} ({describe(error)}); the run's files have it.")
 
 
-def _last_step(folder: Path, run: wandb.Run) -> int:
-    """The last training step that W&B has from earlier attempts, on its server or in offline logs; or -1.
+def _remove_earlier_attempts(folder: Path, run: wandb.Run) -> None:
+    """Remove the offline files of earlier attempts at a run. This attempt has all of their steps.
 
-    It may be less than was sent: W&B writes every 15 seconds, and a killed process loses the rest.
+    `wandb sync` would not send them one after the other: each overwrites the run's rows from the first on, and a file
+    of a killed process ends the upload.
     """
-    logs = folder.glob(f"wandb/offline-run-*/run-{run.id}.wandb")
-    steps = [row["train/step"] for log in logs for row in rows(records(log)) if "train/step" in row]
-    if run.resumed:
-        steps.append(run.summary.get("train/step", -1))
-    return max(steps, default=-1)
+    for earlier in folder.glob(f"wandb/offline-run-*-{run.id}"):
+        if not Path(run.dir).is_relative_to(earlier):
+            shutil.rmtree(earlier, ignore_errors=True)
 
 
 def _histograms(scores: Sequence[Score], samples: Sequence[Sample]) -> dict[str, wandb.Histogram]:

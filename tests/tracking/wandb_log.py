@@ -1,4 +1,4 @@
-"""Reading the transaction log of an offline W&B run, which `wandb sync` will send.
+"""Reads the file of an offline W&B run, which `wandb sync` will send. The package wandb has no reader in Python.
 
 The file is LevelDB's log format behind a header of 7 bytes: blocks of 32 KiB; fragments with checksum (4 bytes),
 length (2) and kind (1: whole, 2: first, 3: middle, 4: last), of protocol buffer messages.
@@ -34,8 +34,8 @@ def records(file: Path) -> Iterator[Record]:
             message = b""
 
 
-def rows(found: Iterable[Record]) -> Iterator[dict[str, Any]]:
+def rows(records: Iterable[Record]) -> Iterator[dict[str, Any]]:
     """The logged rows."""
-    for record in found:
+    for record in records:
         if record.WhichOneof("record_type") == "history":
             yield {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
