@@ -7,6 +7,8 @@ A room imports only from rooms below it: `lint-imports` checks that (pyproject.t
 
 import os
 
+__version__ = "0.1.0"
+
 # Before torch is imported: idle OpenMP threads sleep. By default they spin, and two processes of two threads on two
 # cores slow each other down to a third (docs/log/speed.md). A process that is alone loses some hundredths by it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -1,4 +1,4 @@
-"""A mistake of the user of `launch.py` ends it with one sentence."""
+"""`python launch.py`, `unlearn run`: start runs and sweeps. A user's mistake ends them with one sentence."""
 
 from __future__ import annotations
 
@@ -8,19 +8,39 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from unlearn.cli.hints import explain
-from unlearn.config.hydra_job import FULL_ERROR, raising_errors, users_environment
+from unlearn.config.compose import CONF
+from unlearn.config.hydra_job import FULL_ERROR, raising_errors, to_config, users_environment
 from unlearn.errors import UserError
 from unlearn.screen import plain
 
 MISTAKES = (UserError, HydraException, OmegaConfBaseException)
 
-_failed_jobs: list[str] | None = None  # of Hydra's own launcher, with their mistakes; None: tracebacks are shown
+# Of Hydra's own launcher, with their mistakes; None: tracebacks are shown.
+_failed_jobs: list[str] | None = None
+
+
+def launch() -> None:
+    """Run what this process's command line says; Hydra reads it."""
+    with one_sentence():
+        _job()
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def _job(raw: DictConfig) -> None:
+    """Check the configuration (nothing heavy is imported for that), then run."""
+    with of_one_job():
+        config, hydra_folder = to_config(raw)
+        from unlearn.experiment import run
+
+        run(config, hydra_folder)
 
 
 @contextmanager
@@ -51,7 +71,7 @@ def one_sentence() -> Iterator[None]:
 
 @contextmanager
 def of_one_job() -> Iterator[None]:
-    """The same inside a job. In a multirun of Hydra's own launcher the other jobs follow, and all is told at the end.
+    """`one_sentence` inside a job. With Hydra's own launcher the other jobs follow, and the errors come at the end.
 
     Hydra prints the overrides of a job that raises an error, so a mistake must not reach it.
     """
@@ -61,7 +81,7 @@ def of_one_job() -> Iterator[None]:
     except MISTAKES as error:
         if _failed_jobs is None:
             raise
-        hydra = HydraConfig.get()
-        if hydra.mode != RunMode.MULTIRUN:
+        job = HydraConfig.get()
+        if job.mode != RunMode.MULTIRUN:
             sys.exit(plain(explain(error)))
-        _failed_jobs.append(f"#{hydra.job.num} {' '.join(hydra.overrides.task)}: {explain(error)}")
+        _failed_jobs.append(f"#{job.job.num} {' '.join(job.overrides.task)}: {explain(error)}")

@@ -1,4 +1,4 @@
-"""The command `unlearn`: what can be done with runs besides starting them. `python launch.py` starts them.
+"""The command `unlearn`: start runs, and evaluate, attack, compare and report them.
 
 Each command imports what it needs when it is called, so that `--help` answers at once.
 """
@@ -16,7 +16,7 @@ from unlearn.errors import UserError
 from unlearn.screen import plain
 
 app = typer.Typer(
-    help="Evaluate, compare and report runs of unlearning. Runs and sweeps are started with `python launch.py`.",
+    help="Run, evaluate, attack, compare and report unlearning of language models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -39,6 +39,22 @@ class Format(StrEnum):
     md = "md"
     latex = "latex"
     csv = "csv"
+
+
+@app.command(
+    options_metavar="[-m]",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def run(context: typer.Context) -> None:
+    """Start a run, or a sweep with -m: the same as `python launch.py` in a checkout.
+
+    `unlearn run --help` lists the keys: KEY=VALUE sets one.
+    """
+    from unlearn.cli.launch import launch
+
+    sys.argv = ["unlearn run", *context.args]  # where Hydra reads the command line
+    launch()
 
 
 @app.command()

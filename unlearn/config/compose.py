@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from unlearn.errors import UserError
 
 ALL = "all"
-CONF = Path(__file__).parents[2] / "conf"
+CONF = Path(__file__).parents[1] / "conf"  # a link to the checkout's conf/; in a wheel, the files themselves
 
 
 def attack_names() -> list[str]:

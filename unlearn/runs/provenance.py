@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from unlearn import __version__
 from unlearn.storage import slurm_job
 
 CODE = ("unlearn", "conf", "sweeps", "launch.py")  # what determines what a run does
@@ -63,7 +64,7 @@ def code_version() -> dict[str, Any]:
     own = (root / "launch.py").is_file()  # not some repository that happens to hold a virtual environment
     status = git("status", "--porcelain", "--", *CODE, f":(exclude){NOT_CODE}") if own else None
     return {
-        "version": _package_version("unlearn"),
+        "version": __version__,
         "commit": git("rev-parse", "HEAD") if own else None,
         "changed": bool(status) if status is not None else None,
     }

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from unlearn.errors import UserError
-from unlearn.runs.provenance import CODE, CODE_VERSION, code_version
+from unlearn.runs.provenance import CODE_VERSION, code_version
 from unlearn.storage.files import write_json
 from unlearn.sweeps import slurm
 from unlearn.sweeps.sweep import Sweep
 from unlearn.sweeps.worker import RunJobs
 
-ROOT = Path(__file__).parents[2]
+PACKAGE = Path(__file__).parents[1]
 
 
 def submit(sweep: Sweep, groups: list[list[int]], settings: Mapping[str, Any]) -> None:
@@ -78,10 +78,5 @@ def _next_copy(folder: Path) -> Path:
 
 
 def _copy_code(copy: Path) -> None:
-    for name in CODE:
-        source, target = ROOT / name, copy / name
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-        elif source.is_file():
-            shutil.copy2(source, target)
+    shutil.copytree(PACKAGE, copy / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
     write_json(copy / CODE_VERSION, code_version())

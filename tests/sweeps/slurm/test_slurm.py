@@ -278,7 +278,7 @@ def test_what_a_disk_too_full_for_a_line_ends_goes_on_when_there_is_room(filled,
 def test_a_job_runs_the_code_and_configuration_of_its_submission(lab, launch, conf, tmp_path):
     checkout = tmp_path / "checkout"
     for name in ("unlearn", "conf", "sweeps"):
-        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, checkout / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "launch.py", checkout)
     held = ("+hydra.launcher.additional_parameters.hold=true", "hydra.launcher.wait=false")
     code, output = ended(launch("seed=0,1", *SHORT, *held, "output_root=outputs", root=checkout))
