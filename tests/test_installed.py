@@ -60,7 +60,7 @@ def test_the_wheel_runs_evaluates_attacks_and_reports_without_a_network(unlearn,
     assert where.startswith(str(installed.parent))
     unlearn("run", "method=rmu", *SHORT, "output_dir=run", **NO_NETWORK)
     unlearn("evaluate", "run", "eval=toy", "eval.subset=5", **NO_NETWORK, HF_HUB_OFFLINE="1")
-    unlearn("attack", "run", "attack=rounding", "eval.subset=5", **NO_NETWORK, HF_HUB_OFFLINE="1")
+    unlearn("attack", "run", "attack=pruning", "eval.subset=5", **NO_NETWORK, HF_HUB_OFFLINE="1")
     unlearn("report", "run", **NO_NETWORK)
     written = ("metrics.json", "delta.safetensors", "evaluations/*/metrics.json", "attacks/*.json", "../report.html")
     assert [pattern for pattern in written if not list((tmp_path / "run").glob(pattern))] == []
