@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from bench.shapes import ALPHA, ALPHA_NPO, BETA, LAYER, OPTIMIZER, SEED, C, control
 from unlearn.data.batches import Batch, Padded
-from unlearn.methods.rna import augment
+from unlearn.methods.noise import augment
 from unlearn.models.architectures import decoder_layers
 
 
@@ -107,7 +107,7 @@ def train_plainly(
     for batch in batches:
         batch = batch.to(updated.device)
         noise = partial(augment, mask_BT=batch.retain.mask_BT, topic=batch.topic, step=batch.step)
-        forget, retain = losses_of(updated, frozen, batch, partial(noise, nu=nu, scale="std", seed=SEED))
+        forget, retain = losses_of(updated, frozen, batch, partial(noise, std=nu, seed=SEED))
         (forget + alpha * retain).backward()
         optimizer.step()
         updated.zero_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, MistralConfig, PreTrainedModel
 
 from unlearn.data.corpora import Topic
-from unlearn.methods import NPO, RMU, rna
-from unlearn.methods.objective import Method, Setup
+from unlearn.methods import NPO, RMU, RNA
+from unlearn.methods.method import Method
+from unlearn.methods.noise import Ahead
+from unlearn.methods.objective import Setup
 from unlearn.methods.randomness import generator
 from unlearn.models.architectures import SPAN, decoder_layers, parameter_names
 from unlearn.models.cutting import CutModel
@@ -86,18 +89,16 @@ def control(dim: int, device: torch.device) -> torch.Tensor:
     return RMU(C).control_vector(dim, generator(SEED, "control", "bio")).to(device)
 
 
-METHODS: dict[str, tuple[Method, float]] = {"rmu": (RMU(C), ALPHA), "npo": (NPO(BETA, "kl"), ALPHA_NPO)}
+METHODS: dict[str, tuple[Method, float]] = {"rmu": (RMU(C), ALPHA), "npo": (NPO(BETA), ALPHA_NPO)}
 
 
 def variants(cut: CutModel, nus: tuple[float, ...], precision: str = "master", method: str = "rmu") -> list[Variant]:
     """A method with RNA, a variant for each nu."""
-    noise = rna.Ahead(cut.dim, cut.device)
     made, alpha = METHODS[method]
+    setup = Setup(["bio"], cut.dim, cut.device, SEED, alpha, "padding", Ahead(cut.dim, cut.device))
     return [
         make_variant(
-            made.objective(
-                Setup(["bio"], cut.dim, cut.device, SEED, alpha, "padding", rna.RNA(nu, "std", SEED, noise))
-            ),
+            replace(made, rna=RNA(nu)).objective(setup),
             cut.frozen,
             **OPTIMIZER,
             precision=precision,

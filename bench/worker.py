@@ -23,7 +23,7 @@ from unlearn.data.batches import Batch, batches
 from unlearn.models.cutting import CutModel
 from unlearn.models.loading import Source, load_up_to, load_whole
 from unlearn.models.memory import reuse_memory
-from unlearn.training.loop import Record, train
+from unlearn.training.loop import train_variants
 
 NU = 0.03  # the point whose losses are compared
 BATCH, VOCABULARY = 4, 32000
@@ -78,14 +78,8 @@ def train_ours(source: Source, stream: Iterable[Batch], count: int, method: str 
     nus = (NU,) if count == 1 else shapes.NUS[:count]
     points = shapes.variants(cut, nus, method=method)
     compared = points[nus.index(NU)]
-    losses = []
-
-    def on_record(variant: object, record: Record) -> None:
-        if variant is compared:
-            losses.append((record.forget_loss, record.retain_loss))
-
-    train(cut, points, stream, mask_padding=False, log_every=1, on_record=on_record)
-    return losses
+    train_variants(cut, points, stream, mask_padding=False)
+    return [(record.forget_loss, record.retain_loss) for record in compared.records]
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from bench.gpu.results import Results
 from bench.gpu.training import NU, WARM, Clock, _Bench
 from unlearn.models.cutting import CutModel
 from unlearn.training.cost import likelihood_memory
-from unlearn.training.loop import train
+from unlearn.training.loop import Schedule, train_variants
 
 STEPS = WARM + 4
 CARD_GB = 24.0  # of the smaller cards, for one variant of a 7B model whose activations are recomputed
@@ -41,7 +41,7 @@ def _ours(bench: _Bench, length: int, count: int, recompute: bool) -> dict[str, 
     points = shapes.variants(cut, shapes.NUS[:count], method="npo")
     clock = Clock(bench.device, ahead=1)
     stream = clock.watch(bench.stream(length, STEPS))
-    train(cut, points, stream, mask_padding=False, log_every=STEPS, on_record=lambda *_: None, recompute=recompute)
+    train_variants(cut, points, stream, mask_padding=False, schedule=Schedule(log=STEPS), recompute=recompute)
     flops = bench.shape.likelihood_step(
         bench.parts(length), count, reference=["forget"], noises=count, recompute=recompute
     )

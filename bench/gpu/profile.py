@@ -17,7 +17,7 @@ from bench.gpu.results import Results
 from bench.gpu.training import WARM, Clock
 from unlearn.data.batches import Batch, batches
 from unlearn.models.cutting import CutModel
-from unlearn.training.loop import train
+from unlearn.training.loop import Schedule, train_variants
 
 NU, STEPS, SHOWN = 0.03, 8, 15
 
@@ -43,7 +43,7 @@ def _profile(config: MistralConfig, device: torch.device, batch: int, length: in
         return batches([topic], steps=end, batch_size=batch, pad_id=0, side="right", start=start)
 
     def run(stream: Iterable[Batch]) -> None:
-        train(cut, points, stream, mask_padding=False, log_every=last, on_record=lambda *_: None)
+        train_variants(cut, points, stream, mask_padding=False, schedule=Schedule(log=last))
 
     clock = Clock(device, ahead=1)
     run(clock.watch(stream(0, first)))

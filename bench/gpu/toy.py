@@ -9,9 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,15 +17,16 @@ import unlearn
 from bench import shapes
 from unlearn.data.batches import batches
 from unlearn.data.corpora import Topic, load_topic
-from unlearn.methods import rna
-from unlearn.methods.misdirection import Misdirection
+from unlearn.methods.misdirection_loss import Misdirection
+from unlearn.methods.noise import Augmentation
 from unlearn.methods.randomness import generator
 from unlearn.methods.rmu import RMU
+from unlearn.methods.rna import RNA
 from unlearn.models.cutting import CutModel
 from unlearn.models.loading import Source, load_tokenizer, load_up_to
 from unlearn.training.checkpoint import save_checkpoint
-from unlearn.training.loop import Record, train
-from unlearn.training.variant import Variant, make_variant
+from unlearn.training.loop import Record, Schedule, train_variants
+from unlearn.training.variant import Listener, Variant, make_variant
 
 TOY = Path(unlearn.__file__).parent / "toy"
 LAYER, C, ALPHA, NU, LR = 3, 3.0, 10.0, 0.5, 2e-4  # of conf/model/toy.yaml
@@ -44,7 +43,7 @@ def toy_variant(cut: CutModel) -> Variant:
     controls = {t: RMU(C).control_vector(cut.dim, generator(0, "control", t)).to(cut.device) for t in ("bio", "cyber")}
     settings = shapes.OPTIMIZER | {"lr": LR, "precision": "master", "optimizer": "adamw"}
     return make_variant(
-        Misdirection(RMU(C), controls, ALPHA, "padding_and_bos", rna.RNA(NU, "std", 0)), cut.frozen, **settings
+        Misdirection(RMU(C), controls, ALPHA, "padding_and_bos", Augmentation(RNA(NU), 0)), cut.frozen, **settings
     )
 
 
@@ -52,22 +51,11 @@ def toy_train(
     cut: CutModel,
     variant: Variant,
     steps: int,
-    on_checkpoint: Callable[[Variant], None] | None = None,
-    on_record: Callable[[Record], None] = lambda _: None,
 ) -> list[Record]:
     """Train on from where the variant is, up to `steps`; the checkpoint is half-way."""
-    records: list[Record] = []
-
-    def keep(_variant: Variant, record: Record) -> None:
-        records.append(record)
-        on_record(record)
-
     stream = batches(_topics(), steps=steps, batch_size=4, pad_id=0, side="right", start=variant.progress.steps)
-    checkpoints: dict[str, Any] = {}
-    if on_checkpoint is not None:
-        checkpoints = {"checkpoint_every": steps // 2, "on_checkpoint": on_checkpoint}
-    train(cut, [variant], stream, mask_padding=False, log_every=1, on_record=keep, **checkpoints)
-    return records
+    train_variants(cut, [variant], stream, mask_padding=False, schedule=Schedule(checkpoint=steps // 2))
+    return variant.records
 
 
 def _topics() -> list[Topic]:
@@ -92,13 +80,19 @@ def main() -> None:
     """Train until killed."""
     file, device, dtype = sys.argv[1:]
 
-    def kill(record: Record) -> None:
-        if record.step == KILLED_AT:
-            os.kill(os.getpid(), signal.SIGKILL)
+    class Killed(Listener):
+        def on_checkpoint(self, variant: Variant) -> None:
+            save_checkpoint(Path(file), variant)
+
+        def on_record(self, variant: Variant, record: Record) -> None:
+            if record.step == KILLED_AT:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     torch.backends.cuda.matmul.allow_tf32 = False
     cut = toy_cut(device, dtype)
-    toy_train(cut, toy_variant(cut), STEPS, lambda variant: save_checkpoint(Path(file), variant), kill)
+    variant = toy_variant(cut)
+    variant.listener = Killed()
+    toy_train(cut, variant, STEPS)
 
 
 if __name__ == "__main__":

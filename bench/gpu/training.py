@@ -17,12 +17,12 @@ from bench.baseline import train_plainly
 from bench.gpu.device import build, dtype_of, gemm_rate, peak_gb, release, seconds_of, synchronize
 from bench.gpu.results import Results
 from unlearn.data.batches import Batch, batches
-from unlearn.methods.rna import _noise
+from unlearn.methods.noise import _noise
 from unlearn.models.architectures import SPAN
 from unlearn.models.cutting import CutModel
 from unlearn.models.fusing import fuse
 from unlearn.training.cost import Parts, Shape, training_memory
-from unlearn.training.loop import train
+from unlearn.training.loop import Schedule, train_variants
 
 NU = 0.03
 WARM = 3  # steps before the clock starts
@@ -196,7 +196,7 @@ class _Bench:
         points = shapes.variants(cut, nus, precision)
         clock = Clock(self.device, ahead=1)
         stream = clock.watch(self.stream(length, steps))
-        train(cut, points, stream, mask_padding=False, log_every=log_every or steps, on_record=lambda *_: None)
+        train_variants(cut, points, stream, mask_padding=False, schedule=Schedule(log=log_every or steps))
         flops = self.shape.training_step(self.parts(length), count, frozen_forget=False)
         return self.figures(clock.stop(steps), length, flops)
 

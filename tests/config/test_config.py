@@ -1,5 +1,8 @@
 """What the schema accepts, what it refuses and in which words, and what identifies a run."""
 
+import subprocess
+import sys
+
 import pytest
 
 from unlearn.config import schema
@@ -8,7 +11,6 @@ from unlearn.config.identity import identity, run_folder, run_name
 from unlearn.config.schema import unshared
 from unlearn.data import batches
 from unlearn.errors import UserError, nearest
-from unlearn.methods import likelihood
 from unlearn.models import architectures
 
 BAD = {
@@ -27,8 +29,12 @@ BAD = {
     "train.betas=[0.9]": r"train\.betas=\[0\.9\] is not allowed: it must be two numbers",
     "method.c=0": r"method\.c=0 is not allowed: it must be a finite number > 0",
     "method.c=many": r"method\.c='many' is not allowed: it must be a number",
-    "method._target_=os.system": r"method\._target_=os\.system is not allowed: it must name a class below unlearn",
-    "+method.callback={_target_: os.system}": r"method\.callback=.* is not allowed",
+    "method._target_=os.system": r"method\._target_=os\.system is not allowed: it must name a class of unlearn",
+    "method._target_=unlearn.errors.UserError": r"method\._target_=.* is not allowed: it must name a class of unlearn",
+    "method._target_=unlearn.methods.RMUU": r"method\._target_=.*RMUU is .* Did you mean 'RMU'\? Allowed: DPO",
+    "+method.callback={_target_: os.system}": r"method\.callback: unknown key\. RMU takes: c\.",
+    "method.c={_target_: os.system}": r"method\.c=.* is not allowed: a method's arguments are numbers and names",
+    "~method.c": r"method\.c: no value was given",
     "loss.mask=paddin": r"loss\.mask=paddin is not allowed\. Did you mean 'padding'\?",
     "rna.scale=sd": r"rna\.scale=sd is not allowed.*Allowed: std, variance",
     "data.on_exhausted=stop": r"data\.on_exhausted=stop is not allowed.*Allowed: error, cycle",
@@ -177,19 +183,19 @@ def test_arguments_of_methods_on_likelihoods_are_checked(conf):
         conf("method=npo", "method.retain=k")
     with pytest.raises(UserError, match=r"method\.gamma=-1 is not allowed: it must be a finite number >= 0"):
         conf("method=simnpo", "method.gamma=-1")
-    with pytest.raises(UserError, match=r"rna\.nu=0\.1 with method\.retain=nll: that retain loss has no reference"):
+    with pytest.raises(UserError, match=r"method\.retain=nll with RNA \(nu=0\.1\) is not allowed"):
         conf("method=grad_diff", "method.retain=nll", "rna.nu=0.1")
     conf("method=grad_diff", "method.retain=nll", "rna=none")
 
 
-def test_the_references_mask_is_left_out_only_where_that_has_an_effect(conf):
-    with pytest.raises(UserError, match=r"method\.reference_mask=maybe is not allowed: it must be true or false"):
-        conf("method=npo", "method.reference_mask=maybe")
-    with pytest.raises(UserError, match=r"method\.reference_mask=false with loss\.mask=padding_and_bos: it has"):
-        conf("method=npo", "method.reference_mask=false")
+def test_what_the_published_code_did_goes_with_its_mask(conf):
+    with pytest.raises(UserError, match=r"method\.published=maybe is not allowed: it must be true or false"):
+        conf("method=npo", "method.published=maybe")
+    with pytest.raises(UserError, match=r"method\.published=true with loss\.mask=padding_and_bos: what the published"):
+        conf("method=npo", "method.published=true")
     for method in ("npo", "simnpo", "dpo", "grad_diff"):
         paper = conf(f"method={method}", "preset=paper")
-        assert (paper.method["reference_mask"], paper.loss.mask) == (False, "none")
+        assert (paper.method["published"], paper.loss.mask) == (True, "none")
 
 
 def test_a_models_own_alphas_may_be_of_topics_that_the_data_lack(conf):
@@ -214,9 +220,13 @@ def test_preferred_texts_are_no_part_of_a_name_and_separate_processes(conf):
     assert not list(unshared(conf("method=npo"), conf("method=rmu")))
 
 
-def test_the_retain_losses_of_the_check_are_those_of_the_methods():
-    """`unlearn.config` must not import `unlearn.methods`, so the names stand twice."""
-    assert schema.RETAIN_LOSSES == likelihood.RETAIN
+def test_a_configuration_is_checked_without_torch():
+    """Its import takes seconds, also on the login node that starts a sweep."""
+    code = (
+        "import sys; from unlearn.config.compose import composed; from unlearn.config.settle import settle\n"
+        "settle(composed(['method=dpo'])); assert not {'torch', 'transformers', 'pandas'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_trained_layers_of_the_check_are_those_of_the_cut():

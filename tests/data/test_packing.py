@@ -11,7 +11,7 @@ from unlearn.data.batches import batches, pad
 from unlearn.data.corpora import Topic
 from unlearn.data.packing import pack
 from unlearn.models.cutting import CutModel
-from unlearn.training.loop import train
+from unlearn.training.loop import train_variants
 from unlearn.training.variant import make_variant
 
 ROWS = [[3, 4, 5, 6, 7, 8, 9, 10], [11, 12, 13], [14, 15, 16, 17], [18]]
@@ -60,10 +60,9 @@ def test_training_on_packed_rows_gives_the_losses_and_matrices_of_padded_ones(ti
     for packs in (True, False):
         cut.packs = packs
         variant = make_variant(objective(nu=0.1), cut.frozen, **SETTINGS)
-        records = []
         stream = batches([Topic("bio", ROWS, ROWS[::-1], {})], steps=3, batch_size=4, pad_id=0, side="right")
-        train(cut, [variant], stream, mask_padding=False, log_every=1, on_record=lambda _, r, to=records: to.append(r))
-        found.append((variant, records))
+        train_variants(cut, [variant], stream, mask_padding=False)
+        found.append((variant, variant.records))
     for a, b in zip(found[0][1], found[1][1], strict=True):
         assert a.loss == pytest.approx(b.loss, rel=1e-5)
         assert a.facts == pytest.approx(b.facts, rel=1e-4, abs=1e-6)

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from unlearn.data.batches import Batch, Padded
-from unlearn.methods import DPO, NPO, GradDiff, SimNPO, likelihood
-from unlearn.methods.likelihood import LogLikelihoods, Pair, divergence, per_position, squared_difference
+from unlearn.errors import UserError
+from unlearn.methods import DPO, NPO, RNA, GradDiff, SimNPO, likelihood_loss
+from unlearn.methods.inputs import LogLikelihoods, Pair
+from unlearn.methods.likelihood_loss import divergence, per_position, squared_difference
 from unlearn.methods.objective import Setup
-from unlearn.methods.rna import RNA
 
 
 def pair(updated, reference):
@@ -23,9 +24,7 @@ def pair(updated, reference):
 
 def test_npo_by_hand():
     """beta 0.5; log ratios -2 and 0: 4 (log(1 + e^-1) + log 2) / 2."""
-    loss = NPO(0.5, "kl").forget(
-        pair({"forget": ([-12.0, -7.0], [-3.0, -3.5])}, {"forget": ([-10.0, -7.0], [0.0, 0.0])})
-    )
+    loss = NPO(0.5).forget(pair({"forget": ([-12.0, -7.0], [-3.0, -3.5])}, {"forget": ([-10.0, -7.0], [0.0, 0.0])}))
     assert loss.item() == pytest.approx(2 * (math.log(1 + math.exp(-1)) + math.log(2)))
 
 
@@ -33,7 +32,7 @@ def test_simnpo_by_hand():
     """beta 0.5, gamma 0.25; means -4 and -1: 4 (log(1 + e^-1.75) + log(1 + e^-0.25)) / 2. No reference is asked for."""
     asked = Pair(pair({"forget": ([0.0, 0.0], [-4.0, -1.0])}, {}).updated, None)
     expected = 2 * (math.log(1 + math.exp(-1.75)) + math.log(1 + math.exp(-0.25)))
-    assert SimNPO(0.5, 0.25, "kl").forget(asked).item() == pytest.approx(expected)
+    assert SimNPO(0.5, 0.25).forget(asked).item() == pytest.approx(expected)
 
 
 def test_dpo_by_hand_and_what_the_published_ratio_does():
@@ -42,28 +41,28 @@ def test_dpo_by_hand_and_what_the_published_ratio_does():
         {"forget": ([-11.0], [0.0]), "preferred": ([-2.0], [0.0])},
         {"forget": ([-10.0], [0.0]), "preferred": ([-5.0], [0.0])},
     )
-    assert DPO(0.5, "kl").forget(models).item() == pytest.approx(4 * math.log(1 + math.exp(-2)))
-    published = DPO(0.5, "kl", reference_ratio="updated").forget(models)
-    assert published.item() == pytest.approx(NPO(0.5, "kl").forget(models).item())
+    assert DPO(0.5).forget(models).item() == pytest.approx(4 * math.log(1 + math.exp(-2)))
+    published = DPO(0.5, published=True).forget(models)
+    assert published.item() == pytest.approx(NPO(0.5).forget(models).item())
     assert published.item() == pytest.approx(4 * math.log(1 + math.exp(-0.5)))
 
 
 def test_gradient_difference_by_hand():
-    assert GradDiff("kl").forget(pair({"forget": ([0.0, 0.0], [-4.0, -1.0])}, {})).item() == -2.5
+    assert GradDiff().forget(pair({"forget": ([0.0, 0.0], [-4.0, -1.0])}, {})).item() == -2.5
 
 
 def test_npo_at_the_start_has_the_gradient_of_gradient_ascent():
     """sigmoid(0) = 1/2, so d/dS = 1 for each sample's log-likelihood S, over the batch size (Zhang et al.)."""
     sums_B = torch.tensor([-12.0, -7.0], requires_grad=True)
     here = LogLikelihoods(sums_B, sums_B / 3)
-    NPO(0.1, "kl").forget(Pair(lambda _: here, lambda _: LogLikelihoods(sums_B.detach(), sums_B.detach()))).backward()
+    NPO(0.1).forget(Pair(lambda _: here, lambda _: LogLikelihoods(sums_B.detach(), sums_B.detach()))).backward()
     torch.testing.assert_close(sums_B.grad, torch.tensor([0.5, 0.5]))
 
 
 def test_simnpo_weighs_samples_by_their_length_and_likelihood():
     """d/dM = 2 sigmoid(beta M + gamma) / batch size, for each sample's mean M (Fan et al.)."""
     means_B = torch.tensor([-4.0, -1.0], requires_grad=True)
-    SimNPO(0.5, 0.25, "kl").forget(Pair(lambda _: LogLikelihoods(means_B, means_B), None)).backward()
+    SimNPO(0.5, 0.25).forget(Pair(lambda _: LogLikelihoods(means_B, means_B), None)).backward()
     torch.testing.assert_close(means_B.grad, torch.tensor([-1.75, -0.25]).sigmoid())
 
 
@@ -77,7 +76,7 @@ def test_divergence_and_squared_difference_by_hand():
 @pytest.mark.parametrize("chunk", [1, 2, 5, 512])
 def test_logits_in_parts_give_the_values_and_gradients_of_all_at_once(monkeypatch, chunk):
     """Not to the bit: a matrix product of other size rounds otherwise."""
-    monkeypatch.setattr(likelihood, "CHUNK", chunk)
+    monkeypatch.setattr(likelihood_loss, "CHUNK", chunk)
     torch.manual_seed(0)
     states_ND, head_VD = torch.randn(5, 4, dtype=torch.float64, requires_grad=True), torch.randn(7, 4).double()
     weights_N = torch.randn(5).double()
@@ -124,35 +123,45 @@ def test_padding_and_the_first_token_are_not_counted():
     model = Model(torch.tensor([0.125, 0.25, 0.5, 0.125]).log())
     batch = Batch(0, "bio", part, part)
     for mask in ("padding", "padding_and_bos"):
-        objective = GradDiff("nll").objective(setup(mask))
+        objective = GradDiff(retain="nll").objective(setup(mask))
         losses = objective(batch, model, model)
         means = [math.log(0.125) / 2, math.log(0.5)]
         assert losses.forget.item() == pytest.approx(sum(means) / 2)
         assert losses.retain.item() == pytest.approx(-sum(means) / 2)
-    counted = GradDiff("nll").objective(setup("none"))(batch, model, model)  # padding counts: log(1/8) more
+    counted = GradDiff(retain="nll").objective(setup("none"))(batch, model, model)  # padding counts: log(1/8) more
     assert counted.forget.item() == pytest.approx((math.log(0.125) / 2 + (math.log(0.5) + math.log(0.125)) / 2) / 2)
 
 
 def setup(mask):
-    return Setup(["bio"], 4, torch.device("cpu"), 0, {"bio": 2.0}, mask, RNA(0.0, "std", 0))
+    return Setup(["bio"], 4, torch.device("cpu"), 0, {"bio": 2.0}, mask)
 
 
 def test_alpha_is_the_topics_own():
     part = Padded(torch.tensor([[0, 1, 1]] * 2), torch.ones(2, 3, dtype=torch.bool))
     model = Model(torch.tensor([0.5, 0.5]).log())
-    assert GradDiff("nll").objective(setup("padding"))(Batch(0, "bio", part, part), model, model).alpha == 2.0
+    assert GradDiff(retain="nll").objective(setup("padding"))(Batch(0, "bio", part, part), model, model).alpha == 2.0
 
 
-@pytest.mark.parametrize(("rounding", "dtype"), [("float32", torch.float32), ("model", torch.bfloat16)])
-def test_distributions_are_compared_in_float32_or_as_published_in_the_models_dtype(rounding, dtype):
+def test_distributions_of_half_precision_are_compared_in_float32():
     part = Padded(torch.tensor([[0, 1, 1]] * 2), torch.ones(2, 3, dtype=torch.bool))
     logits = torch.randn(2, 7, generator=torch.Generator().manual_seed(0)).bfloat16()
-    reference, updated = Model(logits[0]), Model(logits[1])
-    losses = GradDiff("kl", rounding=rounding).objective(setup("padding"))(
-        Batch(0, "bio", part, part), reference, updated
-    )
-    q_V, p_V = (row.to(dtype).log_softmax(-1) for row in logits)
-    assert losses.retain.dtype == dtype
-    assert losses.retain.item() == pytest.approx(
-        (q_V.exp() * (q_V - p_V)).sum().item(), rel=1e-6 if dtype is torch.float32 else 2e-2
-    )
+    losses = GradDiff().objective(setup("padding"))(Batch(0, "bio", part, part), Model(logits[0]), Model(logits[1]))
+    q_V, p_V = (row.float().log_softmax(-1) for row in logits)
+    assert losses.retain.dtype == torch.float32
+    assert losses.retain.item() == pytest.approx((q_V.exp() * (q_V - p_V)).sum().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: NPO(0.0), r"^beta=0 is not allowed: it must be a finite number > 0"),
+        (lambda: SimNPO(0.1, gamma=-1), r"^gamma=-1 is not allowed: it must be a finite number >= 0"),
+        (lambda: GradDiff(retain="k"), r"^retain=k is not allowed\. Did you mean 'kl'\? Allowed: kl, mse, nll"),
+        (lambda: DPO(0.1, published="yes"), r"^published=yes is not allowed: it must be true or false"),
+        (lambda: NPO(0.1, retain="nll", rna=RNA(0.1)), r"^retain=nll with RNA \(nu=0\.1\) is not allowed"),
+        (lambda: NPO(0.1, published=True).objective(setup("padding")), r"^published=True with mask=padding is not"),
+    ],
+)
+def test_what_is_not_allowed_is_named(make, message):
+    with pytest.raises(UserError, match=message):
+        make()

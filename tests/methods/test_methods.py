@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from unlearn.errors import UserError
 from unlearn.methods.adaptive_rmu import AdaptiveRMU
-from unlearn.methods.misdirection import ForgetBatch
+from unlearn.methods.inputs import ForgetBatch
 from unlearn.methods.randomness import generator
 from unlearn.methods.rmu import RMU
 from unlearn.methods.rsv import RSV
@@ -14,8 +15,9 @@ H_BTD = torch.tensor([[[3.0, 4.0], [0.0, 1.0], [7.0, 7.0]], [[6.0, 8.0], [0.0, 2
 MASK_BT = torch.tensor([[True, True, False], [True, True, True]])
 
 
-def batch(frozen_BTD=H_BTD, updated_BTD=None, topic="bio"):
-    return ForgetBatch(topic, U_D, MASK_BT, lambda: frozen_BTD, lambda: updated_BTD)
+def batch(frozen_BTD=H_BTD, updated_BTD=None, topic="bio", measured=None):
+    measured = {} if measured is None else measured
+    return ForgetBatch(topic, U_D, MASK_BT, lambda: frozen_BTD, lambda: updated_BTD, measured)
 
 
 def test_rmu_is_c_u_everywhere():
@@ -32,12 +34,12 @@ def test_adaptive_rmu_scales_by_each_samples_own_mean_norm():
 
 def test_adaptive_rmu_can_keep_the_updated_models_norm_of_the_first_batch():
     """Norms 3 and 25/3 of the two samples as above, of the updated model: mean 17/3, times beta = 2, for good."""
-    method = AdaptiveRMU(beta=2, norm="first_batch")
+    method, measured = AdaptiveRMU(beta=2, norm="first_batch"), {}
     for updated_BTD in (H_BTD, 5 * H_BTD):
-        target_BTD = method.target(batch(frozen_BTD=0 * H_BTD, updated_BTD=updated_BTD))
+        target_BTD = method.target(batch(0 * H_BTD, updated_BTD, measured=measured))
         torch.testing.assert_close(target_BTD, (34 / 3 * U_D).expand(2, 3, 2))
-    method.target(batch(updated_BTD=3 * H_BTD, topic="cyber"))
-    assert {name: round(value.item(), 4) for name, value in method.state().items()} == {
+    method.target(batch(H_BTD, 3 * H_BTD, "cyber", measured))
+    assert {name: round(value.item(), 4) for name, value in measured.items()} == {
         "coefficient.bio": 11.3333,
         "coefficient.cyber": 34.0,
     }
@@ -80,3 +82,18 @@ def test_topics_and_seeds_have_directions_of_their_own():
     draws = [RMU(1.0).control_vector(8, generator(s, "control", t)) for s in (0, 1) for t in ("bio", "cyber")]
     assert len({tuple(u.tolist()) for u in draws}) == 4
     torch.testing.assert_close(RMU(5.0).control_vector(8, generator(0, "control", "bio")), draws[0])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RMU(c=0), r"^c=0 is not allowed: it must be a finite number > 0"),
+        (lambda: RMU(c="6.5"), r"^c='6\.5' is not allowed: it must be a number"),
+        (lambda: RSV(c=float("nan")), r"^c=nan is not allowed"),
+        (lambda: AdaptiveRMU(beta=-1), r"^beta=-1 is not allowed"),
+        (lambda: AdaptiveRMU(3, norm="samples"), r"^norm=samples is not allowed\. Did you mean 'sample'\? Allowed"),
+    ],
+)
+def test_what_is_not_allowed_is_named(make, message):
+    with pytest.raises(UserError, match=message):
+        make()

@@ -1,5 +1,7 @@
 """A method of each family in a few lines, as CONTRIBUTING.md shows them, joins without a change to anything else."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
@@ -11,17 +13,17 @@ from unlearn.methods.misdirection import MisdirectionMethod
 from unlearn.methods.objective import Setup
 from unlearn.methods.rna import RNA
 from unlearn.models.cutting import CutModel
-from unlearn.training.loop import train
+from unlearn.training.loop import train_variants
 from unlearn.training.variant import make_variant
 
 TOPIC = Topic("bio", [[1, 3, 4, 5, 6], [1, 7, 8]] * 4, [[1, 9, 10], [1, 11, 12, 13]] * 4, {})
 
 
+@dataclass(frozen=True)
 class Opposite(MisdirectionMethod):
     """On representations: forget representations are pushed to -c times the frozen ones."""
 
-    def __init__(self, c):
-        self.c = c
+    c: float
 
     def control_vector(self, dim, generator):
         return gaussian_direction(dim, generator)
@@ -30,6 +32,7 @@ class Opposite(MisdirectionMethod):
         return -self.c * batch.frozen()
 
 
+@dataclass(frozen=True)
 class Unlikelihood(LikelihoodMethod):
     """On likelihoods: -log(1 - p^(1/n)) of a sample of n tokens."""
 
@@ -37,18 +40,19 @@ class Unlikelihood(LikelihoodMethod):
         return -likelihoods.updated("forget").mean_B.exp().neg().log1p().mean()
 
 
-@pytest.mark.parametrize(("method", "needs_logits"), [(Opposite(0.5), False), (Unlikelihood("kl"), True)])
+@pytest.mark.parametrize(
+    ("method", "needs_logits"), [(Opposite(0.5, rna=RNA(0.05)), False), (Unlikelihood(rna=RNA(0.05)), True)]
+)
 def test_a_method_of_a_few_lines_trains_with_rna(tiny_llama, method, needs_logits):
     before = {name: p.clone() for name, p in tiny_llama.named_parameters()}
     cut = CutModel(tiny_llama, layer=3)
-    setup = Setup(["bio"], cut.dim, cut.device, 0, 1.0, "padding", RNA(0.05, "std", 0))
+    setup = Setup(["bio"], cut.dim, cut.device, 0, 1.0, "padding")
     optimizer = {"lr": 1e-2, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "optimizer": "adamw"}
     variant = make_variant(method.objective(setup), cut.frozen, precision="master", **optimizer)
-    records = []
     stream = batches([TOPIC], steps=6, batch_size=2, pad_id=0, side="right")
-    train(cut, [variant], stream, mask_padding=False, log_every=1, on_record=lambda _, r: records.append(r))
+    train_variants(cut, [variant], stream, mask_padding=False)
     assert method.needs_logits is needs_logits
-    assert records[-1].forget_loss < records[0].forget_loss
-    assert records[0].retain_loss > 0  # noise
+    assert variant.records[-1].forget_loss < variant.records[0].forget_loss
+    assert variant.records[0].retain_loss > 0  # noise
     assert all(torch.equal(p, before[name]) for name, p in tiny_llama.named_parameters())
     assert all(not torch.equal(w, before[name]) for name, w in variant.weights.items())

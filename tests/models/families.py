@@ -30,7 +30,8 @@ from unlearn.data.batches import batches
 from unlearn.data.corpora import Topic
 from unlearn.errors import UserError
 from unlearn.evaluate.scorer import Scorer
-from unlearn.methods.misdirection import Misdirection
+from unlearn.methods.misdirection_loss import Misdirection
+from unlearn.methods.noise import Augmentation
 from unlearn.methods.rmu import RMU
 from unlearn.methods.rna import RNA
 from unlearn.models.architectures import SPAN, auto_class, decoder_layers, layer_count
@@ -39,7 +40,7 @@ from unlearn.models.delta import apply_delta
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_up_to, load_whole
 from unlearn.training.cost import Shape
-from unlearn.training.loop import train
+from unlearn.training.loop import train_variants
 from unlearn.training.variant import Variant, make_variant
 
 PAGE = ROOT / "docs" / "models.md"
@@ -185,12 +186,12 @@ def one_step(cut: CutModel, lr: float = 1e-2) -> Variant:
     """A step of RMU with RNA."""
     method = RMU(5.0)
     controls = {"bio": method.control_vector(cut.dim, torch.Generator().manual_seed(0))}
-    objective = Misdirection(method, controls, 10.0, "padding", RNA(0.1, "std", 0))
+    objective = Misdirection(method, controls, 10.0, "padding", Augmentation(RNA(0.1), 0))
     settings: dict[str, Any] = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
     variant = make_variant(objective, cut.frozen, lr=lr, precision="master", optimizer="adamw", **settings)
     topic = Topic("bio", [[3, 4, 5, 6, 7, 8, 9, 10], [11, 12, 13]], [[14, 15, 16, 17], [18, 19]], {})
     stream = batches([topic], steps=1, batch_size=2, pad_id=1, side="right")
-    train(cut, [variant], stream, mask_padding=False, log_every=1, on_record=lambda *_: None)
+    train_variants(cut, [variant], stream, mask_padding=False)
     return variant
 
 

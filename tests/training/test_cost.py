@@ -18,14 +18,15 @@ from tests.training.test_loop import SETTINGS
 from unlearn.data.batches import batches
 from unlearn.data.corpora import Topic
 from unlearn.methods import NPO, SimNPO
-from unlearn.methods.misdirection import Misdirection
+from unlearn.methods.misdirection_loss import Misdirection
+from unlearn.methods.noise import Augmentation
 from unlearn.methods.objective import Setup
 from unlearn.methods.rmu import RMU
 from unlearn.methods.rna import RNA
 from unlearn.methods.rsv import RSV
 from unlearn.models.cutting import CutModel
 from unlearn.training.cost import Shape, likelihood_memory, training_memory
-from unlearn.training.loop import train
+from unlearn.training.loop import train_variants
 from unlearn.training.variant import make_variant
 
 LAYER, BATCH, LENGTH = 4, 2, 64
@@ -41,7 +42,11 @@ def counted_step(method, variants):
     config = MistralConfig(**(SIZE | {"num_hidden_layers": LAYER + 1}))
     cut = CutModel(AutoModel.from_config(config, attn_implementation="sdpa").eval().requires_grad_(False), LAYER)
     objective = Misdirection(
-        method, {"bio": method.control_vector(64, torch.Generator().manual_seed(0))}, 1.0, "padding", RNA(0.0, "std", 0)
+        method,
+        {"bio": method.control_vector(64, torch.Generator().manual_seed(0))},
+        1.0,
+        "padding",
+        Augmentation(RNA(0.0), 0),
     )
     return counted(cut, [make_variant(objective, cut.frozen, **SETTINGS) for _ in range(variants)])
 
@@ -50,7 +55,7 @@ def counted(cut, points, **how):
     documents = [[(7 * i + j) % 500 for j in range(LENGTH)] for i in range(BATCH)]
     stream = batches([Topic("bio", documents, documents, {})], steps=1, batch_size=BATCH, pad_id=0, side="right")
     with FlopCounterMode(display=False) as counter:
-        train(cut, points, stream, mask_padding=False, log_every=1, on_record=lambda *_: None, **how)
+        train_variants(cut, points, stream, mask_padding=False, **how)
     by_operation = counter.get_flop_counts()["Global"]
     return sum(flops for operation, flops in by_operation.items() if "attention" not in str(operation))
 
@@ -68,14 +73,15 @@ def test_a_step_costs_what_was_counted(method, frozen_forget, variants):
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("nus", [(0.1,), (0.1, 0.2, 0.2)])
-@pytest.mark.parametrize(("method", "reference"), [(NPO(0.1, "kl"), ["forget"]), (SimNPO(0.1, 0.0, "mse"), [])])
+@pytest.mark.parametrize(("method", "reference"), [(NPO(0.1), ["forget"]), (SimNPO(0.1, retain="mse"), [])])
 def test_a_step_on_likelihoods_costs_what_was_counted(method, reference, nus, recompute):
     config = MistralConfig(**SIZE)
     cut = CutModel(
         AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval().requires_grad_(False), LAYER
     )
-    setups = [Setup(["bio"], cut.dim, cut.device, 0, 1.0, "padding", RNA(nu, "std", 0)) for nu in nus]
-    points = [make_variant(method.objective(setup), cut.frozen, **SETTINGS) for setup in setups]
+    setup = Setup(["bio"], cut.dim, cut.device, 0, 1.0, "padding")
+    methods = [replace(method, rna=RNA(nu)) for nu in nus]
+    points = [make_variant(m.objective(setup), cut.frozen, **SETTINGS) for m in methods]
     shape = replace(Shape.of(config, LAYER), attention=0)  # torch counts it whole, we count it causal
     expected = shape.likelihood_step(
         PARTS,

@@ -19,13 +19,14 @@ from safetensors.torch import load_file
 from unlearn.data.batches import batches
 from unlearn.data.corpora import Topic, load_topic
 from unlearn.methods.adaptive_rmu import AdaptiveRMU
-from unlearn.methods.misdirection import Misdirection
+from unlearn.methods.misdirection_loss import Misdirection
+from unlearn.methods.noise import Augmentation
 from unlearn.methods.rmu import RMU
 from unlearn.methods.rna import RNA
 from unlearn.methods.rsv import RSV
 from unlearn.models.cutting import CutModel
 from unlearn.models.loading import Source, load_tokenizer, load_up_to
-from unlearn.training.loop import Record, train
+from unlearn.training.loop import Record, train_variants
 from unlearn.training.variant import Variant, make_variant
 
 OWN = Path(__file__).parent / "golden"
@@ -39,12 +40,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("folder", [folder], ids=[folder.name])
 
 
-class PublishedNoise(RNA):
+class PublishedNoise(Augmentation):
     """One generator a step, as the script that wrote the trajectories has it."""
 
     def __call__(self, target_BTD, _counted_BT, _topic, step):
         noise_BTD = torch.randn(target_BTD.shape, generator=torch.Generator().manual_seed(1000 + step))
-        return target_BTD + noise_BTD.to(target_BTD.device) * self.nu
+        return target_BTD + noise_BTD.to(target_BTD.device) * self.rna.nu
 
 
 @dataclass
@@ -63,11 +64,10 @@ def replay(folder: Path, name: str, device: str = "cpu") -> Replay:
     cut = CutModel(load_up_to(source, golden["layer"]), golden["layer"])
     controls = {topic: stored[f"control.{topic}"].to(cut.device) for topic in ("bio", "cyber")}
 
-    noise = PublishedNoise(expected["nu"], "std", 0)
+    noise = PublishedNoise(RNA(expected["nu"]), 0)
     objective = Misdirection(method(expected), controls, golden["alpha"], "none", noise)
     settings = golden["optimizer"] | {"precision": "model", "optimizer": "adamw_published"}
     variant = make_variant(objective, cut.frozen, **settings)
-    records: list[Record] = []
     stream = batches(
         topics(folder, golden, expected, source),
         steps=golden["steps"],
@@ -75,8 +75,8 @@ def replay(folder: Path, name: str, device: str = "cpu") -> Replay:
         pad_id=PAD,
         side="left",
     )
-    train(cut, [variant], stream, mask_padding=True, log_every=1, on_record=lambda _, record: records.append(record))
-    return Replay(golden, expected, stored, variant, records)
+    train_variants(cut, [variant], stream, mask_padding=True)
+    return Replay(golden, expected, stored, variant, variant.records)
 
 
 def method(expected):

@@ -9,14 +9,15 @@ import torch
 
 from unlearn.data.batches import batches
 from unlearn.data.corpora import Topic
-from unlearn.methods.misdirection import Misdirection
+from unlearn.methods.misdirection_loss import Misdirection
+from unlearn.methods.noise import Ahead, Augmentation, augment
 from unlearn.methods.objective import Losses
 from unlearn.methods.rmu import RMU
-from unlearn.methods.rna import RNA, Ahead, augment
+from unlearn.methods.rna import RNA
 from unlearn.models.cutting import CutModel
-from unlearn.training.loop import train
+from unlearn.training.loop import Schedule, train_variants
 from unlearn.training.optimizer import schedule
-from unlearn.training.variant import make_variant
+from unlearn.training.variant import Listener, make_variant
 
 TOPICS = [
     Topic("bio", [[3, 4, 5, 6], [7, 8]] * 4, [[9, 10], [11, 12, 13]] * 4, {}),
@@ -28,19 +29,13 @@ SETTINGS |= {"precision": "master", "optimizer": "adamw"}
 
 def objective(nu=0.0, c=2.0, alpha=3.0):
     controls = {t.name: RMU(c).control_vector(16, torch.Generator().manual_seed(i)) for i, t in enumerate(TOPICS)}
-    return Misdirection(RMU(c), controls, alpha, "padding", RNA(nu, "std", 0))
+    return Misdirection(RMU(c), controls, alpha, "padding", Augmentation(RNA(nu), 0))
 
 
 def run(cut, variants, steps=4, log_every=1, **how):
-    records = [[] for _ in variants]
     stream = batches(TOPICS, steps=steps, batch_size=2, pad_id=0, side="right")
-    place = {id(v): i for i, v in enumerate(variants)}
-
-    def on_record(variant, record):
-        records[place[id(variant)]].append(record)
-
-    train(cut, variants, stream, mask_padding=False, log_every=log_every, on_record=on_record, **how)
-    return records
+    train_variants(cut, variants, stream, mask_padding=False, schedule=Schedule(log=log_every), **how)
+    return [variant.records for variant in variants]
 
 
 def test_first_step_is_adamw_on_the_loss_of_two_whole_models(tiny_llama):
@@ -62,9 +57,7 @@ def test_first_step_is_adamw_on_the_loss_of_two_whole_models(tiny_llama):
         return torch.stack(rows).mean()
 
     target_BTD = 2.0 * objective().controls["bio"]
-    noisy_BTD = augment(
-        hidden(tiny_llama, batch.retain), batch.retain.mask_BT, nu=0.3, scale="std", seed=0, topic="bio", step=0
-    )
+    noisy_BTD = augment(hidden(tiny_llama, batch.retain), batch.retain.mask_BT, std=0.3, seed=0, topic="bio", step=0)
     names = list(cut.frozen)
     for name in names:
         updated.get_parameter(name).requires_grad_(True)
@@ -108,12 +101,14 @@ def test_the_linear_schedule_ends_a_share_of_the_rate_above_zero(tiny_llama):
     variant = make_variant(objective(), cut.frozen, **settings)
     moved, before = [], {name: w.detach().clone() for name, w in variant.weights.items()}
 
-    def look(_variant, _record):
-        moved.append(max((w - before[name]).abs().max().item() for name, w in variant.weights.items()))
-        before.update({name: w.detach().clone() for name, w in variant.weights.items()})
+    class Moves(Listener):
+        def on_record(self, variant, record):
+            moved.append(max((w - before[name]).abs().max().item() for name, w in variant.weights.items()))
+            before.update({name: w.detach().clone() for name, w in variant.weights.items()})
 
+    variant.listener = Moves()
     stream = batches(TOPICS, steps=4, batch_size=2, pad_id=0, side="right")
-    train(cut, [variant], stream, mask_padding=False, log_every=1, on_record=look)
+    train_variants(cut, [variant], stream, mask_padding=False)
     assert moved == pytest.approx([1e-2, 0.75e-2, 0.5e-2, 0.25e-2], rel=1e-3)
 
 
@@ -204,12 +199,12 @@ def test_only_coming_steps_are_prepared(tiny_llama):
     cut = CutModel(tiny_llama, 3)
     prepared = [[], []]
 
-    class Noted(RNA):
+    class Noted(Augmentation):
         def prepare(self, mask_BT, topic, step):
             prepared[self.seed].append(step)
 
     variants = [
-        make_variant(replace(objective(), rna=Noted(0.0, "std", seed)), cut.frozen, **SETTINGS) for seed in (0, 1)
+        make_variant(replace(objective(), noise=Noted(RNA(0.0), seed)), cut.frozen, **SETTINGS) for seed in (0, 1)
     ]
     variants[1].progress = replace(variants[1].progress, steps=3)
     run(cut, variants, steps=6)
@@ -222,7 +217,7 @@ def test_late_checks_and_noise_drawn_ahead_change_nothing(tiny_llama):
 
     plain, late = (
         [
-            make_variant(replace(objective(), rna=RNA(0.3, "std", seed, noise)), cut.frozen, **SETTINGS)
+            make_variant(replace(objective(), noise=Augmentation(RNA(0.3), seed, noise)), cut.frozen, **SETTINGS)
             for seed in (0, 0, 1)
         ]
         for noise in (None, ahead)

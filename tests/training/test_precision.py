@@ -6,12 +6,13 @@ import torch
 from tests.conftest import ROOT
 from unlearn.data.batches import batches
 from unlearn.data.corpora import load_topic
-from unlearn.methods.misdirection import Misdirection
+from unlearn.methods.misdirection_loss import Misdirection
+from unlearn.methods.noise import Augmentation
 from unlearn.methods.rmu import RMU
 from unlearn.methods.rna import RNA
 from unlearn.models.cutting import CutModel
 from unlearn.models.loading import Source, load_tokenizer, load_up_to
-from unlearn.training.loop import train
+from unlearn.training.loop import train_variants
 from unlearn.training.variant import make_variant
 
 TOY = ROOT / "unlearn" / "toy"
@@ -33,7 +34,7 @@ def trained(precision: str, steps: int):
     )
     controls = {"bio": RMU(3.0).control_vector(cut.dim, torch.Generator().manual_seed(0))}
     variant = make_variant(
-        Misdirection(RMU(3.0), controls, 10.0, "padding", RNA(0.03, "std", 0)),
+        Misdirection(RMU(3.0), controls, 10.0, "padding", Augmentation(RNA(0.03), 0)),
         cut.frozen,
         lr=1e-6,  # about half a unit in the last place of these matrices in bfloat16
         betas=(0.9, 0.999),
@@ -42,10 +43,9 @@ def trained(precision: str, steps: int):
         precision=precision,
         optimizer="adamw",
     )
-    records = []
     stream = batches([topic], steps=steps, batch_size=4, pad_id=0, side="right")
-    train(cut, [variant], stream, mask_padding=False, log_every=1, on_record=lambda _, r: records.append(r))
-    return cut.frozen, variant.weights, records
+    train_variants(cut, [variant], stream, mask_padding=False)
+    return cut.frozen, variant.weights, variant.records
 
 
 def unmoved(frozen, weights) -> float:

@@ -10,10 +10,11 @@ from tests.training.test_reference import small_gpt2, trained
 from unlearn.data.batches import batches
 from unlearn.data.corpora import Topic
 from unlearn.methods import DPO, NPO, GradDiff, SimNPO
+from unlearn.methods.noise import Augmentation
 from unlearn.methods.objective import Setup
 from unlearn.methods.rna import RNA
 from unlearn.models.cutting import CutModel
-from unlearn.training.loop import train
+from unlearn.training.loop import train_variants
 from unlearn.training.variant import make_variant
 
 
@@ -25,18 +26,19 @@ def cases(draw):
     topics = [(f"topic{i}", draw(rows), draw(rows)) for i in range(draw(st.integers(1, 2)))]
     layers = draw(st.integers(3, 5))
     mask = draw(st.sampled_from(["none", "padding", "padding_and_bos"]))
+    published = mask == "none" and draw(st.booleans())
+    retain = draw(st.sampled_from(["kl", "mse", "nll"]))
     setting = reference.Setting(
         method=draw(st.sampled_from(["npo", "simnpo", "dpo", "grad_diff"])),
-        retain=draw(st.sampled_from(["kl", "mse", "nll"])),
+        retain=retain,
         beta=draw(st.sampled_from([0.05, 0.1, 1.0])),
         gamma=draw(st.sampled_from([0.0, 0.5])),
         mask=mask,
-        likelihood=draw(st.sampled_from(["sample", "batch"])),
-        # Without a mask in the reference, only the published code's positions (all of them) are defined.
-        reference_mask=draw(st.booleans()) if mask == "none" else True,
-        reference_ratio=draw(st.sampled_from(["reference", "updated"])),
+        likelihood="batch" if published else "sample",
+        reference_mask=not published,
+        reference_ratio="updated" if published else "reference",
         alpha={name: draw(st.sampled_from([0.0, 1.0, 10.0])) for name, _, _ in topics},
-        nu=draw(st.sampled_from([0.0, 0.05, 1.0])),
+        nu=draw(st.sampled_from([0.0, 0.05, 1.0])) if retain != "nll" else 0.0,
         lr=draw(st.sampled_from([1e-3, 1e-2])),
         layer=draw(st.integers(2, layers - 1)),
         batch_size=draw(st.integers(1, 3)),
@@ -48,19 +50,19 @@ def cases(draw):
 
 
 def method(s):
-    published = {"likelihood": s.likelihood, "reference_mask": s.reference_mask}
+    common = {"retain": s.retain, "published": s.likelihood == "batch", "rna": RNA(s.nu)}
     if s.method == "npo":
-        return NPO(s.beta, s.retain, **published)
+        return NPO(s.beta, **common)
     if s.method == "simnpo":
-        return SimNPO(s.beta, s.gamma, s.retain, **published)
+        return SimNPO(s.beta, s.gamma, **common)
     if s.method == "dpo":
-        return DPO(s.beta, s.retain, s.reference_ratio, **published)
-    return GradDiff(s.retain, **published)
+        return DPO(s.beta, **common)
+    return GradDiff(**common)
 
 
 def setup(cut, topics, s):
     names = [name for name, _, _ in topics]
-    return Setup(names, cut.dim, cut.device, s.seed, s.alpha, s.mask, RNA(s.nu, "std", s.seed))
+    return Setup(names, cut.dim, cut.device, s.seed, s.alpha, s.mask)
 
 
 def make(model, topics, s):
@@ -136,15 +138,15 @@ def test_without_noise_there_is_no_rna(name, monkeypatch):
     """nu = 0 gives the bits of a run in which nothing can be drawn."""
     model = small_gpt2(n_layer=5, n_head=2, n_embd=8)
     none = ours(model, TOPICS, PREFERRED, 3, setting(method=name, nu=0.0))
-    monkeypatch.setattr(RNA, "__call__", lambda self, target_BTD, *_: target_BTD)
+    monkeypatch.setattr(Augmentation, "__call__", lambda self, target_BTD, *_: target_BTD)
     assert equal(none, ours(model, TOPICS, PREFERRED, 3, setting(method=name, nu=0.3)))
     monkeypatch.undo()
     assert not equal(none, ours(model, TOPICS, PREFERRED, 3, setting(method=name, nu=0.3)))
 
 
 def test_variants_together_are_as_alone_to_the_bit(tiny_llama):
-    """All methods, two nu and two kinds of likelihood in one training; rows are packed."""
-    settings_ = [setting(method=name, nu=nu) for name in METHODS for nu in (0.0, 0.1)] + [setting(likelihood="batch")]
+    """All methods and two nu in one training; rows are packed."""
+    settings_ = [setting(method=name, nu=nu) for name in METHODS for nu in (0.0, 0.1)]
     rows = [("bio", [[1, 3, 4, 5, 6, 7], [1, 7, 8], [1, 9], [1, 10, 11]] * 2, [[1, 30, 31, 32, 33, 34], [1, 35]] * 4)]
     stream = {"steps": 4, "batch_size": 4, "pad_id": 0, "side": "right", "preferred": PREFERRED}
 
@@ -153,7 +155,7 @@ def test_variants_together_are_as_alone_to_the_bit(tiny_llama):
         assert cut.packs
         variants = [make(tiny_llama, rows, s)[1] for s in chosen]
         topics = [Topic(name, forget, retain, {}) for name, forget, retain in rows]
-        train(cut, variants, batches(topics, **stream), mask_padding=False, log_every=1, on_record=lambda *_: None)
+        train_variants(cut, variants, batches(topics, **stream), mask_padding=False)
         return [variant.weights for variant in variants]
 
     together = run(settings_)
@@ -173,5 +175,5 @@ def test_the_reference_runs_once_for_all_variants_with_its_noise(monkeypatch):
     suffix = CutModel.suffix
     monkeypatch.setattr(CutModel, "suffix", lambda *a, **k: calls.append(1) or suffix(*a, **k))
     stream = batches([Topic(*TOPICS[0], {})], steps=1, batch_size=2, pad_id=0, side="right")
-    train(cut, variants, stream, mask_padding=False, log_every=1, on_record=lambda *_: None)
+    train_variants(cut, variants, stream, mask_padding=False)
     assert len(calls) == 1 + 2 + 3 * 2

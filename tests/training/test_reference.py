@@ -12,12 +12,13 @@ from tests.training import reference
 from unlearn.data.batches import batches
 from unlearn.data.corpora import Topic
 from unlearn.methods.adaptive_rmu import AdaptiveRMU
-from unlearn.methods.misdirection import Misdirection
+from unlearn.methods.misdirection_loss import Misdirection
+from unlearn.methods.noise import Augmentation
 from unlearn.methods.rmu import RMU
 from unlearn.methods.rna import RNA
 from unlearn.methods.rsv import RSV
 from unlearn.models.cutting import CutModel
-from unlearn.training.loop import train
+from unlearn.training.loop import train_variants
 from unlearn.training.variant import make_variant
 
 # GPT-2 is the architecture whose layers never leave float64: the others' norms and softmax work in float32.
@@ -48,7 +49,9 @@ def cases(draw):
 def ours(model, topics, controls, steps, s):
     cut = CutModel(model, s.layer)
     method = {"rmu": RMU, "rsv": RSV, "adaptive_rmu": partial(AdaptiveRMU, norm=s.norm)}[s.method](s.coefficient)
-    return trained(cut, Misdirection(method, controls, s.alpha, s.mask, RNA(s.nu, "std", s.seed)), topics, steps, s)
+    return trained(
+        cut, Misdirection(method, controls, s.alpha, s.mask, Augmentation(RNA(s.nu), s.seed)), topics, steps, s
+    )
 
 
 def trained(cut, objective, topics, steps, s, preferred=None, **how):
@@ -64,9 +67,8 @@ def trained(cut, objective, topics, steps, s, preferred=None, **how):
         side="left" if left else "right",
         preferred=preferred,
     )
-    records = []
-    train(cut, [variant], stream, mask_padding=left, log_every=1, on_record=lambda _, r: records.append(r), **how)
-    return variant.weights, [(r.forget_loss, r.retain_loss) for r in records]
+    train_variants(cut, [variant], stream, mask_padding=left, **how)
+    return variant.weights, [(r.forget_loss, r.retain_loss) for r in variant.records]
 
 
 def small_gpt2(**shape):

@@ -26,7 +26,7 @@ from unlearn.data.corpora import Reading
 from unlearn.errors import UserError
 from unlearn.evaluate.cache import cache_place
 from unlearn.evaluate.questions import CACHE
-from unlearn.methods.misdirection import CONTROL
+from unlearn.methods.misdirection_loss import CONTROL
 from unlearn.models.delta import check_delta, load_delta, load_state
 from unlearn.models.fingerprint import checkpoint_fingerprint
 from unlearn.models.group import ModelGroup

@@ -11,15 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 
-import yaml
 from omegaconf import MISSING
 
-from unlearn.config.compose import CONF, attack_names
+from unlearn.config.compose import attack_names
 from unlearn.config.schema import (
     DTYPES,
     FEWEST_WORDS,
     MASKS,
-    METHOD_CHOICES,
     OPTIMIZERS,
     PLACES,
     POSITIONS,
@@ -32,7 +30,9 @@ from unlearn.config.schema import (
     is_asked,
     is_number,
 )
-from unlearn.errors import nearest
+from unlearn.errors import UserError, nearest
+from unlearn.methods.make import make_method
+from unlearn.methods.rna import RNA
 
 SIZE = re.compile(r"\d+(\.\d+)?[KMG]i?B")
 
@@ -45,7 +45,6 @@ def _ranges(c: Config) -> Iterator[str]:
     at_least_0 = ("a finite number >= 0", lambda x: x >= 0)
     above_0 = ("a finite number > 0", lambda x: x > 0)
     at_least_1 = ("an integer >= 1", lambda x: x >= 1)
-    yield from number("rna.nu", c.rna.nu, *at_least_0)
     yield from number("train.lr", c.train.lr, *above_0)
     yield from number("train.eps", c.train.eps, *at_least_0)
     yield from number("train.weight_decay", c.train.weight_decay, *at_least_0)
@@ -80,12 +79,6 @@ def _ranges(c: Config) -> Iterator[str]:
             yield from number(key, value, *at_least_1)
     if len(c.train.betas) != 2 or not all(0 <= b < 1 for b in c.train.betas):
         yield f"train.betas={c.train.betas} is not allowed: it must be two numbers in [0, 1)."
-    for key, allowed in {"c": above_0, "beta": above_0, "gamma": at_least_0}.items():
-        if key in c.method:
-            if not is_number(c.method[key]):
-                yield f"method.{key}={c.method[key]!r} is not allowed: it must be a number."
-            else:
-                yield from number(f"method.{key}", c.method[key], *allowed)
 
 
 def _alpha(c: Config) -> Iterator[str]:
@@ -105,14 +98,6 @@ def _alpha_of_unknown_topics(c: Config) -> Iterator[str]:
     for topic in c.loss.alpha.keys() - c.data.topics.keys() if isinstance(c.loss.alpha, dict) and not own else ():
         allowed = ", ".join(c.data.topics)
         yield f"loss.alpha: unknown topic {topic!r}.{nearest(str(topic), c.data.topics)} Allowed: {allowed}."
-
-
-def _noise_without_reference(c: Config) -> Iterator[str]:
-    if c.method.get("retain") == "nll" and c.rna.nu > 0:
-        yield (
-            f"rna.nu={c.rna.nu:g} with method.retain=nll: that retain loss has no reference that noise could be added "
-            "to. Set rna=none, or method.retain=kl or mse."
-        )
 
 
 def _attacks(c: Config) -> Iterator[str]:
@@ -148,7 +133,6 @@ def _chat(c: Config) -> Iterator[str]:
 
 def _choices(c: Config) -> Iterator[str]:
     for key, value, allowed in (
-        ("rna.scale", c.rna.scale, ("std", "variance")),
         ("loss.mask", c.loss.mask, MASKS),
         ("data.on_exhausted", c.data.on_exhausted, ("error", "cycle")),
         ("data.errors", c.data.errors, ("error", "replace")),
@@ -160,7 +144,6 @@ def _choices(c: Config) -> Iterator[str]:
         ("tracker.name", c.tracker.name, ("wandb", "none")),
         ("tracker.mode", c.tracker.mode, ("auto", "online", "offline")),
         ("train.recompute", c.train.recompute, RECOMPUTE),
-        *((f"method.{key}", c.method[key], names) for key, names in METHOD_CHOICES.items() if key in c.method),
         ("eval.position", c.eval.position, POSITIONS),
         *(("eval.queries", query, QUERIES) for query in c.eval.queries),
         *(("eval.asked_of", query, QUERIES) for query in c.eval.asked_of),
@@ -187,38 +170,27 @@ def _trained_matrices(c: Config) -> Iterator[str]:
         yield "model.parameters=[] is not allowed: name at least one matrix, or null for the MLP's down projection."
 
 
-def _reference_mask(c: Config) -> Iterator[str]:
-    value = c.method.get("reference_mask", True)
-    if not isinstance(value, bool):
-        yield f"method.reference_mask={value} is not allowed: it must be true or false."
-    elif not value and c.loss.mask != "none":
+def _published(c: Config) -> Iterator[str]:
+    if c.method.get("published") is True and c.loss.mask != "none":
         yield (
-            f"method.reference_mask=false with loss.mask={c.loss.mask}: it has an effect with loss.mask=none only. Set "
-            "that, or method.reference_mask=true."
+            f"method.published=true with loss.mask={c.loss.mask}: what the published code did is defined with "
+            "loss.mask=none only. Set that, or method.published=false."
         )
 
 
-def _own_targets(c: Config) -> Iterator[str]:
-    """Hydra's `_target_` may only name our own classes: a configuration must not run anything else."""
-    target = c.method.get("_target_")
-    if not isinstance(target, str) or not target.startswith("unlearn."):
-        yield f"method._target_={target} is not allowed: it must name a class below unlearn."
-    for key, value in c.method.items():
-        if isinstance(value, (dict, list)):
-            yield f"method.{key}={value} is not allowed: a method's arguments are numbers and names."
+def _method_and_rna(c: Config) -> Iterator[str]:
+    """The classes check their arguments. Only a training asks for them: a run's folder must not import code."""
+    rna = RNA(0.0)
+    try:
+        rna = RNA(c.rna.nu, c.rna.scale)
+    except UserError as error:
+        yield f"rna.{error}"
     if not isinstance(c.method.get("name"), str):
         yield "method.name: no value was given."
-
-
-def _method_keys(c: Config) -> Iterator[str]:
-    """A method has the keys of its file in conf/method. One without a file there is left to its class."""
-    file = CONF / "method" / f"{c.method.get('name')}.yaml"
-    if not file.is_file():
-        return
-    allowed = yaml.safe_load(file.read_text()).keys()
-    for key in c.method.keys() - allowed:
-        near = nearest(f"method.{key}", [f"method.{name}" for name in allowed - {"name", "_target_"}])
-        yield f"method.{key}: unknown key.{near}"
+    try:
+        make_method(c.method, rna)
+    except UserError as error:
+        yield str(error)
 
 
 def _topics(c: Config) -> Iterator[str]:
@@ -317,12 +289,9 @@ def _max_logit(c: Config) -> Iterator[str]:
 CHECKS = (
     _ranges,
     _alpha,
-    _noise_without_reference,
     _choices,
     _span_fits,
     _trained_matrices,
-    _own_targets,
-    _method_keys,
     _topics,
     _forget_tokens,
     _asks_what_was_taught,
@@ -335,6 +304,8 @@ CHECKS = (
     _chat,
     _max_memory,
     _alpha_of_unknown_topics,
-    _reference_mask,
+    _published,
     _topics_twice,
 )
+# What a training is made of. Nothing that reads a finished run asks for its method: its folder must import no code.
+CHECKS_OF_TRAINING = (_method_and_rna,)

@@ -35,17 +35,7 @@ FEWEST_WORDS = 8  # of a held-out text
 PLACES = ("start", "quarter", "random")
 OPTIMIZERS = ("adamw", "adamw_published")
 SCHEDULES = ("constant", "linear")
-NORMS = ("sample", "first_batch")
-RETAIN_LOSSES = ("kl", "mse", "nll")
 RECOMPUTE = ("auto", "always", "never")
-# Arguments of methods whose values are names.
-METHOD_CHOICES = {
-    "norm": NORMS,
-    "retain": RETAIN_LOSSES,
-    "likelihood": ("sample", "batch"),
-    "reference_ratio": ("reference", "updated"),
-    "rounding": ("float32", "model"),
-}
 
 
 @dataclass
@@ -61,10 +51,7 @@ class PresetConfig:
     dtype: str = MISSING
     attn_implementation: str | None = MISSING
     cyber_retain_max_length: dict[str, int] = MISSING
-    likelihood: str = MISSING
-    reference_mask: bool = MISSING
-    reference_ratio: str = MISSING
-    rounding: str = MISSING
+    published: bool = MISSING
 
 
 @dataclass

@@ -16,9 +16,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from unlearn.config.checks import CHECKS
+from unlearn.config.checks import CHECKS, CHECKS_OF_TRAINING
+from unlearn.config.compose import CONF
 from unlearn.config.schema import Config
 from unlearn.errors import UserError, nearest
+from unlearn.methods.make import is_built_in
 
 
 def _asset(path: str) -> str:
@@ -52,8 +54,10 @@ OmegaConf.register_new_resolver("package", _package, replace=True)
 OmegaConf.register_new_resolver("corpora_by_role", _corpora_by_role, replace=True)
 
 
-def settle(raw: DictConfig) -> Config:
+def settle(raw: DictConfig, *, trained: bool = False) -> Config:
     """Hydra's composed configuration as a typed, resolved, checked `Config`.
+
+    The method of a run that is `trained` is not looked at: a run's folder must import no code that it names.
 
     Raises UserError, naming the key, what was given and what is allowed.
     """
@@ -66,10 +70,23 @@ def settle(raw: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         raise UserError(_explain(error)) from None
     assert isinstance(config, Config)
-    problems = [problem for check in CHECKS for problem in check(config)]
+    if not trained:
+        _name_own_method(config)
+    checks = CHECKS if trained else CHECKS + CHECKS_OF_TRAINING
+    problems = [problem for check in checks for problem in check(config)]
     if problems:
         raise UserError("\n".join(problems))
     return config
+
+
+def _name_own_method(config: Config) -> None:
+    """A user's own class takes the settings of the method that it is based on, but not its name.
+
+    With `method=rmu method._target_=my_method.Opposite` the run is called opposite.
+    """
+    target, name = config.method.get("_target_"), config.method.get("name")
+    if isinstance(target, str) and not is_built_in(target) and (CONF / "method" / f"{name}.yaml").is_file():
+        config.method["name"] = target.rpartition(".")[2].lower()
 
 
 # What OmegaConf says of a value of another type -> what is allowed.

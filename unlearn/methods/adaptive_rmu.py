@@ -5,29 +5,41 @@ B batch, T tokens, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Generator, Tensor
-
+from unlearn.arguments import check_choice, check_number
 from unlearn.methods.directions import uniform_direction
 from unlearn.methods.losses import mean_norms
-from unlearn.methods.misdirection import ForgetBatch, MisdirectionMethod
+from unlearn.methods.misdirection import MisdirectionMethod
 
-COEFFICIENT = "coefficient."
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+    from unlearn.methods.inputs import ForgetBatch
 
 
+@dataclass(frozen=True)
 class AdaptiveRMU(MisdirectionMethod):
-    """y^f = beta ||h(x^f)|| u (section 3.1); `norm` defines ||h(x^f)||.
+    """y^f = beta ||h(x^f)|| u (section 3.1).
 
-    "sample": the frozen model's norm, mean over the sample's own counted tokens (the paper).
-    "first_batch": the updated model's norm, mean over all samples of the topic's first batch. It is measured once (the
-    published code).
+    Args:
+        beta: the length of the target in units of ||h(x^f)||, above 0.
+        norm: what ||h(x^f)|| is. "sample": the frozen model's norm, mean over the sample's own counted tokens (the
+            paper). "first_batch": the updated model's norm, mean over all samples of the topic's first batch, measured
+            once (the published code).
+        rna: noise on the target of the retain loss.
+
+    Raises:
+        UserError: an argument is not allowed.
     """
 
-    def __init__(self, beta: float, norm: str = "sample") -> None:
-        assert norm in ("sample", "first_batch"), norm
-        self.beta, self.norm = beta, norm
-        self._coefficients: dict[str, Tensor] = {}  # of "first_batch"
+    beta: float
+    norm: str = "sample"
+
+    def __post_init__(self) -> None:
+        check_number("beta", self.beta, above=0)
+        check_choice("norm", self.norm, ("sample", "first_batch"))
 
     def control_vector(self, dim: int, generator: Generator) -> Tensor:
         """Uniform direction u: float32 [D]."""
@@ -36,19 +48,10 @@ class AdaptiveRMU(MisdirectionMethod):
     def target(self, batch: ForgetBatch) -> Tensor:
         """beta times the norm, times u: float32 [B, T, D]."""
         if self.norm == "first_batch":
-            if batch.topic not in self._coefficients:
-                norms_B = mean_norms(batch.updated().detach(), batch.counted_BT)
-                self._coefficients[batch.topic] = self.beta * norms_B.mean()
-            return batch.at_every_position(self._coefficients[batch.topic] * batch.control_D)
+            coefficient = batch.measured_once(
+                "coefficient", lambda: self.beta * mean_norms(batch.updated().detach(), batch.counted_BT).mean()
+            )
+            return batch.at_every_position(coefficient * batch.control_D)
         frozen_BTD = batch.frozen()
         norms_B = mean_norms(frozen_BTD, batch.counted_BT)
         return (self.beta * norms_B[:, None, None] * batch.control_D).expand(frozen_BTD.shape)
-
-    def state(self) -> dict[str, Tensor]:
-        """With "first_batch", each topic's coefficient beta ||h||: {"coefficient.TOPIC": scalar}."""
-        return {f"{COEFFICIENT}{topic}": value for topic, value in self._coefficients.items()}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take the coefficients over."""
-        found = {key.removeprefix(COEFFICIENT): value for key, value in state.items() if key.startswith(COEFFICIENT)}
-        self._coefficients = found

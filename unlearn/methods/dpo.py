@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-from torch.nn.functional import logsigmoid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-from unlearn.methods.likelihood import LikelihoodMethod, Pair
+from unlearn.arguments import check_number
+from unlearn.methods.likelihood import LikelihoodMethod
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from unlearn.methods.inputs import Pair
 
 
+@dataclass(frozen=True)
 class DPO(LikelihoodMethod):
     """-(2 / beta) log sigmoid(beta (log r(x^p) - log r(x^f))), r = p_updated / p_reference, mean over samples.
 
     x^p are the preferred texts, one for each forget text; p is the likelihood of all of a sample's tokens.
-    `reference_ratio` "updated" takes the updated model's p(x^p) for the reference's (the published code): x^p cancels.
+
+    Args:
+        beta: the inverse temperature, above 0.
+        retain, published, rna: as for every `LikelihoodMethod`.
+
+    Raises:
+        UserError: an argument is not allowed.
     """
 
-    def __init__(self, beta: float, retain: str, reference_ratio: str = "reference", **published: bool | str) -> None:
-        super().__init__(retain, **published)  # type: ignore[arg-type]
-        assert reference_ratio in ("reference", "updated"), reference_ratio
-        self.beta, self.reference_ratio = beta, reference_ratio
+    needs_preferred: ClassVar[bool] = True
+
+    beta: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("beta", self.beta, above=0)
 
     def forget(self, likelihoods: Pair) -> Tensor:
         """The equation above: scalar."""
+        from torch.nn.functional import logsigmoid
+
         updated, reference = likelihoods.updated, likelihoods.reference
         preferred_B = updated("preferred").sum_B
-        expected_B = preferred_B if self.reference_ratio == "updated" else reference("preferred").sum_B
+        expected_B = preferred_B if self.published else reference("preferred").sum_B
         log_ratio_B = updated("forget").sum_B - reference("forget").sum_B
         return -2 / self.beta * logsigmoid(self.beta * (preferred_B - expected_B - log_ratio_B)).mean()

@@ -1,221 +1,66 @@
-"""Methods on likelihoods: a forget loss of log-likelihoods, and a retain loss that compares next-token distributions.
+"""The base class of methods on likelihoods: a forget loss of the samples' log-likelihoods; the retain loss is there.
 
-RNA noises the reference (the frozen model) of the retain loss at layer l, as it noises the target of representation
-misdirection. B batch, T tokens, D hidden size, N positions, V vocabulary.
+`likelihood_loss.py` has the losses. B batch.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div, log_softmax
+from unlearn.arguments import check_choice, check_flag
+from unlearn.errors import UserError
+from unlearn.methods.method import Method
 
-from unlearn.data.batches import Batch, Part
-from unlearn.methods.losses import at_least_float32, counted_positions, masked_mean, mean_norm
-from unlearn.methods.objective import Alpha, Losses, Setup, View, alpha_of
-from unlearn.methods.rna import RNA
+if TYPE_CHECKING:
+    from torch import Tensor
 
-CHUNK = 512  # positions whose logits are in memory at a time
+    from unlearn.methods.inputs import Pair
+    from unlearn.methods.likelihood_loss import LikelihoodObjective
+    from unlearn.methods.objective import Setup
+
 RETAIN = ("kl", "mse", "nll")
 
 
-@dataclass(frozen=True)
-class LogLikelihoods:
-    """Log-likelihoods of a part's samples under one model, in nats: of all their counted tokens, and the tokens' mean.
-
-    The first token of a sample is not predicted and not counted.
-    """
-
-    sum_B: Tensor
-    mean_B: Tensor
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Log-likelihoods of the batch's parts under both models, computed when asked for."""
-
-    updated: Callable[[Part], LogLikelihoods]
-    reference: Callable[[Part], LogLikelihoods]
-
-
-class LikelihoodMethod(ABC):
-    """A method on likelihoods.
+@dataclass(frozen=True, kw_only=True)
+class LikelihoodMethod(Method):
+    """The base class of methods on likelihoods: a frozen dataclass of their arguments. The whole model is needed.
 
     Args:
-        retain: "kl" (of the updated from the reference's next-token distributions), "mse" (of their log-probabilities)
-            or "nll" (the usual loss on the retain texts, without a reference).
-        likelihood: "sample", or "batch" for the mean over all tokens of the batch in place of each sample's
-            log-likelihood (the published code).
-        reference_mask: false leaves padding unmasked in the reference (the published code; `loss.mask=none` only).
-        rounding: "float32" or "model": the dtype in which distributions are compared ("model": the published code).
+        retain: the retain loss. "kl": divergence of the updated from the frozen model's next-token distributions;
+            "mse": squared difference of their log-probabilities; "nll": the usual loss on the retain texts.
+        published: what the published code did, for mask="none" only: log-likelihoods are the mean over all tokens of
+            the batch in place of each sample's own, the frozen model sees padding, and the preferred texts of DPO
+            cancel.
+        rna: noise on the frozen model's hidden states at layer l; not with retain="nll", which does not use them.
+
+    Raises:
+        UserError: an argument is not allowed.
     """
 
-    needs_logits = True
+    needs_logits: ClassVar[bool] = True
 
-    def __init__(
-        self, retain: str, likelihood: str = "sample", reference_mask: bool = True, rounding: str = "float32"
-    ) -> None:
-        assert retain in RETAIN, retain
-        assert likelihood in ("sample", "batch"), likelihood
-        assert rounding in ("float32", "model"), rounding
-        self.retain, self.likelihood, self.reference_mask, self.rounding = retain, likelihood, reference_mask, rounding
+    retain: str = "kl"
+    published: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("retain", self.retain, RETAIN)
+        check_flag("published", self.published)
+        if self.retain == "nll" and self.rna.nu > 0:
+            raise UserError(
+                f"retain=nll with RNA (nu={self.rna.nu:g}) is not allowed: that retain loss has no reference that "
+                "noise could be added to. Use nu=0, or retain=kl or mse."
+            )
 
     @abstractmethod
     def forget(self, likelihoods: Pair) -> Tensor:
-        """The forget loss: scalar."""
+        """The forget loss: scalar, differentiable in the updated model's log-likelihoods."""
 
     def objective(self, setup: Setup) -> LikelihoodObjective:
         """This method's forget loss plus alpha times its retain loss."""
-        return LikelihoodObjective(self, setup.alpha, setup.mask, setup.rna)
+        from unlearn.methods.likelihood_loss import LikelihoodObjective
 
-
-@dataclass(frozen=True)
-class LikelihoodObjective:
-    """The forget loss of any method on likelihoods plus alpha times a retain loss, with RNA on its reference."""
-
-    method: LikelihoodMethod
-    alpha: Alpha
-    mask: str
-    rna: RNA
-
-    def __call__(self, batch: Batch, frozen: View, updated: View) -> Losses:
-        """Forget and retain loss; for the log, the forget texts' loss and the drift of retain states."""
-        reference = frozen if self.method.reference_mask else frozen.without_mask()
-
-        def of_updated(part: Part) -> LogLikelihoods:
-            return updated.once(part, lambda: self._likelihoods(updated, part, batch))
-
-        @torch.no_grad()
-        def of_reference(part: Part) -> LogLikelihoods:
-            key = (part, self.mask, self.method.likelihood)
-            return reference.once(key, lambda: self._likelihoods(reference, part, batch))
-
-        def facts() -> dict[str, Tensor]:
-            with torch.no_grad():
-                drift_BTD = updated.hidden("retain") - frozen.hidden("retain")
-                counted_BT = counted_positions(batch.retain.mask_BT, self.mask)
-                return {
-                    "forget_nll": -of_updated("forget").mean_B.mean(),
-                    "retain_drift": mean_norm(drift_BTD, counted_BT),
-                }
-
-        return Losses(
-            self.method.forget(Pair(of_updated, of_reference)),
-            self._retain(batch, reference, updated, of_updated),
-            alpha_of(self.alpha, batch.topic),
-            facts,
-        )
-
-    def _retain(
-        self, batch: Batch, reference: View, updated: View, likelihoods: Callable[[Part], LogLikelihoods]
-    ) -> Tensor:
-        if self.method.retain == "nll":
-            return -likelihoods("retain").mean_B.mean()
-        counted_BT = counted_positions(batch.retain.mask_BT, self.mask)
-
-        @torch.no_grad()
-        def noised() -> Tensor:
-            hidden_BTD = self.rna(reference.hidden("retain"), counted_BT, batch.topic, batch.step)
-            return reference.final("retain", hidden_BTD)[counted_BT]
-
-        reference_ND = reference.once(("noised", self.rna, self.mask), noised)
-        compare = {"kl": divergence, "mse": squared_difference}[self.method.retain]
-
-        def values(states_nD: Tensor, rows: slice) -> Tensor:
-            with torch.no_grad():
-                expected_nV = self._log_probabilities(reference, reference_ND[rows])
-            return compare(expected_nV, self._log_probabilities(updated, states_nD))
-
-        values_N = per_position(updated.final("retain")[counted_BT], values)
-        return masked_mean(scattered(values_N, counted_BT), counted_BT)
-
-    def _log_probabilities(self, view: View, states_nD: Tensor) -> Tensor:
-        logits_nV = view.logits(states_nD)
-        return log_softmax(logits_nV if self.method.rounding == "model" else at_least_float32(logits_nV), dim=-1)
-
-    def _likelihoods(self, view: View, part: Part, batch: Batch) -> LogLikelihoods:
-        padded = batch.parts[part]
-        counted_BT = counted_positions(padded.mask_BT, "none" if self.mask == "none" else "padding_and_bos")
-        counted_BT[:, 0] = False  # nothing predicts it
-        targets_N = padded.ids_BT[counted_BT]
-        before_BT = counted_BT.roll(-1, dims=1)  # the position that predicts a token is the one before
-
-        def values(states_nD: Tensor, rows: slice) -> Tensor:
-            return -cross_entropy(at_least_float32(view.logits(states_nD)), targets_N[rows], reduction="none")
-
-        values_BT = scattered(per_position(view.final(part)[before_BT], values), counted_BT)
-        if self.method.likelihood == "batch":
-            mean_1 = (values_BT.sum() / counted_BT.sum().clamp(min=1))[None]
-            return LogLikelihoods(mean_1, mean_1)
-        sum_B = values_BT.sum(dim=1)
-        return LogLikelihoods(sum_B, sum_B / counted_BT.sum(dim=1).clamp(min=1))
-
-    def prepare(self, batch: Batch) -> None:
-        """Begin to draw the noise of the next step."""
-        self.rna.prepare(counted_positions(batch.retain.mask_BT, self.mask), batch.topic, batch.step)
-
-    def state(self) -> dict[str, Tensor]:
-        """Nothing is drawn or measured."""
-        return {}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing was drawn or measured."""
-
-
-def divergence(expected_nV: Tensor, log_probabilities_nV: Tensor) -> Tensor:
-    """KL(expected || probabilities) at each position, of log-probabilities: [n], in nats."""
-    return kl_div(log_probabilities_nV, expected_nV, reduction="none", log_target=True).sum(dim=-1)
-
-
-def squared_difference(expected_nV: Tensor, log_probabilities_nV: Tensor) -> Tensor:
-    """Mean over the vocabulary of the squared difference of log-probabilities, at each position: [n]."""
-    return (expected_nV - log_probabilities_nV).square().mean(dim=-1)
-
-
-def scattered(values_N: Tensor, at_BT: Tensor) -> Tensor:
-    """The values at their positions, zeros elsewhere: [B, T]."""
-    return values_N.new_zeros(at_BT.shape).masked_scatter(at_BT, values_N)
-
-
-def per_position(states_ND: Tensor, values: Callable[[Tensor, slice], Tensor]) -> Tensor:
-    """Apply a function to each position's state, `CHUNK` positions at a time: [N].
-
-    Args:
-        values: from the states [n, D] of some positions, and which of the N they are, to one value each, [n]. A value
-            may depend on no other position's state.
-
-    The logits [N, V] are never in memory together, nor computed twice: the gradient of each value with respect to its
-    own state is computed in the forward pass and kept, [N, D].
-    """
-    if not (torch.is_grad_enabled() and states_ND.requires_grad):
-        return torch.cat([values(states_ND[rows], rows) for rows in _chunks(len(states_ND))])
-    return _PerPosition.apply(states_ND, values)
-
-
-def _chunks(count: int) -> list[slice]:
-    return [slice(at, at + CHUNK) for at in range(0, max(count, 1), CHUNK)]
-
-
-class _PerPosition(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, states_ND: Tensor, values: Callable[[Tensor, slice], Tensor]) -> Tensor:
-        found, gradients = [], []
-        for rows in _chunks(len(states_ND)):
-            with torch.enable_grad():
-                states_nD = states_ND[rows].detach().requires_grad_()
-                values_n = values(states_nD, rows)
-                [gradient_nD] = torch.autograd.grad(values_n.sum(), states_nD)
-            found.append(values_n.detach())
-            gradients.append(gradient_nD)
-        ctx.save_for_backward(torch.cat(gradients))
-        return torch.cat(found)
-
-    @staticmethod
-    def backward(ctx: Any, gradient_N: Tensor) -> tuple[Tensor, None]:
-        [of_values_ND] = ctx.saved_tensors
-        return of_values_ND * gradient_N[:, None].to(of_values_ND.dtype), None
+        if self.published and setup.mask != "none":
+            raise UserError(f"published=True with mask={setup.mask} is not allowed: it goes with mask=none.")
+        return LikelihoodObjective.of(self, setup)

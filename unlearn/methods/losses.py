@@ -5,7 +5,10 @@ B batch, T tokens, D hidden size.
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def counted_positions(mask_BT: Tensor, mode: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""The protocols of a method and of its objective: a forget loss plus alpha times a retain loss, minimised by training.
+"""The protocol of an objective: a forget loss plus alpha times a retain loss, minimised by training.
 
 The training loop knows only `Objective`. An objective gets what it needs from the views of the two models.
 B batch, T tokens, D hidden size, N positions, V vocabulary.
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
-from unlearn.data.batches import Batch, Part
-from unlearn.methods.rna import RNA
+    from unlearn.data.batches import Batch, Part
+    from unlearn.methods.noise import Ahead
 
 Result = TypeVar("Result")
 
@@ -88,8 +89,8 @@ Alpha = float | Mapping[str, float]  # one number, or one for each topic
 class Setup:
     """What an objective is made of beside its method.
 
-    `dim` is the hidden size, `alpha` the weight of the retain loss, `mask` says which positions the losses count (see
-    `losses.counted_positions`), `rna` is the noise on what the retain loss compares with.
+    `dim` is the hidden size, `seed` that of control vectors and noise, `alpha` the weight of the retain loss. `mask`
+    says which positions the losses count (see `losses.counted_positions`). `ahead` draws noise ahead.
     """
 
     topics: Sequence[str]
@@ -98,17 +99,7 @@ class Setup:
     seed: int
     alpha: Alpha
     mask: str
-    rna: RNA
-
-
-class Method(Protocol):
-    """What `_target_` in conf/method names: a class whose arguments are numbers and names."""
-
-    needs_logits: bool  # whether the whole model is loaded for it
-
-    def objective(self, setup: Setup) -> Objective:
-        """What training minimises."""
-        ...
+    ahead: Ahead | None = None
 
 
 def alpha_of(alpha: Alpha, topic: str) -> float:

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from torch import Generator, Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from unlearn.arguments import check_number
 from unlearn.methods.directions import uniform_direction
-from unlearn.methods.misdirection import ForgetBatch, MisdirectionMethod
+from unlearn.methods.misdirection import MisdirectionMethod
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+    from unlearn.methods.inputs import ForgetBatch
 
 
+@dataclass(frozen=True)
 class RMU(MisdirectionMethod):
-    """y^f = c u (Eq. 2)."""
+    """y^f = c u (Eq. 2).
 
-    def __init__(self, c: float) -> None:
-        self.c = c
+    Args:
+        c: the length of the target in units of the hidden states at layer l, above 0.
+        rna: noise on the target of the retain loss.
+
+    Raises:
+        UserError: an argument is not allowed.
+    """
+
+    c: float
+
+    def __post_init__(self) -> None:
+        check_number("c", self.c, above=0)
 
     def control_vector(self, dim: int, generator: Generator) -> Tensor:
         """Uniform direction u: float32 [D]."""

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-from torch import Generator, Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from unlearn.arguments import check_number
 from unlearn.methods.directions import gaussian_direction
 from unlearn.methods.losses import at_least_float32
-from unlearn.methods.misdirection import ForgetBatch, MisdirectionMethod
+from unlearn.methods.misdirection import MisdirectionMethod
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+    from unlearn.methods.inputs import ForgetBatch
 
 
+@dataclass(frozen=True)
 class RSV(MisdirectionMethod):
-    """y^f = h_frozen(x^f) + c epsilon (section 3.1)."""
+    """y^f = h_frozen(x^f) + c epsilon (section 3.1).
 
-    def __init__(self, c: float) -> None:
-        self.c = c
+    Args:
+        c: the length of the added vector in units of the hidden states at layer l, above 0.
+        rna: noise on the target of the retain loss.
+
+    Raises:
+        UserError: an argument is not allowed.
+    """
+
+    c: float
+
+    def __post_init__(self) -> None:
+        check_number("c", self.c, above=0)
 
     def control_vector(self, dim: int, generator: Generator) -> Tensor:
         """Gaussian direction epsilon: float32 [D]."""

@@ -62,7 +62,7 @@ def run_config(folder: RunFolder, overrides: list[str]) -> Config:
     else:
         changed(raw, overrides)
     changed(raw, place)
-    return settle(raw)
+    return settle(raw, trained=True)
 
 
 def recorded_config(folder: Path, record: Mapping[str, Any], *, trust_remote_code: bool = False) -> DictConfig:

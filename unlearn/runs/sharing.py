@@ -133,7 +133,7 @@ def _write(process: subprocess.Popen[str], message: object) -> None:
 def main() -> None:
     """`python -m unlearn.runs.sharing FOLDER PLACE`: a configuration on stdin, then a task on each line."""
     folder, place = Path(sys.argv[1]), int(sys.argv[2])
-    config = settle(OmegaConf.create(json.loads(sys.stdin.readline())))
+    config = settle(OmegaConf.create(json.loads(sys.stdin.readline())), trained=True)
     tasks: SimpleQueue[Task] = SimpleQueue()
     threading.Thread(target=_read_tasks, args=(tasks,), daemon=True).start()
     inputs = load_evaluation_inputs(config)

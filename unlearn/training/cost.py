@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import transformers
 
-from unlearn.methods.likelihood import CHUNK
+from unlearn.methods.likelihood_loss import CHUNK
 from unlearn.models.architectures import (
     DOWN_PROJECTIONS,
     SPAN,

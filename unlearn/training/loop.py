@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import resource
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -62,11 +62,11 @@ class _Shared:
             packed = pack(padded) if self._packs else None
             self._packed[part] = packed
             if packed is None:
-                here = padded.to(self.cut.device)
-                self._inputs[part] = here.ids_BT, here.mask_BT.long() if self._masked else None, None
+                rows = padded.to(self.cut.device)
+                self._inputs[part] = rows.ids_BT, rows.mask_BT.long() if self._masked else None, None
             else:
-                there = packed.to(self.cut.device)
-                self._inputs[part] = there.ids_RL, None, there.positions_RL
+                lines = packed.to(self.cut.device)
+                self._inputs[part] = lines.ids_RL, None, lines.positions_RL
             self._calls[part] = self.cut.prefix(*self._inputs[part])
         return self._calls[part]
 
@@ -126,18 +126,22 @@ class _View:
         return self.once("without mask", lambda: _View(self._shared.unmasked(), self._weights))
 
 
-def train(
+@dataclass(frozen=True)
+class Schedule:
+    """After every how many steps a variant's listener is called (None: never). See `Listener`."""
+
+    log: int = 1
+    checkpoint: int | None = None
+    keep: int | None = None
+
+
+def train_variants(
     cut: CutModel,
-    variants: list[Variant],
+    variants: Sequence[Variant],
     batches: Iterable[Batch],
     *,
     mask_padding: bool,
-    log_every: int,
-    on_record: Callable[[Variant, Record], None],
-    checkpoint_every: int | None = None,
-    on_checkpoint: Callable[[Variant], None] = lambda _: None,
-    keep_every: int | None = None,
-    on_keep: Callable[[Variant], None] = lambda _: None,
+    schedule: Schedule = Schedule(),
     check_late: bool | None = None,
     recompute: bool = False,
 ) -> None:
@@ -146,9 +150,6 @@ def train(
     Args:
         batches: with numbers of steps in order, beginning no later than the variant that is behind all others.
         mask_padding: give the model an attention mask; needless where padding is on the right.
-        on_record: called with every `log_every`-th step's record, the first and the last included.
-        on_checkpoint: called with each variant after every `checkpoint_every`-th step, except the last one.
-        keep_every, on_keep: the same for weights that are kept to be evaluated later.
         recompute: keep only the inputs of layers above l for the backward pass (activation checkpointing), for methods
             that need logits.
         check_late: look at a step's loss only when the next step begins, so that the host need not wait for the device
@@ -157,52 +158,95 @@ def train(
     A variant whose loss or gradient is not finite stops there, with `error` set and its matrices as before that step;
     the others go on.
     """
-    running = list(variants)
     clock = _Clock()
-    late = cut.device.type == "cuda" if check_late is None else check_late
-    checks: dict[int, _StepCheck] = {}  # id of a variant -> its last step, not yet checked
-    for batch, last, following in _look_ahead(batches):
-        tokens = batch.tokens
-        clock.count(tokens)
-        packs = cut.packs and not mask_padding
-        shared = _Shared(cut, batch, masked=mask_padding, packs=packs, recompute=recompute)
-        batch = batch.to(cut.device)
+    checks = _Checks(late=cut.device.type == "cuda" if check_late is None else check_late)
+    running = list(variants)
+    for batch, following in _look_ahead(batches):
+        last = following is None
+        logged = last or batch.step % schedule.log == 0
+        clock.count(batch.tokens)
+        shared = _Shared(cut, batch, masked=mask_padding, packs=cut.packs and not mask_padding, recompute=recompute)
+        _prepare(running, following)
+        running = [variant for variant in running if checks.passed(variant)]
+        on_device = batch.to(cut.device)
         frozen = _View(shared, cut.frozen)
-        logged = last or batch.step % log_every == 0
         records: list[tuple[Variant, Record]] = []
-        if following is not None:
-            for variant in (v for v in running if v.progress.steps <= following.step):
-                variant.objective.prepare(following)
-        for variant in running:
-            _finish_check(variant, checks)
-        for variant in (v for v in running if v.error is None and v.progress.steps == batch.step):
-            losses = variant.objective(batch, frozen, _View(shared, variant.weights))
-            losses.total.backward()
-            norm = torch.nn.utils.get_total_norm([w.grad for w in variant.weights.values() if w.grad is not None])
-            checks[id(variant)] = _StepCheck(batch, losses, norm)
-            if not late and not _finish_check(variant, checks):
-                variant.optimizer.zero_grad()  # so that its gradients do not stay in memory
-                continue
-            if logged:
-                records.append((variant, _record(batch, losses, norm, variant, tokens)))
-            _update(variant, batch.step, checks.get(id(variant)))
-            before = variant.progress
-            variant.progress = Progress(batch.step + 1, before.tokens + tokens, before.seconds)
+        for variant in [v for v in running if v.progress.steps == batch.step]:
+            record = _step(variant, on_device, frozen, _View(shared, variant.weights), checks, batch.tokens, logged)
+            if record is not None:
+                records.append((variant, record))
         for variant, record in records:  # at the end of the step, so that its time covers all variants
-            if _finish_check(variant, checks):
-                on_record(variant, clock.timed(record))
-        running = [v for v in running if v.error is None]
-        for variant in (v for v in running if v.progress.steps == batch.step + 1):
+            if checks.passed(variant):
+                variant.records.append(clock.timed(record))
+                variant.listener.on_record(variant, variant.records[-1])
+        running = [variant for variant in running if variant.error is None]
+        for variant in [v for v in running if v.progress.steps == batch.step + 1]:
             variant.progress = replace(variant.progress, seconds=variant.progress.seconds + clock.since_step)
-            for every, act in ((checkpoint_every, on_checkpoint), (keep_every, on_keep)):
-                due = every and variant.progress.steps % every == 0 and not last
-                if due and _finish_check(variant, checks):
-                    act(variant)
+            if not last:
+                _after_step(variant, schedule, checks)
         clock.step()
         if logged:
             clock.lap()
         if not running:
             return
+
+
+def _prepare(variants: Sequence[Variant], following: Batch | None) -> None:
+    """Let those variants prepare the next step that will take it."""
+    for variant in variants:
+        if following is not None and variant.progress.steps <= following.step:
+            variant.objective.prepare(following)
+
+
+def _step(
+    variant: Variant, batch: Batch, frozen: _View, updated: _View, checks: _Checks, tokens: int, logged: bool
+) -> Record | None:
+    """Lines 6 to 13 of Algorithm 1 for one variant: losses, gradients, update. Returns the record of a logged step."""
+    losses = variant.objective(batch, frozen, updated)
+    losses.total.backward()
+    norm = torch.nn.utils.get_total_norm([w.grad for w in variant.weights.values() if w.grad is not None])
+    checks.begin(variant, _StepCheck(batch, losses, norm))
+    if not checks.late and not checks.passed(variant):
+        variant.optimizer.zero_grad()  # so that its gradients do not stay in memory
+        return None
+    record = _record(batch, losses, norm, variant, tokens) if logged else None
+    _update(variant, batch.step, checks.pending(variant))
+    before = variant.progress
+    variant.progress = Progress(batch.step + 1, before.tokens + tokens, before.seconds)
+    return record
+
+
+def _after_step(variant: Variant, schedule: Schedule, checks: _Checks) -> None:
+    """Call a variant's listener if a checkpoint, or weights to be kept, are due."""
+    listener, steps = variant.listener, variant.progress.steps
+    for every, act in ((schedule.checkpoint, listener.on_checkpoint), (schedule.keep, listener.on_keep)):
+        if every is not None and steps % every == 0 and checks.passed(variant):
+            act(variant)
+
+
+class _Checks:
+    """Whether each variant's last step was finite: looked at in the step itself or, if `late`, when the next begins."""
+
+    def __init__(self, *, late: bool) -> None:
+        self.late = late
+        self._pending: dict[int, _StepCheck] = {}  # by the id of the variant
+
+    def begin(self, variant: Variant, check: _StepCheck) -> None:
+        """Begin the check of a variant's step."""
+        self._pending[id(variant)] = check
+
+    def pending(self, variant: Variant) -> _StepCheck | None:
+        """The check of a variant's last step, if nobody has looked at it yet."""
+        return self._pending.get(id(variant))
+
+    def passed(self, variant: Variant) -> bool:
+        """Look at a variant's last step. Takes the step back and returns False if it was not finite."""
+        check = self._pending.pop(id(variant), None)
+        problem = None if check is None else check.problem()
+        if check is not None and problem is not None:
+            variant.error = problem
+            variant.progress = replace(variant.progress, steps=check.step)
+        return variant.error is None
 
 
 class _StepCheck:
@@ -229,19 +273,9 @@ class _StepCheck:
             return None
         what = f"the gradient's norm became {norm}" if math.isfinite(total) else f"the loss became {total}"
         return (
-            f"{what} at step {self.step}, topic {self._topic} (forget loss {forget:g}, retain loss {retain:g}). What "
-            f"was logged before is in train.jsonl. A lower train.lr or a lower coefficient of the method may help."
+            f"{what} at step {self.step}, topic {self._topic} (forget loss {forget:g}, retain loss {retain:g}). A "
+            f"lower learning rate (train.lr) or a lower coefficient of the method may help."
         )
-
-
-def _finish_check(variant: Variant, checks: dict[int, _StepCheck]) -> bool:
-    """Do the pending check of a variant's last step. Returns false, and takes the step back, if it was not finite."""
-    check = checks.pop(id(variant), None)
-    problem = None if check is None else check.problem()
-    if check is not None and problem is not None:
-        variant.error = problem
-        variant.progress = replace(variant.progress, steps=check.step)
-    return variant.error is None
 
 
 def _update(variant: Variant, step: int, check: _StepCheck | None) -> None:
@@ -303,11 +337,11 @@ def peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def _look_ahead(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool, Batch | None]]:
-    """Each batch, whether it is the last one, and the next one."""
+def _look_ahead(batches: Iterable[Batch]) -> Iterator[tuple[Batch, Batch | None]]:
+    """Each batch, and the next one; None after the last."""
     stream = iter(batches)
     batch = next(stream, None)
     while batch is not None:
         following = next(stream, None)
-        yield batch, following is None, following
+        yield batch, following
         batch = following

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from unlearn.methods.objective import Objective
 from unlearn.training.optimizer import OPTIMIZERS
+
+if TYPE_CHECKING:
+    from unlearn.training.loop import Record
 
 
 @dataclass(frozen=True)
@@ -21,9 +25,22 @@ class Progress:
     seconds: float = 0.0
 
 
+class Listener:
+    """What is done during the training of a variant; by default nothing. `Schedule` says after which steps."""
+
+    def on_record(self, variant: Variant, record: Record) -> None:
+        """A step was logged. The first and the last step always are."""
+
+    def on_checkpoint(self, variant: Variant) -> None:
+        """A checkpoint is due; never after the last step."""
+
+    def on_keep(self, variant: Variant) -> None:
+        """The weights are to be kept, to be evaluated later; never after the last step."""
+
+
 @dataclass
 class Variant:
-    """One grid point: its objective, its matrices {full name: leaf tensor} and their optimizer."""
+    """One grid point: its objective, its matrices {full name: leaf tensor}, their optimizer, and what was logged."""
 
     objective: Objective
     weights: dict[str, Tensor]
@@ -31,6 +48,8 @@ class Variant:
     lr: Callable[[int], float]  # step -> learning rate
     error: str | None = None  # why training stopped early
     progress: Progress = Progress()
+    records: list[Record] = field(default_factory=list)
+    listener: Listener = field(default_factory=Listener)
 
     @property
     def nbytes(self) -> int:

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from unlearn.errors import UserError
-from unlearn.methods.rna import standard_deviation
+from unlearn.methods.rna import RNA
 from unlearn.paper.theory.assumptions import FEWEST, describe
 from unlearn.paper.theory.finished_run import (
     check_counterpart,
@@ -105,7 +105,7 @@ def theory(
     if rm is not None:
         del model  # one at a time
         gc.collect()
-        nu = standard_deviation(run.config.rna.nu, run.config.rna.scale) ** 2
+        nu = RNA(run.config.rna.nu, run.config.rna.scale).std ** 2
         without = observe(load_unlearned(rm), layer, asked)
         compared = against(states, without, nu, directions=directions, seed=seed)
         results["against"] = {"run": str(counterpart), **compared}

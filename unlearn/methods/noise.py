@@ -1,0 +1,127 @@
+"""Adding the noise of RNA to the target of the retain loss (Eq. 8, Algorithm 1 line 9).
+
+B batch, T tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from unlearn.methods.losses import at_least_float32
+from unlearn.methods.randomness import generator
+from unlearn.methods.rna import RNA
+
+Key = tuple[int, str, int]  # seed, topic, step
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The noise of one variant. Two with equal fields add equal noise.
+
+    Args:
+        rna: how much noise.
+        seed: a part of the key of the noise.
+        ahead: draws the noise ahead, for all variants of a training.
+    """
+
+    rna: RNA
+    seed: int
+    ahead: Ahead | None = field(default=None, compare=False)
+
+    def __call__(self, target_BTD: Tensor, mask_BT: Tensor, topic: str, step: int) -> Tensor:
+        """The target with noise: see `augment`."""
+        return augment(target_BTD, mask_BT, topic, step, std=self.rna.std, seed=self.seed, ahead=self.ahead)
+
+    def prepare(self, mask_BT: Tensor, topic: str, step: int) -> None:
+        """Begin to draw the noise of a coming step: see `Ahead.draw`."""
+        if self.ahead is not None and self.rna.nu > 0:
+            self.ahead.draw(mask_BT, topic, step, seed=self.seed)
+
+
+def augment(
+    target_BTD: Tensor,
+    mask_BT: Tensor,
+    topic: str,
+    step: int,
+    *,
+    std: float,
+    seed: int,
+    ahead: Ahead | None = None,
+) -> Tensor:
+    """The retain target with noise delta ~ N(0, std^2 I), drawn anew for every step, token and dimension.
+
+    Args:
+        target_BTD: the frozen model's retain representation, any floating dtype.
+        mask_BT: bool, True at the positions that the loss counts; others get no noise.
+        std: standard deviation of the noise; 0 returns `target_BTD` itself.
+        seed, topic, step: with the row in the batch, the key of the noise.
+        ahead: has the noise if it was drawn ahead.
+
+    Returns:
+        [B, T, D] in float32 or better (the target itself if std = 0).
+    """
+    if std == 0:
+        return target_BTD
+    noise_BTD = None if ahead is None else ahead.take(topic, step, seed)
+    target_BTD = at_least_float32(target_BTD)
+    if noise_BTD is None:
+        noise_ND = _noise(tuple(mask_BT.sum(dim=1).tolist()), target_BTD.shape[-1], topic, step, seed)
+        noise_BTD = torch.zeros_like(target_BTD)
+        noise_BTD[mask_BT] = noise_ND.to(target_BTD)
+    return target_BTD + std * noise_BTD
+
+
+@lru_cache(maxsize=1)  # the points of a grid differ in nu and share the draw
+def _noise(counts: tuple[int, ...], dim: int, topic: str, step: int, seed: int) -> Tensor:
+    """Standard normal noise for each row's `counts` tokens, row after row: float32 [N, D] on the CPU."""
+    rows = [_row(n, dim, topic, step, seed, row) for row, n in enumerate(counts)]
+    return torch.cat(rows)
+
+
+def _row(count: int, dim: int, topic: str, step: int, seed: int, row: int) -> Tensor:
+    return torch.randn(count, dim, generator=generator(seed, "noise", topic, step, row))
+
+
+class Ahead:
+    """Noise of the next step, drawn by other threads while a GPU works on this one. One for all variants of a training.
+
+    A GPU takes tens of milliseconds for a step, and so does one thread of the host for its noise. A thread draws a row
+    of the batch. The values are those that `augment` would draw: the key determines them, not the place. On a CPU
+    nothing is drawn ahead, as that would take the time of the threads that compute.
+    """
+
+    def __init__(self, dim: int, device: torch.device, *, always: bool = False) -> None:
+        self._dim, self._device = dim, device
+        self._active = always or device.type == "cuda"
+        self._threads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="noise")
+        self._drawn: dict[Key, tuple[Tensor, list[Future[None]]]] = {}
+        self._current: dict[int, tuple[Key, Tensor]] = {}  # seed -> the noise of its current step, on the device
+
+    def draw(self, mask_BT: Tensor, topic: str, step: int, *, seed: int) -> None:
+        """Begin to draw the noise of a coming step; returns at once. `mask_BT` is that of `augment`, on the CPU."""
+        key = (seed, topic, step)
+        if not self._active or key in self._drawn:  # variants with the same seed share the noise
+            return
+        noise_BTD = torch.zeros(*mask_BT.shape, self._dim, pin_memory=self._device.type == "cuda")
+
+        def fill(row: int) -> None:
+            counted_T = mask_BT[row]
+            noise_BTD[row, counted_T] = _row(int(counted_T.sum()), self._dim, topic, step, seed, row)
+
+        self._drawn[key] = noise_BTD, [self._threads.submit(fill, row) for row in range(len(mask_BT))]
+
+    def take(self, topic: str, step: int, seed: int) -> Tensor | None:
+        """The noise of this step on the device, float32 [B, T, D]; None if it was not drawn ahead."""
+        key = (seed, topic, step)
+        if key in self._drawn:
+            noise_BTD, rows = self._drawn.pop(key)
+            for row in rows:
+                row.result()
+            self._current[seed] = key, noise_BTD.to(self._device, non_blocking=True)
+        current = self._current.get(seed)
+        return current[1] if current is not None and current[0] == key else None
