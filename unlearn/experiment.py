@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -15,13 +15,11 @@ from typing import Any
 
 from unlearn.config.identity import identity, run_folder
 from unlearn.config.schema import Config, unshared
-from unlearn.data.batches import batches
-from unlearn.data.corpora import Topic
 from unlearn.errors import UserError, describe
 from unlearn.evaluate.harness import Answers
 from unlearn.methods.make import make_method
-from unlearn.methods.objective import Method, Setup
-from unlearn.methods.rna import RNA, Ahead
+from unlearn.methods.noise import Ahead
+from unlearn.methods.rna import RNA
 from unlearn.models.cutting import CutModel
 from unlearn.models.loading import load_up_to, load_whole
 from unlearn.models.memory import reuse_memory
@@ -35,9 +33,10 @@ from unlearn.screen import say
 from unlearn.storage.files import check_space, check_writable
 from unlearn.storage.lock import FolderLock
 from unlearn.tracking.terminal import ShowResult, show_result, show_result_line, training_progress
-from unlearn.training.loop import Record, train
-from unlearn.training.optimizer import schedule
-from unlearn.training.variant import Variant, make_variant
+from unlearn.training.loop import Record, Schedule, train_variants
+from unlearn.training.optimizer import Optimizer
+from unlearn.training.train import Setting, begin, is_padded_left, stream
+from unlearn.training.variant import Listener, Variant
 
 CHECKPOINT = 3  # matrices for each trained one: itself and two moments
 
@@ -113,20 +112,18 @@ def _clear_tracebacks(runs: list[ActiveRun]) -> None:
 
 def _check_folders(configs: list[Config]) -> None:
     """Raise UserError if two different runs want one folder, so that one of them could not be made."""
-    owners: dict[Path, dict[str, Any]] = {}
+    identities: dict[Path, dict[str, Any]] = {}
     for config in configs:
-        own = identity(config)
-        if owners.setdefault(run_folder(config), own) != own:
-            raise UserError(
-                f"output_dir={config.output_dir}: the folder of two different runs. In a grid, leave it out."
-            )
+        if identities.setdefault(run_folder(config), identity(config)) != identity(config):
+            raise UserError(f"output_dir={config.output_dir} is used by two runs: do not set it in a sweep.")
 
 
 def _shared(configs: list[Config]) -> Config:
     """The configuration whose model, data and schedule all share. Raises UserError where they differ."""
-    first = configs[0]
-    for key in (key for other in configs[1:] for key in unshared(first, other)):
-        raise UserError(f"{key} differs between runs that are to share one process.")
+    first, *others = configs
+    differing = [key for other in others for key in unshared(first, other)]
+    if differing:
+        raise UserError(f"{differing[0]} differs between runs that are to share one process.")
     return first
 
 
@@ -143,29 +140,44 @@ def _train(runs: list[ActiveRun], shared: Config, inputs: Inputs) -> None:
     runs = [active for active in runs if active.error is None]
     if not runs:
         return
-    layer, parameters = shared.model.layer, shared.model.parameters
-    methods = [make_method(active.config.method) for active in runs]
-    whole = any(method.needs_logits for method in methods)
-    model = load_whole(inputs.source) if whole else load_up_to(inputs.source, layer)
-    cut = CutModel(model, layer, parameters=parameters)
-    say(f"Trained parameters: {', '.join(cut.frozen)}")
-    plain = sum(active.config.rna.nu == 0 for active in runs)
-    if plain:
-        say("Without RNA (rna.nu=0)" + (f": {plain} of {len(runs)} runs" if len(runs) > 1 else ""))
+    settings = [_setting(active.config) for active in runs]
+    cut = _load_cut(shared, inputs, whole=any(setting.method.needs_logits for setting in settings))
     check_space(run_folder(shared).parent, _bytes_of_files(shared, cut, len(runs)))
-    noise = Ahead(cut.dim, cut.device)
-    pairs: list[tuple[ActiveRun, Variant]] = []
-    for active, method in zip(runs, methods, strict=True):
+    _say_what_is_trained(cut, settings)
+    topics, ahead = [topic.name for topic in inputs.topics], Ahead(cut.dim, cut.device)
+    trained: list[tuple[ActiveRun, Variant]] = []
+    for active, setting in zip(runs, settings, strict=True):
         with active.catching_errors():
-            variant = _make_variant(active.config, method, cut, inputs.topics, noise)
+            variant = begin(cut, setting, topics, steps=shared.train.steps, mask=shared.loss.mask, ahead=ahead)
             active.restore(variant)
-            pairs.append((active, variant))
-    if pairs:
-        _train_variants(pairs, shared, inputs, cut)
-    for active, variant in pairs:
+            trained.append((active, variant))
+    if trained:
+        _train_variants(trained, shared, inputs, cut)
+    for active, variant in trained:
         if active.error is None:
             with active.catching_errors():
                 active.finish_training(variant, cut.frozen)
+
+
+def _setting(config: Config) -> Setting:
+    """What distinguishes a run from others of the same training."""
+    t = config.train
+    optimizer = Optimizer(t.optimizer, t.schedule, (t.betas[0], t.betas[1]), t.eps, t.weight_decay, t.precision)
+    method = make_method(config.method, RNA(config.rna.nu, config.rna.scale))
+    return Setting(method, t.lr, config.loss.alpha, config.seed, optimizer)
+
+
+def _load_cut(shared: Config, inputs: Inputs, *, whole: bool) -> CutModel:
+    layer = shared.model.layer
+    model = load_whole(inputs.source) if whole else load_up_to(inputs.source, layer)
+    return CutModel(model, layer, parameters=shared.model.parameters)
+
+
+def _say_what_is_trained(cut: CutModel, settings: list[Setting]) -> None:
+    say(f"Trained parameters: {', '.join(cut.frozen)}")
+    plain = sum(setting.method.rna.nu == 0 for setting in settings)
+    if plain:
+        say("Without RNA (rna.nu=0)" + (f": {plain} of {len(settings)} runs" if len(settings) > 1 else ""))
 
 
 def _bytes_of_files(shared: Config, cut: CutModel, runs: int) -> int:
@@ -181,75 +193,57 @@ def _bytes_of_files(shared: Config, cut: CutModel, runs: int) -> int:
     return 4 * matrices * sum(weight.numel() for weight in cut.frozen.values())
 
 
+class _RunListener(Listener):
+    """The log, checkpoints and kept weights of a run. If one of them fails, the run fails and its variant stops."""
+
+    def __init__(self, active: ActiveRun, cut: CutModel, show: Callable[[Record], None]) -> None:
+        self._active, self._cut, self._show = active, cut, show
+
+    @contextmanager
+    def _stopping(self, variant: Variant) -> Iterator[None]:
+        with self._active.catching_errors():
+            yield
+        if self._active.error is not None:
+            variant.error = describe(self._active.error)
+
+    def on_record(self, variant: Variant, record: Record) -> None:
+        with self._stopping(variant):
+            self._active.log(record)
+        self._show(record)
+
+    def on_checkpoint(self, variant: Variant) -> None:
+        with self._stopping(variant):
+            self._active.save(variant)
+
+    def on_keep(self, variant: Variant) -> None:
+        with self._stopping(variant):
+            self._active.keep_weights(variant, self._cut.frozen)
+
+
 def _train_variants(pairs: list[tuple[ActiveRun, Variant]], shared: Config, inputs: Inputs, cut: CutModel) -> None:
-    # Where every position counts, padding has to be where the published code had it, and masked.
-    padded_left = shared.loss.mask == "none"
-    if padded_left and shared.model.attn_implementation != "eager":
+    if is_padded_left(shared.loss.mask) and shared.model.attn_implementation != "eager":
         say("loss.mask=none counts padding, whose states depend on the kernel: model.attn_implementation=eager.")
-    stream = batches(
-        inputs.topics,
-        steps=shared.train.steps,
-        batch_size=shared.train.batch_size,
-        pad_id=inputs.pad_id,
-        side="left" if padded_left else "right",
-        start=min(variant.progress.steps for _, variant in pairs),
-        preferred=inputs.preferred.rows if inputs.preferred else None,
-        first_preferred=padded_left,  # as the published code does
-    )
-    run_of = {id(variant): active for active, variant in pairs}
-
-    def handle(variant: Variant, work: Callable[[ActiveRun], None]) -> None:
-        """Do something for a variant's run. If that fails, the variant stops."""
-        active = run_of[id(variant)]
-        with active.catching_errors():
-            work(active)
-        variant.error = None if active.error is None else describe(active.error)
-
-    made = sum(variant.nbytes for _, variant in pairs)
-    recompute = must_recompute([active.config for active, _ in pairs], cut.model, inputs.lengths, made)
+    variants = [variant for _, variant in pairs]
+    made = sum(variant.nbytes for variant in variants)
     with training_progress(shared.train.steps) as show:
-
-        def on_record(variant: Variant, record: Record) -> None:
-            handle(variant, lambda active: active.log(record))
-            show(record)
-
-        train(
+        for active, variant in pairs:
+            variant.listener = _RunListener(active, cut, show)
+        train_variants(
             cut,
-            [variant for _, variant in pairs],
-            stream,
-            mask_padding=padded_left,
-            log_every=shared.train.log_every,
-            on_record=on_record,
-            checkpoint_every=shared.train.checkpoint_every,
-            on_checkpoint=lambda variant: handle(variant, lambda active: active.save(variant)),
-            keep_every=shared.eval.every,
-            on_keep=lambda variant: handle(variant, lambda active: active.keep_weights(variant, cut.frozen)),
-            recompute=recompute,
+            variants,
+            stream(
+                inputs.topics,
+                steps=shared.train.steps,
+                batch_size=shared.train.batch_size,
+                mask=shared.loss.mask,
+                pad_id=inputs.pad_id,
+                start=min(variant.progress.steps for variant in variants),
+                preferred=inputs.preferred.rows if inputs.preferred else None,
+            ),
+            mask_padding=is_padded_left(shared.loss.mask),
+            schedule=Schedule(shared.train.log_every, shared.train.checkpoint_every, shared.eval.every),
+            recompute=must_recompute([active.config for active, _ in pairs], cut.model, inputs.lengths, made),
         )
-
-
-def _make_variant(config: Config, method: Method, cut: CutModel, topics: list[Topic], noise: Ahead) -> Variant:
-    setup = Setup(
-        topics=[topic.name for topic in topics],
-        dim=cut.dim,
-        device=cut.device,
-        seed=config.seed,
-        alpha=config.loss.alpha,
-        mask=config.loss.mask,
-        rna=RNA(config.rna.nu, config.rna.scale, config.seed, noise),
-    )
-    objective = method.objective(setup)
-    t = config.train
-    return make_variant(
-        objective,
-        cut.frozen,
-        lr=schedule(t.schedule, t.lr, t.steps),
-        betas=(t.betas[0], t.betas[1]),
-        eps=t.eps,
-        weight_decay=t.weight_decay,
-        precision=t.precision,
-        optimizer=t.optimizer,
-    )
 
 
 def _attack(configs: list[Config], errors: dict[Path, Exception | None]) -> None:

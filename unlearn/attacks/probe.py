@@ -24,7 +24,7 @@ from unlearn.attacks.lens import check_layers, chosen_layers
 from unlearn.data.batches import pad
 from unlearn.evaluate.chat import encode_prompts
 from unlearn.evaluate.maxlogit import by_length
-from unlearn.models.architectures import decoder_layers
+from unlearn.models.architectures import decoder_layers, hidden_of
 from unlearn.models.memory import in_batches
 
 BLOCK = 4  # questions in a row that go to one half: a fact may be asked about several times in a row
@@ -152,7 +152,7 @@ def recorded_at(target: Target, positions_B: Tensor) -> Iterator[list[Tensor]]:
     rows_B = torch.arange(len(positions_B), device=positions_B.device)
 
     def record(_module: Any, _args: Any, output: Tensor | tuple[Any, ...]) -> None:
-        h_BTD = output[0] if isinstance(output, tuple) else output
+        h_BTD = hidden_of(output)
         by_layer.append(h_BTD[rows_B, positions_B].float().cpu())
 
     with ExitStack() as stack:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from unlearn.attacks.attack import Change, Target
-from unlearn.models.architectures import decoder_layers
+from unlearn.models.architectures import decoder_layers, hidden_of
 from unlearn.models.delta import sha256
 
 
@@ -42,7 +42,7 @@ class Projection(Change):
         directions_DK = torch.linalg.qr(controls_DK).Q.float().to(target.model.device)
 
         def without_directions(_module: Any, _args: Any, output: Tensor | tuple[Any, ...]) -> Any:
-            h_BTD = output[0] if isinstance(output, tuple) else output
+            h_BTD = hidden_of(output)
             left_BTD = (h_BTD.float() - h_BTD.float() @ directions_DK @ directions_DK.T).to(h_BTD.dtype)
             return (left_BTD, *output[1:]) if isinstance(output, tuple) else left_BTD
 

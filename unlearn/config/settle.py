@@ -72,7 +72,7 @@ def settle(raw: DictConfig, *, trained: bool = False) -> Config:
     assert isinstance(config, Config)
     if not trained:
         _name_own_method(config)
-    checks = CHECKS if trained else CHECKS + CHECKS_OF_TRAINING
+    checks = CHECKS if trained else CHECKS_OF_TRAINING + CHECKS
     problems = [problem for check in checks for problem in check(config)]
     if problems:
         raise UserError("\n".join(problems))

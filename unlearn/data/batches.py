@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from unlearn.data.corpora import Topic
 
@@ -105,6 +106,13 @@ def pad(rows: list[list[int]], pad_id: int, side: str) -> Padded:
         ids_BT[i, at] = torch.tensor(row)
         mask_BT[i, at] = True
     return Padded(ids_BT, mask_BT)
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase | None, vocabulary: int) -> int:
+    """The token id of padding. Where the model has none, any will do: it is masked or comes last."""
+    ids = () if tokenizer is None else (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    # A tokenizer may have more ids than the model, with [PAD] added.
+    return next((i for i in ids if i is not None and i < vocabulary), 0)
 
 
 def documents_needed(steps: int, batch_size: int, topics: int) -> int:

@@ -119,21 +119,10 @@ class Topic:
             UserError: no text, a value that is not a string, a blank text, invalid characters, or a text of which the
                 tokenizer makes no tokens. The message names the topic, the part and the text's index.
         """
-        reading = Reading(errors=errors)
-        rows, hashes = {}, {}
-        for part, texts, length in (
-            ("forget", forget, max_length),
-            ("retain", retain, retain_max_length or max_length),
-        ):
-            key = f"topic {name}, {part}"
-            if isinstance(texts, str) or not texts:
-                raise UserError(f"{key}: a list of at least one text is needed, not {texts!r:.40}.")
-            places = [f"text {index}" for index in range(len(texts))]
-            checked = [_checked(text, place, key, reading) for text, place in zip(texts, places, strict=True)]
-            hashes[part] = json_sha256(checked)
-            corpus = Corpus(checked, places, len(checked), hashes[part])
-            rows[part] = _tokenise(corpus, tokenizer, length, key, reading)
-        return cls(name, rows["forget"], rows["retain"], hashes)
+        retain_max_length = retain_max_length or max_length
+        forgotten = tokenised(forget, f"topic {name}, forget", tokenizer, max_length=max_length, errors=errors)
+        retained = tokenised(retain, f"topic {name}, retain", tokenizer, max_length=retain_max_length, errors=errors)
+        return cls(name, forgotten.rows, retained.rows, {"forget": forgotten.sha256, "retain": retained.sha256})
 
 
 def read_corpus(path: str, key: str, reading: Reading = Reading(), most: int | None = None) -> Corpus:
@@ -290,6 +279,19 @@ def load_texts(
 ) -> Texts:
     """Read and tokenise at most `documents` texts. Raises what `documents` raises."""
     corpus = read_corpus(path, key, reading, documents)
+    return Texts(_tokenise(corpus, tokenizer, max_length, key, reading), corpus.sha256)
+
+
+def tokenised(
+    texts: Sequence[str], key: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int, errors: str = "error"
+) -> Texts:
+    """Tokenise texts in memory, with the checks that corpora in files get. Raises UserError as `Topic.from_texts`."""
+    if isinstance(texts, str) or not texts:
+        raise UserError(f"{key}: a list of at least one text is needed, not {texts!r:.40}.")
+    reading = Reading(errors=errors)
+    places = [f"text {index}" for index in range(len(texts))]
+    checked = [_checked(text, place, key, reading) for text, place in zip(texts, places, strict=True)]
+    corpus = Corpus(checked, places, len(checked), json_sha256(checked))
     return Texts(_tokenise(corpus, tokenizer, max_length, key, reading), corpus.sha256)
 
 

@@ -133,6 +133,11 @@ def head_of(model: PreTrainedModel) -> nn.Linear | None:
     return next((head for part in parts if (head := part.get_output_embeddings()) is not None), None)
 
 
+def hidden_of(output: Any) -> torch.Tensor:
+    """The hidden states that a decoder layer returns: alone, or first in a tuple."""
+    return output[0] if isinstance(output, (tuple, list)) else output
+
+
 def keep_up_to(model: PreTrainedModel, layer: int) -> None:
     """Take out of a model, in place, what the states at `layer` do not need: later layers, the head, the towers."""
     stack, decoder = decoder_layers(model), decoders(model)[0]

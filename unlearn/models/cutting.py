@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,16 +25,21 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
+from unlearn.data.batches import padding_id
 from unlearn.errors import UserError
 from unlearn.models.architectures import (
     SPAN,
     decoder_layers,
     decoders,
     head_of,
+    hidden_of,
     input_device,
     is_multimodal,
+    layer_count,
     parameter_names,
 )
+from unlearn.models.export import write_checkpoint
+from unlearn.models.loading import Source, load_tokenizer, load_up_to, load_whole
 from unlearn.models.replay import Outputs, forward_replaced, owners, recorded, replayed
 from unlearn.models.spread import keep_loaded
 
@@ -71,17 +77,90 @@ def _known_outputs(layer: nn.Module, trained: list[str], call: Call) -> Outputs:
 
 
 class CutModel:
-    """Prefix and span of a model; `weights` below is always {full parameter name: tensor}.
+    """A model that is cut at layer l; `weights` below is always {full parameter name: tensor}.
 
     Full names are those of the whole language model, for example `model.layers.7.mlp.down_proj.weight`.
+
+    Args:
+        model: a decoder of transformers, in memory. It is put into evaluation mode, and its parameters stop requiring
+            gradients; nothing else about it changes.
+        layer: l, counted from 0. Layers l - 2, l - 1 and l are trained, so it is at least 2.
+        span: how many layers are trained.
+        parameters: names of the trained matrices inside a layer; None: the MLP's down projection.
+        tokenizer: of the model, for texts.
+        source: where the model was loaded from.
+
+    Raises:
+        UserError: the model cannot be cut there. That is tried on a few tokens.
     """
 
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        layer: int,
+        *,
+        whole: bool = True,
+        parameters: list[str] | None = None,
+        revision: str | None = None,
+        gguf_file: str | None = None,
+        trust_remote_code: bool = False,
+        attn_implementation: str | None = None,
+        dtype: str | torch.dtype = "auto",
+        device: str = "auto",
+    ) -> CutModel:
+        """Load a model with its tokenizer, and cut it.
+
+        Args:
+            path: a folder, or an id of the hub.
+            layer, parameters: as for `CutModel`.
+            whole: False loads no layer above l, which suffices for training with methods on representations.
+            revision: of the hub's repository.
+            gguf_file: the name of a GGUF file in `path`.
+            trust_remote_code: let code that comes with the checkpoint run.
+            attn_implementation: as in transformers.
+            dtype: "auto" is bfloat16 on a GPU and float32 on a CPU.
+            device: "auto" is cuda where there is one.
+
+        Raises:
+            UserError: there is no such model or device, or it cannot be cut at this layer.
+        """
+        source = Source(
+            str(path),
+            revision=revision,
+            gguf_file=gguf_file,
+            trust_remote_code=trust_remote_code,
+            attn_implementation=attn_implementation,
+            dtype=str(dtype).removeprefix("torch."),
+            device=device,
+        )
+        tokenizer = load_tokenizer(source)
+        model = load_whole(source) if whole else load_up_to(source, layer)
+        return cls(model, layer, parameters=parameters, tokenizer=tokenizer, source=source)
+
     def __init__(
-        self, model: transformers.PreTrainedModel, layer: int, span: int = SPAN, parameters: list[str] | None = None
+        self,
+        model: transformers.PreTrainedModel,
+        layer: int,
+        span: int = SPAN,
+        parameters: list[str] | None = None,
+        *,
+        tokenizer: transformers.PreTrainedTokenizerBase | None = None,
+        source: Source | None = None,
     ) -> None:
-        self.model, self.layer = model, layer
+        self.model, self.layer, self.tokenizer, self.source = (
+            model.eval().requires_grad_(False),
+            layer,
+            tokenizer,
+            source,
+        )
         self._decoders = decoders(model)
         self._stack = decoder_layers(model)
+        if not span - 1 <= layer < len(self._stack):
+            raise UserError(
+                f"layer={layer} is not allowed: layers l-{span - 1} to l are trained and the model has layers 0 to "
+                f"{len(self._stack) - 1}, so it must be in {span - 1}..{len(self._stack) - 1}."
+            )
         self._later = list(self._stack)[layer + 1 :]
         self._span = range(layer - span + 1, layer + 1)
         stack_name = next(name for name, module in model.named_modules() if module is self._stack)
@@ -106,6 +185,32 @@ class CutModel:
     def dim(self) -> int:
         """Hidden size D."""
         return self.model.config.get_text_config().hidden_size
+
+    @property
+    def name(self) -> str:
+        """Where the model comes from, as transformers has it."""
+        return self.source.path if self.source is not None else self.model.name_or_path
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all layers and the head are there."""
+        return head_of(self.model) is not None and len(self._stack) == layer_count(self.model.config)
+
+    @property
+    def pad_id(self) -> int:
+        """The token id of padding."""
+        return padding_id(self.tokenizer, self.model.config.get_text_config().vocab_size)
+
+    def export(self, folder: str | Path, weights: Mapping[str, Tensor]) -> None:
+        """Write the whole model with these matrices in place of its own, and the tokenizer: see `Variant.export`."""
+        if self.is_whole:
+            write_checkpoint(Path(folder), self.model, weights, self.tokenizer, self.source)
+        elif self.source is None:
+            raise UserError("the model has only the layers up to l: an export needs the whole model.")
+        else:
+            dtype = str(self.dtype).removeprefix("torch.")
+            source = replace(self.source, device="cpu", dtype=dtype)
+            write_checkpoint(Path(folder), load_whole(source), weights, self.tokenizer, source)
 
     @property
     def device(self) -> torch.device:
@@ -164,7 +269,7 @@ class CutModel:
             swapped = {s: weights[full].to(h_BTD.dtype) for s, full in self._names[number].items()}
             with replayed(call.known):
                 output = functional_call(layer, swapped, (h_BTD, *call.args), call.kwargs)
-            h_BTD = output[0] if isinstance(output, (tuple, list)) else output
+            h_BTD = hidden_of(output)
         return h_BTD
 
     def suffix(
@@ -248,7 +353,7 @@ class CutModel:
             raise UserError(f"{cannot}: it does not run layer {skipped[0]} on text.")
         output = seen[self.layer]
         self._rest = (None,) * (len(output) - 1) if isinstance(output, (tuple, list)) else None
-        whole_BTD = output[0] if isinstance(output, (tuple, list)) else output
+        whole_BTD = hidden_of(output)
         if whole_BTD.shape != (*ids_BT.shape, self.dim):
             raise UserError(f"{cannot}: its states are {tuple(whole_BTD.shape)}, not {(*ids_BT.shape, self.dim)}.")
         calls = self.prefix(ids_BT)

@@ -104,3 +104,17 @@ def apply_delta(model: nn.Module, weights: Mapping[str, Tensor], metadata: Mappi
     parameters = dict(model.named_parameters())
     for name, w in weights.items():
         parameters[name].copy_(w)
+
+
+@contextmanager
+def replaced(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside the block, a whole model has these matrices in place of its own, without a copy of either."""
+    parameters = {name: model.get_parameter(name) for name in weights}
+    originals = {name: parameter.data for name, parameter in parameters.items()}
+    try:
+        for name, parameter in parameters.items():
+            parameter.data = weights[name].detach().to(parameter)
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.data = originals[name]

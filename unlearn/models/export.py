@@ -1,17 +1,20 @@
-"""Writing a run's unlearned model as a Hugging Face checkpoint."""
+"""Writing an unlearned model as a Hugging Face checkpoint."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME
 
 from unlearn.errors import UserError
-from unlearn.models.delta import apply_delta, dtype_of, load_delta
+from unlearn.models.delta import check_delta, dtype_of, load_delta, replaced
 from unlearn.models.loading import BALANCED, Source, cached, load_tokenizer, load_whole
 
 PROCESSORS = (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME)  # of images, of a multimodal checkpoint
@@ -32,8 +35,7 @@ def export(run_dir: Path, out_dir: Path, model_path: str | None = None, *, trust
         UserError: a folder is not as above, or the base model is not the one that the run trained.
     """
     model_config = _model_config(run_dir)
-    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
-        raise UserError(f"{out_dir} exists and is not an empty folder: choose another OUT_DIR.")
+    _check_empty(out_dir)
     weights, metadata = load_delta(run_dir / "delta.safetensors")
     names = {field.name for field in dataclasses.fields(Source)}
     settings = {key: value for key, value in model_config.items() if key in names}
@@ -43,12 +45,35 @@ def export(run_dir: Path, out_dir: Path, model_path: str | None = None, *, trust
     source = Source(**settings | ({"path": model_path} if model_path else {}))
     tokenizer = load_tokenizer(source)
     model = load_whole(source)
-    apply_delta(model, weights, metadata)
-    model.save_pretrained(out_dir)
-    tokenizer.save_pretrained(out_dir)
-    for name in PROCESSORS:
-        if file := cached(source, name):
+    check_delta(model, weights, metadata)
+    write_checkpoint(out_dir, model, weights, tokenizer, source)
+
+
+def write_checkpoint(
+    out_dir: Path,
+    model: PreTrainedModel,
+    weights: Mapping[str, Tensor],
+    tokenizer: PreTrainedTokenizerBase | None,
+    source: Source | None,
+) -> None:
+    """Write a whole model with some matrices replaced. In memory, the model is afterwards as before.
+
+    Raises UserError if `out_dir` exists and is not an empty folder.
+    """
+    _check_empty(out_dir)
+    with replaced(model, weights):
+        model.save_pretrained(out_dir)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(out_dir)
+    for name in PROCESSORS if source is not None else ():
+        file = cached(source, name)
+        if file is not None:
             shutil.copyfile(file, out_dir / name)
+
+
+def _check_empty(out_dir: Path) -> None:
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise UserError(f"{out_dir} exists and is not an empty folder: choose another.")
 
 
 def _model_config(run_dir: Path) -> dict[str, Any]:

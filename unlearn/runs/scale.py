@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from unlearn.config.schema import SPAN, Config
 from unlearn.data.corpora import Reading, documents, first_tokens
 from unlearn.errors import UserError
-from unlearn.models.architectures import decoder_layers, parameter_names
+from unlearn.models.architectures import decoder_layers, hidden_of, parameter_names
 from unlearn.models.loading import Source, load_config, load_tokenizer, load_whole
 from unlearn.models.replay import owners
 from unlearn.screen import console
@@ -88,7 +88,7 @@ class _Sums:
 
     def add_output(self, _module: nn.Module, _args: object, output: object) -> None:
         """The states that the layer returns."""
-        hidden = output[0] if isinstance(output, tuple) else output
+        hidden = hidden_of(output)
         assert isinstance(hidden, Tensor)
         hidden_TD = hidden.flatten(0, -2).double()
         self._norms.append(hidden_TD.norm(dim=-1).cpu())

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from unlearn.arguments import check_choice, check_number
+from unlearn.errors import UserError
 
 
 class PublishedAdamW(torch.optim.AdamW):
@@ -38,3 +42,36 @@ def schedule(name: str, lr: float, steps: int) -> Callable[[int], float]:
 
 
 OPTIMIZERS: dict[str, type[torch.optim.AdamW]] = {"adamw": torch.optim.AdamW, "adamw_published": PublishedAdamW}
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW, and how it is used.
+
+    Args:
+        name: "adamw", or "adamw_published": eps is added before the bias correction.
+        schedule: of the learning rate: "constant", or "linear" (falling to zero after the last step).
+        betas: decay of the two moments, each in [0, 1).
+        eps: at least 0.
+        weight_decay: at least 0.
+        precision: "master" trains float32 copies of the matrices, "model" trains them in the model's dtype.
+
+    Raises:
+        UserError: an argument is not allowed.
+    """
+
+    name: str = "adamw"
+    schedule: str = "constant"
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    precision: str = "master"
+
+    def __post_init__(self) -> None:
+        check_choice("name", self.name, list(OPTIMIZERS))
+        check_choice("schedule", self.schedule, ("constant", "linear"))
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"betas={self.betas} is not allowed: it must be two numbers in [0, 1).")
+        check_number("eps", self.eps, at_least=0)
+        check_number("weight_decay", self.weight_decay, at_least=0)
+        check_choice("precision", self.precision, ("master", "model"))

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from unlearn.errors import UserError
+from unlearn.methods.method import Method
 from unlearn.methods.objective import Objective
+from unlearn.models.cutting import CutModel
+from unlearn.models.delta import save_delta
 from unlearn.training.optimizer import OPTIMIZERS
 
 if TYPE_CHECKING:
@@ -40,16 +45,51 @@ class Listener:
 
 @dataclass
 class Variant:
-    """One grid point: its objective, its matrices {full name: leaf tensor}, their optimizer, and what was logged."""
+    """A variant of a model: its changed matrices, and what is needed to train them on.
+
+    Attributes:
+        method: what it was trained with.
+        weights: {full parameter name: matrix}, the changed matrices; float32, or the model's dtype.
+        records: the logged steps; `record.line()` is a row of numbers.
+        error: why its training stopped early (a loss that is not finite); None if it did not.
+        model: the model that it is a variant of.
+        objective, optimizer, lr, progress, listener: of the training.
+    """
 
     objective: Objective
     weights: dict[str, Tensor]
     optimizer: torch.optim.Optimizer
     lr: Callable[[int], float]  # step -> learning rate
-    error: str | None = None  # why training stopped early
+    error: str | None = None
     progress: Progress = Progress()
     records: list[Record] = field(default_factory=list)
     listener: Listener = field(default_factory=Listener)
+    method: Method | None = None
+    model: CutModel | None = None
+
+    def save(self, file: str | Path) -> None:
+        """Write the delta: the changed matrices in the model's dtype, and control vectors, as safetensors.
+
+        Raises UserError if the training stopped early.
+        """
+        model = self._trained()
+        metadata = {"model": model.name, "layer": str(model.layer), "method": repr(self.method)}
+        save_delta(Path(file), self.weights, model.frozen, self.objective.state(), metadata)
+
+    def export(self, folder: str | Path) -> None:
+        """Write a whole checkpoint with tokenizer, for `AutoModelForCausalLM.from_pretrained(folder)`.
+
+        The model in memory is as before. If it has only the layers up to l, the whole one is loaded for this.
+
+        Raises UserError if the training stopped early, if the folder is not empty, or if there is no whole model.
+        """
+        self._trained().export(folder, self.weights)
+
+    def _trained(self) -> CutModel:
+        if self.error is not None:
+            raise UserError(f"the training of {self.method} stopped: {self.error}")
+        assert self.model is not None
+        return self.model
 
     @property
     def nbytes(self) -> int:

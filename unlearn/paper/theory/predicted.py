@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from unlearn.models.architectures import decoder_layers, input_device
+from unlearn.models.architectures import decoder_layers, hidden_of, input_device
 from unlearn.paper.theory.finished_run import Question
 
 T = TypeVar("T")
@@ -85,7 +85,7 @@ class Predicted:
         states_BD: list[Tensor] = []
 
         def add(_layer: torch.nn.Module, _args: Any, output: Any) -> Any:
-            h_B1D = output[0] if isinstance(output, tuple) else output
+            h_B1D = hidden_of(output)
             states_BD.append(h_B1D[:, 0])
             changed_B1D = h_B1D + added_BD[:, None].to(h_B1D.dtype)
             return (changed_B1D, *output[1:]) if isinstance(output, tuple) else changed_B1D

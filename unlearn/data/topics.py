@@ -1,0 +1,63 @@
+"""Topics of texts that a user has in memory, in files or on the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from unlearn.data.corpora import Texts, Topic, load_texts, tokenised
+from unlearn.errors import UserError
+from unlearn.storage.hashing import json_sha256
+
+# A file, a folder or a data set of the hub; texts; or token ids of each text.
+Corpus = str | Path | Sequence[str] | Sequence[Sequence[int]]
+
+
+def make_topic(
+    name: str,
+    forget: Corpus,
+    retain: Corpus,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    max_length: int = 512,
+    documents: int,
+) -> Topic:
+    """A topic of at most `documents` texts to forget and to retain, each cut to `max_length` tokens.
+
+    Raises UserError for texts that cannot be used, and for texts without a tokenizer. The message names the topic.
+    """
+    forgotten, retained = (
+        token_rows(corpus, f"topic {name}, {part}", tokenizer, max_length, documents)
+        for part, corpus in (("forget", forget), ("retain", retain))
+    )
+    return Topic(name, forgotten.rows, retained.rows, {"forget": forgotten.sha256, "retain": retained.sha256})
+
+
+def token_rows(
+    corpus: Corpus, key: str, tokenizer: PreTrainedTokenizerBase | None, max_length: int, documents: int
+) -> Texts:
+    """The token ids of the first `documents` texts. `key` names the corpus in error messages."""
+    if not isinstance(corpus, (str, Path)) and corpus and not isinstance(corpus[0], str):
+        rows = [list(ids)[:max_length] for ids in corpus[:documents]]
+        for index, row in enumerate(rows):
+            if not row or not all(isinstance(token, int) for token in row):
+                raise UserError(f"{key}: text {index} is neither a string nor a list of token ids.")
+        return Texts(rows, json_sha256(rows))
+    if tokenizer is None:
+        raise UserError(f"{key}: texts need a tokenizer: CutModel(model, layer, tokenizer=tokenizer).")
+    if isinstance(corpus, (str, Path)):
+        return load_texts(str(corpus), key, tokenizer, max_length=max_length, documents=documents)
+    return tokenised(list(corpus[:documents]), key, tokenizer, max_length=max_length)  # type: ignore[arg-type]
+
+
+def check_enough(topics: Sequence[Topic], documents: int) -> None:
+    """Raise UserError if a topic has fewer texts than training takes."""
+    for topic in topics:
+        for part, rows in (("forget", topic.forget), ("retain", topic.retain)):
+            if len(rows) < documents:
+                raise UserError(
+                    f"topic {topic.name}, {part}: there are {len(rows)} texts, and training needs {documents}. Lower "
+                    "steps or batch_size, or set on_exhausted='cycle' to start over."
+                )
