@@ -148,29 +148,11 @@ def train(
     """
     chosen = [methods] if isinstance(methods, Method) else list(methods)
     _check(model, chosen, preferred, steps=steps, batch_size=batch_size, mask=mask, log_every=log_every)
-    check_choice("on_exhausted", on_exhausted, ("error", "cycle"))
-    each = len(chosen)
-    settings = [
-        Setting(method, *values, optimizer)
-        for method, *values in zip(
-            chosen,
-            _for_each("lr", lr, each),
-            _for_each("alpha", alpha, each),
-            _for_each("seed", seed, each),
-            strict=True,
-        )
-    ]
-    documents = documents_needed(steps, batch_size, len(topics))
-    made = _topics(model, topics, max_length, documents)
-    for setting in settings:
-        _check_setting(setting, made)
-    if on_exhausted == "error":
-        check_enough(made, documents)
-    rows = (
-        None
-        if preferred is None
-        else token_rows(preferred, "preferred", model.tokenizer, max_length, steps * batch_size)
-    )
+    made = _topics(model, topics, max_length, documents_needed(steps, batch_size, max(1, len(topics))), on_exhausted)
+    settings = _settings(chosen, lr, alpha, seed, optimizer, made)
+    rows = None
+    if preferred is not None:
+        rows = token_rows(preferred, "preferred", model.tokenizer, max_length, steps * batch_size).rows
     ahead, names = Ahead(model.dim, model.device), [topic.name for topic in made]
     variants = [begin(model, setting, names, steps=steps, mask=mask, ahead=ahead) for setting in settings]
     for variant in variants:
@@ -211,6 +193,25 @@ class _Calling(Listener):
             self._on_record(variant, record)
 
 
+def _settings(
+    methods: Sequence[Method],
+    lr: float | Sequence[float],
+    alpha: Alpha | Sequence[Alpha],
+    seed: int | Sequence[int],
+    optimizer: Optimizer,
+    topics: Sequence[Topic],
+) -> list[Setting]:
+    rates, weights, seeds = (
+        _for_each(name, value, len(methods)) for name, value in (("lr", lr), ("alpha", alpha), ("seed", seed))
+    )
+    settings = [Setting(*values, optimizer) for values in zip(methods, rates, weights, seeds, strict=True)]
+    for setting in settings:
+        check_number("lr", setting.lr, above=0)
+        check_integer("seed", setting.seed, at_least=0)
+        _check_alpha(setting.alpha, topics)
+    return settings
+
+
 def _for_each(name: str, value: Any, count: int) -> list[Any]:
     """One value for each method."""
     if not isinstance(value, Sequence) or isinstance(value, str):
@@ -220,16 +221,36 @@ def _for_each(name: str, value: Any, count: int) -> list[Any]:
     return list(value)
 
 
+def _check_alpha(alpha: Alpha, topics: Sequence[Topic]) -> None:
+    if not isinstance(alpha, Mapping):
+        check_number("alpha", alpha, at_least=0)
+        return
+    for topic in topics:
+        if topic.name not in alpha:
+            raise UserError(f"alpha has no value for topic {topic.name!r}: give one number, or one for each topic.")
+        check_number(f"alpha[{topic.name!r}]", alpha[topic.name], at_least=0)
+
+
 def _topics(
-    model: CutModel, topics: Mapping[str, tuple[Corpus, Corpus]] | Sequence[Topic], max_length: int, documents: int
+    model: CutModel,
+    topics: Mapping[str, tuple[Corpus, Corpus]] | Sequence[Topic],
+    max_length: int,
+    documents: int,
+    on_exhausted: str,
 ) -> list[Topic]:
+    """The tokenised topics, with as many texts as training takes."""
+    if not topics:
+        raise UserError("topics is empty: give at least one, for example {'biology': (forget_texts, retain_texts)}.")
     check_integer("max_length", max_length, at_least=1)
-    if not isinstance(topics, Mapping):
-        return list(topics)
-    return [
-        make_topic(name, forget, retain, model.tokenizer, max_length=max_length, documents=documents)
-        for name, (forget, retain) in topics.items()
-    ]
+    check_choice("on_exhausted", on_exhausted, ("error", "cycle"))
+    if isinstance(topics, Mapping):
+        topics = [
+            make_topic(name, forget, retain, model.tokenizer, max_length=max_length, documents=documents)
+            for name, (forget, retain) in topics.items()
+        ]
+    if on_exhausted == "error":
+        check_enough(topics, documents)
+    return list(topics)
 
 
 def _check(
@@ -257,15 +278,3 @@ def _check(
             raise UserError(f"{method} needs the whole model: CutModel.load(..., whole=True).")
         if method.needs_preferred and not preferred:
             raise UserError(f'{method} needs preferred texts, for example preferred=["I don\'t know."].')
-
-
-def _check_setting(setting: Setting, topics: Sequence[Topic]) -> None:
-    check_number("lr", setting.lr, above=0)
-    check_integer("seed", setting.seed, at_least=0)
-    if not isinstance(setting.alpha, Mapping):
-        check_number("alpha", setting.alpha, at_least=0)
-        return
-    for topic in topics:
-        if topic.name not in setting.alpha:
-            raise UserError(f"alpha has no value for topic {topic.name!r}: give one number, or one for each topic.")
-        check_number(f"alpha[{topic.name!r}]", setting.alpha[topic.name], at_least=0)
