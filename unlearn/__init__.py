@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from unlearn.analysis.results import results
     from unlearn.data.corpora import Topic
     from unlearn.errors import UserError
     from unlearn.methods.adaptive_rmu import AdaptiveRMU
@@ -48,6 +49,7 @@ __all__ = [
     "Topic",
     "UserError",
     "Variant",
+    "results",
     "train",
 ]
 
@@ -63,6 +65,7 @@ _MODULES = {
     "Topic": "unlearn.data.corpora",
     "UserError": "unlearn.errors",
     "Variant": "unlearn.training.variant",
+    "results": "unlearn.analysis.results",
     "train": "unlearn.training.train",
 }  # of the public names; methods are all in one module
 

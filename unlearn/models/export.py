@@ -65,7 +65,9 @@ def write_checkpoint(
         model.save_pretrained(out_dir)
     if tokenizer is not None:
         tokenizer.save_pretrained(out_dir)
-    for name in PROCESSORS if source is not None else ():
+    if source is None:
+        return
+    for name in PROCESSORS:
         file = cached(source, name)
         if file is not None:
             shutil.copyfile(file, out_dir / name)
