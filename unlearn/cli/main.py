@@ -47,9 +47,9 @@ class Format(StrEnum):
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )
 def run(context: typer.Context) -> None:
-    """Start a run, or a sweep with -m: the same as `python launch.py` in a checkout.
+    """Start a run, or with -m a sweep.
 
-    `unlearn run --help` lists the keys: KEY=VALUE sets one.
+    The same as `python launch.py` in a checkout. `unlearn run --help` lists the keys: KEY=VALUE sets one.
     """
     from unlearn.cli.launch import launch
 
