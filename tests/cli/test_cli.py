@@ -3,13 +3,15 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hydra.errors import HydraException
 
 from tests.conftest import ROOT
+from unlearn.cli.arguments import attack_arguments
 from unlearn.cli.hints import explain
-from unlearn.cli.launch import of_one_job, one_sentence
+from unlearn.cli.launch import of_one_job, one_sentence, options_first
 from unlearn.cli.main import main
 from unlearn.config.compose import composed
 from unlearn.config.hydra_job import FULL_ERROR
@@ -56,7 +58,11 @@ def test_cfg_job_shows_the_configuration_without_heavy_imports(tmp_path):
     ("override", "told"),
     [
         ("rna.nuu=0.1", "rna.nuu: unknown key. Did you mean 'rna.nu'?"),
-        ("method=rmx", "method=rmx: no such option. Did you mean 'rmu'?"),
+        (
+            "method=rmx",
+            "method=rmx: no such option. Did you mean 'rmu'? "
+            "Allowed: adaptive_rmu, dpo, grad_diff, npo, rmu, rsv, simnpo.",
+        ),
         ("rna.nu=-1", "rna.nu=-1 is not allowed: it must be a finite number >= 0."),
         ("+method.d=3", "method.d: unknown key. Did you mean 'method.c'?"),
         ("=3", "=3: cannot be read as KEY=VALUE."),
@@ -139,7 +145,13 @@ def test_a_slurm_job_does_not_get_hydras_variable(tmp_path):
             "eval.texts.corpora.retain.wiki=x.txt",
             "eval.texts.corpora.retain.wiki: not there yet; +eval.texts.corpora.retain.wiki=... adds it.",
         ),
-        ("eval.tasks.retian=[mmlu]", "+eval.tasks.retian=... adds it. Did you mean 'eval.tasks.retain'?"),
+        ("eval.tasks.retian=[mmlu]", "+eval.tasks.retian=... adds it. Did you mean 'retain'?"),
+        (
+            "data.topics.chem.forget=F",
+            "data.topics.chem: not there yet; '+data.topics.chem={forget: ..., retain: ..., max_length: ...}' adds it.",
+        ),
+        ("+method.c=1", "method.c: the key is there already. Leave the + out: method.c=VALUE."),
+        ("hydra.launcher.dry_rnu=true", "hydra.launcher.dry_rnu: unknown key. Did you mean 'hydra.launcher.dry_run'?"),
         ("metod=rmu", "metod: unknown key. Did you mean 'method'?"),
         ("eval=nome", "eval=nome: no such option. Did you mean 'none'?"),
         ("model.layer=1", "model.layer=1 is not allowed"),
@@ -153,6 +165,73 @@ def test_the_sentence_names_key_and_nearest_name(override, told):
     with pytest.raises((UserError, HydraException)) as error:
         settle(composed([override]))
     assert told in explain(error.value)
+
+
+@pytest.mark.parametrize("data", ["data=toy", "data=jsonl"])
+def test_only_keys_of_the_composed_configuration_are_suggested(data):
+    """conf/eval/real.yaml has eval.texts.corpora.forget.security, conf/data/toy.yaml data.topics.bio."""
+    for key in ("eval.texts.corpora.forget.cooking", "data.topics.boi.forget"):
+        with pytest.raises(HydraException) as error:
+            settle(composed([data, "eval=none", f"{key}=F"]))
+        told = explain(error.value)
+        assert "adds it." in told
+        assert ("Did you mean 'bio'?" in told) is (key.startswith("data.") and data == "data=toy")
+        assert "security" not in told
+
+
+def test_options_may_stand_behind_values():
+    assert options_first(["-m", "a=1", "--config-dir", "DIR", "~b", "--cfg=job", "+c=2"]) == [
+        "-m", "--config-dir", "DIR", "--cfg=job", "a=1", "~b", "+c=2",
+    ]  # fmt: skip
+
+
+def test_the_configuration_of_a_grid_is_refused_with_what_shows_it(tmp_path):
+    done = launch("-m", "rna.nu=0,1", "--cfg", "hydra", tmp_path=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("--cfg shows the configuration of a single job")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_ctrl_c_is_one_line(capsys, monkeypatch):
+    monkeypatch.delenv(FULL_ERROR, raising=False)
+    monkeypatch.setattr("sys.argv", ["launch.py"])
+    with pytest.raises(SystemExit) as stop, one_sentence():
+        raise KeyboardInterrupt
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "Interrupted. The same command goes on where this one was.\n"
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = launch("eval=none", tmp_path=tmp_path / "file")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.endswith(": Not a directory. Choose where files go with output_root=DIR.\n")
+
+
+def test_the_arguments_of_attack_are_sorted_by_kind(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b=c"):
+        (tmp_path / name).mkdir()
+    parsed = attack_arguments(
+        ["attack=lens,probe", "a", "eval.subset=9", "b=c", "+attack.levels=[1]", "attack=pruning"]
+    )
+    assert parsed.folders == [Path("a"), Path("b=c")]
+    assert parsed.attacks == ["lens", "probe", "pruning"]
+    assert (parsed.attack_overrides, parsed.overrides) == (["+attack.levels=[1]"], ["eval.subset=9"])
+    assert attack_arguments(["a"]).attacks == ["all"]
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("relearning", "relearning: no run is there. Did you mean 'attack=relearning'?"),
+        ("./no/run", "no run is there."),
+    ],
+)
+def test_a_word_that_is_no_folder_starts_no_attack(tmp_path, word, told):
+    with pytest.raises(SystemExit, match=told.replace("?", r"\?")):
+        main(["attack", str(tmp_path), word])
 
 
 COMMANDS = (

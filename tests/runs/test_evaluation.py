@@ -188,7 +188,7 @@ def test_the_command(short, capsys):
         (["evaluate", "tests/nope", "eval=toy"], "tests/nope: no run and no checkpoint is there"),
         (["evaluate", "RUN", "+model.max_memory.cpu=1GiB"], "model.max_memory needs model.device=balanced"),
         (["evaluate", "./lr=1", "eval=toy"], "./lr=1: no run and no checkpoint is there"),
-        (["attack", "./lr=1"], "lr=1: there is no finished run here"),
+        (["attack", "./lr=1"], "./lr=1: no run is there."),
         (["compare", "RUN", "/nowhere"], "no run is here"),
         (["prefetch", "rna.nu=-1"], "rna.nu=-1 is not allowed"),
         (["prefetch", "rna.nuu=1"], "rna.nuu: unknown key. Did you mean 'rna.nu'?"),

@@ -1,15 +1,15 @@
-"""Hydra's errors as one sentence: unknown keys and options with the nearest valid name, and what cannot be read."""
+"""Hydra's errors as one sentence: unknown keys and options with the nearest valid name, and unreadable values."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import is_dataclass
-from pathlib import Path
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from hydra.errors import OverrideParseException
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from unlearn.config.compose import CONF
@@ -28,77 +28,74 @@ def explain(error: BaseException) -> str:
             f"{error.override}: cannot be read as KEY=VALUE. "
             "Put quotes around a value with commas, spaces, brackets or quotes."
         )
-    if isinstance(error.__cause__, OmegaConfBaseException) and str(error).startswith(MERGING):
-        return f"{str(error).removeprefix(MERGING)}: {_first_line(str(error.__cause__))}"
-    message = str(error)
-    return hint(message) or _first_line(message) or type(error).__name__
+    cause, message = error.__cause__, str(error)
+    if isinstance(cause, OmegaConfBaseException) and message.startswith(MERGING):
+        return f"{message.removeprefix(MERGING)}: {_first_line(str(cause))}"
+    if match := re.search(r"Could not override '(?:\w+@)?([\w./@-]+)'", message):
+        composed = cause.parent_node if isinstance(cause, OmegaConfBaseException) else None
+        return _unknown_key(match[1], {} if composed is None else composed._get_root())
+    return _hint(message) or _first_line(message) or type(error).__name__
 
 
 def _first_line(message: str) -> str:
-    """The first line that says something; with the next one if it ends with a colon."""
+    """The first line that is not blank; with the next one if it ends with a colon."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
 
 
-def hint(message: str) -> str:
-    """A sentence for Hydra's "no such key", "no such option" or "several values", else an empty string."""
+def _hint(message: str) -> str:
+    """A sentence for some of Hydra's messages, else an empty string."""
     if match := re.search(r"Ambiguous value for argument '(.*)'", message):
         return f"{match[1]}: several values. With -m each of them is a job of its own; a list is KEY=[A,B]."
-    if match := re.search(r"Could not override '(?:\w+@)?([\w./@-]+)'", message):
-        return _key_hint(match[1])
+    if match := re.search(r"An item is already at '([^']+)'", message):
+        return f"{match[1]}: the key is there already. Leave the + out: {match[1]}=VALUE."
     if match := re.search(r"Could not find '([\w/]+)/([^/']+)'", message):
         group, name = match.groups()
-        return f"{group}={name}: no such option.{nearest(name, _options(group))}"
+        options = sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+        return f"{group}={name}: no such option.{nearest(name, options)} Allowed: {', '.join(options)}."
     return ""
 
 
-def _options(group: str) -> list[str]:
-    return sorted(f.stem for f in (CONF / group).glob("*.yaml"))
+def _unknown_key(key: str, composed: DictConfig | dict[str, Any]) -> str:
+    """A sentence about a key that the composed configuration lacks."""
+    if new := _new_entry(key, composed):
+        return new
+    group, _, rest = key.partition(".")
+    owners = [file.stem for file in sorted((CONF / group).glob("*.yaml")) if rest in yaml.safe_load(file.read_text())]
+    if owners:
+        return f"{key}: a key of {', '.join(f'{group}={owner}' for owner in owners)} only."
+    groups = [folder.name for folder in CONF.iterdir() if folder.is_dir()]
+    keys = [other for other in [*_keys(composed), *groups] if other.startswith("hydra.") == key.startswith("hydra.")]
+    same_name = [other for other in keys if other.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    return f"{key}: unknown key.{nearest(key, same_name) or nearest(key, keys)}"
 
 
-def _key_hint(key: str) -> str:
-    """Which options of its group have the key; or else the nearest of all keys in conf/, first by their last name."""
-    if key.startswith("hydra."):
-        return ""  # not of conf/: Hydra has said what it knows
-    known = sorted({key for key, _ in _all_keys()})
-    if _takes_any_name(key):
-        beside = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
-        return f"{key}: not there yet; +{key}=... adds it.{'' if key in beside else nearest(key, beside)}"
-    if key in known:
-        owners = sorted({f"{file.parent.name}={file.stem}" for found, file in _all_keys() if found == key})
-        return f"{key}: a key of {', '.join(owners)} only."
-    last = key.rsplit(".", 1)[-1]
-    same_name = [k for k in known if k.rsplit(".", 1)[-1] == last]
-    return f"{key}: unknown key.{nearest(key, same_name) or nearest(key, known)}"
+def _new_entry(key: str, composed: Any) -> str:
+    """A sentence about a new entry of a dictionary whose names are free, as eval.texts.corpora.ROLE.NAME; else empty.
 
-
-def _takes_any_name(key: str) -> bool:
-    """Whether the schema has a dictionary around the key, as around eval.texts.corpora.ROLE.NAME.
-
-    A method checks its own keys.
+    Not of a method's arguments, which its class names.
     """
-    around: Any = Config
-    for name in key.split(".")[:-1]:
-        if get_origin(around) is dict:
-            around = get_args(around)[1]
-        else:
-            around = get_type_hints(around).get(name) if is_dataclass(around) else None
-    return get_origin(around) is dict and not key.startswith("method.")
+    schema: Any = Config
+    names = key.split(".")
+    for depth, name in enumerate(names):
+        is_free = get_origin(schema) is dict
+        if is_free and name not in composed and names[0] != "method":
+            entry, value = ".".join(names[: depth + 1]), get_args(schema)[1]
+            if not is_dataclass(value):  # all that is missing below is added with it
+                return f"{key}: not there yet; +{key}=... adds it.{nearest(name, composed)}"
+            needed = [f"{field.name}: ..." for field in fields(value) if field.default in (MISSING, "???")]
+            return f"{entry}: not there yet; '+{entry}={{{', '.join(needed)}}}' adds it.{nearest(name, composed)}"
+        composed = composed.get(name) if isinstance(composed, (dict, DictConfig)) else None
+        composed = {} if composed is None else composed
+        hints = get_type_hints(schema) if is_dataclass(schema) else {}
+        schema = get_args(schema)[1] if is_free else hints.get(name)
+    return ""
 
 
-def _all_keys() -> Iterator[tuple[str, Path]]:
-    """Every key of conf/, and the file that it stands in."""
-    for file in [CONF / "config.yaml", *CONF.glob("*/*.yaml")]:
-        group = "" if file.parent in (CONF, CONF / "experiment") else f"{file.parent.name}."
-        for key in _flatten(yaml.safe_load(file.read_text()) or {}):
-            yield group + key, file
-    yield from ((f.name, f) for f in CONF.iterdir() if f.is_dir())
-
-
-def _flatten(tree: dict) -> Iterator[str]:
-    for name, value in tree.items():
-        if name in ("defaults", "hydra"):
-            continue
-        yield name
-        if isinstance(value, dict):
-            yield from (f"{name}.{rest}" for rest in _flatten(value))
+def _keys(composed: DictConfig | dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Every key of a composed configuration."""
+    for name in composed:
+        yield f"{prefix}{name}"
+        value = composed._get_node(name) if isinstance(composed, DictConfig) else composed[name]
+        if isinstance(value, DictConfig) and not value._is_interpolation() and not value._is_none():
+            yield from _keys(value, f"{prefix}{name}.")

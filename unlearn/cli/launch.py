@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from unlearn.config.hydra_job import FULL_ERROR, raising_errors, to_config, user
 from unlearn.errors import UserError
 from unlearn.screen import plain
 
+INTERRUPTED = 130  # the exit status of a program that was ended by Ctrl-C
+OVERRIDE = re.compile(r"[^-=][^=]*=|~")
 MISTAKES = (UserError, HydraException, OmegaConfBaseException)
 
 # Of Hydra's own launcher, with their mistakes; None: tracebacks are shown.
@@ -45,28 +48,53 @@ def _job(raw: DictConfig) -> None:
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """A user's mistake inside the block ends the process with one sentence and exit status 1.
+    """A user's mistake inside the block ends the process with one sentence and exit status 1; Ctrl-C, with 130.
 
     If the user has set HYDRA_FULL_ERROR, everything is raised.
     SIGTERM, which SLURM sends before it kills, ends the process as Ctrl-C does: files and W&B runs are closed.
     """
     global _failed_jobs
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.argv[1:] = options_first(sys.argv[1:])
     if os.environ.get(FULL_ERROR) == "1":
         yield
         return
     _failed_jobs = []
     try:
         with raising_errors():
-            for nameless in (argument for argument in sys.argv[1:] if argument.startswith("=")):
-                raise UserError(f"{nameless}: cannot be read as KEY=VALUE.")  # Hydra ends in a traceback
+            check_arguments(sys.argv[1:])
             yield
             if _failed_jobs:
                 sys.exit(plain("\n  ".join(["Failed jobs:", *_failed_jobs])))
     except MISTAKES as error:
         sys.exit(plain(explain(error)))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.exit(plain(f"{error.filename}: {error.strerror}. Choose where files go with output_root=DIR."))
+    except KeyboardInterrupt:
+        print("Interrupted. The same command goes on where this one was.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     finally:
         _failed_jobs = None
+
+
+def options_first(arguments: list[str]) -> list[str]:
+    """The arguments with KEY=VALUE and ~KEY behind all options, where Hydra wants them."""
+    overrides = [argument for argument in arguments if OVERRIDE.match(argument)]
+    return [argument for argument in arguments if argument not in overrides] + overrides
+
+
+def check_arguments(arguments: list[str]) -> None:
+    """Raise UserError for arguments that Hydra would refuse with a traceback."""
+    for argument in arguments:
+        if argument.startswith("="):
+            raise UserError(f"{argument}: cannot be read as KEY=VALUE.")
+    if {"-c", "--cfg"} & set(arguments) and {"-m", "--multirun"} & set(arguments):
+        raise UserError(
+            "--cfg shows the configuration of a single job: leave -m and the values of a grid out. With -m, "
+            "hydra.launcher.dry_run=true shows what a sweep would run."
+        )
 
 
 @contextmanager

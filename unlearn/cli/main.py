@@ -76,7 +76,7 @@ def evaluate(
 
 @app.command()
 def attack(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN... [attack=NAME,...] [OVERRIDE...]")],
+    arguments: Annotated[list[str], typer.Argument(metavar="RUN... [attack=NAME,...] [OVERRIDE...]")],
     retrained: Annotated[
         str | None, typer.Option(help="A checkpoint like the base model, trained without what was forgotten.")
     ] = None,
@@ -89,19 +89,16 @@ def attack(
     of each role, unless eval.subset=N (null: all) says otherwise. attack.KEY=VALUE changes a single attack. model.path,
     model.device as for `unlearn evaluate`. Results go to RUN/attacks; what is there is not measured again.
     """
+    from unlearn.cli.arguments import attack_arguments
+
+    parsed = attack_arguments(arguments)
+    if not parsed.folders:
+        raise typer.BadParameter("name the folder of a finished run.")
     from unlearn.attacks.make import plan
     from unlearn.attacks.run import attack as run
-    from unlearn.config.compose import ALL, is_override
 
-    folders = [Path(argument) for argument in runs if not is_override(argument)]
-    given = [argument for argument in runs if is_override(argument)]
-    chosen = [argument.removeprefix("attack=") for argument in given if argument.startswith("attack=")]
-    names = [name for listed in chosen for name in listed.split(",")]
-    own = [argument for argument in given if argument.lstrip("+").startswith("attack.")]
-    rest = [argument for argument in given if argument not in own and not argument.startswith("attack=")]
-    if not folders:
-        raise typer.BadParameter("name the folder of a finished run.")
-    run(folders, plan(names or [ALL], own), rest, retrained=retrained)
+    attacks = plan(parsed.attacks, parsed.attack_overrides)
+    run(parsed.folders, attacks, parsed.overrides, retrained=retrained)
 
 
 @app.command()
