@@ -1,13 +1,16 @@
 """Paired comparisons: difference, interval, McNemar's test."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from tests.analysis.made_up import ROLES, made_up_run
-from unlearn.analysis.compare import compare, compare_runs, differing_questions, read_record
+from tests.analysis.made_up import made_up_run
+from unlearn.analysis.compare import compare, compare_runs
 from unlearn.cli.main import main
 from unlearn.evaluate.statistics import paired
+from unlearn.records.samples import Sample
 
 
 def test_difference_and_counts():
@@ -48,53 +51,55 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     assert 0.90 < covered / 300 < 0.99
 
 
+def side(**tasks):
+    """{role__task: {question: whether it was right}} as the samples of a run."""
+    places = {}
+    for place, right in tasks.items():
+        role, _, task = place.partition("__")
+        own = [Sample("unlearned", role, task, "default", q, f"{task}{q}", correct=c) for q, c in right.items()]
+        places[role, task, "default"] = {sample.id: sample for sample in own}
+    return places
+
+
 def test_runs_are_compared_on_the_questions_of_both():
-    a = {("mmlu_x", "default"): {0: True, 1: False, 2: True}, ("mmlu_y", "default"): {0: True}}
-    b = {("mmlu_x", "default"): {1: True, 2: True, 3: False}, ("mmlu_y", "default"): {0: False}, ("z", "default"): {}}
-    found = compare(a, b)
-    assert found["mmlu_x", "default"].questions == 2
-    assert found["mmlu_x", "default"].difference == 0.5
-    assert found["all", "default"].questions == 3
-    assert found["all", "default"].difference == 0
-    assert ("z", "default") not in found
+    a = side(retain__x={0: True, 1: False, 2: True}, retain__y={0: True})
+    b = side(retain__x={1: True, 2: True, 3: False}, retain__y={0: False}, retain__z={5: True})
+    results = compare(a, b).results
+    assert results["x", "default"].questions == 2
+    assert results["x", "default"].difference == 0.5
+    assert results["retain", "default"].questions == 3
+    assert results["retain", "default"].difference == 0
+    assert ("z", "default") not in results
+
+
+def test_questions_of_the_same_number_and_another_content_are_not_paired():
+    a, b = side(retain__x={0: True, 1: False}), side(retain__x={0: False, 1: True})
+    place = b["retain", "x", "default"]
+    place[0] = replace(place[0], question="another")
+    assert compare(a, b).results["x", "default"].questions == 1
+    place[1] = replace(place[1], question="another")
+    assert ("x", "default") not in compare(a, b).results
+    assert compare(a, b).refused.keys() == {("retain", "default")}
 
 
 def test_tasks_are_put_together_by_role():
-    a = {(task, "default"): {0: True, 1: True} for task in ("mmlu_x", "mmlu_y", "wmdp_bio")}
-    b = {("mmlu_x", "default"): {0: True, 1: True}, ("mmlu_y", "default"): {0: True, 1: False}} | {
-        ("wmdp_bio", "default"): {0: False, 1: False}
-    }
-    found = compare(a, b, {"retain": ["mmlu_x", "mmlu_y"], "forget": ["wmdp_bio"]})
-    assert found["retain", "default"].difference == -0.25
-    assert found["forget", "default"].difference == -1
-    assert ("all", "default") not in found
+    a = side(retain__x={0: True, 1: True}, retain__y={0: True, 1: True}, forget__z={0: True, 1: True})
+    b = side(retain__x={0: True, 1: True}, retain__y={0: True, 1: False}, forget__z={0: False, 1: False})
+    results = compare(a, b).results
+    assert results["retain", "default"].difference == -0.25
+    assert results["forget", "default"].difference == -1
 
 
-def test_runs_that_were_asked_otherwise_are_not_compared_and_the_reason_is_told(tmp_path):
+def test_runs_that_were_asked_otherwise_are_not_compared_and_the_key_is_named(tmp_path):
     a, b = made_up_run(tmp_path / "a"), made_up_run(tmp_path / "b", nu=0.1, changes={"identity.eval.seed": 1})
-    results, refused = compare_runs(a, b)
-    assert refused == {"perturbed": "eval.seed differs: 0 and 1"}
-    assert {query for _, query in results} == {"default"}
+    comparison = compare_runs(a, b)
+    assert comparison.results == {}
+    assert set(comparison.refused.values()) == {"eval.seed differs: 0 and 1"}
 
 
 def test_runs_asked_with_and_without_a_chat_template_are_not_compared(tmp_path):
     a, b = made_up_run(tmp_path / "a"), made_up_run(tmp_path / "b", changes={"identity.eval.chat_template": True})
-    assert compare_runs(a, b)[1]["default"] == "eval.chat_template differs: None and True"
-
-
-def test_a_role_that_was_asked_later_is_compared_by_what_that_evaluation_asked(tmp_path):
-    """Control queries of the retain role alike, and later of the near role with other words replaced."""
-    first, later = {"control": ["retain"]}, {"control": ["near"]}
-    folders = []
-    for seed in (0, 7):
-        own = {"identity.eval.asked_of": first, "identity.eval.queries": ["default", "perturbed", "control"]}
-        evaluation = {"tasks": ROLES, "queries": ["control"], "asked_of": later, "seed": seed, "num_fewshot": 0}
-        changes = {**own, "evaluations": [evaluation]}
-        folders.append(made_up_run(tmp_path / str(seed), queries=("default", "perturbed", "control"), changes=changes))
-    a, b = (read_record(folder) for folder in folders)
-    assert differing_questions(a, b, "control", "retain") is None
-    assert differing_questions(a, b, "control", "near") == "eval.seed differs: 0 and 7"
-    assert compare_runs(*folders)[1] == {"control": "eval.seed differs: 0 and 7"}
+    assert compare_runs(a, b).refused["retain", "default"] == "eval.chat_template differs: None and True"
 
 
 def test_comparing_in_the_terminal(tmp_path, monkeypatch, capsys):
@@ -107,11 +112,9 @@ def test_comparing_in_the_terminal(tmp_path, monkeypatch, capsys):
     assert line.split()[-1] == "0.062"  # 2 / 2^5: five questions, all won
 
 
-@pytest.mark.parametrize(
-    ("broken", "told"), [("run.json", "run.json"), ("samples/unlearned/mmlu/default.jsonl", "line 1")]
-)
-def test_a_broken_run_ends_with_one_line(broken, told, tmp_path, monkeypatch):
+@pytest.mark.parametrize("broken", ["run.json", "scores.parquet", "samples.parquet"])
+def test_a_broken_run_ends_with_one_line(broken, tmp_path):
     a, b = made_up_run(tmp_path / "a"), made_up_run(tmp_path / "b")
     (b / broken).write_text('{"torn')
-    with pytest.raises(SystemExit, match=f"Error: .*{told}"):
+    with pytest.raises(SystemExit, match=f"Error: .*{broken}"):
         main(["compare", str(a), str(b)])

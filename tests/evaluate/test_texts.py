@@ -13,6 +13,8 @@ from unlearn.evaluate.statistics import PairedMeans, paired_means
 from unlearn.evaluate.texts import load_passages
 from unlearn.experiment import run
 from unlearn.models.loading import Source, load_tokenizer, load_whole
+from unlearn.records.samples import Sample
+from unlearn.records.scores import read_scores
 from unlearn.tracking.wandb_tables import question_rows, role_figures, text_rows
 
 WORDS = [f"w{n}" for n in range(20)]
@@ -132,8 +134,9 @@ def test_a_run_has_differences_from_the_base_model_and_from_the_default_query(tw
 
 
 def test_runs_are_compared_and_questions_stay_apart(two_runs):
-    results, refused = compare_runs(*two_runs)
-    assert not refused
+    comparison = compare_runs(*two_runs)
+    assert not comparison.refused
+    results = comparison.results
     assert isinstance(results["retain_text_wiki", "default"], PairedMeans)
     assert results["retain_text", "perturbed"].documents == 4  # eval.limit
     assert not isinstance(results["retain", "default"], PairedMeans)
@@ -142,27 +145,21 @@ def test_runs_are_compared_and_questions_stay_apart(two_runs):
 def test_other_texts_are_not_compared(two_runs, conf, tmp_path):
     job = ("train.steps=3", "eval.limit=4", "eval.queries=[default]", "tracker=none", f"output_root={tmp_path}")
     other = run(conf(*job, f"+eval.texts.corpora.retain.wiki={HELD_OUT}", "eval.texts.words=30"))
-    results, refused = compare_runs(two_runs[0], other)
-    assert ("retain_text_wiki", "default") not in results
-    assert "texts" in refused["default"]
+    comparison = compare_runs(two_runs[0], other)
+    assert ("retain_text_wiki", "default") not in comparison.results
+    assert "the questions differ in their text" in comparison.refused["retain_text", "default"]
 
 
 def test_wandb_gets_a_table_of_texts_and_no_questions_of_them(two_runs):
-    metrics = read_metrics(two_runs[0])
-    roles = {"retain": ["toy_retain"], "retain_text": ["retain_text_wiki"]}
-    rows = text_rows(metrics, roles)
+    metrics, scores = read_metrics(two_runs[0]), read_scores(two_runs[0])
+    rows = text_rows(scores)
     assert [row[:4] for row in rows] == [
         ["retain_text", "retain_text_wiki", query, model]
         for query in ("default", "perturbed")
         for model in ("base", "unlearned")
     ]
-    figures = role_figures(metrics, roles)
+    figures = role_figures(scores)
     assert figures["retain_text/default/nats"] == metrics["unlearned/retain_text_wiki/default/nats"]
     assert figures["robustness/text_cost"] == metrics["unlearned/retain_text_wiki/perturbed/default_difference"]
-
-    class Sampled:
-        def __init__(self, label):
-            records = [{"id": 0, "query": "default", "nats": 3.0, "tokens": 2}]
-            self.samples = {f"{label}/retain_text_wiki/default": records}
-
-    assert list(question_rows(Sampled("base"), Sampled("unlearned"))) == []
+    place = {"role": "retain_text", "task": "retain_text_wiki", "query": "default", "id": 0, "question": "x"}
+    assert list(question_rows(Sample(model, **place, nats=3.0, tokens=2) for model in ("base", "unlearned"))) == []

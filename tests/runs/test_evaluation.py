@@ -9,14 +9,16 @@ from fnmatch import fnmatch
 import pytest
 import torch
 
-from tests.conftest import ROOT, read_metrics
+from tests.conftest import ROOT, metrics_of, read_metrics
 from unlearn.analysis.collect import read_run
+from unlearn.analysis.compare import differing_questions
 from unlearn.cli.main import main
 from unlearn.errors import UserError
 from unlearn.evaluate import harness
 from unlearn.experiment import run
+from unlearn.records.samples import read_samples
+from unlearn.records.scores import read_scores
 from unlearn.runs.evaluation import evaluate_checkpoint, evaluate_run, run_config
-from unlearn.runs.evaluations import asked as asked_of
 from unlearn.runs.folder import RunFolder
 from unlearn.runs.prefetch import prefetch
 
@@ -25,30 +27,27 @@ HELD_OUT = ROOT / "unlearn/real/data/wikipedia-heldout.jsonl"
 
 def test_a_finished_run_is_evaluated_later_as_it_would_have_been_at_once(short, tmp_path):
     later = run(short(f"output_dir={tmp_path / 'later'}"))
-    before = read_metrics(later)
-    evaluate_run(RunFolder(later), ["eval=toy", "eval.limit=4"])
+    before = {f: f.read_bytes() for f in later.rglob("*") if f.is_file()}
+    home = evaluate_run(RunFolder(later), ["eval=toy", "eval.limit=4"])
+    assert home.parent == later / "evaluations"
     once = run(short("eval=toy", "eval.limit=4", f"output_dir={tmp_path / 'once'}"))
-    found, expected = (read_metrics(folder) for folder in (later, once))
-    assert before.items() <= found.items()
-    asked = {name: value for name, value in expected.items() if not name.startswith("train/")}
-    assert asked.items() <= found.items()
-    for file in (once / "samples").rglob("*.jsonl"):
-        assert (later / file.relative_to(once)).read_bytes() == file.read_bytes()
-    record = json.loads((later / "run.json").read_text())
-    assert record["status"] == "done"
-    assert record["evaluations"][0]["limit"] == 4
+    for name in ("scores.parquet", "samples.parquet"):
+        assert (home / name).read_bytes() == (once / name).read_bytes()
+    assert all(file.read_bytes() == content for file, content in before.items())
+    assert json.loads((home / "evaluation.json").read_text())["config"]["limit"] == 4
+    assert read_run(later).scores == read_run(once).scores
+    assert read_run(later).samples() == read_run(once).samples()
 
 
-def test_another_evaluation_does_not_replace_what_was_evaluated_before(short, capsys):
+def test_what_was_asked_twice_is_read_as_it_was_asked_first(short):
     folder = run(short("eval=toy", "eval.limit=4"))
-    before = {f: f.read_bytes() for f in folder.rglob("*") if f.is_file() and f.name != "run.json"}
     fewer = evaluate_run(RunFolder(folder), ["eval=toy", "eval.limit=2"])
-    assert fewer.parent == folder / "evaluations"
-    assert "where reports do not look" not in capsys.readouterr().err
-    assert len((fewer / "samples/unlearned/toy_retain/default.jsonl").read_text().splitlines()) == 2
+    assert len([s for s in read_samples(fewer) if s.task == "toy_retain" and s.query == "default"]) == 4  # two models
     other = evaluate_run(RunFolder(folder), ["eval=toy", "eval.limit=2", "eval.seed=1"])
     assert other not in (fewer, folder)
-    assert all(file.read_bytes() == content for file, content in before.items())
+    found = read_run(folder)
+    assert [e.folder for e in found.evaluations] == [folder, fewer, other]
+    assert found.scores == read_scores(folder)
 
 
 def test_another_evaluation_leaves_what_the_runs_own_had_begun(short):
@@ -69,34 +68,19 @@ def test_another_evaluation_leaves_what_the_runs_own_had_begun(short):
 )
 def test_a_kind_of_query_that_is_asked_later_is_compared_with_the_default_one(short, questions):
     folder = run(short(*questions, "eval.queries=[default]"))
-    before = read_metrics(folder)
-    assert evaluate_run(RunFolder(folder), ["eval.queries=[control]"]) == folder
-    found = read_metrics(folder)
+    evaluate_run(RunFolder(folder), ["eval.queries=[control]"])
     once = run(short(*questions, "eval.queries=[default,control]"))
-    expected = {k: v for k, v in read_metrics(once).items() if not k.startswith("train/")}
-    assert any(name.endswith("control/default_difference") for name in expected)
-    assert {**before, **expected} == pytest.approx(found, rel=1e-4)
+    later, at_once = (metrics_of(read_run(path)) for path in (folder, once))
+    assert any(name.endswith("control/default_difference") for name in at_once)
+    assert later == pytest.approx(at_once, rel=1e-4)
     assert read_run(folder).queries == ["default", "control"]
-    records = [json.loads((place / "run.json").read_text()) for place in (folder, once)]
-    sets = [asked_of(record, "control") for record in records]
-    assert sets[0] == sets[1] != {}
+    assert differing_questions(read_run(folder), read_run(once), "control") is None
 
 
 def test_other_questions_are_not_compared(short):
     folder = run(short("eval=toy", "eval.limit=4", "eval.queries=[default]"))
-    assert evaluate_run(RunFolder(folder), ["eval.queries=[control]", "eval.num_fewshot=1"]) == folder
-    assert "default_difference" not in (folder / "metrics.json").read_text()
-
-
-def test_new_kinds_of_query_beside_old_ones_are_told_to_be_asked_alone(short, capsys):
-    folder = run(short("eval=toy", "eval.limit=2", "eval.queries=[default]"))
-    asked_twice = evaluate_run(RunFolder(folder), ["eval.queries=[default,control]"])
-    assert asked_twice.parent == folder / "evaluations"
-    assert "For them: eval.queries=[control] alone." in capsys.readouterr().err.replace("\n", " ")
-    assert read_run(folder).queries == ["default"]
-    assert evaluate_run(RunFolder(folder), ["eval.queries=[control]"]) == folder
-    assert read_run(folder).queries == ["default", "control"]
-    assert len(json.loads((folder / "run.json").read_text())["evaluations"]) == 2
+    home = evaluate_run(RunFolder(folder), ["eval.queries=[control]", "eval.num_fewshot=1"])
+    assert "default" not in {score.against for score in read_scores(home)}
 
 
 def test_single_keys_change_the_runs_own_evaluation(short):
@@ -109,8 +93,8 @@ def test_single_keys_change_the_runs_own_evaluation(short):
     fewer = run_config(folder, ["eval.limit=null", "eval.subset=3", "+eval.asked_of.default=[retain]"])
     assert fewer.eval == replace(own.eval, limit=None, subset=3, asked_of={"default": ["retain"]})
     assert "near" in run_config(folder, ["eval=toy", "eval.limit=2"]).eval.tasks
-    asked = evaluate_run(folder, ["eval.limit=2"]) / "samples" / "unlearned"
-    assert sorted(task.name for task in asked.iterdir()) == ["toy_forget_bio", "toy_retain"]
+    home = evaluate_run(folder, ["eval.limit=2"])
+    assert {sample.task for sample in read_samples(home)} == {"toy_forget_bio", "toy_retain"}
 
 
 def test_only_the_evaluation_can_be_chosen_anew(short):
@@ -127,7 +111,7 @@ def test_a_run_whose_base_model_was_moved_is_evaluated_with_its_new_place(short,
     with pytest.raises(UserError, match=r"model\.path=.*before: there is no such folder"):
         evaluate_run(folder, ["eval.queries=[control]"])
     moved = [f"model.path={now}", "model.device=cpu"]
-    assert evaluate_run(folder, ["eval.queries=[control]", *moved]) == folder.path
+    assert evaluate_run(folder, ["eval.queries=[control]", *moved]).parent == folder.path / "evaluations"
     assert run_config(folder, ["eval=toy_paper", *moved]).model.path == str(now)
 
 
@@ -154,17 +138,15 @@ def test_a_runs_folder_cannot_have_code_of_a_checkpoint_trusted(short, tmp_path,
     assert ran.exists()
 
 
-def test_a_run_of_an_older_version_over_texts_with_words_is_still_the_same(short):
-    """Its hash of texts that were not asked as they are was that of the texts with words."""
-    texts = (f"+eval.texts.corpora.retain.wiki={HELD_OUT}", "eval.texts.documents=3", "eval.forget_tokens=[virus]")
-    config = short(*texts, "eval.queries=[control]")
-    folder = run(config)
+@pytest.mark.parametrize("arguments", [["evaluate", "RUN", "eval=toy"], ["attack", "RUN"]])
+def test_a_run_of_another_version_of_the_results_is_refused(short, arguments):
+    folder = run(short())
     record = json.loads((folder / "run.json").read_text())
-    inputs = {k: v for k, v in record["inputs"].items() if k not in ("plain_texts", "checkpoint", "dtype")}
-    (folder / "run.json").write_text(json.dumps(record | {"inputs": inputs | {"texts": {"retain_text_wiki": "old"}}}))
-    written = (folder / "metrics.json").stat().st_mtime
-    assert run(config) == folder
-    assert (folder / "metrics.json").stat().st_mtime == written
+    record["identity"]["results_version"] = 2
+    (folder / "run.json").write_text(json.dumps(record))
+    with pytest.raises(SystemExit, match="version 2 of the results, which version 3 cannot read"):
+        main([str(folder) if argument == "RUN" else argument for argument in arguments])
+    assert read_run(folder).status == "corrupt"
 
 
 def test_the_command(short, capsys):
@@ -227,7 +209,7 @@ def test_a_checkpoint_of_any_name_is_evaluated(tmp_path, monkeypatch, name):
         main(["evaluate", what, *asked, f"output_root={tmp_path / str(number)}"])
         [metrics] = tmp_path.glob(f"{number}/evaluations/*/metrics.json")
         assert metrics.parent.name.startswith(f"{name}-toy-")
-        assert json.loads(metrics.read_text())["base/toy_retain/default/acc"] == 1
+        assert read_metrics(metrics.parent)["base/toy_retain/default/acc"] == 1
 
 
 def test_the_base_models_answers_are_computed_once(short, monkeypatch):
@@ -242,8 +224,8 @@ def test_the_base_models_answers_are_computed_once(short, monkeypatch):
     base = [{name: value for name, value in read_metrics(f).items() if name.startswith("base/")} for f in folders]
     assert base[0] == base[1]
     assert len(base[0]) > 100
-    for file in (folders[0] / "samples/base").rglob("*.*"):
-        assert (folders[1] / file.relative_to(folders[0])).read_bytes() == file.read_bytes()
+    samples = [[sample for sample in read_samples(f) if sample.model == "base"] for f in folders]
+    assert samples[0] == samples[1] != []
     run(short(*jobs, "eval.seed=1"))  # other questions
     assert asked[3:] == ["unlearned", "base"]
 
@@ -261,7 +243,8 @@ def test_the_whole_of_the_papers_evaluation_leaves_every_metric(short):
         assert {f"{model}/toy_retain/perturbed/maxlogit_{m}" for m in ("mean", "std", "p05", "p50", "p95")} <= set(
             metrics
         )
-        assert (folder / f"samples/{model}/toy_retain/perturbed.maxlogit.parquet").is_file()
+    measured = {(s.role, s.query) for s in read_samples(folder) if s.maxlogits}
+    assert ("retain", "perturbed") in measured
 
 
 def test_prefetch_asks_for_no_device_and_no_memory(short, monkeypatch):

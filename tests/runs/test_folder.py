@@ -6,7 +6,9 @@ import subprocess
 import pytest
 
 from unlearn.errors import UserError
+from unlearn.evaluate.harness import Answers
 from unlearn.experiment import run
+from unlearn.records.scores import read_scores
 from unlearn.runs.folder import RunFolder
 from unlearn.runs.provenance import code_version
 from unlearn.storage.files import write_atomically
@@ -39,10 +41,13 @@ def test_a_run_goes_from_running_to_done(tmp_path):
     assert record["config"] == {"seed": 0}
     assert record["packages"]["torch"]
     assert set(record["code"]) == {"version", "commit", "changed"}
-    folder.finish({"train/steps": 3})
+    folder.record["trained"] = {"steps": 3}
+    (tmp_path / "run/delta.safetensors").touch()
+    folder.finish(Answers([], []))
     again = RunFolder(tmp_path / "run")
     assert again.done
-    assert json.loads((tmp_path / "run/metrics.json").read_text()) == {"train/steps": 3}
+    assert json.loads((tmp_path / "run/metrics.json").read_text()) == {"train": {"steps": 3}}
+    assert read_scores(tmp_path / "run") == []
 
 
 def test_a_failed_run_says_why_and_is_not_done(tmp_path):
@@ -56,7 +61,7 @@ def test_a_failed_run_says_why_and_is_not_done(tmp_path):
 def test_another_run_or_other_inputs_are_refused_by_name(tmp_path):
     folder = RunFolder(tmp_path)
     folder.start({}, {"rna": {"nu": 0.1}, "seed": 0}, {"data": {"bio": "abc"}})
-    folder.finish({})
+    folder.finish(Answers([], []))
     again = RunFolder(tmp_path)
     again.claim({"rna": {"nu": 0.1}, "seed": 0})
     again.verify({"data": {"bio": "abc"}})
@@ -67,15 +72,15 @@ def test_another_run_or_other_inputs_are_refused_by_name(tmp_path):
 
 
 def test_starting_again_removes_what_was_left(tmp_path):
-    for name in ("train.jsonl", "metrics.json", "delta.safetensors"):
+    for name in ("train.jsonl", "metrics.json", "scores.parquet", "samples.parquet", "delta.safetensors"):
         (tmp_path / name).write_text("old")
-    (tmp_path / "samples/base").mkdir(parents=True)
+    (tmp_path / "evaluations/toy").mkdir(parents=True)
     (tmp_path / "notes.txt").write_text("the user's own")
     RunFolder(tmp_path).start({}, {}, {})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["notes.txt", "run.json"]
 
 
-@pytest.mark.parametrize("name", ["samples", "metrics.json", "theory_notes.json"])
+@pytest.mark.parametrize("name", ["samples.parquet", "metrics.json", "theory_notes.json"])
 def test_files_that_are_no_runs_are_not_replaced(short, tmp_path, name):
     own = tmp_path / "mine" / name
     own.parent.mkdir()

@@ -15,7 +15,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from unlearn.analysis.collect import Run, read_run
+from unlearn.analysis.collect import OF_QUESTIONS, Run, read_run
 from unlearn.errors import UserError
 from unlearn.evaluate.statistics import Paired, PairedMeans, paired, paired_means
 from unlearn.records.samples import Sample
@@ -77,8 +77,19 @@ def differing_questions(a: Run, b: Run, query: str, role: str | None = None) -> 
         if place[0] in roles and place[2] == query:
             common = left[place].keys() & right[place].keys()
             if len(pairs(left[place], right[place])) < len(common):
-                return OTHER_QUESTIONS
+                return _why_other_questions(a, b, query, place[0])
     return None
+
+
+def _why_other_questions(a: Run, b: Run, query: str, role: str) -> str:
+    """The key of `eval` by which the questions of two runs differ, if there is one."""
+    for left in a.evaluations:
+        for right in b.evaluations:
+            if left.asks(query, role) and right.asks(query, role):
+                for key in OF_QUESTIONS:
+                    if left.config.get(key) != right.config.get(key):
+                        return f"eval.{key} differs: {left.config.get(key)} and {right.config.get(key)}"
+    return OTHER_QUESTIONS
 
 
 def compare(a: Samples, b: Samples) -> Comparison:
@@ -108,17 +119,18 @@ def compare_runs(a: Path, b: Path) -> Comparison:
 
     Raises UserError for a folder without a run or without answers, and for answers that cannot be read.
     """
-    sides = []
+    runs = []
     for folder in (a, b):
         read_record(folder)
         run = read_run(folder)
         if run.status == "corrupt":
-            raise UserError(f"{folder}: {run.why}")
-        samples = by_place(run.samples())
-        if not samples:
+            raise UserError(run.why if str(folder) in run.why else f"{folder}: {run.why}")
+        if not by_place(run.samples()):
             raise UserError(f"{folder}: there are no samples of an unlearned model (samples.parquet).")
-        sides.append(samples)
-    return compare(*sides)
+        runs.append(run)
+    comparison = compare(*(by_place(run.samples()) for run in runs))
+    refused = {(role, query): _why_other_questions(*runs, query, role) for role, query in comparison.refused}
+    return Comparison(comparison.results, refused)
 
 
 def show_comparison(a: Path, b: Path) -> None:
