@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from unlearn.config.identity import RESULTS_VERSION
 from unlearn.analysis.collect import OF_QUESTIONS
+from unlearn.config.identity import RESULTS_VERSION
 from unlearn.records.samples import Sample, write_samples
 from unlearn.records.scores import KEY, Score, read_scores, write_scores
 from unlearn.storage.hashing import json_sha256
@@ -108,7 +108,7 @@ def _write_results(
     content = {key: asked.get(key) for key in OF_QUESTIONS}
     for role, tasks in asked["tasks"].items():
         for task, query in product(tasks, asked["queries"]):
-            right = answers.get((task, query))
+            right, kind = answers.get((task, query)), (words.get(query), content)
             if right is None:
                 right = list(draw.random(QUESTIONS) < accuracy(role, query, nu))
             for model, correct in (("base", base.get((task, query), [True] * len(right))), ("unlearned", right)):
@@ -116,7 +116,9 @@ def _write_results(
                 error = (mean * (1 - mean) / (len(correct) - 1)) ** 0.5
                 scores.append(Score(model, role, task, None, query, "acc", mean, stderr=error, n=len(correct)))
                 rows += [
-                    Sample(model, role, task, query, i, f"{task} {query} {words.get(query)} {content} {i}", correct=bool(c))
+                    Sample(
+                        model, role, task, query, i, f"{task} {query} {words.get(query)} {content} {i}", correct=bool(c)
+                    )
                     for i, c in enumerate(correct)
                 ]
             scores.append(difference(role, task, query, "acc", float(np.mean(right)) - 1))

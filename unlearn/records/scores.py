@@ -79,6 +79,15 @@ def score_frame(scores: Iterable[Score]) -> pd.DataFrame:
     return pd.DataFrame([asdict(score) for score in scores], columns=SCHEMA.names)
 
 
+def in_order(scores: Iterable[Score]) -> list[Score]:
+    """The scores by role, task, query and model, each in the order in which they first occur."""
+    listed = list(scores)
+    columns = ("role", "task", "query", "model")
+    values = {column: dict.fromkeys(getattr(score, column) for score in listed) for column in columns}
+    ranks = {column: {value: rank for rank, value in enumerate(values[column])} for column in columns}
+    return sorted(listed, key=lambda score: tuple(ranks[column][getattr(score, column)] for column in columns))
+
+
 def role_means(
     scores: Iterable[Score], measure: str, *, model: str = "unlearned", against: str | None = None
 ) -> dict[tuple[str, str], float]:

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from unlearn.records.headline import headline
-from unlearn.records.scores import Score
+from unlearn.records.scores import Score, in_order
 from unlearn.screen import console, say
 
 if TYPE_CHECKING:  # this is imported where torch is not
@@ -66,7 +66,7 @@ def show_result(scores: Sequence[Score], folder: Path, curves: str | None) -> No
     Accuracies are in percent, those of held-out texts nats a token. Tasks with neither have a table for each of their
     measures.
     """
-    asked = [score for score in scores if score.part_of is None]
+    asked = [score for score in in_order(scores) if score.part_of is None]
     shown = {"acc": ("Accuracy in %", 100, 1), "nats": ("Texts, nats a token", 1, 3)}
     shown |= {measure: (measure, 1, 3) for measure in _of_other_tasks(asked)}
     for measure, (unit, scale, digits) in shown.items():

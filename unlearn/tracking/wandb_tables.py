@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from unlearn.config.schema import text_role
 from unlearn.records.samples import Sample
-from unlearn.records.scores import Score, role_means
+from unlearn.records.scores import Score, in_order, role_means
 
 Cell = str | float | int | bool | None
 Row = list[Cell]
@@ -44,7 +44,7 @@ def _place(score: Score) -> tuple[str, str, str, str]:
 def _values(scores: Iterable[Score], measure: str) -> Iterator[tuple[Score, dict[str, Score]]]:
     """Each value of a measure of what was asked for, and its differences: {"base": ..., "default": ...}."""
     by_place: dict[tuple[str, str, str, str], dict[str | None, Score]] = {}
-    for score in scores:
+    for score in in_order(scores):
         if score.measure == measure and score.part_of is None:
             by_place.setdefault(_place(score), {})[score.against] = score
     for of_place in by_place.values():
