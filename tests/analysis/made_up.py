@@ -116,9 +116,7 @@ def _write_results(
                 error = (mean * (1 - mean) / (len(correct) - 1)) ** 0.5
                 scores.append(Score(model, role, task, None, query, "acc", mean, stderr=error, n=len(correct)))
                 rows += [
-                    Sample(
-                        model, role, task, query, i, f"{task} {query} {words.get(query)} {content} {i}", correct=bool(c)
-                    )
+                    Sample(model, role, task, query, i, f"{task} {query} {kind} {i}", correct=bool(c))
                     for i, c in enumerate(correct)
                 ]
             scores.append(difference(role, task, query, "acc", float(np.mean(right)) - 1))

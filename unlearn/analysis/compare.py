@@ -122,6 +122,7 @@ def compare_runs(a: Path, b: Path) -> Comparison:
     runs = []
     for folder in (a, b):
         read_record(folder)
+    for folder in (a, b):
         run = read_run(folder)
         if run.status == "corrupt":
             raise UserError(run.why if str(folder) in run.why else f"{folder}: {run.why}")
