@@ -88,6 +88,12 @@ def metrics_of(answers: Any) -> dict:
     return flat(nested(answers.scores))
 
 
+def assert_same_results(folder: Path, other: Path) -> None:
+    """Scores and samples of two runs are the same, byte for byte."""
+    for name in ("scores.parquet", "samples.parquet"):
+        assert (folder / name).read_bytes() == (other / name).read_bytes(), name
+
+
 TIMED = ("tokens_per_second", "seconds", "peak_memory_mb", "memory_mb")  # what may differ between equal runs
 
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForMultimodalLM, AutoTokenizer, Gemma3Config
 
-from tests.conftest import ROOT, read_jsonl, read_metrics, untimed, write_jsonl
+from tests.conftest import ROOT, assert_same_results, read_jsonl, read_metrics, untimed, write_jsonl
 from unlearn.config.identity import run_folder
 from unlearn.errors import UserError
 from unlearn.evaluate.harness import evaluate
@@ -16,6 +16,7 @@ from unlearn.experiment import run, run_together
 from unlearn.models.delta import load_delta, save_delta
 from unlearn.models.export import export
 from unlearn.models.loading import Source, load_config
+from unlearn.records.samples import read_samples
 from unlearn.runs.folder import RunFolder
 from unlearn.training.cost import Shape
 
@@ -81,24 +82,22 @@ def test_what_a_run_leaves(short):
     folder = run(config)
     assert folder == run_folder(config)
     assert {f.name for f in folder.iterdir()} == {
-        "run.json", "train.jsonl", "metrics.json", "samples", "delta.safetensors",
+        "run.json", "train.jsonl", "metrics.json", "scores.parquet", "samples.parquet", "delta.safetensors",
     }  # fmt: skip
     lines = read_jsonl(folder / "train.jsonl")
     assert [(line["step"], line["topic"]) for line in lines] == [(0, "bio"), (1, "cyber"), (2, "bio")]
     metrics = read_metrics(folder)
+    samples = read_samples(folder)
     tasks = ["toy_retain", "toy_near_bio", "toy_near_cyber", "toy_forget_bio", "toy_forget_cyber"]
     for model in ("base", "unlearned"):
         for task in tasks:
             for query in ("default", "perturbed"):
                 assert 0 <= metrics[f"{model}/{task}/{query}/acc"] <= 1
                 assert f"{model}/{task}/{query}/acc_stderr" in metrics
-                asked = read_jsonl(folder / f"samples/{model}/{task}/{query}.jsonl")
-                right = sum(record["correct"] for record in asked)
-                assert right / 6 == pytest.approx(metrics[f"{model}/{task}/{query}/acc"])
-                assert all(len(record["loglikelihoods"]) == 4 for record in asked)
-                assert all(
-                    record["choice"] == max(range(4), key=record["loglikelihoods"].__getitem__) for record in asked
-                )
+                asked = [s for s in samples if (s.model, s.task, s.query) == (model, task, query)]
+                assert sum(s.correct for s in asked) / 6 == pytest.approx(metrics[f"{model}/{task}/{query}/acc"])
+                assert all(len(s.loglikelihoods) == 4 for s in asked)
+                assert all(s.choice == max(range(4), key=s.loglikelihoods.__getitem__) for s in asked)
     assert metrics["train/forget_loss"] == lines[-1]["forget_loss"]
     assert metrics["train/steps"] == 3
     assert {"train/seconds", "train/tokens_per_second", "train/peak_memory_mb"} < set(metrics)
@@ -177,12 +176,10 @@ def test_runs_evaluated_together_have_the_files_of_runs_alone(short, tmp_path):
     together = [outcome.folder for outcome in run_together([short(*job, f"rna.nu={nu}") for nu in (0.1, 0.5, 2)])]
     for nu, folder in zip((0.1, 0.5, 2), together, strict=True):
         alone = run(short(*job, f"rna.nu={nu}", f"output_dir={tmp_path / str(nu)}", f"output_root={tmp_path / 'else'}"))
-        files = [file.relative_to(alone) for file in (alone / "samples").rglob("*.*")]
-        assert {file.suffix for file in files} == {".jsonl", ".json", ".parquet"}
-        assert all((folder / file).read_bytes() == (alone / file).read_bytes() for file in files)
+        assert_same_results(folder, alone)
         metrics = [untimed(read_metrics(f)) for f in (folder, alone)]
         assert metrics[0] == metrics[1]
-    answers = {(folder / "samples/unlearned/toy_retain/default.jsonl").read_text() for folder in together}
+    answers = {(folder / "samples.parquet").read_bytes() for folder in together}
     assert len(answers) == 3
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT, read_metrics, untimed
+from tests.conftest import ROOT, assert_same_results, read_metrics, untimed
 from tests.evaluate.test_scorer import prompts, requests
 from tests.models.families import build, families
 from unlearn.cli.main import main
@@ -88,8 +88,7 @@ def test_a_run_and_its_export_are_the_same(short, tmp_path):
     assert folders[0].name == folders[1].name
     metrics = [untimed(read_metrics(folder)) for folder in folders]
     assert metrics[0] == metrics[1]
-    for file in (folders[0] / "samples").rglob("*.*"):
-        assert file.read_bytes() == (folders[1] / file.relative_to(folders[0])).read_bytes()
+    assert_same_results(*folders)
     exported = []
     for folder in folders:
         out = tmp_path / f"{folder.parent.parent.name}-exported"

@@ -13,6 +13,7 @@ import signal
 
 from tests.conftest import read_jsonl, untimed
 from tests.runs import victim
+from unlearn.records.scores import flat
 from unlearn.storage.files import TEMPORARY
 
 STEPS, EVERY = 14, 4
@@ -42,7 +43,7 @@ def attempt(*arguments) -> int:
 def everything(folder):
     """All that a finished run left, times and attempts aside."""
     found = {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
-    found["metrics.json"] = untimed(json.loads(found["metrics.json"]))
+    found["metrics.json"] = untimed(flat(json.loads(found["metrics.json"])))
     found["train.jsonl"] = [untimed(line) for line in read_jsonl(folder / "train.jsonl")]
     record = json.loads(found["run.json"])
     found["run.json"] = {key: value for key, value in record.items() if key not in ("attempts", "config", "trained")}

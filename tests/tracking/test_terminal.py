@@ -10,6 +10,7 @@ from rich.table import Table
 
 from tests.analysis.made_up import made_up_run
 from unlearn.cli.main import main
+from unlearn.records.scores import Score
 from unlearn.screen import PlainConsole, plain
 from unlearn.tracking.terminal import show_result, training_progress
 from unlearn.training.loop import Record
@@ -63,10 +64,13 @@ def test_tasks_without_accuracy_have_a_table_for_each_of_their_metrics(monkeypat
     console = PlainConsole(file=out, width=200)
     for module in ("unlearn.screen", "unlearn.tracking.terminal"):
         monkeypatch.setattr(f"{module}.console", console)
-    both = {"made_up/default/exact_match": 0.25, "made_up/default/exact_match_stderr": 0.1, "mmlu/default/acc": 0.5}
-    metrics = {f"{model}/{name}": value for model in ("base", "unlearned") for name, value in both.items()}
-    metrics |= {"unlearned/mmlu/default/acc_norm": 0.7, "unlearned/made_up/default/base_p": 1.0, "train/seconds": 3.0}
-    show_result(metrics, {"retain": ["made_up", "mmlu"]}, ["default"], Path("RUN"), None)
+    scores = []
+    for model in ("base", "unlearned"):
+        scores.append(Score(model, "retain", "made_up", None, "default", "exact_match", 0.25, stderr=0.1))
+        scores.append(Score(model, "retain", "mmlu", None, "default", "acc", 0.5))
+    scores.append(Score("unlearned", "retain", "mmlu", None, "default", "acc_norm", 0.7))
+    scores.append(Score("unlearned", "retain", "made_up", None, "default", "exact_match", 0.0, against="base", p=1.0))
+    show_result(scores, Path("RUN"), None)
     tables = [line.strip() for line in out.getvalue().splitlines() if "standard error" in line]
     assert tables == ["Accuracy in % (± standard error), RUN", "exact_match (± standard error), RUN"]
     assert "0.250 ± 0.100   0.250 ± 0.100       +0.000" in out.getvalue()

@@ -1,7 +1,6 @@
 """Weights & Biases, offline: what is in the transaction log is what `wandb sync` sends, and it is all read back."""
 
 import hashlib
-import io
 import json
 import os
 import subprocess
@@ -11,17 +10,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pyarrow.parquet
 import pytest
 import wandb
 import yaml
-from unlearn.evaluate.roles import role_accuracies
 
 from tests.conftest import ROOT, read_jsonl, read_metrics
 from tests.tracking import wandb_log
 from unlearn.config.identity import run_folder
 from unlearn.errors import UserError
 from unlearn.experiment import run, run_together
+from unlearn.records.samples import read_samples
+from unlearn.records.scores import Score, role_means
 from unlearn.runs.folder import RunFolder
 from unlearn.tracking import tracker as track
 from unlearn.tracking.tracker import SUMMARIES, Tracker, start_wandb
@@ -133,15 +132,19 @@ def test_roles_have_means_whatever_the_tasks_are(whole):
 
 
 def test_a_role_of_which_a_task_is_missing_has_no_mean():
-    metrics = {
-        "base/x/default/acc": 0.5,
-        "base/y/default/acc": 0.7,
-        "base/x/perturbed/acc": 0.1,
-        "base/x/q/acc_norm": 1,
-    }
-    found = role_accuracies(metrics, {"r": ["x", "y"], "s": ["x"], "t": []}, "base")
-    assert found == {("r", "default"): 0.6, ("s", "default"): 0.5, ("s", "perturbed"): 0.1}
-    assert role_accuracies(metrics, {"r": ["x"]}, "unlearned") == {}
+    def score(role, task, query, value, measure="acc", part_of=None):
+        return Score("base", role, task, part_of, query, measure, value)
+
+    scores = [
+        *(score("r", "x", query, value) for query, value in (("default", 0.5), ("perturbed", 0.1))),
+        score("r", "y", "default", 0.7),
+        score("r", "z", "default", 0.1, part_of="y"),
+        *(score("s", "x", query, value) for query, value in (("default", 0.5), ("perturbed", 0.1))),
+        score("s", "x", "q", 1.0, measure="acc_norm"),
+    ]
+    means = role_means(scores, "acc", model="base")
+    assert means == {("r", "default"): 0.6, ("s", "default"): 0.5, ("s", "perturbed"): 0.1}
+    assert role_means(scores, "acc") == {}
 
 
 def test_metrics_are_defined(whole):
@@ -191,19 +194,19 @@ def test_the_table_of_accuracies(whole):
 def test_the_table_of_questions(whole):
     found = {(r["task"], r["query"], r["question"]): r for r in table(whole.folder, whole.found, "questions")}
     assert len(found) == 5 * 2 * 6
+    samples = read_samples(whole.folder)
     for (task, query, question), row in found.items():
         for model in ("base", "unlearned"):
-            file = whole.folder / f"samples/{model}/{task}/{query}.jsonl"
-            [record] = [r for r in read_jsonl(file) if r["id"] == question]
-            second, first = sorted(record["loglikelihoods"])[-2:]
+            [sample] = [s for s in samples if (s.model, s.task, s.query, s.id) == (model, task, query, question)]
+            second, first = sorted(sample.loglikelihoods)[-2:]
             assert row[f"{model} margin"] == first - second
-            assert row[f"{model} choice"] == record["choice"]
-            assert row[f"{model} correct"] == record["correct"]
+            assert row[f"{model} choice"] == sample.choice
+            assert row[f"{model} correct"] == sample.correct
 
 
 def test_more_questions_than_a_table_holds_are_several_tables(monkeypatch):
     monkeypatch.setattr(wandb.Table, "MAX_ARTIFACT_ROWS", 4)
-    lines = [["t", "default", i, True, False, 0, 1, 0.5, 0.25] for i in range(9)]
+    lines = [["retain", "t", "default", i, True, False, 0, 1, 0.5, 0.25] for i in range(9)]
     found = track._question_tables(lines)
     assert list(found) == ["questions", "questions-2", "questions-3"]
     assert [line for part in found.values() for line in part.data] == lines
@@ -212,7 +215,7 @@ def test_more_questions_than_a_table_holds_are_several_tables(monkeypatch):
 
 def test_more_questions_than_a_media_file_holds_are_whole_in_the_artifact(tmp_path):
     started = start_wandb(tmp_path, run_id="abc", name="n", **QUIET)
-    lines = [["t", "default", i, True, False, 0, 1, 0.5, 0.25] for i in range(wandb.Table.MAX_ROWS + 1)]
+    lines = [["retain", "t", "default", i, True, False, 0, 1, 0.5, 0.25] for i in range(wandb.Table.MAX_ROWS + 1)]
     started.log(track._question_tables(lines))
     started.finish()
     [artifact] = of_kind(records(tmp_path), "artifact")
@@ -228,8 +231,10 @@ def test_histograms_of_max_logit(whole):
     row = row_with(whole.found, "maxlogit/base/toy_retain/perturbed/_type")
 
     def values(model, task):
-        content = (whole.folder / f"samples/{model}/{task}/perturbed.maxlogit.parquet").read_bytes()
-        return pyarrow.parquet.read_table(io.BytesIO(content))["maxlogit"].to_numpy()
+        asked = [s for s in samples if (s.model, s.task, s.query) == (model, task, "perturbed")]
+        return np.array([value for sample in asked for value in sample.maxlogits])
+
+    samples = read_samples(whole.folder)
 
     parts = {task: [task] for task in (*ROLES["retain"], *ROLES["near"])} | {r: ROLES[r] for r in ("retain", "near")}
     assert {k.rsplit("/", 1)[0] for k in row if k.startswith("maxlogit/")} == {

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, read_jsonl, read_metrics, untimed
+from tests.conftest import ROOT, assert_same_results, read_jsonl, read_metrics, untimed
 from tests.sweeps.slurm.conftest import SMALL
 from tests.sweeps.slurm.lab import wait
 from unlearn.config.identity import run_folder
@@ -60,8 +60,7 @@ def equal_runs(a, b):
     assert [untimed(x) for x in read_jsonl(a / "train.jsonl")] == [untimed(x) for x in read_jsonl(b / "train.jsonl")]
     one, other = (untimed(read_metrics(f)) for f in (a, b))
     assert one == other
-    for file in (b / "samples").rglob("*.jsonl"):
-        assert (a / file.relative_to(b)).read_bytes() == file.read_bytes()
+    assert_same_results(a, b)
 
 
 @pytest.fixture(scope="session")
