@@ -30,6 +30,10 @@ def test_every_job_is_as_if_it_had_run_alone(conf, tmp_path):
     done = sweep(tmp_path, "rna.nu=0.01,0.09", "method=rmu,adaptive_rmu,rsv", "tracker=wandb")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Evaluating the base model") == 1
+    assert "Accuracy in %" not in done.stdout + done.stderr  # one table by setting, and a line for each run
+    assert done.stderr.count(": retain ") == 6
+    rows = re.findall(r"rna\.nu=([\d.]+) method=(\w+) +1 ", done.stdout)
+    assert rows == [(nu, method) for nu in ("0.01", "0.09") for method in ("rmu", "adaptive_rmu", "rsv")]
     assert sum(map(int, re.findall(r"Evaluating the unlearned model, (\d) runs together", done.stderr))) == 6
     for point in points:
         packed = run_folder(conf(*JOB, *point, f"output_root={tmp_path}"))
