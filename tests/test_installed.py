@@ -62,7 +62,13 @@ def test_the_wheel_runs_evaluates_attacks_and_reports_without_a_network(unlearn,
     unlearn("evaluate", "run", "eval=toy", "eval.subset=5", **NO_NETWORK, HF_HUB_OFFLINE="1")
     unlearn("attack", "run", "attack=pruning", "eval.subset=5", **NO_NETWORK, HF_HUB_OFFLINE="1")
     unlearn("report", "run", **NO_NETWORK)
-    written = ("metrics.json", "delta.safetensors", "evaluations/*/metrics.json", "attacks/*.json", "../report.html")
+    written = (
+        "metrics.json",
+        "delta.safetensors",
+        "evaluations/*/metrics.json",
+        "attacks/*/scores.parquet",
+        "../report.html",
+    )
     assert [pattern for pattern in written if not list((tmp_path / "run").glob(pattern))] == []
 
 

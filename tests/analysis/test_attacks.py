@@ -1,6 +1,7 @@
 """What attacks bring back, in the report and the claims: of made-up runs whose attacks are known."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -12,28 +13,37 @@ from unlearn.analysis.report.material import gather
 from unlearn.paper.claims.attacks import by_method, claims
 from unlearn.paper.claims.document import document
 from unlearn.paper.claims.evidence import Evidence
+from unlearn.records.attacks import AttackAbout, AttackScore, read_attack, write_attack
+from unlearn.records.scores import Score
 
 PLAIN = 0.28  # accuracy on what was forgotten, without an attack
 
 
-def asked(forget, label="unlearned", robust=0.6):
-    """Metrics with this accuracy on the forgotten, and on the retained under perturbation."""
-    found = {f"{label}/{task}/default/acc": forget for task in ROLES["forget"]}
-    return found | {f"{label}/{task}/perturbed/acc": robust for task in ROLES["retain"]}
+def asked(forget, model="unlearned", robust=0.6):
+    """Scores with this accuracy on the forgotten, and on the retained under perturbation."""
+    scores = [Score(model, "forget", task, None, "default", "acc", forget) for task in ROLES["forget"]]
+    return scores + [Score(model, "retain", task, None, "perturbed", "acc", robust) for task in ROLES["retain"]]
 
 
-def attacked(folder, robust=0.6, **attacks):
+def nats(forgotten, model="unlearned"):
+    return [Score(model, "forget_text", "papers", None, "default", "nats", forgotten)]
+
+
+def leave(folder, attack, levels, *, questions="q", arguments=None, suffix="0"):
+    """The files of an attack: level -> scores."""
+    rows = [
+        AttackScore(attack, float(level), f"{level} bits", score)
+        for level, scores in levels.items()
+        for score in scores
+    ]
+    write_attack(folder / "attacks" / f"{attack}-{suffix}", AttackAbout(attack, questions, arguments or {}), rows)
+
+
+def attacked(folder, robust=0.6, of_base=0.9, **attacks):
     """Files as `unlearn attack` leaves them: attack -> level -> accuracy on the forgotten."""
-    (folder / "attacks").mkdir()
-    for name, stages in {"none": {"0": PLAIN}, **attacks}.items():
-        record = {
-            "attack": name,
-            "questions": "q",
-            "levels": {level: f"{level} bits" for level in stages},
-            "stages": {level: asked(value, robust=robust) for level, value in stages.items()},
-            "base": {level: asked(0.9, "base") for level in stages},
-        }
-        (folder / "attacks" / f"{name}-0.json").write_text(json.dumps(record))
+    for name, accuracies in {"none": {"0": PLAIN}, **attacks}.items():
+        scores = {level: asked(x, robust=robust) + asked(of_base, "base") for level, x in accuracies.items()}
+        leave(folder, name, scores)
 
 
 @pytest.fixture
@@ -62,13 +72,11 @@ def test_rows_tell_what_came_back(grid):
 
 def test_variants_of_an_attack_are_told_apart(grid, tmp_path):
     """Relearning on retained texts brings nothing back, and does not stand for relearning on forgotten ones."""
-    for file in tmp_path.glob("*/attacks/relearning-0.json"):
-        record = json.loads(file.read_text())
-        of = {"levels": [5, 50], "lr": 1e-4}
-        file.write_text(json.dumps({**record, "config": {**of, "texts": "forget"}}))
-        nothing = {level: asked(PLAIN) for level in record["stages"]}
-        other = {**record, "config": {**of, "texts": "retain", "levels": [50]}, "stages": nothing}
-        file.with_name("relearning-1.json").write_text(json.dumps(other))
+    for folder in tmp_path.glob("*/attacks/relearning-0"):
+        about, rows = read_attack(folder)
+        write_attack(folder, replace(about, arguments={"levels": [5, 50], "lr": 1e-4, "texts": "forget"}), rows)
+        retain = {"levels": [50], "lr": 1e-4, "texts": "retain"}
+        leave(folder.parent.parent, "relearning", {"50": asked(PLAIN)}, arguments=retain, suffix="1")
     rows = attack_rows(gather(collect([tmp_path])))
     assert set(rows["attack"]) == {"rounding", "relearning, texts=forget", "relearning, texts=retain"}
     by = rows[rows["level"] == "50 bits"].groupby(["attack", "nu"])["recovered"].mean()
@@ -77,22 +85,17 @@ def test_variants_of_an_attack_are_told_apart(grid, tmp_path):
 
 
 def test_questions_that_most_runs_were_asked_stand_for_an_attack(grid, tmp_path):
-    file = next(tmp_path.glob("0.0-0/attacks/rounding-0.json"))
-    for name in ("none", "rounding"):
-        record = json.loads(file.with_name(f"{name}-0.json").read_text())
-        record["stages"] = {level: asked(PLAIN if name == "none" else 0.9) for level in record["stages"]}
-        file.with_name(f"{name}-!.json").write_text(json.dumps({**record, "questions": "others"}))  # sorted first
+    for name, level, accuracy in (("none", "0", PLAIN), ("rounding", "4", 0.9)):  # the suffix is sorted first
+        leave(tmp_path / "0.0-0", name, {level: asked(accuracy)}, questions="others", suffix="!")
     rows = attack_rows(gather(collect([tmp_path])))
     row = rows[(rows["nu"] == 0) & (rows["seed"] == 0) & (rows["level"] == "4 bits")]
     assert list(row["recovered"]) == pytest.approx([10])
 
 
 def test_an_evaluation_that_the_run_itself_did_not_have_is_shown(tmp_path):
-    """`launch.py eval=none`, then `unlearn attack RUN eval=quick`: the files of attacks have roles of their own."""
+    """`launch.py eval=none`, then `unlearn attack RUN eval=quick`."""
     folder = made_up_run(tmp_path / "run", changes={"identity.eval.tasks": {}, "config.eval.tasks": {}})
     attacked(folder, rounding={"4": PLAIN + 0.1})
-    for file in (folder / "attacks").iterdir():
-        file.write_text(json.dumps({**json.loads(file.read_text()), "roles": ROLES}))
     [recovered] = attack_rows(gather(collect([tmp_path])))["recovered"]
     assert recovered == pytest.approx(10)
 
@@ -101,10 +104,7 @@ def test_each_method_has_its_own_base_model(tmp_path):
     """What relearning does to the base model depends on which matrices it trains."""
     for method, of_base in (("rmu", 0.9), ("rsv", 0.7)):
         folder = made_up_run(tmp_path / method, method=method)
-        attacked(folder, relearning={"10": 0.4, "50": 0.6})
-        file = folder / "attacks" / "relearning-0.json"
-        base = {level: asked(of_base, "base") for level in ("10", "50")}
-        file.write_text(json.dumps({**json.loads(file.read_text()), "base": base}))
+        attacked(folder, of_base=of_base, relearning={"10": 0.4, "50": 0.6})
     spec = levels(gather(collect([tmp_path]))).chart(SCREEN).to_dict()
     [panel] = spec["vconcat"] if "vconcat" in spec else spec["concat"]
     lines = [x for x in panel["layer"] if x["encoding"]["y"]["field"] == "base"]
@@ -113,10 +113,6 @@ def test_each_method_has_its_own_base_model(tmp_path):
         rows = spec["datasets"][line.get("data", panel.get("data"))["name"]]
         assert {(row["method"], round(row["base"])) for row in rows} == {("RMU", 90), ("RSV", 70)}
         assert "method" in [detail["field"] for detail in line["encoding"]["detail"]]
-
-
-def nats(forgotten, label="unlearned"):
-    return {f"{label}/papers/default/nats": forgotten}
 
 
 def test_claims_on_texts_compare_all_runs_of_a_method_at_equal_forgetting(tmp_path):
@@ -129,11 +125,8 @@ def test_claims_on_texts_compare_all_runs_of_a_method_at_equal_forgetting(tmp_pa
             (6.5, 0.1, 7.5, 3 + seed / 10),
         ):
             folder = made_up_run(tmp_path / f"{c}-{nu}-{seed}", argument={"c": c}, nu=nu, seed=seed)
-            attacked(folder, rounding={"4": PLAIN})
-            for file in (folder / "attacks").iterdir():
-                record = json.loads(file.read_text())
-                stages = {level: nats(forgotten - (level == "4") * back) for level in record["stages"]}
-                file.write_text(json.dumps({**record, "stages": stages, "roles": {"forget_text": ["papers"]}}))
+            leave(folder, "none", {"0": nats(forgotten)})
+            leave(folder, "rounding", {"4": nats(forgotten - back)})
     [line] = [x for x in document(Evidence(gather(collect([tmp_path]))), "x").splitlines() if "undo: rounding" in x]
     assert "**contrary** +2.10" in line
 
@@ -155,29 +148,13 @@ def test_what_comes_back_is_compared_over_the_attacks_and_levels_of_both_sides(t
     assert [e.why_not for e in effects if e.why_not] == [DISJOINT]
 
 
-def test_other_questions_are_shown_and_bring_nothing_back(grid, tmp_path):
-    """Easier ones, of which the run without an attack knows as many."""
-    for file in tmp_path.glob("*/attacks/none-0.json"):
-        easier = {"attack": "rephrased", "roles": {"forget": ["easy"]}, "levels": {"1": "-"}, "config": {}}
-        easier["stages"] = {"1": {"unlearned/easy/default/acc": 0.95}}
-        record = json.loads(file.read_text())
-        file.with_name("rephrased-0.json").write_text(json.dumps({**record, **easier}))
-    material = gather(collect([tmp_path]))
-    assert set(figure(material).data["strongest"]) == {"relearning, 50 bits (3 of 3)"}
-    shown = levels(material).data
-    assert set(shown[shown["attack"] == "rephrased"]["known"]) == {95}
-    assert "rephrased" not in document(Evidence(material), "x")
-
-
 def test_some_of_a_runs_own_tasks_are_no_other_questions(grid, tmp_path):
     """As the probe's: of small tasks no question may be left to be measured."""
     part = ROLES["forget"][:1]
     assert part != ROLES["forget"]
-    for file in tmp_path.glob("*/attacks/none-0.json"):
-        record = json.loads(file.read_text()) | {"attack": "probe", "roles": {"forget": part}, "levels": {"1": "-"}}
-        record["stages"] = {"1": asked(0.95)}
-        file.with_name("probe-0.json").write_text(json.dumps(record))
-    assert set(figure(gather(collect([tmp_path]))).data["strongest"]) == {"probe, - (3 of 3)"}
+    for folder in tmp_path.glob("*/attacks/none-0"):
+        leave(folder.parent.parent, "probe", {"1": [score for score in asked(0.95) if score.task in part]})
+    assert set(figure(gather(collect([tmp_path]))).data["strongest"]) == {"probe, 1 bits (3 of 3)"}
 
 
 def test_the_figures_are_drawn_from_these_rows(grid):
@@ -216,10 +193,8 @@ def test_without_attacks_the_figures_say_so(tmp_path):
 
 def test_attacks_that_are_shown_elsewhere_are_named(tmp_path):
     folder = made_up_run(tmp_path / "run")
-    attacked(folder, open={"20": 0.5})
-    file = folder / "attacks" / "open-0.json"
-    rouge = {"20": {"unlearned/wmdp_bio/default/rouge": 0.5}}
-    file.write_text(json.dumps({**json.loads(file.read_text()), "stages": rouge}))
+    attacked(folder)
+    leave(folder, "open", {"20": [Score("unlearned", "forget", "wmdp_bio", None, "default", "rouge", 0.5)]})
     material = gather(collect([tmp_path]))
     for drawn in (figure(material), levels(material)):
         assert "(open)" in drawn.caption
@@ -228,12 +203,8 @@ def test_attacks_that_are_shown_elsewhere_are_named(tmp_path):
 
 def test_levels_are_shown_in_points_and_in_nats(tmp_path):
     folder = made_up_run(tmp_path / "run")
-    attacked(folder, rounding={"4": 0.5})
-    for file in (folder / "attacks").iterdir():
-        record = json.loads(file.read_text())
-        stages = {level: {**metrics, **nats(7)} for level, metrics in record["stages"].items()}
-        roles = {**ROLES, "forget_text": ["papers"]}
-        file.write_text(json.dumps({**record, "stages": stages, "roles": roles}))
+    leave(folder, "none", {"0": asked(PLAIN) + nats(7)})
+    leave(folder, "rounding", {"4": asked(0.5) + nats(7)})
     drawn = levels(gather(collect([tmp_path])))
     assert dict(drawn.data[["unit", "known"]].to_numpy()) == {"points": 50, "nats": -7}
     assert [panel["title"] for panel in drawn.chart(SCREEN).to_dict()["concat"]] == ["rounding", "rounding"]
@@ -266,7 +237,7 @@ def test_claims_in_points_are_of_the_best_nu(grid):
 
 
 def test_a_broken_file_is_named_and_the_rest_is_shown(grid, tmp_path):
-    (tmp_path / "0.0-0" / "attacks" / "rounding-0.json").write_text("{")
+    (tmp_path / "0.0-0" / "attacks" / "rounding-0" / "scores.parquet").write_text("{")
     rows = attack_rows(grid)
     assert len(rows) == 8 * 4
     assert any("0.0-0" in run for run in grid.problems)

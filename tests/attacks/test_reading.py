@@ -17,10 +17,9 @@ from unlearn.errors import UserError
 from unlearn.evaluate.suite import Suite, load_suite
 from unlearn.models.architectures import decoder_layers
 from unlearn.models.loading import load_tokenizer, load_whole
-from unlearn.records.legacy import flat_role_means as role_means
+from unlearn.records.scores import role_means
 
 TASK = "toy_forget_bio"
-ACC = f"unlearned/{TASK}/default/acc"
 
 
 @pytest.fixture(scope="module")
@@ -54,19 +53,25 @@ def scrambled(knowing):
 
 
 def measured(attack, target):
-    """Level -> metrics, of all levels; the model stays as it was."""
+    """Level -> scores, of all levels; the model stays as it was."""
     before = state(target.model)
     levels = attack.levels_of(target)
-    metrics = dict(attack.measure(target, levels))
-    assert list(metrics) == list(levels)
+    scores = dict(attack.measure(target, levels))
+    assert list(scores) == list(levels)
     assert same(target.model, before)
-    return metrics
+    return scores
+
+
+def accuracy_of(scores):
+    """On the task."""
+    [value] = [s.value for s in scores if (s.task, s.query, s.measure, s.against) == (TASK, "default", "acc", None)]
+    return value
 
 
 def test_the_lens_reads_what_the_last_layer_scrambles(scrambled, suite):
     last = scrambled.model.config.num_hidden_layers - 1
     answered = accuracy(scrambled.model, suite)
-    by_layer = {level: metrics[ACC] for level, metrics in measured(LogitLens(), scrambled).items()}
+    by_layer = {level: accuracy_of(scores) for level, scores in measured(LogitLens(), scrambled).items()}
     assert by_layer[last] == answered < 0.5
     assert by_layer[last - 1] > 0.9
     assert len(decoder_layers(scrambled.model)) == scrambled.model.config.num_hidden_layers == last + 1
@@ -75,7 +80,7 @@ def test_the_lens_reads_what_the_last_layer_scrambles(scrambled, suite):
 
 def test_a_probe_reads_what_the_model_does_not_say(scrambled):
     last = scrambled.model.config.num_hidden_layers - 1
-    by_layer = {level: metrics[ACC] for level, metrics in measured(Probe(), scrambled).items()}
+    by_layer = {level: accuracy_of(scores) for level, scores in measured(Probe(), scrambled).items()}
     assert by_layer[last - 1] > 0.9
     assert by_layer[0] < 0.7  # the answer is computed in later layers
 
@@ -89,17 +94,18 @@ def test_a_probes_figure_of_a_role_is_the_mean_over_the_tasks_of_which_a_questio
 
     tasks = {"default": {"tasks": {name: task(size) for name, size in sizes.items()}}}
     target = replace(knowing, suite=Suite(tasks, {"retain": ["mmlu"]}, {"mmlu": list(sizes)}, None))
-    metrics = measured(Probe([1]), target)[1]
+    scores = measured(Probe([1]), target)[1]
     in_both_halves = [name for name, size in sizes.items() if size > 4]
-    expected = sum(metrics[f"unlearned/{name}/default/acc"] for name in in_both_halves) / len(in_both_halves)
-    roles = Probe([1]).members(target)
-    assert roles == {"retain": in_both_halves}
-    assert role_means(metrics, roles, "unlearned", "acc") == {("retain", "default"): pytest.approx(expected)}
+    by_task = {score.task: score for score in scores}
+    expected = sum(by_task[name].value for name in in_both_halves) / len(in_both_halves)
+    assert list(by_task) == in_both_halves
+    assert by_task["subject_7"].n == 4  # of eight questions
+    assert role_means(scores, "acc") == {("retain", "default"): pytest.approx(expected)}
 
 
 def test_lens_and_probe_find_nothing_in_a_model_that_never_knew(never_knew):
     for attack in (LogitLens([1, 3]), Probe([1, 3])):
-        assert all(metrics[ACC] < 0.45 for metrics in measured(attack, never_knew).values())
+        assert all(accuracy_of(scores) < 0.45 for scores in measured(attack, never_knew).values())
 
 
 def test_layers_that_are_not_there_are_refused(knowing):
@@ -109,12 +115,12 @@ def test_layers_that_are_not_there_are_refused(knowing):
 
 def test_the_lens_asks_each_layer_as_if_the_model_ended_there(knowing, suite):
     config, layers = knowing.model.config, decoder_layers(knowing.model)
-    metrics = measured(LogitLens([2, 0, 1]), knowing)
+    scores = measured(LogitLens([2, 0, 1]), knowing)
     behind = list(layers[2:])
     del layers[2:]
     config.num_hidden_layers = 2
     try:
-        assert metrics[1][ACC] == accuracy(knowing.model, suite)
+        assert accuracy_of(scores[1]) == accuracy(knowing.model, suite)
     finally:
         layers.extend(behind)
         config.num_hidden_layers = len(layers)

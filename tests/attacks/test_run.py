@@ -4,20 +4,24 @@ import json
 import shutil
 import subprocess
 import sys
+from itertools import product
 
 import pytest
 import torch
 
-from tests.conftest import ROOT, read_metrics
+from tests.conftest import ROOT
 from unlearn.attacks import attack as measuring
 from unlearn.attacks.make import plan
+from unlearn.attacks.results import AttackResults
 from unlearn.attacks.run import attack
-from unlearn.attacks.stages import Stages
-from unlearn.attacks.table import nothing_forgotten
+from unlearn.attacks.table import QUERIES, nothing_forgotten, show
 from unlearn.cli.main import main
 from unlearn.errors import UserError
 from unlearn.experiment import run, run_together
 from unlearn.models.loading import Source, load_whole
+from unlearn.records.attacks import AttackAbout, AttackScore, attack_frame, read_attack
+from unlearn.records.scores import Score, read_scores
+from unlearn.screen import PlainConsole
 
 TOY = str(ROOT / "unlearn/toy/model")
 BAD = {
@@ -57,6 +61,7 @@ def test_refused_before_a_model_is_loaded(name_and_override):
 def test_an_attack_knows_the_topics_that_were_unlearned_and_no_others(short, monkeypatch):
     targets = []
     monkeypatch.setattr("unlearn.attacks.run.Measurement.make", lambda self, _: targets.append(self.target))
+    monkeypatch.setattr("unlearn.attacks.run.show", lambda *_: None)
     folder = run(short("data.use=[bio]", "train.steps=2", "eval=toy", "eval.subset=4", "eval.queries=[default]"))
     attack([folder], plan(["relearning"], []), [])
     assert [list(target.unlearning.corpora) for target in targets] == [["bio"]] * 4
@@ -86,30 +91,29 @@ def test_results_are_kept_after_each_stage_and_not_asked_again(finished, monkeyp
     monkeypatch.setattr(measuring, "evaluate", broken)
     with pytest.raises(KeyboardInterrupt):
         attack([finished], planned, [])
-    [file] = (finished / "attacks").glob("pruning-*.json")
-    assert list(json.loads(file.read_text())["stages"]) == ["0.1"]
+    [folder] = (finished / "attacks").glob("pruning-*")
+    assert {row.level for row in read_attack(folder)[1]} == {0.1}
     monkeypatch.setattr(measuring, "evaluate", lambda *a, label, **k: asked.append(label) or real(*a, label=label, **k))
+    capsys.readouterr()
     attack([finished], planned, [])
     assert asked == ["unlearned", "base", "unlearned", "unlearned", "base", "base"]
+    said = capsys.readouterr().err
+    assert "1 attacks, 2 levels" in said
+    assert "6 measurements of the unlearned, base models. 3 of them have been made before" in said
+    assert "pruning, unlearned model: level 2 of 2, 50% of weights (1 of 3)" in said
+    assert "pruning, base model: level 2 of 2, 50% of weights (3 of 3, about" in said
     attack([finished], planned, [])
     assert len(asked) == 6
-    record = json.loads(file.read_text())
-    assert set(record["stages"]) == {"0.1", "0.5"}
-    assert record["config"] == {"target": "unlearn.attacks.pruning.Pruning", "levels": [0.1, 0.5]}
-    assert record["stages"]["0.5"]["unlearned/toy_retain/perturbed/acc"] >= 0
-    said = capsys.readouterr().err
+    about, rows = read_attack(folder)
+    assert about.attack == "pruning"
+    assert about.arguments == {"levels": [0.1, 0.5]}
+    assert {(row.level, row.score.model) for row in rows} == set(product((0.1, 0.5), ("unlearned", "base")))
     assert "Nothing was forgotten" in said  # two steps
-    assert "Evaluating the unlearned model, 0.5 of the entries: default, perturbed queries" in said
-    rows = [line.split() for line in said.splitlines() if line.split()[:2] == ["pruning", "0.5"]]
-    assert [row[5] for row in rows[-2:]] == ["unlearned", "base"]
-    assert all(row[6:8] == ["accuracy,", "%"] for row in rows)
-    assert all(len(row) == 14 for row in rows)  # three roles, default and perturbed
-    assert set(record["base"]) == {"0.1", "0.5"}
-    assert "base/toy_retain/default/acc" in record["base"]["0.5"]
-    metrics = read_metrics(finished)
-    [untouched] = (finished / "attacks").glob("none-*.json")
-    found = json.loads(untouched.read_text())["stages"]["0"]
-    assert {name: metrics[name] for name in found} == found  # without an attack, what the run's own evaluation found
+    [of_none] = (finished / "attacks").glob("none-*")
+    without_attack = [row.score for row in read_attack(of_none)[1] if row.score.model == "unlearned"]
+    own = [score for score in read_scores(finished) if score.model == "unlearned" and score.against != "base"]
+    asked_of = [score for score in own if score.measure in ("acc", "acc_norm") and score.query in QUERIES]
+    assert [score for score in without_attack if score.measure in ("acc", "acc_norm")] == asked_of
 
 
 @pytest.mark.parametrize(
@@ -126,16 +130,38 @@ def test_results_are_kept_after_each_stage_and_not_asked_again(finished, monkeyp
 def test_whether_nothing_was_forgotten(tmp_path, accuracy, nats, nothing):
     """In questions or in texts; where neither was asked nothing is said."""
 
-    def metrics(label, acc, nll):
-        found = {f"{label}/bio/default/acc": acc, f"{label}/papers/default/nats": nll}
-        return {name: value for name, value in found.items() if value is not None}
+    def rows(model, *values):
+        measured = (("forget", "bio", "acc"), ("forget_text", "papers", "nats"))
+        return [
+            AttackScore("none", 0, "-", Score(model, role, task, None, "default", measure, value))
+            for (role, task, measure), value in zip(measured, values, strict=True)
+            if value is not None
+        ]
 
-    base = metrics("base", accuracy and 0.98, nats and 3.0)
-    roles = {"forget": ["bio"], "forget_text": ["papers"]}
-    untouched = Stages(
-        tmp_path / "x", {"roles": roles}, {"0": metrics("unlearned", accuracy, nats)}, {"base": {"0": base}}
-    )
-    assert nothing_forgotten(untouched) is nothing
+    both = rows("unlearned", accuracy, nats) + rows("base", accuracy and 0.98, nats and 3.0)
+    results = AttackResults(tmp_path, AttackAbout("none", "q"), both)
+    assert nothing_forgotten(results) is nothing
+
+
+@pytest.mark.parametrize("width", [80, 300])
+def test_the_table_fits_the_terminal_and_begins_with_what_was_to_be_forgotten(tmp_path, monkeypatch, capsys, width):
+    monkeypatch.setattr("unlearn.attacks.table.console", PlainConsole(stderr=True, width=width))
+    roles = ("retain", "near", "forget", "retain_text", "forget_text")
+    scores = [
+        Score(model, role, f"of_{role}", None, query, "nats" if role.endswith("text") else "acc", 0.5)
+        for model, role, query in product(("unlearned", "base"), roles, ("default", "perturbed"))
+    ]
+    rows = [AttackScore("relearning_unrelated", n, f"{n} steps", score) for n in (5, 100) for score in scores]
+    show("RUN", [AttackResults(tmp_path, AttackAbout("relearning_unrelated", "q"), rows)])
+    lines = capsys.readouterr().err.splitlines()
+    assert max(map(len, lines[:7])) <= width
+    assert [line.split()[:6] for line in lines if "100 steps" in line] == [
+        ["relearning_unrelated", "100", "steps", "50.0", "50.0", "0.50"]
+    ]
+    header = " ".join(lines[:4])
+    assert header.index("forget %") < header.index("forget_text nats")
+    assert ("near" in header) is (width == 300)
+    assert any("more columns do not fit" in line for line in lines) is (width == 80)
 
 
 def test_runs_that_share_a_model_load_it_once_and_find_it_as_it_was(finished, tmp_path, monkeypatch):
@@ -150,7 +176,7 @@ def test_runs_that_share_a_model_load_it_once_and_find_it_as_it_was(finished, tm
     files = sorted(file.name for file in (folders[0] / "attacks").iterdir())
     assert len(files) == 3
     for name in files:
-        a, b = (json.loads((folder / "attacks" / name).read_text())["stages"] for folder in folders)
+        a, b = (read_attack(folder / "attacks" / name) for folder in folders)
         assert a == b
 
 
@@ -164,20 +190,18 @@ def test_a_retrained_model_is_attacked_too(finished, tmp_path, capsys):
     planned = plan(["pruning"], ["attack.levels=[0.3]"]) + plan(["relearning"], ["attack.levels=[2]"])
     limits = ["eval=toy", "eval.limit=10"]
     attack([folder], planned, limits, retrained=str(retrained))
-    said = capsys.readouterr().err
-    [relearning] = [f.name for f in (folder / "attacks").glob("relearning-*")]
-    found = {f.name.partition("-")[0]: json.loads(f.read_text()) for f in (folder / "attacks").iterdir()}
-    accuracy = "retrained/toy_retain/default/acc"
-    assert found["none"]["retrained"]["0"][accuracy] < 0.6 < found["none"]["base"]["0"]["base/toy_retain/default/acc"]
-    assert accuracy in found["relearning"]["retrained"]["2"]
-    assert accuracy in found["pruning"]["retrained"]["0.3"]
-    assert [line.split()[3] for line in said.splitlines() if line.split()[:3] == ["relearning", "2", "steps"]] == [
-        "unlearned", "base", "retrained"
-    ]  # fmt: skip
+    assert "retrained" in capsys.readouterr().err
+    frame = attack_frame(folder)
+    assert set(frame["attack"]) == {"none", "pruning", "relearning"}
+    assert set(frame.loc[frame["attack"] == "relearning", "attack.lr"]) == {1e-4}
+    retain = (frame["task"] == "toy_retain") & (frame["query"] == "default") & (frame["measure"] == "acc")
+    by = frame[retain & frame["against"].isna()].set_index(["attack", "model"])["value"]
+    assert by["none", "retrained"] < 0.6 < by["none", "base"]
+    assert {("pruning", "retrained"), ("relearning", "retrained")} < set(by.index)
     attack([folder], planned, limits, retrained=str(retrained))  # nothing is measured again ...
     attack([folder], planned, limits)  # ... or lost
     assert "Evaluating" not in capsys.readouterr().err
-    assert json.loads((folder / "attacks" / relearning).read_text()) == found["relearning"]
+    assert attack_frame(folder).equals(frame)
     with pytest.raises(UserError, match=r"--retrained /nope: .*: there is no such folder"):
         attack([folder], planned, limits, retrained="/nope")
     config = json.loads((retrained / "config.json").read_text())
@@ -204,19 +228,20 @@ def test_a_command_without_a_run_is_refused(capsys):
 def test_a_run_whose_folder_has_an_equals_sign_in_its_path_is_attacked(short, tmp_path):
     folder = run(short("eval=toy", "eval.subset=4", "eval.queries=[default]", f"output_dir='{tmp_path / 'nu=0.5'}'"))
     main(["attack", str(folder), "attack=pruning"])
-    assert any((folder / "attacks").glob("pruning-*.json"))
+    assert any((folder / "attacks").glob("pruning-*"))
 
 
 def test_a_run_makes_the_attacks_of_its_configuration_and_keeps_its_name(tmp_path, conf):
     short = ("train.steps=2", "eval=toy", "eval.subset=12", "tracker=none", f"output_root={tmp_path}")
     folder = run(conf(*short, "attacks=[projection]"))
     assert folder == run(conf(*short))
-    [file] = (folder / "attacks").glob("projection-*.json")
-    assert json.loads(file.read_text())["levels"] == {"1": "-"}
+    [of_projection] = (folder / "attacks").glob("projection-*")
+    rows = read_attack(of_projection)
+    assert {(row.level, row.level_name) for row in rows[1]} == {(1, "-")}
     run(conf(*short, "attacks=[projection,pruning]"))  # the finished run is attacked further
-    assert any((folder / "attacks").glob("pruning-*.json"))
+    assert any((folder / "attacks").glob("pruning-*"))
     assert json.loads((folder / "run.json").read_text())["attacked"] == ["projection", "pruning"]
-    assert list(json.loads(file.read_text())["stages"]) == ["1"]
+    assert read_attack(of_projection) == rows
 
 
 def test_points_of_a_grid_that_differ_in_their_attacks_are_one_run_with_all_of_them(tmp_path, conf):
@@ -274,4 +299,4 @@ def test_a_grid_from_the_command_line_is_attacked(tmp_path):
     command = [sys.executable, str(ROOT / "launch.py"), *grid, *short]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert len(list(tmp_path.glob("runs/*/attacks/projection-*.json"))) == 2
+    assert len(list(tmp_path.glob("runs/*/attacks/projection-*"))) == 2

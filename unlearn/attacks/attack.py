@@ -17,10 +17,10 @@ from unlearn.errors import UserError
 from unlearn.evaluate.harness import evaluate
 from unlearn.evaluate.suite import Suite
 from unlearn.models.group import ModelGroup
-from unlearn.records.legacy import flat_metrics
+from unlearn.records.attacks import UNLEARNED
+from unlearn.records.scores import Score
 
-Metrics = dict[str, float]  # "MODEL/TASK/QUERY/METRIC" -> value, as in metrics.json
-Measured = Generator[tuple[float, Metrics], None, None]
+Measured = Generator[tuple[float, list[Score]], None, None]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Target:
 
     Args:
         model: the whole model: unlearned, base or retrained. Nothing requires gradients.
-        label: "unlearned", "base" or "retrained".
+        label: "unlearned", "base" or "retrained", the `model` of its scores.
         unlearning: that of the run, also for the other models.
         suite: the questions and held-out texts.
     """
@@ -61,11 +61,11 @@ class Target:
     tokenizer: PreTrainedTokenizerBase
     unlearning: Unlearning
     suite: Suite = field(default_factory=lambda: Suite({}, {}, {}, None))
-    label: str = "unlearned"
+    label: str = UNLEARNED
     tokens_per_batch: int = 8192
 
-    def evaluate(self, about: str) -> Metrics:
-        """The metrics of the model in its present state, which `about` names on the screen."""
+    def evaluate(self, about: str) -> list[Score]:
+        """The scores of the model in its present state, which `about` names on the screen."""
         [answers] = evaluate(
             ModelGroup(self.model),
             self.tokenizer,
@@ -74,7 +74,7 @@ class Target:
             about=about,
             tokens_per_batch=self.tokens_per_batch,
         )
-        return flat_metrics(answers.scores)
+        return answers.scores
 
 
 class Attack(ABC):
@@ -86,7 +86,7 @@ class Attack(ABC):
 
     @abstractmethod
     def measure(self, target: Target, missing: Collection[float]) -> Measured:
-        """Yield each of these levels with its metrics, in the order of `levels_of`."""
+        """Yield each of these levels with its scores, in the order of `levels_of`."""
 
     def level_name(self, level: float) -> str:
         """A level in words."""
@@ -97,12 +97,8 @@ class Attack(ABC):
         assert self.levels is not None
         return self.levels
 
-    def members(self, target: Target) -> dict[str, list[str]]:
-        """Role -> its tasks and held-out texts."""
-        return target.suite.members
-
     def depends_on(self, target: Target) -> dict[str, Any]:
-        """What determines the metrics beside the model's weights, the questions and the attack's own arguments."""
+        """What determines the scores beside the model's weights, the questions and the attack's own arguments."""
         return {}
 
     def obstacle(self, target: Target) -> str | None:

@@ -13,7 +13,6 @@ from unlearn.errors import UserError
 from unlearn.evaluate.harness import evaluate
 from unlearn.models.architectures import decoder_layers
 from unlearn.models.depths import Depths
-from unlearn.records.legacy import flat_metrics
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class LogitLens(Attack):
             tokens_per_batch=target.tokens_per_batch,
         )
         for level, answers_of_level in zip(levels, answers, strict=True):
-            yield level, flat_metrics(answers_of_level.scores)
+            yield level, answers_of_level.scores
 
 
 def check_layers(levels: Sequence[int] | None) -> None:

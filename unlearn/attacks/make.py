@@ -19,11 +19,11 @@ ROOM = "unlearn.attacks."
 
 @dataclass(frozen=True)
 class Planned:
-    """An attack, its name, and the configuration that it was made from."""
+    """An attack, its name, and the arguments that it was made with."""
 
     name: str
     attack: Attack
-    config: Mapping[str, Any]
+    arguments: Mapping[str, Any]
 
 
 def plan(names: Sequence[str], overrides: Sequence[str]) -> list[Planned]:
@@ -51,7 +51,7 @@ def _planned(name: str, overrides: Sequence[str]) -> Planned:
     for key, field in allowed.items():
         if field.default is MISSING and key not in config:
             raise UserError(f"attack.{key}: no value was given.")
-    return Planned(name, attack_class(**config), {"target": target, **config})
+    return Planned(name, attack_class(**config), config)
 
 
 def _attack_class(target: str) -> Any:

@@ -19,13 +19,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from unlearn.attacks.attack import Attack, Measured, Metrics, Target
+from unlearn.attacks.attack import Attack, Measured, Target
 from unlearn.attacks.lens import check_layers, chosen_layers
 from unlearn.data.batches import pad
 from unlearn.evaluate.chat import encode_prompts
 from unlearn.evaluate.maxlogit import by_length
 from unlearn.models.architectures import decoder_layers, hidden_of
 from unlearn.models.memory import in_batches
+from unlearn.records.scores import Score
 
 BLOCK = 4  # questions in a row that go to one half: a fact may be asked about several times in a row
 PENALTIES = tuple(10.0**power for power in range(-1, 6))  # leave-one-out chooses among them
@@ -65,49 +66,47 @@ class Probe(Attack):
         """Held-out texts have no options."""
         return None if target.suite.tasks.get("default") else "it needs multiple-choice questions (eval.tasks)"
 
-    def members(self, target: Target) -> dict[str, list[str]]:
-        """Role -> the tasks of which a question is measured: a role's figure is the mean over these.
-
-        Of many small tasks (300 questions of MMLU's 57 subjects) some have none: all of theirs are trained on.
-        """
-        by_role = questions_by_role(target)
-        return {role: list(dict.fromkeys(q.task for q in asked if q.measured)) for role, asked in by_role.items()}
-
     def measure(self, target: Target, missing: Collection[float]) -> Measured:
         """Train a probe for each role and missing layer."""
         by_role = questions_by_role(target)
         states = {role: last_states(target, [q.prompt for q in asked]) for role, asked in by_role.items()}
         for level in self.levels_of(target):
             if level in missing:
-                metrics: Metrics = {}
+                scores = []
                 for role, asked in by_role.items():
-                    metrics |= probe(asked, states[role][:, level].numpy(), target.label)
-                yield level, metrics
+                    accuracies = probe(asked, states[role][:, level].numpy())
+                    scores += [
+                        Score(target.label, role, task, None, "default", "acc", accuracy, n=n)
+                        for task, (accuracy, n) in accuracies.items()
+                    ]
+                yield level, scores
 
 
 def questions_by_role(target: Target) -> dict[str, list[Question]]:
     """The questions of each role that has some for both halves."""
-    by_role = {role: questions(target, tasks) for role, tasks in target.suite.members.items()}
+    by_role = {role: questions(target, role) for role in target.suite.members}
     return {role: asked for role, asked in by_role.items() if len({q.measured for q in asked}) == 2}
 
 
-def questions(target: Target, names: Sequence[str]) -> list[Question]:
-    """The questions of these tasks, in the form in which the model is asked them."""
+def questions(target: Target, role: str) -> list[Question]:
+    """The questions of a role, in the form in which the model is asked them."""
+    suite = target.suite
+    tasks = suite.tasks["default"]["tasks"]
     asked = []
-    tasks = target.suite.tasks["default"]["tasks"]
-    for name in names:
+    for name in suite.members[role]:
         if name in tasks:
-            answers = {
-                target.suite.number(name, request): tasks[name].doc_to_target(request.doc)
-                for request in tasks[name].instances
-            }
-            prompts = target.suite.prompts("default", name)
-            asked += [Question(name, number, prompt, str(answers[number])) for number, prompt in prompts.items()]
+            answers = {suite.number(name, r): tasks[name].doc_to_target(r.doc) for r in tasks[name].instances}
+            prompts = suite.prompts("default", name)
+            numbers = [number for number in prompts if suite.is_drawn(role, name, number)]
+            asked += [Question(name, number, prompts[number], str(answers[number])) for number in numbers]
     return asked
 
 
-def probe(asked: Sequence[Question], states_ND: np.ndarray, label: str) -> Metrics:
-    """Accuracy on each task's measured questions."""
+def probe(asked: Sequence[Question], states_ND: np.ndarray) -> dict[str, tuple[float, int]]:
+    """Task -> accuracy on its measured questions, and their number.
+
+    Of many small tasks (300 questions of MMLU's 57 subjects) some have none: all of theirs are trained on.
+    """
     measured = np.array([q.measured for q in asked])
     answers = np.array([q.answer for q in asked])
     if len(set(answers[~measured])) < 2:  # nothing to tell apart
@@ -117,7 +116,8 @@ def probe(asked: Sequence[Question], states_ND: np.ndarray, label: str) -> Metri
         predicted = classifier.fit(states_ND[~measured], answers[~measured]).predict(states_ND[measured])
     tasks = np.array([q.task for q in asked])[measured]
     correct = predicted == answers[measured]
-    return {f"{label}/{task}/default/acc": float(correct[tasks == task].mean()) for task in dict.fromkeys(tasks)}
+    correct_of = {str(task): correct[tasks == task] for task in dict.fromkeys(tasks)}
+    return {task: (float(values.mean()), len(values)) for task, values in correct_of.items()}
 
 
 @torch.inference_mode()

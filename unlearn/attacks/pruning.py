@@ -21,7 +21,7 @@ class Pruning(Change):
     """For each output of a matrix, this fraction of its weights, those of smallest magnitude, becomes zero."""
 
     levels: Sequence[float]
-    level = "{:g} of the entries"
+    level = "{:.0%} of weights"
 
     def __post_init__(self) -> None:
         check_levels(self.levels, "numbers above 0 and below 1", lambda x: 0 < x < 1)

@@ -7,7 +7,7 @@ been measured is not measured again.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from unlearn.attacks.attack import Change, Target, Unlearning
 from unlearn.attacks.make import Planned
 from unlearn.attacks.progress import Progress
-from unlearn.attacks.stages import BASE, RETRAINED, UNLEARNED, Stages
+from unlearn.attacks.results import AttackResults
 from unlearn.attacks.table import QUERIES, nothing_forgotten, show
 from unlearn.config.identity import RESULTS_VERSION
 from unlearn.config.schema import Config
@@ -31,6 +31,7 @@ from unlearn.models.delta import check_delta, load_delta, load_state
 from unlearn.models.fingerprint import checkpoint_fingerprint
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import BALANCED, Source, load_config, load_whole
+from unlearn.records.attacks import ATTACKS, BASE, NOT_ATTACKED, RETRAINED, UNLEARNED, AttackAbout
 from unlearn.runs.evaluation import run_config
 from unlearn.runs.folder import RunFolder
 from unlearn.runs.inputs import Inputs, load_evaluation_inputs
@@ -39,7 +40,6 @@ from unlearn.storage.hashing import json_sha256
 from unlearn.storage.lock import FolderLock
 
 QUESTIONS = 300  # of a role: accuracies are good to about 3 points, and there are many levels
-NOT_ATTACKED = "none"  # the name under which the metrics without an attack are kept
 
 
 class BaseModel:
@@ -105,14 +105,14 @@ class Measurement:
 
     planned: Planned
     target: Target
-    stages: Stages
+    results: AttackResults
     model: AbstractContextManager[None]
 
     @property
     def missing(self) -> list[float]:
         """The levels that have not been measured, in order."""
-        levels = self.planned.attack.levels_of(self.target)
-        return [level for level in levels if f"{level:g}" not in self.stages.levels]
+        measured = self.results.levels(self.target.label)
+        return [level for level in self.planned.attack.levels_of(self.target) if level not in measured]
 
     def make(self, progress: Progress) -> None:
         """Measure the missing levels, and keep each."""
@@ -120,17 +120,17 @@ class Measurement:
         if not missing:
             return
         attack = self.planned.attack
-        levels = [f"{level:g}" for level in attack.levels_of(self.target)]
+        levels = list(attack.levels_of(self.target))
         named = f"{self.planned.name}, {self.target.label} model"
         with self.model, closing(attack.measure(self.target, missing)) as measured:
             for level in missing:
                 if not attack.at_once:
-                    number = levels.index(f"{level:g}") + 1
+                    number = levels.index(level) + 1
                     progress.announce(f"{named}: level {number} of {len(levels)}, {attack.level_name(level)}")
                 elif level == missing[0]:
                     progress.announce(f"{named}: {len(missing)} of {len(levels)} levels at once")
-                _, metrics = next(measured)
-                self.stages.add(level, metrics)
+                _, scores = next(measured)
+                self.results.add(level, attack.level_name(level), scores)
                 progress.made += 1
 
 
@@ -154,32 +154,30 @@ def _attack(
     possible = _possible(attacks, target, required)
     if not possible:
         return
-    files = _Files(folder, config, inputs)
+    places = _Places(folder, config, inputs)
     other = None if other_source is None else replace(target, model=load_whole(other_source), label=RETRAINED)
     measurements = []
     for planned in [Planned(NOT_ATTACKED, NoAttack(), {}), *possible]:
-        own = files.of_run(planned, target)
+        measurements.append(Measurement(planned, target, places.of_run(planned, target), group.use(0)))
         of_base = replace(target, label=BASE)
-        measurements.append(Measurement(planned, target, own, group.use(0)))
-        measurements.append(Measurement(planned, of_base, files.shared(planned, of_base), nullcontext()))
+        measurements.append(Measurement(planned, of_base, places.shared(planned, of_base), nullcontext()))
         if other is not None and other_source is not None:
-            stages = files.shared(planned, other, checkpoint_fingerprint(other_source))
-            measurements.append(Measurement(planned, other, stages, nullcontext()))
+            results = places.shared(planned, other, checkpoint_fingerprint(other_source))
+            measurements.append(Measurement(planned, other, results, nullcontext()))
     _announce(folder, measurements)
     progress = Progress(sum(len(m.missing) for m in measurements))
-    results: dict[str, Stages] = {}
+    results_of_run: dict[str, AttackResults] = {}
     for measurement in measurements:
         measurement.make(progress)
         name, label = measurement.planned.name, measurement.target.label
         if label == UNLEARNED:
-            results[name] = measurement.stages
+            results_of_run[name] = measurement.results
         else:
-            results[name].others[label] = measurement.stages.levels
-            results[name].write()
-        if name == NOT_ATTACKED and label == BASE and nothing_forgotten(results[name]):
+            results_of_run[name].take_over(measurement.results, label)
+        if name == NOT_ATTACKED and label == BASE and nothing_forgotten(results_of_run[name]):
             say("Nothing was forgotten, as far as the evaluation can tell, so nothing can come back.")
-    show(folder.path.name, list(results.values()))
-    say(f"Files: {folder.file('attacks')}")
+    show(folder.path.name, list(results_of_run.values()))
+    say(f"Files: {folder.file(ATTACKS)}")
 
 
 def _announce(folder: RunFolder, measurements: Sequence[Measurement]) -> None:
@@ -273,11 +271,11 @@ def _configuration(folder: RunFolder, overrides: list[str]) -> Config:
     return config
 
 
-class _Files:
-    """Where results are kept: in files that are named by all that determines them."""
+class _Places:
+    """Where results are kept: in folders that are named by all that determines them."""
 
     def __init__(self, folder: RunFolder, config: Config, inputs: Inputs) -> None:
-        self._folder, self._cache = folder.file("attacks"), Path(config.output_root) / CACHE
+        self._folder, self._cache = folder.file(ATTACKS), Path(config.output_root) / CACHE
         self._delta = hashlib.sha256(folder.file("delta.safetensors").read_bytes()).hexdigest()
         self._common = {
             "model": inputs.model_hash,
@@ -288,31 +286,25 @@ class _Files:
             "version": RESULTS_VERSION,
         }
 
-    def of_run(self, planned: Planned, target: Target) -> Stages:
+    def of_run(self, planned: Planned, target: Target) -> AttackResults:
         """The unlearned model's results."""
         key = {**self._key(planned, target), "delta": self._delta}
-        file = self._folder / f"{planned.name}-{json_sha256(key)[:10]}.json"
-        return Stages.read(file, self._about(planned, target))
+        folder = self._folder / f"{planned.name}-{json_sha256(key)[:10]}"
+        return AttackResults.load(folder, self._about(planned, target))
 
-    def shared(self, planned: Planned, target: Target, model_hash: str | None = None) -> Stages:
+    def shared(self, planned: Planned, target: Target, model_hash: str | None = None) -> AttackResults:
         """The results of a model that runs share: the base model, or the one with this hash."""
         key = self._key(planned, target)
         if model_hash is not None:
             key["model"] = model_hash
-        file = cache_place(self._cache, "attacks", key).with_suffix(".json")
-        return Stages.read(file, self._about(planned, target))
+        return AttackResults.load(cache_place(self._cache, "attacks", key), self._about(planned, target))
 
     def _key(self, planned: Planned, target: Target) -> dict[str, Any]:
-        return {"attack": planned.config, "depends_on": planned.attack.depends_on(target), **self._common}
-
-    def _about(self, planned: Planned, target: Target) -> Mapping[str, Any]:
         attack = planned.attack
-        return {
-            "attack": planned.name,
-            "config": planned.config,
-            "questions": self._common["questions"],
-            "levels": {f"{level:g}": attack.level_name(level) for level in attack.levels_of(target)},
-            "roles": attack.members(target),
-            "model": target.label,
-            "remark": attack.remark(target),
-        }
+        kind = {"class": type(attack).__name__, "arguments": planned.arguments, "depends_on": attack.depends_on(target)}
+        return {**kind, **self._common}
+
+    def _about(self, planned: Planned, target: Target) -> AttackAbout:
+        return AttackAbout(
+            planned.name, self._common["questions"], planned.arguments, remark=planned.attack.remark(target)
+        )

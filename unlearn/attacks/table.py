@@ -1,60 +1,107 @@
-"""The results of attacks, on the screen."""
+"""The results of attacks, on the screen: what was to be forgotten first, and as many columns as fit."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from unlearn.attacks.stages import BASE, UNLEARNED, Stages
+from unlearn.attacks.results import AttackResults
 from unlearn.config.schema import text_role
-from unlearn.records.legacy import flat_role_means as role_means
-from unlearn.screen import console
+from unlearn.records.attacks import BASE, RETRAINED, UNLEARNED
+from unlearn.records.scores import Score, role_means
+from unlearn.screen import console, say
 
 QUERIES = ("default", "perturbed")  # the kinds of query of a run that are asked under attack
-MEASURES = {
-    "acc": ("accuracy, %", 100.0, 1),
-    "nats": ("nats a token", 1.0, 2),
-}  # metric -> what the table calls it, its factor, digits
-# (role, metric) -> a change from the base model that is next to none.
+# (role, measure) -> a change from the base model that is next to none.
 LITTLE = {("forget", "acc"): -0.03, (text_role("forget"), "nats"): 0.1}
+GAP = 3  # characters between two columns
 
 
-def nothing_forgotten(untouched: Stages) -> bool:
+@dataclass(frozen=True)
+class Column:
+    """A figure of a level: a role's mean of a measure in a query, of a model."""
+
+    role: str
+    measure: str  # "acc" or "nats"
+    query: str
+    model: str
+
+    @property
+    def header(self) -> str:
+        """Two lines: what is measured; the model if it is not the unlearned one, and the query if not the default."""
+        unit = "%" if self.measure == "acc" else "nats"
+        parts = [self.model if self.model != UNLEARNED else "", self.query if self.query != "default" else ""]
+        return f"{self.role} {unit}\n{' '.join(part for part in parts if part)}"
+
+    @property
+    def width(self) -> int:
+        """Characters."""
+        return max(map(len, self.header.split("\n")))
+
+    def cell(self, scores: Sequence[Score]) -> str:
+        """The figure, or nothing if these scores do not have it."""
+        value = role_means(scores, self.measure, model=self.model).get((self.role, self.query))
+        if value is None:
+            return ""
+        return f"{100 * value:.1f}" if self.measure == "acc" else f"{value:.2f}"
+
+
+def nothing_forgotten(not_attacked: AttackResults) -> bool:
     """Whether the unlearned model, without an attack, answers what was to be forgotten about as the base model does."""
+    scores = not_attacked.scores(0)
     changes = []
-    for (role, metric), little in LITTLE.items():
+    for (role, measure), little in LITTLE.items():
         unlearned, base = (
-            role_means(levels.get("0", {}), untouched.about["roles"], label, metric).get((role, "default"))
-            for label, levels in ((UNLEARNED, untouched.levels), (BASE, untouched.others[BASE]))
+            role_means(scores, measure, model=model).get((role, "default")) for model in (UNLEARNED, BASE)
         )
         if unlearned is not None and base is not None:
             changes.append((unlearned - base) / little)
     return bool(changes) and max(changes) <= 1
 
 
-def show(title: str, results: Sequence[Stages]) -> None:
-    """A table with a row for each level, model (unlearned, base, retrained) and measure, by role and query."""
-    roles = dict.fromkeys(role for stages in results for role in stages.about["roles"])
-    columns = [(role, query) for role in roles for query in QUERIES]
-    rows = [
-        (stages.about["attack"], stages.about["levels"][level], label, MEASURES[measure][0], figures)
-        for stages in results
-        for level in stages.levels
-        for label, levels in {UNLEARNED: stages.levels, **stages.others}.items()
-        for measure in MEASURES
-        if (figures := role_means(levels.get(level, {}), stages.about["roles"], label, measure))
-    ]
-    shown = [column for column in columns if any(column in figures for *_, figures in rows)]
-    table = Table(title=f"Attacks, {title}", box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("attack", "level", "model", "measure"):
-        table.add_column(name)
-    for role, query in shown:
-        table.add_column(f"{role} {query}", justify="right")
-    scale = {name: (factor, digits) for name, factor, digits in MEASURES.values()}
-    for *names, measure, figures in rows:
-        factor, digits = scale[measure]
-        cells = (f"{factor * figures[c]:.{digits}f}" if c in figures else "" for c in shown)
-        table.add_row(*names, measure, *cells)
+def show(title: str, results: Sequence[AttackResults]) -> None:
+    """A table with a row for each level of each attack."""
+    scores = {
+        (of_attack.about.attack, row.level_name): of_attack.scores(row.level)
+        for of_attack in results
+        for row in of_attack.rows
+    }
+    columns = [column for column in _columns(results) if any(map(column.cell, scores.values()))]
+    names_width = sum(max(len(name[i]) for name in scores) + GAP for i in (0, 1))
+    shown = _fitting(columns, console.width - names_width)
+    table = Table(title=f"Attacks on {title}", box=SIMPLE_HEAD, pad_edge=False, title_justify="left")
+    table.add_column("attack", no_wrap=True)
+    table.add_column("level", no_wrap=True)
+    for column in shown:
+        table.add_column(column.header, justify="right", no_wrap=True)
+    for attack, level in scores:
+        table.add_row(attack, level, *(column.cell(scores[attack, level]) for column in shown))
     console.print(table)
+    say("Columns without a model's name are of the unlearned model; base: the base model under the same attack.")
+    if len(shown) < len(columns):
+        say(f"{len(columns) - len(shown)} more columns do not fit here; scores.parquet of each attack has all.")
+
+
+def _columns(results: Sequence[AttackResults]) -> Iterator[Column]:
+    """All columns that the results may have, what was to be forgotten first."""
+    roles = list(dict.fromkeys(row.score.role for of_attack in results for row in of_attack.rows))
+    forget = [(role, measure) for role, measure in LITTLE if role in roles]
+    for role, measure in forget:
+        yield from (Column(role, measure, "default", model) for model in (UNLEARNED, BASE, RETRAINED))
+    other = [(role, measure) for role in roles for measure in ("acc", "nats") if (role, measure) not in forget]
+    yield from (Column(role, measure, query, UNLEARNED) for role, measure in other for query in QUERIES)
+    yield from (Column(role, measure, "perturbed", UNLEARNED) for role, measure in forget)
+
+
+def _fitting(columns: Sequence[Column], width: int) -> list[Column]:
+    """The first columns, as many as fit into so many characters."""
+    fitting: list[Column] = []
+    for column in columns:
+        width -= column.width + GAP
+        if width < 0:
+            break
+        fitting.append(column)
+    return fitting

@@ -7,8 +7,7 @@ more, or nats a token less on held-out texts to forget.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,10 @@ from unlearn.analysis.report.figure import Figure
 from unlearn.analysis.report.frames import SETTING
 from unlearn.analysis.report.material import Material
 from unlearn.config.schema import text_role
-from unlearn.records.legacy import flat_role_means as role_means
-from unlearn.storage.files import read_object
+from unlearn.records.attacks import BASE, NOT_ATTACKED, RETRAINED, UNLEARNED, attack_folders, read_attack
+from unlearn.records.scores import Score, role_means
 
-UNATTACKED, STRONGEST = "none", "the strongest of them"
+STRONGEST = "the strongest of them"
 NOTHING = "Nothing to show: no run was attacked (sweep=attacks, or `unlearn attack RUN`)."
 DISJOINT = "no attack with a run's own questions was made at the same level on runs with RNA and without"
 MEASURES = {
@@ -35,7 +34,7 @@ MEASURES = {
 }  # unit -> metric, role, factor for "more is known", axis
 ROBUST = {
     "points": ("acc", "retain", 100.0, "accuracy on retained in % (perturbed)"),
-    "nats": ("default_difference", text_role("retain"), 1.0, "cost of a forget-token in retained texts, nats a token"),
+    "nats": ("nats", text_role("retain"), 1.0, "cost of a forget-token in retained texts, nats a token"),
 }
 
 
@@ -44,8 +43,7 @@ def attack_rows(m: Material) -> pd.DataFrame:
 
     Columns: SETTING, seed, attack (with what its variants differ in), level (in words), number, unit, known (the figure
     under attack; higher: more is known), recovered (`known` less that without an attack), base and retrained (those
-    models' under the same attack), robust (of the run without an attack), without (its `known`). An attack that asks
-    other questions (rephrased) has neither recovered nor without.
+    models' under the same attack), robust (of the run without an attack), without (its `known`).
     """
     about = m.about.set_index("number")
     rows = []
@@ -64,52 +62,52 @@ def attack_rows(m: Material) -> pd.DataFrame:
 
 
 def _with_variants(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The rows without their `config`, whose keys that differ between the variants of an attack go into its name."""
+    """The rows without their `arguments`, whose keys that differ between the variants of an attack go into its name."""
     values: dict[tuple[str, str], set[str]] = {}
     for row in rows:
-        for key, value in row["config"].items():
+        for key, value in row["arguments"].items():
             values.setdefault((row["attack"], key), set()).add(json.dumps(value))
     for row in rows:
-        config = {key: value for key, value in row.pop("config").items() if key != "levels"}
-        told = [f"{key}={value}" for key, value in config.items() if len(values[row["attack"], key]) > 1]
-        yield row | {"attack": ", ".join([row["attack"], *told])}
+        arguments = {key: value for key, value in row.pop("arguments").items() if key != "levels"}
+        differing = [f"{key}={value}" for key, value in arguments.items() if len(values[row["attack"], key]) > 1]
+        yield row | {"attack": ", ".join([row["attack"], *differing])}
 
 
 def _of_run(run: Run) -> Iterator[dict[str, Any]]:
-    files = [read_object(path) for path in sorted(run.folder.glob("attacks/*.json"))]
-    plain = {str(f.get("questions")): f for f in files if f["attack"] == UNATTACKED}
-    for file in files:
-        untouched, roles = plain.get(str(file.get("questions"))), file.get("roles", run.roles)
-        if file["attack"] == UNATTACKED or untouched is None:
+    attacks = [read_attack(folder) for folder in attack_folders(run.folder)]
+    plain = {about.questions: [row.score for row in rows] for about, rows in attacks if about.attack == NOT_ATTACKED}
+    for about, rows in attacks:
+        without = plain.get(about.questions)
+        if about.attack == NOT_ATTACKED or without is None:
             continue
-        without, own_roles = untouched["stages"].get("0", {}), untouched.get("roles", run.roles)
-        for level, metrics in file["stages"].items():
-            named = str(file.get("levels", {}).get(level, level))
-            told = {"attack": file["attack"], "level": named, "number": float(level)}
-            told |= {"config": file.get("config", {}), "questions": str(file.get("questions"))}
+        for level, name in dict.fromkeys((row.level, row.level_name) for row in rows):
+            scores = [row.score for row in rows if row.level == level]
+            of_level = {"attack": about.attack, "level": name, "number": level}
+            of_level |= {"arguments": about.arguments, "questions": about.questions}
             for unit in MEASURES:
-                known, before = _known(metrics, roles, unit), _known(without, own_roles, unit)
+                known, before = _known(scores, unit, UNLEARNED), _known(without, unit, UNLEARNED)
                 if known is not None and before is not None:
-                    role = MEASURES[unit][1]
-                    own = before if set(roles[role]) <= set(own_roles[role]) else math.nan  # rephrased: other questions
-                    yield told | {
+                    yield of_level | {
                         "unit": unit,
                         "known": known,
-                        "recovered": known - own,
-                        "without": own,
-                        "base": _known(file.get("base", {}).get(level, {}), roles, unit, "base"),
-                        "retrained": _known(file.get("retrained", {}).get(level, {}), roles, unit, "retrained"),
-                        "robust": _figure(without, own_roles, ROBUST[unit], "perturbed", "unlearned"),
+                        "recovered": known - before,
+                        "without": before,
+                        "base": _known(scores, unit, BASE),
+                        "retrained": _known(scores, unit, RETRAINED),
+                        "robust": _robust(without, unit),
                     }
 
 
-def _known(metrics: Mapping[str, float], roles: Any, unit: str, model: str = "unlearned") -> float | None:
-    return _figure(metrics, roles, MEASURES[unit], "default", model)
+def _known(scores: Sequence[Score], unit: str, model: str) -> float | None:
+    measure, role, factor, _ = MEASURES[unit]
+    value = role_means(scores, measure, model=model).get((role, "default"))
+    return None if value is None else factor * value
 
 
-def _figure(metrics: Mapping[str, float], roles: Any, of: tuple[Any, ...], query: str, model: str) -> float | None:
-    metric, role, factor, _ = of
-    value = role_means(metrics, roles, model, metric).get((role, query))
+def _robust(scores: Sequence[Score], unit: str) -> float | None:
+    measure, role, factor, _ = ROBUST[unit]
+    against = "default" if unit == "nats" else None
+    value = role_means(scores, measure, against=against).get((role, "perturbed"))
     return None if value is None else factor * value
 
 
@@ -135,8 +133,8 @@ def strongest(rows: pd.DataFrame) -> pd.DataFrame:
 def _nothing(m: Material) -> str:
     """Why there are no rows."""
     folders = m.about["folder"][m.about["world"] == m.world]
-    files = (file for folder in folders for file in Path(folder).glob("attacks/*.json"))
-    made = sorted({file.stem.rpartition("-")[0] for file in files} - {UNATTACKED})
+    names = {attack.name.rpartition("-")[0] for folder in folders for attack in attack_folders(Path(folder))}
+    made = sorted(names - {NOT_ATTACKED})
     if not made:
         return NOTHING
     return (

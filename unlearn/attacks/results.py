@@ -1,0 +1,47 @@
+"""The scores of an attack, in a folder that is written after each level."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from unlearn.records.attacks import AttackAbout, AttackScore, read_attack, write_attack
+from unlearn.records.scores import SCORES, Score
+
+
+@dataclass
+class AttackResults:
+    """The scores of one or more models under an attack, as they are in a folder (`unlearn.records.attacks`)."""
+
+    folder: Path
+    about: AttackAbout
+    rows: list[AttackScore]
+
+    @classmethod
+    def load(cls, folder: Path, about: AttackAbout) -> AttackResults:
+        """What the folder holds; no rows if there is none."""
+        rows = read_attack(folder)[1] if (folder / SCORES).is_file() else []
+        return cls(folder, about, rows)
+
+    def levels(self, model: str) -> list[float]:
+        """The levels that have been measured of a model, in that order."""
+        return list(dict.fromkeys(row.level for row in self.rows if row.score.model == model))
+
+    def add(self, level: float, name: str, scores: list[Score]) -> None:
+        """Keep the scores of a level, and write the folder."""
+        self.rows += [AttackScore(self.about.attack, level, name, score) for score in scores]
+        self.write()
+
+    def take_over(self, other: AttackResults, model: str) -> None:
+        """Replace the scores of a model by those in another folder, and write this one."""
+        self.rows = [row for row in self.rows if row.score.model != model]
+        self.rows += [row for row in other.rows if row.score.model == model]
+        self.write()
+
+    def scores(self, level: float) -> list[Score]:
+        """All models' scores at a level."""
+        return [row.score for row in self.rows if row.level == level]
+
+    def write(self) -> None:
+        """Write the folder."""
+        write_attack(self.folder, self.about, self.rows)
