@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from unlearn.analysis.results import results
     from unlearn.data.corpora import Topic
     from unlearn.errors import UserError
+    from unlearn.evaluate.in_memory import evaluate
     from unlearn.methods.adaptive_rmu import AdaptiveRMU
     from unlearn.methods.dpo import DPO
     from unlearn.methods.grad_diff import GradDiff
@@ -49,6 +50,7 @@ __all__ = [
     "Topic",
     "UserError",
     "Variant",
+    "evaluate",
     "results",
     "train",
 ]
@@ -65,6 +67,7 @@ _MODULES = {
     "Topic": "unlearn.data.corpora",
     "UserError": "unlearn.errors",
     "Variant": "unlearn.training.variant",
+    "evaluate": "unlearn.evaluate.in_memory",
     "results": "unlearn.analysis.results",
     "train": "unlearn.training.train",
 }  # of the public names; methods are all in one module

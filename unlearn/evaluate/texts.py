@@ -11,9 +11,10 @@ import math
 import random
 import re
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from statistics import fmean, stdev
 from types import SimpleNamespace
 from typing import Any
@@ -49,10 +50,12 @@ def load_passages(
     asked_of: Mapping[str, Sequence[str]] = {},
     seed: int = 0,
     limit: int | None = None,
+    corpora: Mapping[str, Mapping[str, str | Path | Sequence[str]]] | None = None,
 ) -> Passages:
     """Read and cut all documents.
 
     Args:
+        corpora: role -> name -> a corpus, or texts in memory; None: `config.corpora`.
         queries: kind of query -> words to insert; none for "default".
         asked_of: query -> the roles that it is asked of; one that is missing: all.
         limit: at most so many documents of each corpus, beside `config.documents`, after `config.skip`.
@@ -63,17 +66,17 @@ def load_passages(
     most = min((n for n in (config.documents, limit) if n is not None), default=None)
     found: Passages = {query: {} for query in queries}
     reading = Reading(config.text_column, config.errors)  # never of dialogues: words are inserted
-    for role, corpora in config.corpora.items():
-        for name, path in corpora.items():
+    for role, named in (config.corpora if corpora is None else corpora).items():
+        for name, corpus in named.items():
             key = f"eval.texts.corpora.{role}.{name}"
-            numbered = enumerate(text for text, _ in documents(path, key, reading))
+            numbered = enumerate(_texts_of(corpus, key, reading))
             kept = numbered if config.last is None else deque(numbered, maxlen=config.last)
             long_enough = ((i, text) for i, text in kept if len(text.split()) >= FEWEST_WORDS)
             texts = list(islice(long_enough, config.skip, None if most is None else config.skip + most))
             if not texts:
                 searched = "" if config.last is None else f" among its last {config.last}"
                 raise UserError(
-                    f"{key}: {path} has no document of {FEWEST_WORDS} words or more{searched} after the first "
+                    f"{key} has no document of {FEWEST_WORDS} words or more{searched} after the first "
                     f"{config.skip} (eval.texts.skip)."
                 )
             task = text_task(role, name)
@@ -81,6 +84,12 @@ def load_passages(
                 if is_asked(asked_of, query, text_role(role)):
                     found[query][task] = [_cut(config, task, i, t, words, seed) for i, t in texts]
     return {query: tasks for query, tasks in found.items() if tasks}
+
+
+def _texts_of(corpus: str | Path | Sequence[str], key: str, reading: Reading) -> Iterable[str]:
+    if not isinstance(corpus, (str, Path)):
+        return corpus
+    return (text for text, _ in documents(str(corpus), key, reading))
 
 
 def _cut(config: TextConfig, task: str, number: int, text: str, words: Sequence[str], seed: int) -> Passage:
