@@ -114,7 +114,7 @@ def test_what_a_run_leaves(short):
 
 def test_two_runs_that_want_one_folder_are_refused(short, tmp_path):
     one, two = (short(f"output_dir={tmp_path / 'mine'}", f"rna.nu={nu}") for nu in (0.1, 0.2))
-    with pytest.raises(UserError, match="the folder of two different runs"):
+    with pytest.raises(UserError, match="is used by two runs"):
         run_together([one, two])
     assert not (tmp_path / "mine").exists()
 
@@ -304,7 +304,7 @@ def test_a_disk_has_to_hold_what_two_runs_write_and_no_more(short, monkeypatch, 
     def stop(*_args, **_kwargs):
         raise UserError("that is enough")
 
-    monkeypatch.setattr("unlearn.experiment.train", stop)
+    monkeypatch.setattr("unlearn.experiment.train_variants", stop)
     configs = [short(*overrides, f"seed={seed}") for seed in range(2)]
     shape = Shape.of(load_config(Source.of(configs[0].model)), configs[0].model.layer)
     needed = matrices * 3 * 4 * shape.trained  # three layers, float32

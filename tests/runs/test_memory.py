@@ -62,7 +62,7 @@ def test_matrices_that_are_there_need_no_memory_again(short, shape, monkeypatch)
         decided.append(recompute)
         raise UserError("that is enough")
 
-    monkeypatch.setattr("unlearn.experiment.train", noted)
+    monkeypatch.setattr("unlearn.experiment.train_variants", noted)
     for free in (left / 0.9 + 100, left / 0.9 - 100):
         monkeypatch.setattr(memory, "free_memory", lambda _device, free=free: free)
         with pytest.raises(UserError, match="that is enough"):

@@ -24,10 +24,13 @@ ASKED = ("eval=toy", "eval.limit=2", "eval.queries=[default,perturbed]")
 def trained(monkeypatch):
     """How many variants each training has."""
     counts = []
-    real = experiment.train
-    monkeypatch.setattr(
-        experiment, "train", lambda cut, variants, *a, **k: (counts.append(len(variants)), real(cut, variants, *a, **k))
-    )
+    real = experiment.train_variants
+
+    def counted(cut, variants, *args, **kwargs):
+        counts.append(len(variants))
+        real(cut, variants, *args, **kwargs)
+
+    monkeypatch.setattr(experiment, "train_variants", counted)
     return counts
 
 
