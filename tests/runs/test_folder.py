@@ -131,6 +131,8 @@ def test_only_changes_of_code_and_configuration_count(tmp_path, monkeypatch):
     git("commit", "-m", "x")
     monkeypatch.setattr("unlearn.runs.provenance.__file__", str(tmp_path / "unlearn/runs/provenance.py"))
     (tmp_path / "report.html").write_text("")
+    (tmp_path / "conf/hydra/launcher/cluster").mkdir(parents=True)
+    (tmp_path / "conf/hydra/launcher/cluster/mine.yaml").write_text("partition: gpu")  # only where a run runs
     assert code_version()["changed"] is False
     (tmp_path / "unlearn/new.py").write_text("")
     assert code_version()["changed"] is True

@@ -1,13 +1,17 @@
 """The table at the end of a sweep: means over seeds, differences from the base model, the setting that is marked."""
 
+import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from unlearn.records.samples import Sample, write_samples
 from unlearn.records.scores import Score, write_scores
+from unlearn.storage.lock import FolderLock
+from unlearn.sweeps.status import show_status
 from unlearn.sweeps.summary import settings_of, summary
 from unlearn.sweeps.sweep import Job, Sweep
 
@@ -114,3 +118,15 @@ def test_runs_without_scores_and_jobs_of_one_run_are_not_counted(sweep, tmp_path
     }
     assert [len(setting.runs) for setting in settings_of(made)] == [2, 2, 1]
     assert summary(Sweep(tmp_path / "empty")) is None
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_status_shows_the_table_when_all_have_ended(sweep, capsys, ended):
+    made = sweep(GRID)
+    made.jobs = {n: replace(job, hydra_folder=str(made.folder / str(n))) for n, job in made.jobs.items()}
+    made.write()
+    for job in made.jobs.values():
+        (Path(job.folder) / "run.json").write_text(json.dumps({"status": "done" if ended else "running"}))
+    with FolderLock(made.folder):  # not interrupted, but pending
+        show_status(made.folder, retry_failed=False, once=True)
+    assert ("Means over seeds" in capsys.readouterr().out) == ended

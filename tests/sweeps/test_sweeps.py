@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from tests.conftest import ROOT
 from unlearn.errors import UserError
+from unlearn.evaluate.harness import Answers
 from unlearn.runs.folder import RunFolder
 from unlearn.storage.lock import Busy, FolderLock, Phase
 from unlearn.sweeps.slurm import answers, last_line
@@ -214,7 +215,7 @@ def test_states_of_a_job_that_runs_here(one_job):
     folder.fail("ValueError: first line\nlast line")
     assert sweep.states()[0].detail.endswith("last line")
     folder.start({}, {}, {})
-    folder.finish({})
+    folder.finish(Answers([], []))
     assert sweep.states()[0].name == "done"
     sweep.jobs[0] = replace(sweep.jobs[0], attacks=["lens"])
     assert sweep.states()[0].name == "interrupted"  # killed before its attacks were made
@@ -272,13 +273,13 @@ def test_states_of_a_job_that_slurm_has(one_job, monkeypatch, tmp_path):
     assert now(None)[0] == "running"
     assert now({}) == ("failed", "an earlier attempt's error")
     folder.start({}, {}, {})
-    folder.finish({})
+    folder.finish(Answers([], []))
     assert now(None) == ("done", "")
     assert now({"7_0": "RUNNING"}) == ("running", "starting")  # of a run that is to be repeated
     with monkeypatch.context() as here:
         here.setenv("SLURM_JOB_ID", "7_0")
         folder.start({}, {}, {})
-    folder.finish({})
+    folder.finish(Answers([], []))
     assert now({"7_0": "COMPLETING"}) == ("done", "")
     sweep.jobs[0] = replace(sweep.jobs[0], attacks=["lens"])  # they come afterwards
     assert now({"7_0": "RUNNING"})[0] == now(None)[0] == "running"
@@ -289,7 +290,7 @@ def test_states_of_a_job_that_slurm_has(one_job, monkeypatch, tmp_path):
     sweep.keep_error(0, "7_0", "other inputs")
     assert now({}) == ("failed", "other inputs")
     folder.start({}, {}, {})
-    folder.finish({})
+    folder.finish(Answers([], []))
     assert now({}) == ("done", "")  # meanwhile, by another process
     sweep.keep_error(0, "7_0", None)
     with monkeypatch.context() as elsewhere, FolderLock(folder.path):
