@@ -308,7 +308,7 @@ def test_files_are_checked_before_weights_are_loaded(tmp_path):
         f"model.path={model}", f"data.topics.bio.forget={tmp_path / 'empty.jsonl'}", "eval=none", tmp_path=tmp_path
     )
     assert done.returncode != 0
-    assert f"data.topics.bio.forget: {tmp_path / 'empty.jsonl'} holds no document." in done.stderr
+    assert f"data.topics.bio.forget: {tmp_path / 'empty.jsonl'} has no documents." in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -4,6 +4,8 @@ import bz2
 import gzip
 import hashlib
 import json
+import re
+from types import SimpleNamespace
 
 import datasets
 import pyarrow
@@ -12,12 +14,28 @@ import torch
 
 from tests.conftest import ROOT, write_jsonl
 from unlearn.data.batches import batches, documents_needed, pad
-from unlearn.data.corpora import Reading, Topic, first_tokens, load_texts, load_topic, read_corpus
+from unlearn.data.corpora import (
+    Reading,
+    Topic,
+    check_rows,
+    corpus_sha256,
+    documents,
+    first_tokens,
+    load_texts,
+    load_topic,
+)
 from unlearn.errors import UserError
 from unlearn.evaluate.questions import load_questions
 from unlearn.models.loading import Source, load_tokenizer
 
 KEY = "data.topics.bio.forget"
+PLAIN = Reading()
+
+
+def read_corpus(path, key, reading=PLAIN):
+    """All documents of a corpus, and its hash."""
+    texts, places = zip(*documents(path, key, reading), strict=True)
+    return SimpleNamespace(texts=list(texts), places=list(places), sha256=corpus_sha256(path, key, reading))
 
 
 @pytest.fixture(scope="module")
@@ -26,33 +44,41 @@ def tokenizer():
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("a.jsonl", '{"text": "x"}\n{"text": \n', "a.jsonl:2: not valid JSON"),
-        ("a.jsonl", '{"text": "x"}\n{"body": "y"}\n', 'a.jsonl:2: there is no "text"'),
-        ("a.jsonl", '{"text": "x"}\n["text"]\n', 'a.jsonl:2: there is no "text"'),
+        ("a.jsonl", '{"text": "x"}\n{"body": "y"}\n', 'a.jsonl:2: no "text"'),
+        ("a.jsonl", '{"text": "x"}\n["text"]\n', 'a.jsonl:2: no "text"'),
         ("a.jsonl", '{"text": "x"}\n{"text": 3}\n', 'a.jsonl:2: "text" is int, not a string'),
         ("a.jsonl", '{"text": "x"}\n{"text": "  \\t"}\n', 'a.jsonl:2: "text" is blank'),
         ("a.jsonl", '{"text": "x"}\n   \n{"text": "y"}\n', "a.jsonl:2: the line is blank"),
         ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}\n', "a.jsonl:2: not UTF-8 text"),
-        ("a.jsonl", "", "a.jsonl holds no document"),
-        ("a.txt", " \n\n", "a.txt holds no document"),
+        ("a.jsonl", "", "a.jsonl has no documents"),
+        ("a.txt", " \n\n", "a.txt has no documents"),
         ("a.json", '[{"text": "x"},\n{"text": }]', "a.json:2: not valid JSON"),
-        ("a.json", '[{"text": "x"}, {"body": "y"}]', 'a.json, entry 2: there is no "text" among body'),
-        ("a.csv", "body\nx\n", "there is no column 'text' among body (data.text_column)"),
+        (
+            "a.json",
+            '[{"text": "x"}, {"body": "y"}]',
+            'a.json, entry 2: no "text" among body. Write {"text": "..."}, or',
+        ),
+        ("a.csv", "body\nx\n", 'a.csv: no "text" among body. Write'),
         ("a.parquet", "no parquet", "a.parquet: cannot be read as parquet"),
         ("a.jsonl.zst", "no zst", "a.jsonl.zst: cannot be decompressed"),
-        ("a.pdf", "x", "cannot be read. Allowed are a folder of .txt files, .jsonl"),
-        ("a.jsonl", '{"text": "x"}\n{"text": "ab\\ud800"}\n', "a.jsonl:2: U+D800 at character 2 is no text"),
-        ("a.txt", "x\ny\0\n", "a.txt:2: U+0000 at character 1 is no text"),
+        ("a.pdf", "x", "a.pdf: unknown format. Allowed: .jsonl, .json, .txt, .csv, .parquet, a folder"),
+        (
+            "a.jsonl",
+            '{"text": "x"}\n{"text": "ab\\ud800"}\n',
+            "a.jsonl:2: invalid character U+D800 at offset 2. Fix the text",
+        ),
+        ("a.txt", "x\ny\0\n", "a.txt:2: invalid character U+0000 at offset 1"),
     ],
 )
-def test_a_bad_corpus_is_named_with_file_and_line(tmp_path, name, content, told):
+def test_a_bad_corpus_is_named_with_file_and_line(tmp_path, name, content, message):
     file = tmp_path / name
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError) as error:
         read_corpus(str(file), KEY)
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert KEY in str(error.value)
 
 
@@ -83,14 +109,23 @@ WRITERS = {
     "folder": lambda file: file.mkdir() or [(file / f"{i}.txt").write_text(text) for i, text in enumerate(TWO)],
 }
 
+LINES, TABLE = "a45c9bc60853", "c687a26eee14"
+SHA256 = {
+    "a.jsonl": LINES, "b.jsonl": "087019f36a93", "a.jsonl.gz": LINES, "a.jsonl.bz2": LINES, "a.jsonl.zst": LINES,
+    "a.json": "51b327161af6", "b.json": "d2307f8d749f", "c.json": LINES, "a.txt": "505d290df55e",
+    "a.csv": TABLE, "a.parquet": TABLE, "folder": "e93ecea6bf38",
+}  # fmt: skip
+
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_every_format_gives_the_same_documents(tmp_path, name):
+def test_every_format_gives_the_same_documents(tmp_path, tokenizer, name):
     WRITERS[name](tmp_path / name)
     corpus = read_corpus(str(tmp_path / name), KEY)
     assert corpus.texts == TWO
     assert all(name in place for place in corpus.places)
-    assert corpus.sha256 == read_corpus(str(tmp_path / name), KEY, most=1).sha256
+    assert corpus.sha256[:12] == SHA256[name]  # where it changes, all runs get other folders
+    first = load_texts(str(tmp_path / name), KEY, tokenizer, max_length=9, documents=1)
+    assert (len(first.rows), first.size, first.sha256) == (1, 2, corpus.sha256)
     if name == "a.jsonl.gz":
         WRITERS["a.jsonl"](tmp_path / "a.jsonl")
         assert corpus.sha256 == read_corpus(str(tmp_path / "a.jsonl"), KEY).sha256
@@ -176,7 +211,7 @@ def test_documents_are_cut_to_their_parts_length(tmp_path, tokenizer):
 
 
 def test_a_text_without_tokens_of_its_own_is_named(tmp_path, tokenizer):
-    with pytest.raises(UserError, match=r"a\.txt:2: the text has no tokens of its own"):
+    with pytest.raises(UserError, match=r"a\.txt:2: the model's tokenizer makes no tokens of this text"):
         topic_of(tmp_path, tokenizer, ["river", "<s> <s>"])
 
 
@@ -199,7 +234,7 @@ def test_a_topic_of_texts_in_memory_is_that_of_their_file(tmp_path, tokenizer):
         (["river", 3], "topic bio, retain: text 1: .* is int, not a string"),
         (["river", " "], "text 1: .* is blank"),
         (["river\0"], "text 0: .*U\\+0000"),
-        (["<s>"], "text 0: the text has no tokens"),
+        (["<s>"], "text 0: the model's tokenizer makes no tokens"),
     ],
 )
 def test_a_bad_text_in_memory_is_named(tokenizer, texts, message):
@@ -216,6 +251,34 @@ def test_steps_beyond_the_data(tmp_path, tokenizer):
     taken = [b.forget.ids_BT[0, 1].item() for b in batches([topic], steps=4, batch_size=1, pad_id=1, side="right")]
     assert taken[:2] == taken[2:]
     assert taken[0] != taken[1]
+
+
+def test_documents_are_read_as_they_are_taken(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "river"}\nno JSON\n')
+    assert next(documents(str(file), KEY)) == ("river", f"{file}:1")
+
+
+def test_texts_that_look_like_dates_are_texts(tmp_path):
+    for name in ("a.jsonl", "a.json"):
+        file = write_jsonl(tmp_path / name, [{"text": "2026-11-30"}, {"text": "2026-11-30 09:00:00"}])
+        assert read_corpus(str(file), KEY).texts == ["2026-11-30", "2026-11-30 09:00:00"]
+
+
+def test_token_ids_beyond_the_embeddings_are_refused():
+    check_rows({KEY: [[1, 2], [9]]}, 10, first_counted=True)
+    with pytest.raises(UserError, match=rf"{KEY}: token id 9, but the model has embeddings for ids below 9 only"):
+        check_rows({"other": [[1]], KEY: [[1, 2], [9]]}, 9, first_counted=True)
+
+
+def test_texts_of_which_no_token_is_counted_are_refused_or_their_share_is_said(capsys):
+    check_rows({KEY: [[1], [3, 4]]}, 10, first_counted=True)
+    check_rows({KEY: [[1, 2], [3, 4]]}, 10, first_counted=False)
+    assert capsys.readouterr().err == ""
+    check_rows({KEY: [[1, 2], [3], [4, 5]]}, 10, first_counted=False)
+    assert f"{KEY}: 33.3% of the texts have one token" in capsys.readouterr().err
+    with pytest.raises(UserError, match=rf"{KEY}: each text has one token"):
+        check_rows({KEY: [[1], [3]]}, 10, first_counted=False)
 
 
 def test_step_t_takes_topic_t_mod_n_and_its_batch_t_div_n():
@@ -243,14 +306,13 @@ def test_padding_goes_where_it_is_told():
 
 
 def test_texts_that_the_tokenizer_does_not_know_are_told(tmp_path, conf, tokenizer, capsys):
-    for name, told in (("river harbour", False), ("online Wikipedia encyclopaedia", True)):
+    for name, unknown in (("river harbour", False), ("online Wikipedia encyclopaedia", True)):
         file = write_jsonl(tmp_path / "a.jsonl", [{"text": f"the {name}"}] * 2)
         load_texts(str(file), KEY, tokenizer, max_length=9, documents=2)
-        said = capsys.readouterr().err
-        assert ("does not know" in said) is told
+        assert ("unknown to the model's tokenizer" in capsys.readouterr().err) is unknown
     config = conf("eval=real", "eval.texts.documents=2", "eval.queries=[default]")
     load_questions(config, Source.of(config.model), tokenizer)
-    assert "retain_text_wikipedia: the model's tokenizer does not know" in capsys.readouterr().err
+    assert re.search(r"retain_text_wikipedia: \d+% of the tokens are unknown", capsys.readouterr().err)
 
 
 DIALOGUE = [{"role": "user", "content": "river harbour"}, {"role": "assistant", "content": "ruler mountain"}]
@@ -288,7 +350,7 @@ def test_dialogues_are_written_in_the_tokenizers_template_with_one_bos(tmp_path,
 @pytest.mark.parametrize("value", ["river", [], ["river"], [{"role": "user"}], [{"role": "user", "content": 3}]])
 def test_what_is_no_dialogue_is_named_with_file_and_line(tmp_path, conf, chatty, value):
     file = write_jsonl(tmp_path / "a.jsonl", [{"text": DIALOGUE}, {"text": value}])
-    with pytest.raises(UserError, match=r'a\.jsonl:2: "text" is no dialogue, and data\.chat_template=true\.'):
+    with pytest.raises(UserError, match=r'a\.jsonl:2: "text" is not a dialogue, and data\.chat_template=true\.'):
         read_corpus(str(file), KEY, reading_of(conf, chatty))
 
 

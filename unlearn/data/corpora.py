@@ -1,15 +1,14 @@
-"""Reading and tokenising corpora: the forget and retain documents of each topic.
+"""Corpora as token ids: the forget and retain documents of each topic, read in order, checked and tokenised.
 
-A corpus is a file or a folder (see `formats.py`) or a data set of the hub, written hub:REPOSITORY:CONFIGURATION:SPLIT.
-Documents are taken in file order. They are texts, or dialogues (data.chat_template): lists of messages with "role" and
-"content", which the tokenizer's template makes texts of.
+Documents are texts, or dialogues (data.chat_template): lists of messages with "role" and "content", of which the
+tokenizer's template makes texts. `formats.py` lists what a corpus can be.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -17,21 +16,20 @@ from typing import Any, Protocol
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from unlearn.data.formats import file_rows
+from unlearn.data.formats import NOTHING, Row, read_rows
 from unlearn.errors import UserError
 from unlearn.screen import say
 from unlearn.storage.hashing import json_sha256
 
-BROKEN = re.compile("[\x00\ud800-\udfff]")  # NUL and lone surrogates, which are no text
-CHARACTERS = 16  # of a token, to begin with; where that gives too few tokens, the whole text is tokenised
-UNKNOWN = 0.5  # share of unknown tokens from which on texts are not the tokenizer's
-MARGIN = 64  # tokens that may differ because a text was cut behind them
-
+INVALID = re.compile("[\x00\ud800-\udfff]")  # NUL and lone surrogates, which are not text
+CHARACTERS_PER_TOKEN = 16  # how much of a long text is tokenised first; if that is too little, all of it is
+MARGIN = 64  # tokens that may differ because the text was cut behind them
+UNKNOWN = 0.5  # the share of unknown tokens from which on a corpus does not suit the tokenizer
 
 Message = dict[str, str]  # role and content
 
 
-def _said(messages: list[Message]) -> str:
+def _contents(messages: list[Message]) -> str:
     """What the messages of a dialogue say, one below the other."""
     return "\n".join(message["content"] for message in messages)
 
@@ -49,8 +47,8 @@ class Reading:
     """How documents are read.
 
     Args:
-        column: of a file or data set that has several.
-        errors: "error" raises for characters that are no text, "replace" makes them U+FFFD.
+        column: holds the document, in files and data sets that have several columns.
+        errors: "error" raises for invalid characters, "replace" makes them U+FFFD.
         chat: documents are dialogues.
         render: makes a text of a dialogue's messages.
     """
@@ -58,13 +56,13 @@ class Reading:
     column: str = "text"
     errors: str = "error"
     chat: bool = False
-    render: Callable[[list[Message]], str] = _said
+    render: Callable[[list[Message]], str] = _contents
 
     @classmethod
     def of(cls, settings: ReadingSettings, tokenizer: PreTrainedTokenizerBase | None = None) -> Reading:
-        """As a configuration of data says; dialogues in the tokenizer's template, without one as what they say.
+        """As the configuration says. Without a tokenizer, dialogues become their messages' contents.
 
-        Raises UserError for a tokenizer without a template.
+        Raises UserError if a tokenizer has no chat template and needs one.
         """
         reading = cls(settings.text_column, settings.errors, settings.chat_template)
         if tokenizer is None or not reading.chat:
@@ -75,11 +73,16 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Corpus:
-    """The first documents in file order, the place of each, how many there are in all, the SHA-256 of the corpus."""
+class Texts:
+    """The tokenised documents of one corpus: the first ones, in order.
 
-    texts: list[str]
-    places: list[str]  # "FILE:LINE" or "REPOSITORY row N", for error messages
+    Args:
+        rows: token ids of each document.
+        size: how many documents the whole corpus has.
+        sha256: of the whole corpus.
+    """
+
+    rows: list[list[int]]
     size: int
     sha256: str
 
@@ -125,103 +128,6 @@ class Topic:
         return cls(name, forgotten.rows, retained.rows, {"forget": forgotten.sha256, "retain": retained.sha256})
 
 
-def read_corpus(path: str, key: str, reading: Reading = Reading(), most: int | None = None) -> Corpus:
-    """Read a whole corpus and keep the first `most` documents (None: all). Raises what `documents` raises."""
-    digest = hashlib.sha256()
-    texts, places, size = [], [], 0
-    for text, place in documents(path, key, reading, digest):
-        if most is None or size < most:
-            texts.append(text)
-            places.append(place)
-        size += 1
-    return Corpus(texts, places, size, digest.hexdigest())
-
-
-def corpus_sha256(path: str, key: str, reading: Reading = Reading()) -> str:
-    """The SHA-256 of a corpus, read one document at a time."""
-    return read_corpus(path, key, reading, 0).sha256
-
-
-def documents(
-    path: str, key: str, reading: Reading = Reading(), digest: hashlib._Hash | None = None
-) -> Iterator[tuple[str, str]]:
-    """Yield the checked documents of a corpus: (text, place).
-
-    `key` is the configuration key that names the corpus; `digest` is updated with its content. Raises UserError, with
-    file and line, for a malformed line, a missing or blank text, one with characters that are no text, and an empty or
-    missing file. For a gated data set the error says how to get access.
-    """
-    empty = True
-    for value, place in (_hub_rows if path.startswith("hub:") else file_rows)(path, key, reading.column, digest):
-        empty = False
-        yield _checked(value, place, key, reading), place
-    if empty:
-        raise UserError(f"{key}: {path} holds no document.")
-
-
-def _checked(value: Any, place: str, key: str, reading: Reading) -> str:
-    text = _of_dialogue(value, place, key, reading) if reading.chat else value
-    if not isinstance(text, str):
-        raise UserError(f'{key}: {place}: "{reading.column}" is {type(text).__name__}, not a string.')
-    if not text.strip():
-        raise UserError(f'{key}: {place}: "{reading.column}" is blank.')
-    found = BROKEN.search(text)
-    if found is None:
-        return text
-    if reading.errors == "replace":
-        return BROKEN.sub("\ufffd", text)
-    raise UserError(
-        f"{key}: {place}: U+{ord(found[0]):04X} at character {found.start()} is no text. Mend the file, or have "
-        f"it replaced: data.errors=replace (eval.texts.errors of held-out texts)."
-    )
-
-
-def _of_dialogue(value: Any, place: str, key: str, reading: Reading) -> str:
-    if not isinstance(value, list) or not value or not all(_is_message(message) for message in value):
-        raise UserError(
-            f'{key}: {place}: "{reading.column}" is no dialogue, and data.chat_template=true. A line looks like '
-            f'{{"{reading.column}": [{{"role": "user", "content": "..."}}, ...]}}.'
-        )
-    try:
-        return reading.render([{"role": m["role"], "content": m["content"]} for m in value])
-    except TemplateError as error:  # some templates want roles in a certain order
-        raise UserError(f"{key}: {place}: the model's chat template refuses this dialogue: {error}") from None
-
-
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("role", "content"))
-
-
-def _hub_rows(path: str, key: str, column: str, digest: hashlib._Hash | None) -> Iterator[tuple[str, str]]:
-    import datasets
-    from huggingface_hub.errors import GatedRepoError
-
-    parts = path.split(":")
-    if len(parts) != 4 or not all(parts):
-        raise UserError(f"{key}={path}: write hub:REPOSITORY:CONFIGURATION:SPLIT.")
-    _, repository, name, split = parts
-    try:
-        rows = datasets.load_dataset(repository, name, split=split)
-    except Exception as error:  # the hub's errors share no base class
-        chain = (error, error.__cause__, error.__context__)
-        gated = any(isinstance(e, (GatedRepoError, datasets.exceptions.DatasetNotFoundError)) for e in chain)
-        advice = (
-            f"If it is gated: ask for access at https://huggingface.co/datasets/{repository} and log in with "
-            f"`hf auth login`; or set {key}=FILE.jsonl to a copy of your own ({{"
-            '"text": ...} a line).'
-        )
-        why = "not found, or not open to you" if gated else str(error)
-        raise UserError(f"{key}={path}: {why}. {advice}") from error
-    if column not in rows.column_names:
-        listed = ", ".join(rows.column_names)
-        raise UserError(f"{key}={path}: there is no column {column!r} among {listed} (data.text_column).")
-    for number, row in enumerate(rows):
-        if not isinstance(row[column], str) or row[column].strip():
-            if digest is not None:
-                digest.update(str(row[column]).encode("utf-8", "surrogatepass") + b"\n")
-            yield row[column], f"{repository} row {number}"
-
-
 def load_topic(
     name: str,
     forget: str,
@@ -238,34 +144,25 @@ def load_topic(
     """Read and tokenise one topic's corpora.
 
     Args:
-        documents: how many documents training will take from each corpus.
+        documents: how many documents training takes from each corpus.
         on_exhausted: if a corpus has fewer, "error" raises UserError and "cycle" starts over.
         held_out: so many of the last documents of each corpus are left out.
     """
-    parts: dict[str, list[list[int]]] = {}
-    hashes: dict[str, str] = {}
-    for part, path, length in (("forget", forget, max_length), ("retain", retain, retain_max_length)):
+
+    def loaded(part: str, path: str, length: int) -> Texts:
         key = f"data.topics.{name}.{part}"
-        corpus = read_corpus(path, key, reading, documents)
-        available = corpus.size - held_out
+        texts = load_texts(path, key, tokenizer, max_length=length, documents=documents, reading=reading)
+        available = texts.size - held_out
         if available <= 0 or (available < documents and on_exhausted == "error"):
-            kept_back = f" beside {held_out} held-out ones (data.held_out)" if held_out else ""
+            beside = f" beside {held_out} held-out ones (data.held_out)" if held_out else ""
             raise UserError(
-                f"{key}: the corpus has {corpus.size} documents and training needs {documents}{kept_back}. Lower "
-                f"train.steps or train.batch_size, or set data.on_exhausted=cycle to start over."
+                f"{key}: the corpus has {texts.size} documents and training needs {documents}{beside}. Lower "
+                "train.steps or train.batch_size, or set data.on_exhausted=cycle to start over."
             )
-        corpus = replace(corpus, texts=corpus.texts[:available], places=corpus.places[:available])
-        parts[part] = _tokenise(corpus, tokenizer, length, key, reading)
-        hashes[part] = corpus.sha256
-    return Topic(name, parts["forget"], parts["retain"], hashes)
+        return replace(texts, rows=texts.rows[:available])
 
-
-@dataclass(frozen=True)
-class Texts:
-    """Tokenised texts of one corpus, and its SHA-256."""
-
-    rows: list[list[int]]
-    sha256: str
+    forgotten, retained = loaded("forget", forget, max_length), loaded("retain", retain, retain_max_length)
+    return Topic(name, forgotten.rows, retained.rows, {"forget": forgotten.sha256, "retain": retained.sha256})
 
 
 def load_texts(
@@ -277,9 +174,77 @@ def load_texts(
     documents: int,
     reading: Reading = Reading(),
 ) -> Texts:
-    """Read and tokenise at most `documents` texts. Raises what `documents` raises."""
-    corpus = read_corpus(path, key, reading, documents)
-    return Texts(_tokenise(corpus, tokenizer, max_length, key, reading), corpus.sha256)
+    """Check a whole corpus, and tokenise its first `documents` documents. Raises what `documents` raises."""
+    digest = hashlib.sha256()
+    first, size = [], 0
+    for document in _documents(path, key, reading, digest):
+        if size < documents:
+            first.append(document)
+        size += 1
+    return Texts(_tokenise(first, tokenizer, max_length, key, reading), size, digest.hexdigest())
+
+
+def corpus_sha256(path: str, key: str, reading: Reading = Reading()) -> str:
+    """The SHA-256 of a corpus, read one document at a time."""
+    digest = hashlib.sha256()
+    for _ in _documents(path, key, reading, digest):
+        pass
+    return digest.hexdigest()
+
+
+def documents(path: str, key: str, reading: Reading = Reading()) -> Iterator[tuple[str, str]]:
+    """Yield the checked documents of a corpus, with the place of each. No more is read than is taken.
+
+    `key` is the configuration key that names the corpus. Raises UserError, with file and line, for a malformed line, a
+    missing or blank text, one with invalid characters, and an empty or missing file. For a gated data set the error
+    says how to get access.
+    """
+    return _documents(path, key, reading, hashlib.sha256())
+
+
+def _documents(path: str, key: str, reading: Reading, digest: hashlib._Hash) -> Iterator[tuple[str, str]]:
+    empty = True
+    for row in read_rows(path, key, reading.column):
+        digest.update(row.content)
+        if row.value is not NOTHING:
+            empty = False
+            yield _checked(row, key, reading), row.place
+    if empty:
+        raise UserError(f"{key}: {path} has no documents.")
+
+
+def _checked(row: Row, key: str, reading: Reading) -> str:
+    where = f"{key}: {row.place}"
+    text = _of_dialogue(row.value, where, reading) if reading.chat else row.value
+    if not isinstance(text, str):
+        raise UserError(f'{where}: "{reading.column}" is {type(text).__name__}, not a string.')
+    if not text.strip():
+        raise UserError(f'{where}: "{reading.column}" is blank.')
+    invalid = INVALID.search(text)
+    if invalid is None:
+        return text
+    if reading.errors == "replace":
+        return INVALID.sub("\ufffd", text)
+    raise UserError(
+        f"{where}: invalid character U+{ord(invalid[0]):04X} at offset {invalid.start()}. Fix the text, or set "
+        "data.errors=replace (eval.texts.errors=replace for held-out texts)."
+    )
+
+
+def _of_dialogue(value: Any, where: str, reading: Reading) -> str:
+    if not isinstance(value, list) or not value or not all(_is_message(message) for message in value):
+        raise UserError(
+            f'{where}: "{reading.column}" is not a dialogue, and data.chat_template=true. Write '
+            f'{{"{reading.column}": [{{"role": "user", "content": "..."}}, ...]}}.'
+        )
+    try:
+        return reading.render([{"role": m["role"], "content": m["content"]} for m in value])
+    except TemplateError as error:  # some templates want roles in a certain order
+        raise UserError(f"{where}: the model's chat template refuses this dialogue: {error}") from None
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("role", "content"))
 
 
 def tokenised(
@@ -289,50 +254,72 @@ def tokenised(
     if isinstance(texts, str) or not texts:
         raise UserError(f"{key}: a list of at least one text is needed, not {texts!r:.40}.")
     reading = Reading(errors=errors)
-    places = [f"text {index}" for index in range(len(texts))]
-    checked = [_checked(text, place, key, reading) for text, place in zip(texts, places, strict=True)]
-    corpus = Corpus(checked, places, len(checked), json_sha256(checked))
-    return Texts(_tokenise(corpus, tokenizer, max_length, key, reading), corpus.sha256)
+    rows = [Row(text, f"text {index}", b"") for index, text in enumerate(texts)]
+    checked = [(_checked(row, key, reading), row.place) for row in rows]
+    sha256 = json_sha256([text for text, _ in checked])
+    return Texts(_tokenise(checked, tokenizer, max_length, key, reading), len(texts), sha256)
 
 
 def _tokenise(
-    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, max_length: int, key: str, reading: Reading
+    texts: Iterable[tuple[str, str]], tokenizer: PreTrainedTokenizerBase, max_length: int, key: str, reading: Reading
 ) -> list[list[int]]:
-    # A template writes BOS itself, if it wants one.
-    encoded = [first_tokens(text, tokenizer, max_length, special=not reading.chat) for text in corpus.texts]
+    """Token ids of texts, each with its place. Raises UserError for a text of which only special tokens are left."""
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    for ids, place in zip(encoded, corpus.places, strict=True):
-        if not any(i not in special for i in ids):
-            raise UserError(f"{key}: {place}: the text has no tokens of its own for this model's tokenizer.")
-    warn_of_unknown(encoded, tokenizer, key)
-    return encoded
+    rows = []
+    for text, place in texts:
+        # A chat template writes BOS itself, if it wants one.
+        ids = first_tokens(text, tokenizer, max_length, special=not reading.chat)
+        if special.issuperset(ids):
+            raise UserError(f"{key}: {place}: the model's tokenizer makes no tokens of this text.")
+        rows.append(ids)
+    warn_of_unknown(rows, tokenizer, key)
+    return rows
+
+
+def check_rows(rows: Mapping[str, Sequence[Sequence[int]]], vocabulary: int, *, first_counted: bool) -> None:
+    """Check the token ids of texts, by the name of their corpus, for a model with `vocabulary` embeddings.
+
+    Raises UserError for an id beyond the embeddings, and if all texts of a corpus have one token and the losses leave
+    out first tokens (not `first_counted`). If only some have, their share is printed.
+    """
+    for key, texts in rows.items():
+        largest = max(max(ids) for ids in texts)
+        if largest >= vocabulary:
+            raise UserError(
+                f"{key}: token id {largest}, but the model has embeddings for ids below {vocabulary} only. Its "
+                "tokenizer is another model's, or has tokens that were added without resizing the embeddings."
+            )
+        short = 0 if first_counted else sum(len(ids) == 1 for ids in texts)
+        if short == len(texts):
+            raise UserError(f"{key}: each text has one token, and the loss leaves out first tokens. Use longer texts.")
+        if short:
+            say(f"{key}: {short / len(texts):.1%} of the texts have one token, which the loss leaves out.")
 
 
 def unknown_share(rows: Iterable[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> float:
-    """The share of tokens for which the tokenizer has no word."""
+    """The share of unknown tokens."""
     tokens = [token for row in rows for token in row]
     return tokens.count(tokenizer.unk_token_id) / max(1, len(tokens))
 
 
 def warn_of_unknown(rows: Iterable[Sequence[int]], tokenizer: PreTrainedTokenizerBase, key: str) -> None:
-    """Say if most tokens are unknown: then figures mean little."""
+    """Print a warning if most tokens are unknown: results then mean little."""
     share = unknown_share(rows, tokenizer)
     if share > UNKNOWN:
-        say(f"{key}: the model's tokenizer does not know {share:.0%} of the tokens of these texts.")
+        say(f"{key}: {share:.0%} of the tokens are unknown to the model's tokenizer.")
 
 
 def first_tokens(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int, *, special: bool = True) -> list[int]:
-    """The first `max_length` token ids of a text, without tokenising all of a long one; `special`: BOS included.
+    """The first `max_length` token ids of a text, with BOS if `special`, without tokenising all of a long text.
 
-    Of a long text only a beginning, up to a space, is tokenised, if that has more tokens than are needed: what a
-    tokenizer makes of the words before is the same with and without what follows many words later.
+    Of a long text, a beginning that ends at a space is tokenised, if that gives enough tokens: what follows many words
+    later does not change the tokens before.
     """
-    end = text.rfind(" ", 0, CHARACTERS * (max_length + MARGIN))
-    long = len(text) > CHARACTERS * (max_length + MARGIN) and end > 0
-    if long and tokenizer.truncation_side == "right":
-        more = tokenizer(text[:end], truncation=True, max_length=max_length + MARGIN, add_special_tokens=special)[
-            "input_ids"
-        ]
-        if len(more) == max_length + MARGIN:
-            text = text[:end]
+    enough = CHARACTERS_PER_TOKEN * (max_length + MARGIN)
+    end = text.rfind(" ", 0, enough)
+    if len(text) > enough and end > 0 and tokenizer.truncation_side == "right":
+        beginning = text[:end]
+        tokens = tokenizer(beginning, truncation=True, max_length=max_length + MARGIN, add_special_tokens=special)
+        if len(tokens["input_ids"]) == max_length + MARGIN:
+            text = beginning
     return list(tokenizer(text, truncation=True, max_length=max_length, add_special_tokens=special)["input_ids"])

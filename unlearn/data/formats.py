@@ -1,18 +1,22 @@
-"""The files that a corpus can be: their documents, one at a time, each with the place where it stands.
+"""The files and data sets that a corpus can be: their documents in order, each with its place for error messages.
 
-.jsonl (an object on each line; .json too), .json (an array of objects), .txt (a document on each line), .csv, .parquet,
-the first three also compressed (.gz, .zst, .bz2); or a folder of .txt files, a document each.
+A corpus is .jsonl (an object on each line; .json too), .json (an array), .txt (a document on each line), each also
+compressed (.gz, .zst, .bz2); .csv, .parquet; a folder of .txt files, a document each; or
+hub:REPOSITORY:CONFIGURATION:SPLIT.
+Tables and the hub are read by the library datasets. Lines are not: datasets names no line in its errors, and makes
+dates of texts that look like dates.
 """
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import io
 import json
 from collections.abc import Iterator
 from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow  # type: ignore[import-untyped]
 
@@ -20,138 +24,151 @@ from unlearn.errors import UserError
 
 COMPRESSED = (".gz", ".zst", ".bz2")
 SUFFIXES = (".jsonl", ".json", ".txt", ".csv", ".parquet")
-MARK = "\ufeff"  # the byte order mark that Windows programs write first
+HUB = "hub:"
+NOTHING = object()  # the value of a row without a document, such as a blank line of plain text
 
 
-def file_rows(path: str, key: str, column: str, digest: hashlib._Hash | None) -> Iterator[tuple[Any, str]]:
-    """Yield what each document's `column` holds, not yet checked to be text, and its place.
+class Row(NamedTuple):
+    """What stands at one place of a corpus."""
 
-    Raises UserError, with file and line, for a file that is not there, of another kind, or malformed.
+    value: Any  # a text, a dialogue, NOTHING, or a mistake
+    place: str  # "FILE:LINE", "FILE, row N"
+    content: bytes  # what the corpus's hash covers
+
+
+def read_rows(path: str, key: str, column: str) -> Iterator[Row]:
+    """Yield the rows of a corpus. `column` holds the document where a row has several.
+
+    Raises UserError, with file and line, for a file that does not exist, of another kind, or malformed.
     """
+    if path.startswith(HUB):
+        return _hub(path, key, column)
     file = Path(path)
     if file.is_dir():
-        return _folder(file, key, digest)
+        return _folder(file, key)
     if not file.is_file():
         raise UserError(f"{key}={path}: there is no such file.")
     suffix = Path(file.stem).suffix if file.suffix in COMPRESSED else file.suffix
     if suffix not in SUFFIXES:
-        raise UserError(f"{key}={path}: cannot be read. Allowed are a folder of .txt files, {', '.join(SUFFIXES)}.")
+        raise UserError(
+            f"{key}={path}: unknown format. Allowed: {', '.join(SUFFIXES)}, a folder of .txt files, or "
+            f"{HUB}REPOSITORY:CONFIGURATION:SPLIT."
+        )
     if suffix in (".csv", ".parquet"):
-        return _table(file, suffix[1:], key, column, digest)
-    if suffix == ".json" and _is_array(file):
-        return _array(file, key, column, digest)
-    return _lines(file, key, column if suffix != ".txt" else None, digest)
-
-
-def _open(file: Path) -> io.BufferedReader:
-    """The file's bytes, decompressed if its name says so."""
-    return io.BufferedReader(pyarrow.input_stream(str(file), compression="detect"))
-
-
-def _lines(file: Path, key: str, column: str | None, digest: hashlib._Hash | None) -> Iterator[tuple[Any, str]]:
-    """One document on each line. In plain text (no column), blank lines are skipped, as in Wikitext-2 (raw)."""
-    with _open(file) as lines:
-        for number, raw in enumerate(_whole(lines, file, key), start=1):
-            if digest is not None:
-                digest.update(raw)
-            place = f"{file}:{number}"
-            line = _decoded(raw, place, key)
-            line = line.removeprefix(MARK) if number == 1 else line
-            if line.strip():
-                yield line if column is None else _of_object(_parsed(line, place, key), place, key, column), place
-            elif column is not None and raw.endswith(b"\n"):
-                raise UserError(f"{key}: {place}: the line is blank.")
-
-
-def _whole(lines: io.BufferedReader, file: Path, key: str) -> Iterator[bytes]:
-    """The lines, as far as they can be decompressed."""
-    try:
-        yield from lines
-    except OSError as error:
-        raise UserError(f"{key}: {file}: cannot be decompressed ({error}).") from None
+        return _table(file, suffix[1:], key, column)
+    if suffix == ".json" and _is_array(file, key):
+        return _array(file, key, column)
+    return _lines(file, key, column if suffix != ".txt" else None)
 
 
 def read_text(file: Path, key: str) -> str:
     """A file's text with its line ends, without byte order mark. Raises UserError, with file and line, if not UTF-8."""
-    raw = file.read_bytes()
+    return _decoded(file.read_bytes(), key, file)
+
+
+def _decoded(raw: bytes, key: str, file: Path, line: int = 1) -> str:
     try:
-        return raw.decode("utf-8-sig")
+        return raw.decode("utf-8-sig" if line == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{key}: {file}:{line}: not UTF-8 text ({error.reason}).") from None
+        at = line + raw.count(b"\n", 0, error.start)
+        raise UserError(f"{key}: {file}:{at}: not UTF-8 text ({error.reason}).") from None
 
 
-def _decoded(raw: bytes, place: str, key: str) -> str:
+def _parsed(text: str, key: str, file: Path, line: int = 1) -> Any:
     try:
-        return raw.decode("utf-8").removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{key}: {place}: not UTF-8 text ({error.reason}).") from None
-
-
-def _parsed(line: str, place: str, key: str) -> Any:
-    try:
-        return json.loads(line)
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"{key}: {place}: not valid JSON ({error.msg}, column {error.colno}).") from None
+        at = f"{file}:{line + error.lineno - 1}"
+        raise UserError(f"{key}: {at}: not valid JSON ({error.msg}, column {error.colno}).") from None
 
 
-def _of_object(row: Any, place: str, key: str, column: str) -> Any:
-    if not isinstance(row, dict) or column not in row:
-        among = f" among {', '.join(map(str, row))}" if isinstance(row, dict) and row else ""
-        looks = f'A line looks like {{"{column}": "..."}}.'
-        raise UserError(f'{key}: {place}: there is no "{column}"{among} (data.text_column). {looks}')
-    return row[column]
-
-
-def _is_array(file: Path) -> bool:
-    """Whether a .json file begins like an array; a file of objects is read line by line."""
-    with _open(file) as content:
-        return content.read(1024).removeprefix(MARK.encode()).lstrip().startswith(b"[")
-
-
-def _array(file: Path, key: str, column: str, digest: hashlib._Hash | None) -> Iterator[tuple[Any, str]]:
-    with _open(file) as content:
-        raw = b"".join(_whole(content, file, key))
-    if digest is not None:
-        digest.update(raw)
+def _raw_lines(file: Path, key: str) -> Iterator[bytes]:
+    """The file's lines, decompressed if its name says so."""
     try:
-        rows = json.loads(raw.decode("utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{key}: {file}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno}).") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{key}: {file}: not UTF-8 text ({error.reason}).") from None
-    for number, row in enumerate(rows, start=1):
+        with io.BufferedReader(pyarrow.input_stream(str(file), compression="detect")) as lines:
+            yield from lines
+    except OSError as error:
+        raise UserError(f"{key}: {file}: cannot be decompressed ({error}).") from None
+
+
+def _lines(file: Path, key: str, column: str | None) -> Iterator[Row]:
+    """A document on each line. In plain text (no column), blank lines are skipped, as in Wikitext-2 (raw)."""
+    for number, raw in enumerate(_raw_lines(file, key), start=1):
+        place = f"{file}:{number}"
+        line = _decoded(raw, key, file, number).removesuffix("\n").removesuffix("\r")
+        if line.strip():
+            entry = line if column is None else _parsed(line, key, file, number)
+            value = line if column is None else _in_column(entry, f"{key}: {place}", column)
+            yield Row(value, place, raw)
+        elif column is not None and raw.endswith(b"\n"):
+            raise UserError(f"{key}: {place}: the line is blank.")
+        else:
+            yield Row(NOTHING, place, raw)
+
+
+def _is_array(file: Path, key: str) -> bool:
+    lines = (line.removeprefix(codecs.BOM_UTF8).strip() for line in _raw_lines(file, key))
+    return next(filter(None, lines), b"").startswith(b"[")
+
+
+def _array(file: Path, key: str, column: str) -> Iterator[Row]:
+    """An array of objects or of texts."""
+    raw = b"".join(_raw_lines(file, key))
+    yield Row(NOTHING, str(file), raw)
+    for number, entry in enumerate(_parsed(_decoded(raw, key, file), key, file), start=1):
         place = f"{file}, entry {number}"
-        yield row if isinstance(row, str) else _of_object(row, place, key, column), place
+        yield Row(entry if isinstance(entry, str) else _in_column(entry, f"{key}: {place}", column), place, b"")
 
 
-def _table(file: Path, kind: str, key: str, column: str, digest: hashlib._Hash | None) -> Iterator[tuple[Any, str]]:
-    """Rows by the library datasets, which streams them, and takes names for patterns."""
-    import datasets
+def _in_column(row: Any, where: str, column: str) -> Any:
+    if isinstance(row, dict) and column in row:
+        return row[column]
+    among = f" among {', '.join(row)}" if isinstance(row, dict) and row else ""
+    raise UserError(f'{where}: no "{column}"{among}. Write {{"{column}": "..."}}, or set data.text_column.')
+
+
+def _folder(folder: Path, key: str) -> Iterator[Row]:
+    """Each .txt file is a document, in the order of their names."""
+    for file in sorted(folder.glob("*.txt")):
+        raw = file.read_bytes()
+        text = _decoded(raw, key, file).replace("\r\n", "\n")
+        yield Row(text if text.strip() else NOTHING, str(file), hashlib.sha256(raw).digest())
+
+
+def _table(file: Path, kind: str, key: str, column: str) -> Iterator[Row]:
+    import datasets  # takes seconds
 
     try:
         rows = datasets.load_dataset(kind, data_files=escape(str(file)), split="train", streaming=True)
         for number, row in enumerate(rows, start=1):
-            place = f"{file}, row {number}"
-            if column not in row:
-                raise UserError(
-                    f"{key}: {file}: there is no column {column!r} among {', '.join(row)} (data.text_column)."
-                )
-            if digest is not None:
-                digest.update(repr(row[column]).encode("utf-8", "surrogatepass") + b"\n")
-            yield row[column], place
+            value = _in_column(row, f"{key}: {file}", column)
+            yield Row(value, f"{file}, row {number}", repr(value).encode("utf-8", "surrogatepass") + b"\n")
     except UserError:
         raise
     except Exception as error:  # of pandas, pyarrow and datasets, which share no base class
         raise UserError(f"{key}: {file}: cannot be read as {kind}: {error}") from error
 
 
-def _folder(folder: Path, key: str, digest: hashlib._Hash | None) -> Iterator[tuple[Any, str]]:
-    """Each .txt file is a document, in the order of their names."""
-    for file in sorted(folder.glob("*.txt")):
-        raw = file.read_bytes()
-        if digest is not None:
-            digest.update(hashlib.sha256(raw).digest())
-        text = _decoded(raw, str(file), key).removeprefix(MARK).replace("\r\n", "\n")
-        if text.strip():
-            yield text, str(file)
+def _hub(path: str, key: str, column: str) -> Iterator[Row]:
+    """A split of a data set of the hub, from which blank documents are left out."""
+    import datasets  # takes seconds
+    from huggingface_hub.errors import GatedRepoError
+
+    parts = path.split(":")
+    if len(parts) != 4 or not all(parts):
+        raise UserError(f"{key}={path}: write {HUB}REPOSITORY:CONFIGURATION:SPLIT.")
+    _, repository, name, split = parts
+    try:
+        rows = datasets.load_dataset(repository, name, split=split)
+    except Exception as error:  # the hub's errors share no base class
+        no_access = (GatedRepoError, datasets.exceptions.DatasetNotFoundError)
+        causes = (error, error.__cause__, error.__context__)
+        reason = "not found, or you have no access" if any(isinstance(e, no_access) for e in causes) else str(error)
+        raise UserError(
+            f"{key}={path}: {reason}. If it is gated, ask for access at https://huggingface.co/datasets/{repository} "
+            f'and log in with `hf auth login`. Or set {key}=FILE.jsonl to a copy of your own ({{"text": ...}} a line).'
+        ) from error
+    for number, row in enumerate(rows):
+        value = _in_column(row, f"{key}={path}", column)
+        if not isinstance(value, str) or value.strip():
+            yield Row(value, f"{repository} row {number}", str(value).encode("utf-8", "surrogatepass") + b"\n")

@@ -44,7 +44,7 @@ def token_rows(
         for index, row in enumerate(rows):
             if not row or not all(isinstance(token, int) for token in row):
                 raise UserError(f"{key}: text {index} is neither a string nor a list of token ids.")
-        return Texts(rows, json_sha256(rows))
+        return Texts(rows, len(corpus), json_sha256(rows))
     if tokenizer is None:
         raise UserError(f"{key}: texts need a tokenizer: CutModel(model, layer, tokenizer=tokenizer).")
     if isinstance(corpus, (str, Path)):

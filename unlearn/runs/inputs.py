@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from unlearn.config.schema import Config
 from unlearn.data.batches import documents_needed
-from unlearn.data.corpora import Reading, Texts, Topic, load_texts, load_topic
+from unlearn.data.corpora import Reading, Texts, Topic, check_rows, load_texts, load_topic
 from unlearn.errors import UserError
 from unlearn.evaluate.evaluator import Evaluator, Task
 from unlearn.evaluate.harness import MaxLogitPlan
@@ -87,6 +87,7 @@ def load_inputs(config: Config, *, elsewhere: bool = False) -> Inputs:
     tokenizer = load_tokenizer(source)
     topics = _load_topics(config, tokenizer)
     preferred = _load_preferred(config, tokenizer)
+    _check_rows(topics, preferred, config, source)
     _check_lengths(topics, preferred, source)
     if needs_logits(config.method) and config.model.device == BALANCED:
         raise UserError(
@@ -140,6 +141,14 @@ def _check_layers(config: Config, layers: int) -> None:
             f"model.num_layers={config.model.num_layers}, but the model at {config.model.path} has {layers} layers: "
             f"set model.num_layers={layers} and choose model.layer and the coefficients for that model."
         )
+
+
+def _check_rows(topics: list[Topic], preferred: Texts | None, config: Config, source: Source) -> None:
+    rows = {f"data.topics.{topic.name}.forget": topic.forget for topic in topics}
+    rows |= {f"data.topics.{topic.name}.retain": topic.retain for topic in topics}
+    rows |= {"method.preferred": preferred.rows} if preferred else {}
+    first_counted = config.loss.mask == "none" or (config.loss.mask == "padding" and not needs_logits(config.method))
+    check_rows(rows, load_config(source).get_text_config().vocab_size, first_counted=first_counted)
 
 
 def _check_lengths(topics: list[Topic], preferred: Texts | None, source: Source) -> None:

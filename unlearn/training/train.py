@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from unlearn.arguments import check_choice, check_integer, check_number
 from unlearn.data.batches import Batch, batches, documents_needed
-from unlearn.data.corpora import Topic
+from unlearn.data.corpora import Topic, check_rows
 from unlearn.data.topics import Corpus, check_enough, make_topic, token_rows
 from unlearn.errors import UserError
 from unlearn.methods.method import Method
@@ -153,6 +153,7 @@ def train(
     rows = None
     if preferred is not None:
         rows = token_rows(preferred, "preferred", model.tokenizer, max_length, steps * batch_size).rows
+    _check_rows(model, chosen, made, rows, mask)
     ahead, names = Ahead(model.dim, model.device), [topic.name for topic in made]
     variants = [begin(model, setting, names, steps=steps, mask=mask, ahead=ahead) for setting in settings]
     for variant in variants:
@@ -251,6 +252,16 @@ def _topics(
     if on_exhausted == "error":
         check_enough(topics, documents)
     return list(topics)
+
+
+def _check_rows(
+    model: CutModel, methods: Sequence[Method], topics: Sequence[Topic], preferred: list[list[int]] | None, mask: str
+) -> None:
+    rows = {f"topic {topic.name}, forget": topic.forget for topic in topics}
+    rows |= {f"topic {topic.name}, retain": topic.retain for topic in topics}
+    rows |= {"preferred": preferred} if preferred else {}
+    first_counted = mask == "none" or (mask == "padding" and not any(method.needs_logits for method in methods))
+    check_rows(rows, model.model.get_input_embeddings().weight.shape[0], first_counted=first_counted)
 
 
 def _check(
