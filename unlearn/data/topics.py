@@ -40,7 +40,7 @@ def token_rows(
 ) -> Texts:
     """The token ids of the first `documents` texts. `key` names the corpus in error messages."""
     if not isinstance(corpus, (str, Path)) and corpus and not isinstance(corpus[0], str):
-        rows: list[list[int]] = [list(ids)[:max_length] for ids in corpus[:documents]]  # type: ignore[arg-type]
+        rows: list[list[int]] = [list(ids)[:max_length] for ids in corpus[:documents]]  # type: ignore[misc]
         for index, row in enumerate(rows):
             if not row or not all(isinstance(token, int) for token in row):
                 raise UserError(f"{key}: text {index} is neither a string nor a list of token ids.")

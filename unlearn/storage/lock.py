@@ -1,9 +1,9 @@
 """A lock for folders that works across nodes: a file with a heartbeat.
 
-A process id means nothing on another node, and file locks are often switched off on a cluster's shared disks. So the
-holder touches its file every `BEAT_S` seconds and is taken for dead after `STALE_S` without, by the file server's
-clock, since the nodes' own may differ. It is dead at once where that can be known: its process is gone from this
-machine, or SLURM has started the same job again. A second file says how far the holder is.
+Process ids mean nothing on other nodes, and file locks are often disabled on a cluster's shared disks. So the holder
+touches its file every `BEAT_S` seconds. After `STALE_S` seconds without a heartbeat it counts as dead. Ages are
+measured by the file server's clock, since the nodes' clocks may differ. A holder counts as dead at once if its process
+is gone from this machine, or if SLURM has restarted its job. A second file has the holder's progress.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ CLOCK_STEP_S = 60.0  # a process's start time changes when the machine's clock i
 
 
 class Busy(UserError):
-    """Another process holds the folder."""
+    """Another process holds the lock."""
 
 
 class Lost(UserError):
-    """This process lost the folder: it was taken for dead, and must not write there any more."""
+    """This process lost the lock: others may count it as dead, so it must not write to the folder any more."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,10 @@ class FolderLock:
     def check(self) -> None:
         """Raise `Lost` if no heartbeat was written for so long that another process may have taken the folder over."""
         if self._lost or time.monotonic() - self._answered > STALE_S:
-            raise Lost(f"{self._folder} was, or may be, taken over by another process while this one was not heard of.")
+            raise Lost(
+                f"{self._folder}: lost the lock. There was no heartbeat for {STALE_S:.0f} s, so another process may "
+                "have taken over."
+            )
 
     def _link(self) -> bool:
         """Create our file unless there is one. If several processes try, one succeeds, also on network disks."""
@@ -159,19 +162,19 @@ class FolderLock:
             return
         if holder is not None and not holder.known_dead() and age < STALE_S:
             raise Busy(
-                f"{self._folder} is being worked on by {holder} (last sign of life {age:.0f} s ago). If it is dead, "
-                f"wait until that is {STALE_S:.0f} s."
+                f"{self._folder} is being worked on by {holder} (last heartbeat {age:.0f} s ago). If that process is "
+                f"dead, try again {STALE_S:.0f} s after its last heartbeat."
             )
         if Holder.read(self._file) != holder:
             return
         # If several processes find it dead, one succeeds in moving it. If it is a new holder's, it is moved back.
-        grave = self._scratch()
+        removed = self._scratch()
         with suppress(FileNotFoundError):
-            self._file.rename(grave)
-            if Holder.read(grave) != holder:
+            self._file.rename(removed)
+            if Holder.read(removed) != holder:
                 with suppress(FileExistsError):
-                    os.link(grave, self._file)
-            grave.unlink(missing_ok=True)
+                    os.link(removed, self._file)
+            removed.unlink(missing_ok=True)
 
     def _age(self) -> float | None:
         """Seconds since the last heartbeat by the clock that stamps the files; None if there is no file."""

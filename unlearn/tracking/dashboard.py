@@ -119,9 +119,9 @@ def create_dashboard(project: str | None, entity: str | None, file: Path | None)
         say(f"The dashboard's definition is in {file}. Where you are logged in, this command creates it in W&B.")
         return
     try:
-        found = workspace(project, entity or wandb.Api().default_entity or "").save()
+        saved = workspace(project, entity or wandb.Api().default_entity or "").save()
     except UserError:
         raise
     except Exception as error:  # whatever the server or the package raise
         raise UserError(f"W&B did not take the dashboard: {' '.join(describe(error).split())}") from error
-    say(f"Dashboard: {found.url}")
+    say(f"Dashboard: {saved.url}")

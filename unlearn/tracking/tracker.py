@@ -1,7 +1,8 @@
 """Tracking a run: train.jsonl in its folder and, if wanted, Weights & Biases.
 
-A tracker is a context manager. It always finishes its W&B run, so that the runs of a multirun do not mix. An error of
-W&B is reported in a line and does not end the run: the files have everything.
+A tracker is a context manager. It always finishes its W&B run, so that the runs of a sweep do not mix. W&B errors never
+stop a run; they are printed, and the run's files have everything. Offline, the W&B folder always holds one complete
+upload: each attempt at a run writes all steps of train.jsonl into a new one and removes the earlier ones.
 """
 
 from __future__ import annotations
@@ -90,18 +91,18 @@ class Tracker:
         if self._wandb is None:
             return None
         if self._wandb.offline:
-            return f"offline, upload with: wandb sync {Path(self._wandb.dir).parent}"
+            return f"offline; upload it with: wandb sync {Path(self._wandb.dir).parent}"
         return self._wandb.url
 
     def _read(self) -> list[dict[str, Any]]:
         """The complete lines of train.jsonl."""
-        found = []
+        lines = []
         for line in self._file.read_text(encoding="utf-8").split("\n"):
             try:
-                found.append(json.loads(line))
+                lines.append(json.loads(line))
             except json.JSONDecodeError:
                 break  # the end, or an incomplete line of a killed attempt
-        return found
+        return lines
 
     def rewind(self, steps: int) -> None:
         """Keep the log of the first `steps` steps. Later steps will be repeated and logged again."""
@@ -119,7 +120,7 @@ class Tracker:
             self._send_step(line)
 
     def _send_step(self, line: Mapping[str, Any]) -> None:
-        """Send a step to W&B, unless W&B has it."""
+        """Send a step, unless the W&B run has it."""
         if self._wandb is not None and line["step"] > self._sent:
             self._wandb.log({f"train/{name}": value for name, value in line.items()})
             self._sent = line["step"]
@@ -207,10 +208,10 @@ class Tracker:
 
 
 def _remove_earlier_attempts(folder: Path, run: wandb.Run) -> None:
-    """Remove the offline files of earlier attempts at a run. This attempt has all of their steps.
+    """Remove the offline files of earlier attempts at a run, all of whose steps this attempt has.
 
-    `wandb sync` would not send them one after the other: each overwrites the run's rows from the first on, and a file
-    of a killed process ends the upload.
+    `wandb sync` would not join them: each file overwrites the run's rows from the first on, and the upload stops at a
+    file of a killed process.
     """
     for earlier in folder.glob(f"wandb/offline-run-*-{run.id}"):
         if not Path(run.dir).is_relative_to(earlier):
