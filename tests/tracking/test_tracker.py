@@ -396,7 +396,7 @@ def test_a_wandb_that_does_not_start_ends_no_run_unless_it_was_asked_for(short, 
 def test_files_are_whole_before_wandb_is_told(short, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        Tracker, "log_metrics", lambda self, *_: seen.append(RunFolder(self._file.parent).record["status"])
+        Tracker, "log_scores", lambda self, *_: seen.append(RunFolder(self._file.parent).record["status"])
     )
     run(short("tracker=wandb"))
     assert seen == ["done"]
