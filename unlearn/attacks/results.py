@@ -33,10 +33,11 @@ class AttackResults:
         self.write()
 
     def take_over(self, other: AttackResults, model: str) -> None:
-        """Replace the scores of a model by those in another folder, and write this one."""
-        self.rows = [row for row in self.rows if row.score.model != model]
-        self.rows += [row for row in other.rows if row.score.model == model]
-        self.write()
+        """Replace the scores of a model by those in another folder, and write this one, where they differ."""
+        taken = [row for row in other.rows if row.score.model == model]
+        if taken != [row for row in self.rows if row.score.model == model]:
+            self.rows = [row for row in self.rows if row.score.model != model] + taken
+            self.write()
 
     def scores(self, level: float) -> list[Score]:
         """All models' scores at a level."""
