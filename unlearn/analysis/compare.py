@@ -119,19 +119,21 @@ def compare_runs(a: Path, b: Path) -> Comparison:
 
     Raises UserError for a folder without a run or without answers, and for answers that cannot be read.
     """
-    runs = []
     for folder in (a, b):
         read_record(folder)
-    for folder in (a, b):
-        run = read_run(folder)
-        if run.status == "corrupt":
-            raise UserError(run.why if str(folder) in run.why else f"{folder}: {run.why}")
-        if not by_place(run.samples()):
-            raise UserError(f"{folder}: there are no samples of an unlearned model (samples.parquet).")
-        runs.append(run)
-    comparison = compare(*(by_place(run.samples()) for run in runs))
-    refused = {(role, query): _why_other_questions(*runs, query, role) for role, query in comparison.refused}
+    left, right = (_run_with_samples(folder) for folder in (a, b))
+    comparison = compare(by_place(left.samples()), by_place(right.samples()))
+    refused = {(role, query): _why_other_questions(left, right, query, role) for role, query in comparison.refused}
     return Comparison(comparison.results, refused)
+
+
+def _run_with_samples(folder: Path) -> Run:
+    run = read_run(folder)
+    if run.status == "corrupt":
+        raise UserError(run.why if str(folder) in run.why else f"{folder}: {run.why}")
+    if not by_place(run.samples()):
+        raise UserError(f"{folder}: there are no samples of an unlearned model (samples.parquet).")
+    return run
 
 
 def show_comparison(a: Path, b: Path) -> None:
