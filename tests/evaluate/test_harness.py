@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests.conftest import ROOT, metrics_of
 from unlearn.analysis.compare import by_place, compare
-from unlearn.config.schema import TextConfig, text_tasks
+from unlearn.config.schema import TextConfig
 from unlearn.errors import UserError
 from unlearn.evaluate.harness import Answers, MaxLogitPlan, against_base, evaluate
 from unlearn.evaluate.maxlogit import continue_greedily, max_logits
@@ -19,6 +19,7 @@ from unlearn.evaluate.texts import load_passages
 from unlearn.evaluate.tokens import read_forget_tokens
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_tokenizer, load_whole
+from unlearn.records.names import text_tasks
 from unlearn.records.samples import read_samples
 from unlearn.records.scores import read_scores
 from unlearn.toy import world as w

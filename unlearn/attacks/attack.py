@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from unlearn.config.schema import is_number
+from unlearn.arguments import is_number
 from unlearn.data.corpora import Reading
 from unlearn.errors import UserError
 from unlearn.evaluate.harness import evaluate

@@ -9,8 +9,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from unlearn.attacks.results import AttackResults
-from unlearn.config.schema import text_role
 from unlearn.records.attacks import BASE, RETRAINED, UNLEARNED
+from unlearn.records.names import text_role
 from unlearn.records.scores import Score, role_means
 from unlearn.screen import console, say
 

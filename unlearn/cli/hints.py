@@ -94,7 +94,7 @@ def _new_entry(key: str, composed: Any) -> str:
 
 def _keys(composed: DictConfig | dict[str, Any], prefix: str = "") -> Iterator[str]:
     """Every key of a composed configuration."""
-    for name in composed:
+    for name in map(str, composed):
         yield f"{prefix}{name}"
         value = composed._get_node(name) if isinstance(composed, DictConfig) else composed[name]
         if isinstance(value, DictConfig) and not value._is_interpolation() and not value._is_none():

@@ -5,80 +5,52 @@ Each check yields a sentence for every problem: which key, what was given, what 
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
+from functools import partial
+from typing import Any
 
 from omegaconf import MISSING
 
+from unlearn.arguments import check_choice, check_number
 from unlearn.config.compose import attack_names
-from unlearn.config.schema import (
-    DTYPES,
-    FEWEST_WORDS,
-    MASKS,
-    OPTIMIZERS,
-    PLACES,
-    POSITIONS,
-    QUERIES,
-    RECOMPUTE,
-    SCHEDULES,
-    SPAN,
-    Config,
-    TopicConfig,
-    is_asked,
-    is_number,
-)
+from unlearn.config.schema import CHECK, SPAN, Config, DataConfig, TopicConfig
 from unlearn.errors import UserError, nearest
 from unlearn.methods.make import make_method
 from unlearn.methods.rna import RNA
+from unlearn.records.names import QUERIES, is_asked
 
 SIZE = re.compile(r"\d+(\.\d+)?[KMG]i?B")
 
 
 def _ranges(c: Config) -> Iterator[str]:
-    def number(key: str, value: float, allowed: str, holds: Callable[[float], bool]) -> Iterator[str]:
-        if not (math.isfinite(value) and holds(value)):
-            yield f"{key}={value:g} is not allowed: it must be {allowed}."
-
-    at_least_0 = ("a finite number >= 0", lambda x: x >= 0)
-    above_0 = ("a finite number > 0", lambda x: x > 0)
-    at_least_1 = ("an integer >= 1", lambda x: x >= 1)
-    yield from number("train.lr", c.train.lr, *above_0)
-    yield from number("train.eps", c.train.eps, *at_least_0)
-    yield from number("train.weight_decay", c.train.weight_decay, *at_least_0)
-    yield from number("train.steps", c.train.steps, *at_least_1)
-    yield from number("train.batch_size", c.train.batch_size, *at_least_1)
-    yield from number("train.log_every", c.train.log_every, *at_least_1)
-    yield from number("eval.tokens_per_batch", c.eval.tokens_per_batch, *at_least_1)
-    yield from number("eval.replaced", c.eval.replaced, *at_least_1)
-    yield from number("eval.texts.inserted", c.eval.texts.inserted, *at_least_1)
-    yield from number("eval.texts.skip", c.eval.texts.skip, "an integer >= 0", lambda x: x >= 0)
-    yield from number("data.held_out", c.data.held_out, "an integer >= 0", lambda x: x >= 0)
-    enough = (f"an integer >= {FEWEST_WORDS}", lambda x: x >= FEWEST_WORDS)
-    yield from number("eval.texts.words", c.eval.texts.words, *enough)
-    yield from number("eval.maxlogit.tokens", c.eval.maxlogit.tokens, "an integer >= 0", lambda x: x >= 0)
-    yield from number("eval.ngrams.window", c.eval.ngrams.window, *at_least_1)
-    yield from number("eval.ngrams.top", c.eval.ngrams.top, *at_least_1)
-    yield from number("eval.num_fewshot", c.eval.num_fewshot, "an integer >= 0", lambda x: x >= 0)
-    yield from number("tracker.timeout_s", c.tracker.timeout_s, *above_0)
-    for key, value in {
-        "train.checkpoint_every": c.train.checkpoint_every,
-        "eval.limit": c.eval.limit,
-        "eval.subset": c.eval.subset,
-        "eval.devices": c.eval.devices,
-        "eval.every": c.eval.every,
-        "eval.every_documents": c.eval.every_documents,
-        "eval.every_questions": c.eval.every_questions,
-        "eval.texts.documents": c.eval.texts.documents,
-        "eval.texts.last": c.eval.texts.last,
-        "eval.ngrams.documents": c.eval.ngrams.documents,
-    }.items():
-        if value is not None:
-            yield from number(key, value, *at_least_1)
+    """What the fields of the schema allow."""
+    yield from _of_fields(c, "")
     if len(c.train.betas) != 2 or not all(0 <= b < 1 for b in c.train.betas):
         yield f"train.betas={c.train.betas} is not allowed: it must be two numbers in [0, 1)."
+
+
+def _of_fields(value: Any, key: str) -> Iterator[str]:
+    """The problems of a dataclass's fields, and of all dataclasses in it."""
+    inside = {f.name: (getattr(value, f.name), f.metadata.get(CHECK)) for f in fields(value)}
+    for name, (part, check) in inside.items():
+        for item in part if isinstance(part, list) else [part]:
+            if check is not None and item not in (None, MISSING):
+                yield from _problem(check, f"{key}{name}", item)
+        if is_dataclass(part):
+            yield from _of_fields(part, f"{key}{name}.")
+    for name, topic in value.topics.items() if isinstance(value, DataConfig) else ():
+        yield from _of_fields(topic, f"{key}topics.{name}.")
+
+
+def _problem(check: Callable[..., None], key: str, value: object, *allowed: Any) -> Iterator[str]:
+    """The sentence of a check that fails."""
+    try:
+        check(key, value, *allowed)
+    except UserError as error:
+        yield str(error)
 
 
 def _alpha(c: Config) -> Iterator[str]:
@@ -88,8 +60,7 @@ def _alpha(c: Config) -> Iterator[str]:
         for topic in (topic for topic in c.data.use or c.data.topics if topic not in c.loss.alpha):
             yield f"loss.alpha has no value for topic {topic!r}: give one number, or one for each topic."
     for key, value in values.items():
-        if not is_number(value) or not (math.isfinite(value) and value >= 0):
-            yield f"{key}={value} is not allowed: it must be a finite number >= 0."
+        yield from _problem(partial(check_number, at_least=0), key, value)
 
 
 def _alpha_of_unknown_topics(c: Config) -> Iterator[str]:
@@ -102,9 +73,7 @@ def _alpha_of_unknown_topics(c: Config) -> Iterator[str]:
 
 def _attacks(c: Config) -> Iterator[str]:
     for name in c.attacks:
-        if name not in attack_names():
-            allowed = attack_names()
-            yield f"attacks={name} is not allowed.{nearest(name, allowed)} Allowed: {', '.join(allowed)}."
+        yield from _problem(check_choice, "attacks", name, attack_names())
     if c.attacks and c.model.device == "balanced":
         yield "attacks with model.device=balanced: attacks change weights, on one device only. Choose e.g. auto."
     if c.attacks and not c.eval.roles:
@@ -131,29 +100,15 @@ def _chat(c: Config) -> Iterator[str]:
         yield "eval.system_instruction needs eval.chat_template=true: without a chat there is no system message."
 
 
-def _choices(c: Config) -> Iterator[str]:
-    for key, value, allowed in (
-        ("loss.mask", c.loss.mask, MASKS),
-        ("data.on_exhausted", c.data.on_exhausted, ("error", "cycle")),
-        ("data.errors", c.data.errors, ("error", "replace")),
-        ("eval.texts.errors", c.eval.texts.errors, ("error", "replace")),
-        ("train.precision", c.train.precision, ("master", "model")),
-        ("train.optimizer", c.train.optimizer, OPTIMIZERS),
-        ("train.schedule", c.train.schedule, SCHEDULES),
-        ("model.dtype", c.model.dtype, DTYPES),
-        ("tracker.name", c.tracker.name, ("wandb", "none")),
-        ("tracker.mode", c.tracker.mode, ("auto", "online", "offline")),
-        ("train.recompute", c.train.recompute, RECOMPUTE),
-        ("eval.position", c.eval.position, POSITIONS),
-        *(("eval.queries", query, QUERIES) for query in c.eval.queries),
-        *(("eval.asked_of", query, QUERIES) for query in c.eval.asked_of),
-        ("eval.texts.place", c.eval.texts.place, PLACES),
-        *((f"eval.asked_of.{q}", role, c.eval.roles) for q, roles in c.eval.asked_of.items() for role in roles),
-        *(("eval.maxlogit.queries", query, c.eval.queries) for query in c.eval.maxlogit.queries),
-        *(("eval.maxlogit.roles", role, c.eval.roles) for role in c.eval.maxlogit.roles),
-    ):
-        if value not in allowed:
-            yield f"{key}={value} is not allowed.{nearest(str(value), allowed)} Allowed: {', '.join(allowed)}."
+def _roles_and_queries(c: Config) -> Iterator[str]:
+    for query, roles in c.eval.asked_of.items():
+        yield from _problem(check_choice, "eval.asked_of", query, QUERIES)
+        for role in roles:
+            yield from _problem(check_choice, f"eval.asked_of.{query}", role, [*c.eval.roles])
+    for query in c.eval.maxlogit.queries:
+        yield from _problem(check_choice, "eval.maxlogit.queries", query, c.eval.queries)
+    for role in c.eval.maxlogit.roles:
+        yield from _problem(check_choice, "eval.maxlogit.roles", role, [*c.eval.roles])
 
 
 def _span_fits(c: Config) -> Iterator[str]:
@@ -211,10 +166,6 @@ def _topics(c: Config) -> Iterator[str]:
             value = getattr(topic, field.name)
             if value == MISSING:
                 yield f"data.topics.{name}.{field.name}: no value was given. A topic has {', '.join(names)}."
-        for key in ("max_length", "retain_max_length"):
-            length = getattr(topic, key)
-            if isinstance(length, int) and length < 1:
-                yield f"data.topics.{name}.{key}={length} is not allowed: it must be an integer >= 1."
 
 
 def _topics_twice(c: Config) -> Iterator[str]:
@@ -289,7 +240,7 @@ def _max_logit(c: Config) -> Iterator[str]:
 CHECKS = (
     _ranges,
     _alpha,
-    _choices,
+    _roles_and_queries,
     _span_fits,
     _trained_matrices,
     _topics,

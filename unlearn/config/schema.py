@@ -1,13 +1,20 @@
-"""The typed schema of the configuration: every key and its type. YAML under conf/ gives the values, this file none."""
+"""The typed schema of the configuration: every key, its type and its range.
+
+YAML under conf/ gives the values. A default here is for a file of the user's own that leaves the key out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
 from omegaconf import MISSING
+
+from unlearn.arguments import check_choice, check_integer, check_number, is_number
+from unlearn.records.names import QUERIES, text_tasks
 
 SPAN = 3  # trained layers: l-2, l-1, l (section 6.2)
 # Keys that must be equal for runs that share a process.
@@ -23,19 +30,23 @@ SHARED = (
     "train.checkpoint_every",
     "train.recompute",
 )
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-MASKS = ("padding", "padding_and_bos", "none")
-NGRAM_QUERIES = {
-    **{f"similarity-{kind}": (2, kind) for kind in ("most", "least", "mean")},
-    **{f"ngram-{n}": (n, "most") for n in (2, 4, 8, 16)},
-}  # query -> words of an n-gram, and which list of them
-QUERIES = ("default", "perturbed", "control", *NGRAM_QUERIES)
-POSITIONS = ("random", "first", "last")
 FEWEST_WORDS = 8  # of a held-out text
-PLACES = ("start", "quarter", "random")
-OPTIMIZERS = ("adamw", "adamw_published")
-SCHEDULES = ("constant", "linear")
-RECOMPUTE = ("auto", "always", "never")
+CHECK = "check"  # in a field's metadata: a function of the key and the value that raises UserError
+
+
+def at_least(bound: int, default: Any = MISSING) -> Any:
+    """A field for an integer of at least `bound`."""
+    return field(default=default, metadata={CHECK: partial(check_integer, at_least=bound)})
+
+
+def number(*, above: float | None = None, at_least: float | None = None) -> Any:
+    """A field for a finite number in this range."""
+    return field(default=MISSING, metadata={CHECK: partial(check_number, above=above, at_least=at_least)})
+
+
+def one_of(*names: str, default: Any = MISSING) -> Any:
+    """A field for one of these names, or a list of them."""
+    return field(default=default, metadata={CHECK: partial(check_choice, allowed=names)})
 
 
 @dataclass
@@ -66,7 +77,7 @@ class ModelConfig:
     attn_implementation: str | None = MISSING
     compile: bool = False
     num_layers: int = MISSING
-    dtype: str = MISSING
+    dtype: str = one_of("auto", "float32", "bfloat16", "float16")
     device: str = MISSING
     max_memory: dict[Any, str] | None = None
     parameters: list[str] | None = MISSING
@@ -93,8 +104,8 @@ class TopicConfig:
 
     forget: str = MISSING
     retain: str = MISSING
-    max_length: int = MISSING
-    retain_max_length: int | None = None  # None: max_length
+    max_length: int = at_least(1)
+    retain_max_length: int | None = at_least(1, None)  # None: max_length
 
 
 @dataclass
@@ -104,10 +115,10 @@ class DataConfig:
     name: str = MISSING
     topics: dict[str, TopicConfig] = MISSING
     use: list[str] | None = MISSING
-    on_exhausted: str = MISSING
-    held_out: int = 0
+    on_exhausted: str = one_of("error", "cycle")
+    held_out: int = at_least(0, 0)
     text_column: str = "text"
-    errors: str = "error"
+    errors: str = one_of("error", "replace", default="error")
     chat_template: bool = False
     shuffle: bool = False
 
@@ -117,7 +128,7 @@ class LossConfig:
     """Weights and positions of the losses (Eq. 1)."""
 
     alpha: Any = MISSING  # a number, or one for each topic
-    mask: str = MISSING
+    mask: str = one_of("padding", "padding_and_bos", "none")
 
     def __post_init__(self) -> None:
         """Whole numbers become floats, as they are for keys of type float."""
@@ -130,18 +141,18 @@ class LossConfig:
 class TrainConfig:
     """Algorithm 1 and its optimizer."""
 
-    steps: int = MISSING
-    batch_size: int = MISSING
-    lr: float = MISSING
-    schedule: str = "constant"
+    steps: int = at_least(1)
+    batch_size: int = at_least(1)
+    lr: float = number(above=0)
+    schedule: str = one_of("constant", "linear", default="constant")
     betas: list[float] = MISSING
-    optimizer: str = MISSING
-    eps: float = MISSING
-    weight_decay: float = MISSING
-    precision: str = MISSING
-    log_every: int = MISSING
-    checkpoint_every: int | None = MISSING
-    recompute: str = "auto"  # activation checkpointing
+    optimizer: str = one_of("adamw", "adamw_published")
+    eps: float = number(at_least=0)
+    weight_decay: float = number(at_least=0)
+    precision: str = one_of("master", "model")
+    log_every: int = at_least(1)
+    checkpoint_every: int | None = at_least(1)
+    recompute: str = one_of("auto", "always", "never", default="auto")  # activation checkpointing
     force: bool = MISSING
 
 
@@ -151,16 +162,16 @@ class MaxLogitConfig:
 
     roles: list[str] = MISSING
     queries: list[str] = MISSING
-    tokens: int = MISSING
+    tokens: int = at_least(0)
 
 
 @dataclass
 class NgramConfig:
     """Lists of n-grams by similarity to their document (section 6.7)."""
 
-    documents: int | None = MISSING
-    window: int = MISSING
-    top: int = MISSING
+    documents: int | None = at_least(1)
+    window: int = at_least(1)
+    top: int = at_least(1)
     encoder: str | None = MISSING
 
 
@@ -169,14 +180,14 @@ class TextConfig:
     """Held-out texts, and how words are inserted into them (`unlearn.evaluate.texts`)."""
 
     corpora: dict[str, dict[str, str]] = field(default_factory=dict)  # role -> name -> corpus, as in data.topics
-    skip: int = 0
-    documents: int | None = None
-    last: int | None = None
-    words: int = 80
-    place: str = "quarter"
-    inserted: int = 1
+    skip: int = at_least(0, 0)
+    documents: int | None = at_least(1, None)
+    last: int | None = at_least(1, None)
+    words: int = at_least(FEWEST_WORDS, 80)
+    place: str = one_of("start", "quarter", "random", default="quarter")
+    inserted: int = at_least(1, 1)
     text_column: str = "text"
-    errors: str = "error"
+    errors: str = one_of("error", "replace", default="error")
 
 
 @dataclass
@@ -188,26 +199,26 @@ class EvalConfig:
     tasks: dict[str, list[str]] = MISSING
     include_path: str | None = MISSING
     local_dir: str | None = MISSING
-    queries: list[str] = MISSING
+    queries: list[str] = one_of(*QUERIES)  # noqa: RUF009
     asked_of: dict[str, list[str]] = field(default_factory=dict)  # query -> its roles; without an entry, all roles
     forget_tokens: Any = MISSING  # list of str, the path of a file with one a line, or corpus:TOPIC
-    replaced: int = MISSING
-    position: str = MISSING
+    replaced: int = at_least(1)
+    position: str = one_of("random", "first", "last")
     seed: int = MISSING
-    tokens_per_batch: int = MISSING
-    num_fewshot: int = MISSING
-    limit: int | None = MISSING
-    subset: int | None = MISSING
+    tokens_per_batch: int = at_least(1)
+    num_fewshot: int = at_least(0)
+    limit: int | None = at_least(1)
+    subset: int | None = at_least(1)
     maxlogit: MaxLogitConfig = MISSING
     ngrams: NgramConfig = MISSING
     texts: TextConfig = field(default_factory=TextConfig)
     chat_template: bool = False
     system_instruction: str | None = None
     fewshot_as_multiturn: bool = True
-    devices: int | None = None
-    every: int | None = None
-    every_documents: int = 16
-    every_questions: int | None = None
+    devices: int | None = at_least(1, None)
+    every: int | None = at_least(1, None)
+    every_documents: int = at_least(1, 16)
+    every_questions: int | None = at_least(1, None)
 
     @property
     def roles(self) -> dict[str, list[str]]:
@@ -219,15 +230,15 @@ class EvalConfig:
 class TrackerConfig:
     """Where curves and metrics go beside the run's folder."""
 
-    name: str = MISSING
+    name: str = one_of("wandb", "none")
     project: str | None = MISSING
     entity: str | None = MISSING
-    mode: str = MISSING
+    mode: str = one_of("auto", "online", "offline")
     group: str | None = MISSING
     tags: list[str] = MISSING
     questions: bool = MISSING
     delta: bool = MISSING
-    timeout_s: int = MISSING
+    timeout_s: int = at_least(1)
 
 
 @dataclass
@@ -264,31 +275,6 @@ def _value(config: Config, key: str) -> Any:
     return config.method.get(name) if group == "method" else attrgetter(key)(config)
 
 
-def is_number(value: object) -> bool:
-    """An int or a float, and no truth value."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def as_float(value: Any) -> Any:
     """A number as a float; anything else as it is."""
     return float(value) if is_number(value) else value
-
-
-def is_asked(asked_of: Mapping[str, Sequence[str]], query: str, role: str) -> bool:
-    """Whether a kind of query is asked of a role: of those that `eval.asked_of` lists, or else of all."""
-    return role in asked_of.get(query, (role,))
-
-
-def text_role(role: str) -> str:
-    """The name under which the held-out texts of a role are reported."""
-    return f"{role}_text"
-
-
-def text_task(role: str, name: str) -> str:
-    """The name under which a held-out corpus of a role is reported."""
-    return f"{role}_text_{name}"
-
-
-def text_tasks(corpora: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:
-    """The roles and names of held-out corpora: {"retain_text": ["retain_text_wiki"], ...}."""
-    return {text_role(role): [text_task(role, name) for name in named] for role, named in corpora.items()}

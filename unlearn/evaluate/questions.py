@@ -14,7 +14,7 @@ from typing import Any
 from transformers import AutoModel, PreTrainedTokenizerBase
 
 from unlearn.config.identity import RESULTS_VERSION
-from unlearn.config.schema import NGRAM_QUERIES, Config, EvalConfig, text_tasks
+from unlearn.config.schema import Config, EvalConfig
 from unlearn.data.corpora import Reading, documents, warn_of_unknown
 from unlearn.errors import UserError
 from unlearn.evaluate.cache import cache_place
@@ -27,6 +27,7 @@ from unlearn.models.architectures import context_length
 from unlearn.models.cutting import CutModel
 from unlearn.models.fingerprint import checkpoint_fingerprint, tokenizer_fingerprint
 from unlearn.models.loading import Source, load_tokenizer, load_up_to
+from unlearn.records.names import NGRAM_QUERIES, text_tasks
 from unlearn.screen import say
 from unlearn.storage.files import write_json
 from unlearn.storage.hashing import json_sha256

@@ -20,13 +20,13 @@ from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 from tqdm import tqdm
 
-from unlearn.config.schema import is_asked
 from unlearn.errors import UserError, nearest
 from unlearn.evaluate.chat import Chat
 from unlearn.evaluate.forms import with_documents, with_fair_examples
 from unlearn.evaluate.local_data import local_data
 from unlearn.evaluate.perturb import perturb
 from unlearn.evaluate.texts import Passages
+from unlearn.records.names import is_asked
 from unlearn.screen import say
 from unlearn.storage.hashing import json_sha256
 

@@ -19,9 +19,10 @@ from statistics import fmean, stdev
 from types import SimpleNamespace
 from typing import Any
 
-from unlearn.config.schema import FEWEST_WORDS, TextConfig, is_asked, text_role, text_task
+from unlearn.config.schema import FEWEST_WORDS, TextConfig
 from unlearn.data.corpora import Reading, documents
 from unlearn.errors import UserError
+from unlearn.records.names import is_asked, text_role, text_task
 from unlearn.records.samples import Sample
 
 LARGEST = 700.0  # nats whose exponential a float holds

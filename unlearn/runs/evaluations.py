@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unlearn.config.schema import is_asked, text_tasks
+from unlearn.records.names import is_asked, text_tasks
 from unlearn.records.scores import SCORES
 from unlearn.storage.files import read_object, write_json
 

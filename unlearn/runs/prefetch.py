@@ -12,9 +12,10 @@ from pathlib import Path
 from huggingface_hub import list_repo_files, snapshot_download
 from huggingface_hub.constants import HF_HUB_OFFLINE
 
-from unlearn.config.schema import NGRAM_QUERIES, Config
+from unlearn.config.schema import Config
 from unlearn.errors import UserError
 from unlearn.models.loading import Source
+from unlearn.records.names import NGRAM_QUERIES
 from unlearn.runs.inputs import load_inputs
 from unlearn.screen import say
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from unlearn.config.schema import text_role
+from unlearn.records.names import text_role
 from unlearn.records.samples import Sample
 from unlearn.records.scores import Score, in_order, role_means
 

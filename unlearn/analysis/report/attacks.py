@@ -21,8 +21,8 @@ from unlearn.analysis.report.contrasts import mean_over_seeds
 from unlearn.analysis.report.figure import Figure
 from unlearn.analysis.report.frames import SETTING
 from unlearn.analysis.report.material import Material
-from unlearn.config.schema import text_role
 from unlearn.records.attacks import BASE, NOT_ATTACKED, RETRAINED, UNLEARNED, attack_folders, read_attack
+from unlearn.records.names import text_role
 from unlearn.records.scores import Score, role_means
 
 STRONGEST = "the strongest of them"

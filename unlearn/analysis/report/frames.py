@@ -16,7 +16,8 @@ import pandas as pd
 from scipy import stats
 
 from unlearn.analysis.collect import Run
-from unlearn.config.schema import as_float, is_number
+from unlearn.arguments import is_number
+from unlearn.config.schema import as_float
 from unlearn.evaluate.statistics import CONFIDENCE, NORMAL
 
 METHODS = {

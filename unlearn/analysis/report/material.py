@@ -20,7 +20,7 @@ from unlearn.analysis.report.frames import (
     repeated_seeds,
     run_frame,
 )
-from unlearn.config.schema import is_number
+from unlearn.arguments import is_number
 from unlearn.errors import describe
 
 LOSSES = ("forget_loss", "retain_loss")  # of the last logged step

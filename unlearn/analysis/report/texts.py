@@ -15,8 +15,8 @@ from unlearn.analysis.report.contrasts import mean_over_seeds
 from unlearn.analysis.report.figure import Figure
 from unlearn.analysis.report.frames import DIGITS, SETTING, without
 from unlearn.analysis.report.material import Material
-from unlearn.config.schema import NGRAM_QUERIES, text_role
 from unlearn.records.legacy import flat_role_means as role_means
+from unlearn.records.names import NGRAM_QUERIES, text_role
 
 FORGOTTEN, RETAINED = text_role("forget"), text_role("retain")
 AXES = {

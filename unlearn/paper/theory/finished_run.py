@@ -10,13 +10,14 @@ from typing import Any
 from lm_eval.api.task import Task
 from transformers import PreTrainedModel
 
-from unlearn.config.schema import Config, is_asked
+from unlearn.config.schema import Config
 from unlearn.errors import UserError, nearest
 from unlearn.evaluate.scorer import Scorer
 from unlearn.evaluate.suite import Suite
 from unlearn.models.delta import apply_delta, load_delta
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import BALANCED, Source, load_tokenizer, load_whole
+from unlearn.records.names import is_asked
 from unlearn.runs.evaluation import run_config
 from unlearn.runs.folder import RunFolder, same_inputs
 from unlearn.runs.inputs import check_memory, load_evaluation_inputs
