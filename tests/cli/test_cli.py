@@ -9,6 +9,7 @@ import pytest
 from hydra.errors import HydraException
 
 from tests.conftest import ROOT
+from unlearn.analysis.report.tables import TABLES
 from unlearn.cli.arguments import attack_arguments
 from unlearn.cli.hints import explain
 from unlearn.cli.launch import of_one_job, one_sentence, options_first
@@ -270,6 +271,12 @@ def test_the_help_lists_every_command_in_one_screen(capsys):
     listed = capsys.readouterr().out.partition("Commands:")[2].split("\n")
     assert [line.split()[0] for line in listed if line] == ["run", *COMMANDS]  # Hydra explains `run`
     assert not any(line.endswith("...") for line in listed)
+
+
+def test_the_help_of_the_report_names_its_tables(capsys):
+    main(["report", "--help"])
+    text = capsys.readouterr().out
+    assert all(name in text for name in TABLES)
 
 
 def test_a_wrong_command_line_ends_with_2_and_a_mistake_with_1(tmp_path, capsys):

@@ -63,11 +63,10 @@ def evaluate(
 ) -> None:
     """Evaluate a finished run once more, or any checkpoint.
 
-    RUN is a run's folder. It is asked what eval=NAME says, or what it was asked before, with eval.KEY=VALUE changed.
-    model.path=PATH says where its base model is now, if it was moved, and model.device=DEVICE where it runs. Its
-    metrics.json and samples/ are extended; if a part of it was asked before, all results go into RUN/evaluations/
-    instead, and reports do not look there: ask for what is new alone. CHECKPOINT is a folder or an id of
-    the hub, and model=NAME a file of conf/model: these are evaluated as base models.
+    RUN is a run's folder. The evaluation is eval=NAME, by default the run's own; eval.KEY=VALUE changes a key of it.
+    model.path=PATH: the base model was moved there. model.device=DEVICE: evaluate there. Results go to
+    RUN/evaluations/. CHECKPOINT is a folder or an id of the hub, and model=NAME a file of conf/model: these are
+    evaluated as base models.
     """
     from unlearn.runs.evaluation import evaluate as run
 
@@ -107,7 +106,7 @@ def compare(
 ) -> None:
     """Compare two runs question by question.
 
-    For each task and query: the difference of accuracies (B less A), its 95 % interval, and McNemar's test.
+    For each task and query: the difference of accuracies (B minus A), its 95 % interval, and McNemar's test.
     """
     from unlearn.analysis.compare import show_comparison
 
@@ -122,7 +121,12 @@ def report(
     ] = None,
     format: Annotated[Format, typer.Option(help="Of the page (html) or of one table.")] = Format.html,  # noqa: A002
     table: Annotated[
-        str | None, typer.Option(help="With md, latex or csv: which table.", show_default="table_1")
+        str | None,
+        typer.Option(
+            help="With md, latex or csv: overview, table_1, contrasts, settings, accuracies or unusable; with --paper, "
+            "published or published_table_1.",
+            show_default="table_1",
+        ),
     ] = None,
     figures: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write each figure there, as PDF, PNG and CSV.")
