@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from transformers import LlamaConfig, MistralConfig, MixtralConfig, PretrainedConfig
 
+from bench.flops import published_step, training_step
 from bench.shapes import LAYER, NUS, zephyr
 from unlearn.training.cost import Memory, Shape, training_memory
 
@@ -50,8 +51,8 @@ def row(name: str, shape: Shape, precision: str) -> str:
     parts = {"forget": (tokens, LENGTH), "retain": (tokens, LENGTH)}
     memory: Memory = training_memory(shape, 2 * tokens, weight_bytes=2, precision=precision)
     gigabytes = [memory.weights, memory.working, memory.variant, memory.total(1), memory.total(len(NUS))]
-    one, many = (shape.training_step(parts, n, frozen_forget=False) for n in (1, len(NUS)))
-    published = shape.published_step(parts, frozen_forget=False)
+    one, many = (training_step(shape, parts, n, frozen_forget=False) for n in (1, len(NUS)))
+    published = published_step(shape, parts, frozen_forget=False)
     whole = 2 * 2 * (shape.embeddings + shape.head + shape.layers * shape.layer_parameters)
     cells = [
         name,

@@ -21,9 +21,10 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import shapes
+from bench.flops import Parts, likelihood_step, published_likelihood_step, published_step, training_step
 from bench.worker import BATCH, VOCABULARY, gemm_peak
 from unlearn.data.corpora import Topic
-from unlearn.training.cost import Parts, Shape
+from unlearn.training.cost import Shape
 
 LENGTH, VARIANTS = 256, len(shapes.NUS)
 RESULTS = Path(__file__).parent / "results.json"
@@ -85,15 +86,15 @@ def largest_deviation(ours: dict[str, Any], baseline: dict[str, Any]) -> float:
 def counted(shape: Shape, method: str, parts: Parts, variants: int) -> int:
     """The fewest FLOPs of a step, each variant with a nu of its own."""
     if shapes.METHODS[method][0].needs_logits:
-        return shape.likelihood_step(parts, variants, reference=["forget"], noises=variants)
-    return shape.training_step(parts, variants, frozen_forget=False)
+        return likelihood_step(shape, parts, variants, reference=["forget"], noises=variants)
+    return training_step(shape, parts, variants, frozen_forget=False)
 
 
 def counted_baseline(shape: Shape, method: str, parts: Parts) -> int:
     """FLOPs of a step of the baseline."""
     if shapes.METHODS[method][0].needs_logits:
-        return shape.published_likelihood_step(parts, reference=["forget", "retain"])
-    return shape.published_step(parts, frozen_forget=False)
+        return published_likelihood_step(shape, parts, reference=["forget", "retain"])
+    return published_step(shape, parts, frozen_forget=False)
 
 
 def compare(

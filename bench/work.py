@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from bench.flops import forward
 from unlearn.evaluate.tree import shared_length
 from unlearn.training.cost import Shape
 
@@ -27,7 +28,7 @@ def least_flops(shape: Shape, sequences: Sequence[list[int]], scored: int) -> in
 
 def forward_flops(shape: Shape, tokens: int, length: int, scored: int) -> int:
     """FLOPs of all layers for tokens of sequences of `length`, and of the head at `scored` positions."""
-    return shape.layers * shape.forward(tokens, length) + 2 * shape.head * scored
+    return shape.layers * forward(shape, tokens, length) + 2 * shape.head * scored
 
 
 def counted_flops(run: Callable[[], Any]) -> int:

@@ -17,7 +17,7 @@ from unlearn.config.identity import identity, run_folder
 from unlearn.config.schema import Config, unshared
 from unlearn.errors import UserError, describe
 from unlearn.evaluate.harness import Answers
-from unlearn.methods.make import make_method
+from unlearn.methods.make import make_method, own_file_sha256
 from unlearn.methods.noise import Ahead
 from unlearn.methods.rna import RNA
 from unlearn.models.cutting import CutModel
@@ -86,7 +86,7 @@ def run_together(
                 continue  # the same configuration once more
             errors[path] = None
             try:
-                active = stack.enter_context(open_run(config, inputs.hashes, hydra_folder))
+                active = stack.enter_context(open_run(config, _hashes(config, inputs), hydra_folder))
                 if active is None:
                     say(f"{path} holds this run, finished: nothing to do (train.force=true repeats it).")
                 else:
@@ -108,6 +108,12 @@ def _clear_tracebacks(runs: list[ActiveRun]) -> None:
     for active in runs:
         if active.error is not None:
             traceback.clear_frames(active.error.__traceback__)
+
+
+def _hashes(config: Config, inputs: Inputs) -> dict[str, Any]:
+    """What a run reads: the shared inputs, and the file of a user's own method."""
+    own = own_file_sha256(config.method["_target_"])
+    return inputs.hashes if own is None else inputs.hashes | {"method": own}
 
 
 def _check_folders(configs: list[Config]) -> None:

@@ -10,6 +10,7 @@ from transformers import MistralConfig
 
 from bench import shapes
 from bench.baseline import train_plainly
+from bench.flops import likelihood_step, published_likelihood_step
 from bench.gpu.device import build, dtype_of, release
 from bench.gpu.results import Results
 from bench.gpu.training import NU, WARM, Clock, _Bench
@@ -42,8 +43,8 @@ def _ours(bench: _Bench, length: int, count: int, recompute: bool) -> dict[str, 
     clock = Clock(bench.device, ahead=1)
     stream = clock.watch(bench.stream(length, STEPS))
     train_variants(cut, points, stream, mask_padding=False, schedule=Schedule(log=STEPS), recompute=recompute)
-    flops = bench.shape.likelihood_step(
-        bench.parts(length), count, reference=["forget"], noises=count, recompute=recompute
+    flops = likelihood_step(
+        bench.shape, bench.parts(length), count, reference=["forget"], noises=count, recompute=recompute
     )
     return bench.figures(clock.stop(STEPS), length, flops)
 
@@ -67,5 +68,5 @@ def _published(bench: _Bench, length: int) -> dict[str, Any]:
     clock = Clock(bench.device, ahead=0)
     models = build(bench.config, bench.device), build(bench.config, bench.device)
     train_plainly(*models, clock.watch(bench.stream(length, STEPS)), NU, method="npo")
-    flops = bench.shape.published_likelihood_step(bench.parts(length), reference=["forget", "retain"])
+    flops = published_likelihood_step(bench.shape, bench.parts(length), reference=["forget", "retain"])
     return bench.figures(clock.stop(STEPS), length, flops)

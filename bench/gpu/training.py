@@ -14,6 +14,7 @@ from transformers import MistralConfig
 
 from bench import shapes
 from bench.baseline import train_plainly
+from bench.flops import Parts, forward, published_step, training_step
 from bench.gpu.device import build, dtype_of, gemm_rate, peak_gb, release, seconds_of, synchronize
 from bench.gpu.results import Results
 from unlearn.data.batches import Batch, batches
@@ -21,7 +22,7 @@ from unlearn.methods.noise import _noise
 from unlearn.models.architectures import SPAN
 from unlearn.models.cutting import CutModel
 from unlearn.models.fusing import fuse
-from unlearn.training.cost import Parts, Shape, training_memory
+from unlearn.training.cost import Shape, training_memory
 from unlearn.training.loop import Schedule, train_variants
 
 NU = 0.03
@@ -71,10 +72,10 @@ class Clock:
 
 def at_its_best_step(shape: Shape, parts: Parts) -> int:
     """FLOPs of a published step that computes gradients of the three matrices only: forward as published."""
-    updated = shape.training_step(parts, 1, frozen_forget=False) - shape.training_step(parts, 0, frozen_forget=False)
-    flops = shape.published_step(parts, frozen_forget=False) + updated
+    updated = training_step(shape, parts, 1, frozen_forget=False) - training_step(shape, parts, 0, frozen_forget=False)
+    flops = published_step(shape, parts, frozen_forget=False) + updated
     for tokens, length in parts.values():
-        f = shape.forward(tokens, length)
+        f = forward(shape, tokens, length)
         again = (
             2 * shape.trained_active * tokens + (SPAN - 1) * f
         )  # the variant's forward pass is part of the whole one
@@ -197,7 +198,7 @@ class _Bench:
         clock = Clock(self.device, ahead=1)
         stream = clock.watch(self.stream(length, steps))
         train_variants(cut, points, stream, mask_padding=False, schedule=Schedule(log=log_every or steps))
-        flops = self.shape.training_step(self.parts(length), count, frozen_forget=False)
+        flops = training_step(self.shape, self.parts(length), count, frozen_forget=False)
         return self.figures(clock.stop(steps), length, flops)
 
     def published(self, length: int, *, everything: bool) -> None:
@@ -213,6 +214,6 @@ class _Bench:
         models = build(self.config, self.device), build(self.config, self.device)
         train_plainly(*models, clock.watch(self.stream(length, steps)), NU, everything=everything)
         parts = self.parts(length)
-        whole = self.shape.published_step(parts, frozen_forget=False)
+        whole = published_step(self.shape, parts, frozen_forget=False)
         flops = whole if everything else at_its_best_step(self.shape, parts)
         return self.figures(clock.stop(steps), length, flops)

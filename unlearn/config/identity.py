@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from unlearn.config.schema import Config, as_float
+from unlearn.methods.make import is_built_in, own_file
 from unlearn.storage.hashing import json_sha256
 
 # Raise by hand when the same configuration would give other numbers than before.
@@ -53,6 +54,9 @@ def paths(config: Mapping[str, Any]) -> list[str | None]:
     """Where the inputs of a configuration, given as a dictionary, are: `identity` leaves it out, and takes hashes."""
     evaluation, model = config["eval"], config["model"]
     files = [model["path"], model["gguf_file"], config["method"].get("preferred")]
+    target = config["method"]["_target_"]
+    if not is_built_in(target):
+        files.append(str(own_file(target)))
     files += [topic[part] for topic in config["data"]["topics"].values() for part in ("forget", "retain")]
     files += [path for corpora in evaluation["texts"]["corpora"].values() for path in corpora.values()]
     tokens = evaluation["forget_tokens"]

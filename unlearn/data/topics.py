@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -40,16 +41,20 @@ def token_rows(
 ) -> Texts:
     """The token ids of the first `documents` texts. `key` names the corpus in error messages."""
     if not isinstance(corpus, (str, Path)) and corpus and not isinstance(corpus[0], str):
-        rows: list[list[int]] = [list(ids)[:max_length] for ids in corpus[:documents]]  # type: ignore[misc]
-        for index, row in enumerate(rows):
-            if not row or not all(isinstance(token, int) for token in row):
-                raise UserError(f"{key}: text {index} is neither a string nor a list of token ids.")
-        return Texts(rows, len(corpus), json_sha256(rows))
+        return _given_ids(corpus, key, max_length, documents)
     if tokenizer is None:
         raise UserError(f"{key}: texts need a tokenizer: CutModel(model, layer, tokenizer=tokenizer).")
     if isinstance(corpus, (str, Path)):
         return load_texts(str(corpus), key, tokenizer, max_length=max_length, documents=documents)
     return tokenised(list(corpus[:documents]), key, tokenizer, max_length=max_length)  # type: ignore[arg-type]
+
+
+def _given_ids(texts: Sequence[Any], key: str, max_length: int, documents: int) -> Texts:
+    rows = [list(ids)[:max_length] for ids in texts[:documents]]
+    for index, row in enumerate(rows):
+        if not row or not all(isinstance(token, int) for token in row):
+            raise UserError(f"{key}: text {index} is neither a string nor a list of token ids.")
+    return Texts(rows, len(texts), json_sha256(rows))
 
 
 def check_enough(topics: Sequence[Topic], documents: int) -> None:

@@ -70,7 +70,9 @@ def evaluate(
     for number, variant in enumerate(variants):
         if variant.error is not None:
             raise UserError(f"variants[{number}] stopped in training ({variant.error}): leave it out.")
-    words = {"default": []} | ({"perturbed": read_forget_tokens(forget_tokens)} if forget_tokens else {})
+    words: dict[str, list[str]] = {"default": []}
+    if forget_tokens:
+        words["perturbed"] = read_forget_tokens(forget_tokens)
     corpora = {role: dict(named) for role, named in (texts or {}).items()}
     suite = load_suite(
         tasks or {},

@@ -7,6 +7,7 @@ The class is one of `unlearn.methods`, or one in a file of the current folder: `
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
@@ -57,6 +58,11 @@ def own_file(target: str) -> Path:
     """The file of the current folder that holds a user's own class."""
     module = target.rpartition(".")[0]
     return Path.cwd() / f"{module.replace('.', '/')}.py"
+
+
+def own_file_sha256(target: str) -> str | None:
+    """The SHA-256 of the file of a user's own class, whose results depend on it; None for a class of this package."""
+    return None if is_built_in(target) else hashlib.sha256(own_file(target).read_bytes()).hexdigest()
 
 
 def method_class(target: str) -> type[Method]:

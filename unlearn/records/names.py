@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 NGRAM_QUERIES = {
     **{f"similarity-{kind}": (2, kind) for kind in ("most", "least", "mean")},
@@ -26,6 +27,6 @@ def text_task(role: str, name: str) -> str:
     return f"{role}_text_{name}"
 
 
-def text_tasks(corpora: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:
+def text_tasks(corpora: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
     """The roles and tasks of held-out corpora: {"retain_text": ["retain_text_wiki"], ...}."""
     return {text_role(role): [text_task(role, name) for name in named] for role, named in corpora.items()}

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from unlearn.config.schema import Config
-from unlearn.data.batches import documents_needed
+from unlearn.data.batches import documents_needed, padding_id
 from unlearn.data.corpora import Reading, Texts, Topic, check_rows, load_texts, load_topic
 from unlearn.errors import UserError
 from unlearn.evaluate.evaluator import Evaluator, Task
@@ -61,12 +61,8 @@ class Inputs:
 
     @property
     def pad_id(self) -> int:
-        """The token id of padding. Where the model has none, any will do: it is masked or comes last."""
-        vocabulary = (
-            load_config(self.source).get_text_config().vocab_size
-        )  # a tokenizer may have more, with [PAD] added
-        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        return next(i for i in ids if i is not None and i < vocabulary)
+        """The token id of padding."""
+        return padding_id(self.tokenizer, load_config(self.source).get_text_config().vocab_size)
 
 
 def load_inputs(config: Config, *, elsewhere: bool = False) -> Inputs:

@@ -1,13 +1,7 @@
-"""What training costs, from a model's configuration alone: FLOPs, parameters, bytes.
-
-A multiply-add is two FLOPs; norms, activations and the like are left out. F is one decoder layer's forward pass over
-one token, d that of its trained matrices. Mixtures of experts count the experts that a token visits in FLOPs, and all
-of them in bytes.
-"""
+"""What training costs, from a model's configuration alone: parameters and bytes. `bench/flops.py` counts FLOPs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import transformers
@@ -78,92 +72,6 @@ class Shape:
             kernel=model.config.get_text_config()._attn_implementation,
             intermediate=down // text.hidden_size,
         )
-
-    def forward(self, tokens: int, length: int) -> int:
-        """FLOPs of one layer's forward pass over `tokens` tokens in sequences of `length`, attention causal: F."""
-        return 2 * self.active * tokens + self._attention(tokens, length)
-
-    def _attention(self, tokens: int, length: int) -> int:
-        return 2 * self.attention * tokens * (length + 1)  # scores and values: 2 x 2 x (length + 1) / 2 keys on average
-
-    def training_step(self, parts: Parts, variants: int, *, frozen_forget: bool) -> int:
-        """The fewest FLOPs of a step that shares all that can be shared.
-
-        `frozen_forget`: whether the method asks for the frozen model's forget representation (RSV and the per-sample
-        norm of Adaptive RMU do, RMU does not).
-        """
-        return sum(
-            self._shared(*part, frozen=name == "retain" or frozen_forget) + variants * self._variant(*part)
-            for name, part in parts.items()
-        )
-
-    def _shared(self, tokens: int, length: int, *, frozen: bool) -> int:
-        f, d = self.forward(tokens, length), 2 * self.trained_active * tokens
-        return (self.layer - SPAN + 2) * f - d + (d + (SPAN - 1) * f if frozen else 0)
-
-    def _variant(self, tokens: int, length: int) -> int:
-        """Forward; gradients of activations in all layers but the first; gradients of the trained matrices."""
-        f, d = self.forward(tokens, length), 2 * self.trained_active * tokens
-        backward = (SPAN - 1) * (f + self._attention(tokens, length)) + SPAN * d
-        return d + (SPAN - 1) * f + backward
-
-    def likelihood_step(
-        self,
-        parts: Parts,
-        variants: int,
-        *,
-        reference: Sequence[str],
-        noises: int = 1,
-        retain_reference: bool = True,
-        recompute: bool = False,
-    ) -> int:
-        """The fewest FLOPs of a step of a method on likelihoods that shares all that can be shared.
-
-        Args:
-            reference: the parts whose likelihood the method takes under the frozen model, noise apart.
-            noises: how many different noises (nu, seed) the variants have; the reference's suffix runs once for each.
-            retain_reference: whether the retain loss compares with the frozen model ("kl", "mse"). Its head runs once a
-                variant, so that its distributions need not be kept.
-            recompute: whether layers above l run again in the backward pass.
-        """
-        later, total = self.layers - self.layer - 1, 0
-        for name, (tokens, length) in parts.items():
-            compared = name == "retain" and retain_reference
-            asked = name in reference
-            predicted = tokens if compared else tokens - tokens // length  # nothing predicts a text's first token
-            f, head = self.forward(tokens, length), 2 * self.head * predicted
-            total += self._shared(tokens, length, frozen=compared or asked)
-            total += (noises if compared else 0) * later * f + (later * f + head if asked else 0)
-            own = self._variant(tokens, length)
-            own += later * (2 * f + self._attention(tokens, length)) + 2 * head + (head if compared else 0)
-            # What runs again ends before a layer's last matrix, whose result the backward pass does not need.
-            again = later * (f - 2 * self.trained_active * tokens) if recompute else 0
-            total += variants * (own + again)
-        return total
-
-    def published_likelihood_step(self, parts: Parts, *, reference: Sequence[str]) -> int:
-        """FLOPs of a step of the published code: two whole models, gradients of every parameter."""
-        flops = 0
-        for name, (tokens, length) in parts.items():
-            whole = self.layers * self.forward(tokens, length) + 2 * self.head * tokens
-            flops += whole * (3 + (name in reference)) + self.layers * self._attention(tokens, length)
-        return flops
-
-    def published_step(self, parts: Parts, *, frozen_forget: bool) -> int:
-        """FLOPs of a step of the published code.
-
-        Whole models with their heads, and gradients of every parameter up to layer l. Its Adaptive RMU and RMU need
-        three forward passes, RSV four.
-        """
-        flops = 0
-        for name, (tokens, length) in parts.items():
-            f = self.forward(tokens, length)
-            passes = 2 if name == "retain" or frozen_forget else 1
-            flops += passes * (self.layers * f + 2 * self.head * tokens) + (self.layer + 1) * 2 * f
-        return flops
-
-
-Parts = dict[str, tuple[int, int]]  # "forget" and "retain" -> tokens of the batch, their sequences' length
 
 
 @dataclass(frozen=True)
