@@ -70,7 +70,9 @@ def test_a_corrected_answer_key_is_another_input(asked, key, tmp_path):
     other = run(asked("eval.name=corrected", folder=tasks))
     assert accuracy(other) == 0.25  # not the answers by the former key, from the cache
     assert json.loads((other / "run.json").read_text())["training_from"] == folder.name
-    assert "options, right answers" in compare_runs(folder, other).refused["retain", "default"]
+    comparison = compare_runs(folder, other)
+    assert comparison.differing["retain", "default"] == 3
+    assert comparison.results["retain", "default"].questions == 1
 
 
 def test_a_run_over_files_at_another_place_looks_at_them(asked, key, tmp_path):

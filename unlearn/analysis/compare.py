@@ -8,7 +8,7 @@ held-out texts: of the nats a token, with a t-test, paired by document.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,11 @@ Samples = dict[tuple[str, str, str], dict[int, Sample]]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of two runs: (task or role, query) -> result, and (role, query) -> why it is left out."""
+    """Of two runs: (task or role, query) -> result, and (role, query) -> why it, or a part of it, is left out."""
 
     results: dict[tuple[str, str], Paired | PairedMeans]
     refused: dict[tuple[str, str], str]
+    differing: dict[tuple[str, str], int] = field(default_factory=dict)  # (role, query) -> questions of other content
 
 
 def by_place(samples: Iterable[Sample], model: str = "unlearned") -> Samples:
@@ -97,15 +98,19 @@ def compare(a: Samples, b: Samples) -> Comparison:
     by_task: dict[tuple[str, str], list[tuple[Sample, Sample]]] = {}
     by_role: dict[tuple[str, str], list[tuple[Sample, Sample]]] = {}
     refused: dict[tuple[str, str], str] = {}
+    differing: dict[tuple[str, str], int] = {}
     for role, task, query in sorted(a.keys() & b.keys()):
-        both = pairs(a[role, task, query], b[role, task, query])
+        left, right = a[role, task, query], b[role, task, query]
+        both = pairs(left, right)
+        if others := len(left.keys() & right.keys()) - len(both):
+            differing[role, query] = differing.get((role, query), 0) + others
         if not both:
             refused[role, query] = OTHER_QUESTIONS
             continue
         by_task[task, query] = both
         by_role.setdefault((role, query), []).extend(both)
     together = by_task | dict(sorted(by_role.items()))
-    return Comparison({name: _paired(both) for name, both in together.items()}, refused)
+    return Comparison({name: _paired(both) for name, both in together.items()}, refused, differing)
 
 
 def _paired(both: list[tuple[Sample, Sample]]) -> Paired | PairedMeans:
@@ -124,7 +129,7 @@ def compare_runs(a: Path, b: Path) -> Comparison:
     left, right = (_run_with_samples(folder) for folder in (a, b))
     comparison = compare(by_place(left.samples()), by_place(right.samples()))
     refused = {(role, query): _why_other_questions(left, right, query, role) for role, query in comparison.refused}
-    return Comparison(comparison.results, refused)
+    return replace(comparison, refused=refused)
 
 
 def _run_with_samples(folder: Path) -> Run:
@@ -144,6 +149,9 @@ def show_comparison(a: Path, b: Path) -> None:
             say(f"Warning: {run} is not done but {status}: its answers may not be all.")
     for (role, query), why in comparison.refused.items():
         say(f"{query} queries of {role} are not compared: {why}.")
+    for (role, query), count in comparison.differing.items():
+        if (role, query) not in comparison.refused:
+            say(f"{count} {query} queries of {role} are left out: {OTHER_QUESTIONS}.")
     if not comparison.results:
         raise UserError("the two runs have no task and query in common.")
     title = f"{b.name} against {a.name}"
