@@ -42,7 +42,7 @@ Result = TypeVar("Result")
 Seconds = dict[str, list[float]]
 
 
-QUERIES = {"default": [], "perturbed": ["SARS-CoV-2"]}
+QUERIES: dict[str, list[str]] = {"default": [], "perturbed": ["SARS-CoV-2"]}
 
 
 def by_hf(

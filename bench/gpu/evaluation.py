@@ -52,8 +52,7 @@ def measure(
         scorer = Scorer(ModelGroup(model), load_tokenizer(Source(TOKENIZER)), tokens_per_batch)
         scorer._loglikelihood_tokens(_requests(prompts[:16]))  # warm
         seconds = seconds_of(lambda: scorer._loglikelihood_tokens(requests), device)
-        shared = {"shares_prefixes": scorer.shares_prefixes, "tree_error": scorer.tree_error}
-        return _figures(seconds, flops, rate, device) | shared
+        return _figures(seconds, flops, rate, device) | {"shares_prefixes": scorer.shares_prefixes}
 
     def theirs(size: int) -> dict[str, Any]:
         from lm_eval.models.huggingface import HFLM
@@ -159,9 +158,10 @@ def _max_logits(
     device: torch.device,
     tokens_per_batch: int,
 ) -> dict[str, Any]:
-    from unlearn.evaluate.maxlogit import by_length, continue_greedily
+    from unlearn.evaluate.maxlogit import continue_greedily
+    from unlearn.evaluate.rows import by_length
 
-    plan = by_length([len(prompt) for prompt in prompts], GREEDY, tokens_per_batch)
+    plan = by_length([len(prompt) + GREEDY for prompt in prompts], tokens_per_batch)
     continue_greedily(model, prompts[:4], 2)
     seconds = seconds_of(
         lambda: [continue_greedily(model, [prompts[i] for i in rows], GREEDY) for rows in plan], device

@@ -18,25 +18,25 @@ def ended(model, last):
 
 
 def test_each_depth_says_what_the_model_says_that_ends_there(tiny_llama):
-    group = Depths(tiny_llama, [4, 0, 5, 2])
+    last = [5, 4, 2, 0]
+    group = Depths(tiny_llama, last)
     assert group.shares
     ran = []
     for layer in decoder_layers(tiny_llama):
         layer.mlp.register_forward_hook(lambda *_: ran.append(1))
     for numbers in ([0, 1, 2, 3], [1, 3], [3], []):
         ran.clear()
-        found = group.each(lambda forward: forward(input_ids=IDS_BT).logits, numbers)
-        depths = [[4, 0, 5, 2][n] for n in numbers]
-        assert len(ran) == (max(depths) + 1 if depths else 0)  # once for all
-        for last, logits in zip(depths, found, strict=True):
+        outputs = list(group.outputs(numbers, input_ids=IDS_BT, use_cache=False))
+        assert len(ran) == (last[numbers[0]] + 1 if numbers else 0)  # once for all
+        for number, output in zip(numbers, outputs, strict=True):
             with torch.no_grad():
-                torch.testing.assert_close(logits, ended(tiny_llama, last))
+                torch.testing.assert_close(output.logits, ended(tiny_llama, last[number]))
 
 
 def test_the_model_is_whole_again_afterwards(tiny_llama):
     layers = list(decoder_layers(tiny_llama))
-    group = Depths(tiny_llama, [1, 3])
-    with suppress(RuntimeError), group.use(0):
+    group = Depths(tiny_llama, [3, 1])
+    with suppress(RuntimeError), group.use(1):
         assert list(decoder_layers(tiny_llama)) == layers[:2]
         raise RuntimeError("inside")
     assert list(decoder_layers(tiny_llama)) == layers

@@ -12,7 +12,7 @@ from tests.runs import victim
 from tests.tracking.test_tracker import all_records, of_kind, rows, summary
 from unlearn.config.identity import run_folder
 from unlearn.errors import UserError
-from unlearn.evaluate.journal import Journal, Journals
+from unlearn.evaluate.journal import Journals
 from unlearn.evaluate.scorer import Scorer
 from unlearn.experiment import run, run_together
 from unlearn.models.cutting import CutModel
@@ -208,7 +208,7 @@ def test_a_journal_keeps_whole_lines_of_its_own_plan(tmp_path):
     with journals.open("a", "plan") as journal:
         journal.add(0, [[-1.5, True]])
         journal.add(1, [[0.1 + 0.2, False]])
-    file = tmp_path / "a.jsonl"
+    file = tmp_path / "a.0.jsonl"
     file.write_text(file.read_text() + "[2, [[-3.")
     with journals.open("a", "plan") as journal:
         assert journal.done == {0: [[-1.5, True]], 1: [[0.1 + 0.2, False]]}
@@ -216,11 +216,11 @@ def test_a_journal_keeps_whole_lines_of_its_own_plan(tmp_path):
     assert journals.open("a", "plan").done[2] == "x"
     file.write_text(file.read_text() + "[3, [[-3." + "[4, 1]\n" + "[5, 2]\n")  # the disk was full for a while
     assert list(journals.open("a", "plan").done) == [0, 1, 2]
-    (tmp_path / "b.jsonl").write_text("no journal\n[0, 1]\n")
+    (tmp_path / "b.0.jsonl").write_text("no journal\n[0, 1]\n")
     assert journals.open("b", "plan").done == {}
     assert journals.open("a", "another plan").done == {}
     assert Journals(tmp_path, "other weights").open("a", "plan").done == {}
-    assert Journal(None, "plan").done == {}
+    assert Journals(None).open("a", "plan").done == {}
 
 
 def test_wandb_has_every_step_of_an_interrupted_run_once(short, monkeypatch):

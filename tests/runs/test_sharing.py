@@ -5,20 +5,19 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
 
 from tests.conftest import ROOT, assert_same_results, read_metrics, untimed
 from unlearn.errors import UserError
-from unlearn.evaluate.journal import Journals, Work
+from unlearn.evaluate.journal import Journals, Sharing, journaled
 from unlearn.evaluate.scorer import Scorer
-from unlearn.evaluate.turns import Sharing, Turns
 from unlearn.experiment import run
-from unlearn.runs.evaluation import evaluate_checkpoint, evaluate_run
+from unlearn.runs.evaluation import evaluate_run
 from unlearn.runs.folder import RunFolder
 from unlearn.runs.sharing import Others, other_devices
 
@@ -43,98 +42,87 @@ def alone(short, tmp_path):
     return run(short(*ASKED, f"output_root={tmp_path / 'alone'}"))
 
 
-def test_what_other_processes_compute_is_what_this_one_would(short, alone, monkeypatch, tmp_path):
-    monkeypatch.setattr(Turns, "take", lambda _self, _number: False)  # here: the others do all of it
-    monkeypatch.setattr(Scorer, "_score", lambda *_: pytest.fail("computed here"))
-    course = ("eval.every=2", "eval.every_questions=4")
-    folder = run(short(*ASKED, *course, "eval.devices=3", f"output_root={tmp_path / 'shared'}"))
-    assert len((folder / "course.jsonl").read_text().splitlines()) == 3
-    assert not (folder / "partial").exists()
-    assert_equal_results(folder, alone)
-    again = evaluate_run(RunFolder(folder), [*ASKED, "eval.seed=1", "eval.devices=2"])
-    monkeypatch.undo()
-    assert_equal_results(again, evaluate_run(RunFolder(alone), [*ASKED, "eval.seed=1"]))
-
-
-def test_what_a_process_that_dies_had_taken_is_computed_here(short, alone, monkeypatch, tmp_path, capsys):
+@pytest.fixture
+def patient(monkeypatch):
+    """This process waits, at each announcement, until another one has computed a batch; returns the journals' names."""
+    journals = set()
     announce = Others.announce
 
     def announced(self, task):
         announce(self, task)
-        other = self._processes[0]
-        while other.poll() is None:
-            if any(file.stat().st_size for file in self.sharing.folder.glob("*.turns")):  # it has begun
-                os.kill(other.pid, signal.SIGKILL)
-                other.wait()
+        folders = [Path(folder) for _, folder in task.models] or [Path(self._config.output_root) / "cache"]
+        journal = None
+        while journal is None and any(process.poll() is None for process in self._processes):
+            files = [file for folder in folders for file in folder.rglob("*.[1-9].jsonl")]
+            journal = next((file for file in files if len(file.read_bytes().splitlines()) > 1), None)
             time.sleep(0.05)
+        if journal is not None:
+            journals.add(journal.name)
+
+    monkeypatch.setattr(Others, "announce", announced)
+    return journals
+
+
+def test_what_other_processes_compute_is_what_this_one_would(short, alone, patient, monkeypatch, tmp_path):
+    course = ("eval.every=2", "eval.every_questions=4")
+    scored = []
+    score = Scorer._score
+    monkeypatch.setattr(Scorer, "_score", lambda *arguments: scored.append(1) or score(*arguments))
+    folder = run(short(*ASKED, *course, "eval.devices=3", f"output_root={tmp_path / 'shared'}"))
+    assert {name.rpartition("-")[0] for name in patient} >= {"unlearned", "base"}
+    assert len((folder / "course.jsonl").read_text().splitlines()) == 3
+    assert not (folder / "partial").exists()
+    assert_equal_results(folder, alone)
+    shared = len(scored)
+    again = evaluate_run(RunFolder(folder), [*ASKED, "eval.seed=1", "eval.devices=2"])
+    assert len(scored) > shared
+    assert_equal_results(again, evaluate_run(RunFolder(alone), [*ASKED, "eval.seed=1"]))
+
+
+def test_what_a_process_that_dies_had_begun_is_computed_here(short, alone, patient, monkeypatch, tmp_path, capsys):
+    wait = Others.announce
+
+    def announced(self, task):
+        wait(self, task)
+        os.kill(self._processes[0].pid, signal.SIGKILL)
+        self._processes[0].wait()
 
     monkeypatch.setattr(Others, "announce", announced)
     folder = run(short(*ASKED, "eval.devices=2", f"output_root={tmp_path / 'shared'}"))
-    assert "Process 1 of this evaluation has ended; its part is computed here." in capsys.readouterr().err
+    assert "Process 1 of this evaluation has ended; its part was computed here." in capsys.readouterr().err
     assert_equal_results(folder, alone)
 
 
-def test_the_base_model_is_shared_too(conf, monkeypatch, tmp_path):
-    places = []
-    end = Others.end
-
-    def ended(self):
-        places.extend(line.split()[1] for file in self.sharing.folder.glob("*.turns") for line in file.open())
-        end(self)
-
-    monkeypatch.setattr(Others, "end", ended)
-    started, take = [], Turns.take
-
-    def patient(self, number):
-        while not started and not any(f.stat().st_size for f in self._sharing.folder.glob("*.turns")):
-            time.sleep(0.05)
-        started.append(number)
-        return take(self, number)
-
-    monkeypatch.setattr(Turns, "take", patient)
-    how = ["model=toy", *ASKED, "tracker=none"]
-    folder = evaluate_checkpoint([*how, "eval.devices=2", f"output_root={tmp_path / 'shared'}"])
-    assert set(places) == {"0", "1"}
-    assert_equal_results(folder, evaluate_checkpoint([*how, f"output_root={tmp_path / 'alone'}"]))
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_each_process_begins_with_another_part_and_goes_on_with_all_others(count):
+    orders = [Sharing(place, count).order(100) for place in range(count)]
+    assert all(sorted(order) == list(range(100)) for order in orders)
+    firsts = [order[: 100 // count] for order in orders]
+    assert len({number for first in firsts for number in first}) == count * (100 // count)
+    assert Sharing().order(5) == [0, 1, 2, 3, 4]
 
 
-def test_each_batch_is_taken_once(tmp_path):
-    processes = [Turns(tmp_path / "a.turns", Sharing(tmp_path, place)) for place in range(4)]
-    taken = [[] for _ in processes]
+def test_journals_of_other_processes_are_read_also_after_an_interruption(tmp_path):
+    computed = []
 
     def work(place):
-        taken[place] += [number for number in range(300) if processes[place].take(number)]
-
-    threads = [threading.Thread(target=work, args=(place,)) for place in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(n for of_process in taken for n in of_process) == list(range(300))
-    assert not processes[0].take(0)
-
-
-def test_journals_of_other_processes_are_merged_also_after_an_interruption(tmp_path):
-    turns, computed = tmp_path / "turns", []
-    turns.mkdir()
-
-    def work(place):
-        return Work([Journals(tmp_path, "key", sharing=Sharing(turns, place))], "name", "plan", 6)
+        return journaled([Journals(tmp_path, "key", sharing=Sharing(place, 2))], "name", "plan", 6, compute)
 
     def compute(number, _models):
         computed.append(number)
         return [f"result {number}"]
 
-    other = work(1).results(compute)
-    for _ in range(3):
-        next(other)
-    other.close()  # it took three batches, and computed all of them
-    assert [number for number, _ in work(0).results(compute)] == list(range(6))
-    assert computed == list(range(6))
-    alone = Work([Journals(tmp_path, "key")], "name", "plan", 6)
-    (tmp_path / "name.1.jsonl").unlink()  # the first process has them, too
-    assert dict(alone.results(compute)) == {n: [f"result {n}"] for n in range(6)}
-    assert computed == list(range(6))
+    this, other = work(0), work(1)
+    assert [next(other)[0] for _ in range(2)] == [1, 3]
+    assert next(this)[0] == 0
+    assert next(other)[0] == 5
+    other.close()  # it has ended
+    results = dict(this)
+    assert computed == [1, 3, 0, 5, 2, 4]  # none twice
+    assert results == {n: [f"result {n}"] for n in range(1, 6)}
+    alone = journaled([Journals(tmp_path, "key")], "name", "plan", 6, compute)
+    assert dict(alone) == {n: [f"result {n}"] for n in range(6)}
+    assert len(computed) == 6
 
 
 @pytest.mark.parametrize(
@@ -170,9 +158,9 @@ def test_more_devices_than_there_are_is_told_at_the_start(short, monkeypatch):
         short("eval.devices=0")
 
 
-def test_a_process_ends_when_the_one_that_started_it_does(short, tmp_path):
+def test_a_process_ends_when_the_one_that_started_it_does(short):
     process = subprocess.Popen(
-        [sys.executable, "-m", "unlearn.runs.sharing", str(tmp_path), "1"], stdin=subprocess.PIPE, text=True, cwd=ROOT
+        [sys.executable, "-m", "unlearn.runs.sharing", "1", "2"], stdin=subprocess.PIPE, text=True, cwd=ROOT
     )
     process.stdin.write(json.dumps(asdict(short(*ASKED))) + "\n" + json.dumps({"models": [], "course": False}) + "\n")
     process.stdin.close()

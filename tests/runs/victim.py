@@ -78,7 +78,7 @@ def while_evaluating(now: Countdown, late: bool) -> None:
     def added(self, number, result):
         hit = now()
         if hit and not late:
-            self._stream.write(f"[{number}, [[-1.2")
+            self._stream.write(f"[{number}, [[-1.2".encode())
             self._stream.flush()
             die()
         add(self, number, result)

@@ -32,7 +32,7 @@ class LogitLens(Attack):
 
     def measure(self, target: Target, missing: Collection[float]) -> Measured:
         """Evaluate what each layer tells."""
-        levels = [level for level in self.levels_of(target) if level in missing]
+        levels = sorted((level for level in self.levels_of(target) if level in missing), reverse=True)
         answers = evaluate(
             Depths(target.model, levels),
             target.tokenizer,
@@ -41,7 +41,7 @@ class LogitLens(Attack):
             about=f"after each of {len(levels)} layers",
             tokens_per_batch=target.tokens_per_batch,
         )
-        for level, answers_of_level in zip(levels, answers, strict=True):
+        for level, answers_of_level in zip(reversed(levels), reversed(answers), strict=True):
             yield level, answers_of_level.scores
 
 

@@ -23,7 +23,7 @@ from unlearn.attacks.attack import Attack, Measured, Target
 from unlearn.attacks.lens import check_layers, chosen_layers
 from unlearn.data.batches import pad
 from unlearn.evaluate.chat import encode_prompts
-from unlearn.evaluate.maxlogit import by_length
+from unlearn.evaluate.rows import by_length
 from unlearn.models.architectures import decoder_layers, hidden_of
 from unlearn.models.memory import in_batches
 from unlearn.records.scores import Score
@@ -135,7 +135,7 @@ def last_states(target: Target, prompts: Sequence[str]) -> Tensor:
             )
         return torch.stack(by_layer, dim=1)
 
-    for batch in by_length([len(row) for row in rows], 0, target.tokens_per_batch):
+    for batch in by_length([len(row) for row in rows], target.tokens_per_batch):
         parts, _ = in_batches(run, batch, len(batch))
         for i, state_LD in zip(batch, torch.cat(parts), strict=True):
             states[i] = state_LD

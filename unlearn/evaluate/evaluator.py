@@ -17,9 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from unlearn.config.identity import RESULTS_VERSION
 from unlearn.evaluate.cache import CachedAnswers, cache_place
 from unlearn.evaluate.harness import Answers, MaxLogitPlan, against_base, evaluate
-from unlearn.evaluate.journal import Journals, Report
+from unlearn.evaluate.journal import ALONE, Journals, Report, Sharing
 from unlearn.evaluate.suite import Suite
-from unlearn.evaluate.turns import Sharing
 from unlearn.models.delta import check_delta, load_delta
 from unlearn.models.fingerprint import tokenizer_fingerprint
 from unlearn.models.group import ModelGroup
@@ -67,7 +66,7 @@ class Evaluator:
     Args:
         model_hash: of `source`, see `checkpoint_fingerprint`; part of the key of cached answers.
         cache: the folder in which all runs share the base model's answers.
-        sharing: with which other processes the work is shared.
+        sharing: which of several processes that share the work this one is.
         announce: tells them what this process begins.
     """
 
@@ -81,7 +80,7 @@ class Evaluator:
         tokens_per_batch: int,
         maxlogit: MaxLogitPlan,
         cache: Path,
-        sharing: Sharing | None = None,
+        sharing: Sharing = ALONE,
         announce: Callable[[Task], None] = lambda _: None,
     ) -> None:
         self.suite = suite

@@ -5,12 +5,10 @@ N queries, K tokens, B batch, T tokens of a prompt, V vocabulary.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,9 +17,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unlearn.data.batches import pad
 from unlearn.evaluate.chat import encode_prompts
-from unlearn.evaluate.journal import NO_JOURNALS, Journals, Work, fingerprint
+from unlearn.evaluate.journal import NO_JOURNALS, Journals, fingerprint, journaled
+from unlearn.evaluate.rows import by_length
 from unlearn.models.architectures import context_length, input_device
-from unlearn.models.group import Forward, ModelGroup
+from unlearn.models.group import ModelGroup
 from unlearn.models.memory import in_batches
 from unlearn.screen import say
 
@@ -42,24 +41,9 @@ class MaxLogits:
     def metrics(self) -> dict[str, float]:
         """Mean, standard deviation and quantiles over all queries and tokens."""
         flat = self.values_NK.flatten()
-        found = {"maxlogit_mean": flat.mean().item(), "maxlogit_std": flat.std().item()}
-        return found | {
-            f"maxlogit_p{round(100 * q):02d}": v
-            for q, v in zip(QUANTILES, np.quantile(flat.numpy(), QUANTILES).tolist(), strict=True)
-        }
-
-    def parquet(self, questions: Sequence[int]) -> bytes:
-        """A row for each query and token: question (its id), position, token, maxlogit."""
-        count, width = self.values_NK.shape
-        rows = {
-            "question": [q for q in questions for _ in range(width)],
-            "position": list(range(width)) * count,
-            "token": self.tokens_NK.flatten().tolist(),
-            "maxlogit": self.values_NK.flatten().tolist(),
-        }
-        out = io.BytesIO()
-        datasets.Dataset.from_dict(rows).to_parquet(out)
-        return out.getvalue()
+        quantiles = np.quantile(flat.numpy(), QUANTILES).tolist()
+        named = {f"maxlogit_p{round(100 * q):02d}": value for q, value in zip(QUANTILES, quantiles, strict=True)}
+        return {"maxlogit_mean": flat.mean().item(), "maxlogit_std": flat.std().item(), **named}
 
 
 def max_logits(
@@ -74,11 +58,11 @@ def max_logits(
 ) -> list[MaxLogits]:
     """Each member of the group generates `count` tokens greedily after each prompt, not stopping at end of text.
 
-    Prompts that leave no room for them in the model's context are cut on the left, which is said. A batch holds about
-    `tokens_per_batch` tokens, of prompts of similar length. Batches in a member's journal are skipped.
+    Prompts that leave no room for them in the model's context are cut on the left, with a message. A batch holds about
+    `tokens_per_batch` tokens, of prompts of similar length. Batches in a member's journal are not computed again.
     """
     encoded = _fitting(encode_prompts(tokenizer, prompts), context_length(group.model.config), count)
-    batches = by_length([len(ids) for ids in encoded], count, tokens_per_batch)
+    batches = by_length([len(ids) + count for ids in encoded], tokens_per_batch)
     journals = journals or [NO_JOURNALS] * len(group)
     measured = [
         MaxLogits(torch.empty(len(encoded), count), torch.empty(len(encoded), count, dtype=torch.long))
@@ -88,17 +72,21 @@ def max_logits(
     plan = fingerprint([*batches, *encoded], count)
 
     def measure(number: int, missing: list[int]) -> list[list[Any]]:
-        found = _continuations(group, [encoded[i] for i in batches[number]], count, missing)
-        return [[values_BK.tolist(), tokens_BK.tolist()] for values_BK, tokens_BK in found]
+        results = []
+        for member in missing:
+            with group.use(member):
+                values_BK, tokens_BK = _continued(group.model, [encoded[i] for i in batches[number]], count)
+            results.append([values_BK.tolist(), tokens_BK.tolist()])
+        return results
 
     done = 0  # tqdm does not count where nothing is shown
-    for number, results in Work(journals, f"maxlogit-{plan[:10]}", plan, len(batches)).results(measure):
+    for number, results in journaled(journals, f"maxlogit-{plan[:10]}", plan, len(batches), measure):
         rows = batches[number]
         bar.update(len(rows))
         done += len(rows)
-        for own, (values, tokens), into in zip(journals, results, measured, strict=True):
-            into.values_NK[rows], into.tokens_NK[rows] = torch.tensor(values), torch.tensor(tokens)
-            own.report(f"MaxLogit {label}", done, len(encoded))
+        for journal, (values, tokens), of_member in zip(journals, results, measured, strict=True):
+            of_member.values_NK[rows], of_member.tokens_NK[rows] = torch.tensor(values), torch.tensor(tokens)
+            journal.report(f"MaxLogit {label}", done, len(encoded))
     bar.close()
     return measured
 
@@ -113,47 +101,21 @@ def _fitting(prompts: list[list[int]], context: int | None, count: int) -> list[
     return [ids[-room:] for ids in prompts]
 
 
-def _continuations(
-    group: ModelGroup, prompts: list[list[int]], count: int, members: list[int]
-) -> list[tuple[Tensor, Tensor]]:
-    """`continue_greedily` by each of these members. If memory runs out, the batch is split."""
-
-    def at_once(part: list[list[int]]) -> list[tuple[Tensor, Tensor]]:
-        return group.each(lambda forward: continue_greedily(group.model, part, count, forward), members)
-
-    parts, _ = in_batches(at_once, prompts, len(prompts))
-    return [
-        (torch.cat([part[i][0] for part in parts]), torch.cat([part[i][1] for part in parts]))
-        for i in range(len(members))
-    ]
-
-
-def by_length(lengths: list[int], count: int, tokens_per_batch: int) -> list[list[int]]:
-    """Batches of prompts, by their numbers, the longest first; `count` tokens are added to each prompt."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    batches = []
-    while order:
-        size = max(1, tokens_per_batch // (lengths[order[0]] + count))
-        batches.append(order[:size])
-        order = order[size:]
-    return batches
+def _continued(model: PreTrainedModel, prompts: list[list[int]], count: int) -> tuple[Tensor, Tensor]:
+    """`continue_greedily`. If memory runs out, the batch is split."""
+    parts, _ = in_batches(lambda part: continue_greedily(model, part, count), prompts, len(prompts))
+    return torch.cat([values_BK for values_BK, _ in parts]), torch.cat([tokens_BK for _, tokens_BK in parts])
 
 
 @torch.inference_mode()
-def continue_greedily(
-    model: PreTrainedModel, prompts: list[list[int]], count: int, forward: Forward | None = None
-) -> tuple[Tensor, Tensor]:
-    """Largest logits and greedy tokens after each prompt of one batch, on the CPU: [B, K] each.
-
-    `forward` runs the prompts in place of the model, see `ModelGroup.each`.
-    """
+def continue_greedily(model: PreTrainedModel, prompts: list[list[int]], count: int) -> tuple[Tensor, Tensor]:
+    """Largest logits and greedy tokens after each prompt of one batch, on the CPU: [B, K] each."""
     part = pad(prompts, 0, "left").to(input_device(model))
     ids_BT, mask_BT = part.ids_BT, part.mask_BT.long()
     positions_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
     cache, values, tokens = None, [], []
-    for step in range(count):
-        run = forward if step == 0 and forward is not None else model
-        output = run(
+    for _ in range(count):
+        output = model(
             input_ids=ids_BT,
             attention_mask=mask_BT,
             position_ids=positions_BT,

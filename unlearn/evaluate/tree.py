@@ -39,18 +39,20 @@ class Tree:
         """Whether this is a single sequence (and beginnings of it): causal attention then does the same."""
         return len(self.branches) <= 1
 
-    @property
-    def trunk(self) -> int:
-        """How many nodes, from the root, all sequences have in common."""
-        return min(len(self.paths[0]), *(len(ancestors) for _, _, ancestors in self.branches[1:]), len(self.ids))
-
     def visible(self, length: int) -> Tensor:
-        """Which nodes each node attends to: bool [length, length]; what is behind the last node sees itself."""
+        """Which nodes each node attends to: bool [length, length]; padding after the last node sees itself."""
         visible_LL = torch.eye(length, dtype=torch.bool)
         for start, end, ancestors in self.branches:
             visible_LL[start:end, ancestors] = True
             visible_LL[start:end, start:end] = torch.ones(end - start, end - start).tril().bool()
         return visible_LL
+
+
+def chain(sequence: Sequence[int]) -> Tree:
+    """A tree of one sequence."""
+    tree = Tree()
+    tree.add(sequence, 0, 0)
+    return tree
 
 
 def grow(sequences: Sequence[list[int]], largest: int) -> list[tuple[Tree, list[int]]]:
@@ -69,9 +71,7 @@ def grow(sequences: Sequence[list[int]], largest: int) -> list[tuple[Tree, list[
                 tree.add(sequence, shared, -1)
                 members.append(number)
                 continue
-        tree = Tree()
-        tree.add(sequence, 0, 0)
-        trees.append((tree, [number]))
+        trees.append((chain(sequence), [number]))
     return trees
 
 

@@ -17,8 +17,8 @@ from unlearn.data.corpora import Reading, Texts, Topic, check_rows, load_texts, 
 from unlearn.errors import UserError
 from unlearn.evaluate.evaluator import Evaluator, Task
 from unlearn.evaluate.harness import MaxLogitPlan
+from unlearn.evaluate.journal import ALONE, Sharing
 from unlearn.evaluate.questions import CACHE, Questions, load_questions
-from unlearn.evaluate.turns import Sharing
 from unlearn.methods.make import needs_logits
 from unlearn.methods.randomness import generator
 from unlearn.models.architectures import context_length, has_learned_positions, parameter_count
@@ -114,7 +114,7 @@ def load_evaluation_inputs(config: Config) -> Inputs:
 
 
 def make_evaluator(
-    config: Config, inputs: Inputs, sharing: Sharing | None = None, announce: Callable[[Task], None] = lambda _: None
+    config: Config, inputs: Inputs, sharing: Sharing = ALONE, announce: Callable[[Task], None] = lambda _: None
 ) -> Evaluator:
     """The evaluator of these inputs; see `Evaluator` for the other arguments."""
     plan = config.eval.maxlogit

@@ -1,8 +1,8 @@
 """Evaluating on several devices at once: a further process for each, which does a part of what this one announces.
 
-Each process loads the model and all questions, plans all batches, and takes the next one that no other has taken
-(`unlearn.evaluate.turns`). Answers reach this process through the journals, so they are the same to the bit, and what
-a process that ends early had taken is computed here.
+Each process loads the model and all questions, plans all batches, and computes those that are in no journal yet,
+beginning with a part of its own (`unlearn.evaluate.journal`). Answers reach this process through the journals, so they
+are the same to the bit. Where another process ends early, its part is computed here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from unlearn.config.schema import Config
 from unlearn.config.settle import settle
 from unlearn.errors import UserError
 from unlearn.evaluate.evaluator import Evaluator, Task
-from unlearn.evaluate.turns import Sharing
+from unlearn.evaluate.journal import Sharing
 from unlearn.models.devices import VISIBLE, count_gpus, visible_devices
 from unlearn.runs.inputs import Inputs, load_evaluation_inputs, make_evaluator
 from unlearn.screen import say
@@ -40,8 +40,8 @@ def open_evaluator(config: Config, inputs: Inputs) -> Iterator[Evaluator]:
     if not devices:
         yield make_evaluator(config, inputs)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        others = Others(config, devices, Path(folder))
+    with tempfile.TemporaryDirectory() as logs:
+        others = Others(config, devices, Path(logs))
         try:
             yield make_evaluator(config, inputs, others.sharing, others.announce)
         finally:
@@ -58,23 +58,22 @@ def other_devices(config: Config) -> list[str | None]:
     if device == "cpu" or not count_gpus():
         return [None] * ((wanted or 1) - 1)
     visible = visible_devices()
-    here = len(visible) if device in ("auto", "cuda") else 1
-    if wanted is not None and wanted > here:
+    usable = len(visible) if device in ("auto", "cuda") else 1
+    if wanted is not None and wanted > usable:
         raise UserError(
-            f"eval.devices={wanted}: there are {len(visible)} GPUs, of which {here} can share an evaluation with "
+            f"eval.devices={wanted}: there are {len(visible)} GPUs, of which {usable} can share an evaluation with "
             f"model.device={device}."
         )
-    return list(visible[1 : wanted or here])
+    return list(visible[1 : wanted or usable])
 
 
 class Others:
     """The further processes, which are started by the first announcement."""
 
-    def __init__(self, config: Config, devices: list[str | None], folder: Path) -> None:
-        self.sharing = Sharing(folder, 0, self._alive)
-        self._config, self._devices = config, devices
+    def __init__(self, config: Config, devices: list[str | None], logs: Path) -> None:
+        self.sharing = Sharing(0, len(devices) + 1)
+        self._config, self._devices, self._logs = config, devices, logs
         self._processes: list[subprocess.Popen[str]] = []
-        self._ended: set[int] = set()
 
     def announce(self, task: Task) -> None:
         """Let them do their part of this task."""
@@ -85,8 +84,11 @@ class Others:
             _write(process, asdict(task))
 
     def end(self) -> None:
-        """They end as soon as their stdin is closed."""
-        for process in self._processes:
+        """End them, by closing their stdin. Of one that ended earlier, show the last lines of its output."""
+        for place, process in enumerate(self._processes, 1):
+            if process.poll() is not None:
+                lines = self._log(place).read_text(errors="replace").strip().splitlines()[-3:]
+                say("\n".join([f"Process {place} of this evaluation has ended; its part was computed here.", *lines]))
             assert process.stdin is not None
             with suppress(BrokenPipeError):
                 process.stdin.close()
@@ -98,7 +100,7 @@ class Others:
         paths = [str(CODE), *filter(None, [os.environ.get("PYTHONPATH")])]
         with self._log(place).open("w") as log:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "unlearn.runs.sharing", str(self.sharing.folder), str(place)],
+                [sys.executable, "-P", "-m", "unlearn.runs.sharing", str(place), str(self.sharing.count)],
                 env={**os.environ, **visible, "PYTHONPATH": os.pathsep.join(paths)},
                 stdin=subprocess.PIPE,
                 stdout=log,
@@ -109,35 +111,25 @@ class Others:
         _write(process, asdict(self._config))
         return process
 
-    def _alive(self, place: int) -> bool:
-        """Whether a process goes on. Of one that has ended, the end of its output is shown, once."""
-        if place == 0 or self._processes[place - 1].poll() is None:
-            return True
-        if place not in self._ended:
-            self._ended.add(place)
-            words = self._log(place).read_text(errors="replace").strip().splitlines()[-3:]
-            say(f"Process {place} of this evaluation has ended; its part is computed here. " + "\n".join(words))
-        return False
-
     def _log(self, place: int) -> Path:
-        return self.sharing.folder / f"{place}.log"
+        return self._logs / f"{place}.log"
 
 
 def _write(process: subprocess.Popen[str], message: object) -> None:
     assert process.stdin is not None
-    with suppress(BrokenPipeError):  # it has ended; `_alive` tells
+    with suppress(BrokenPipeError):  # it has ended, which `Others.end` reports
         process.stdin.write(json.dumps(message) + "\n")
         process.stdin.flush()
 
 
 def main() -> None:
-    """`python -m unlearn.runs.sharing FOLDER PLACE`: a configuration on stdin, then a task on each line."""
-    folder, place = Path(sys.argv[1]), int(sys.argv[2])
+    """`python -m unlearn.runs.sharing PLACE COUNT`: a configuration on stdin, then a task on each line."""
+    sharing = Sharing(int(sys.argv[1]), int(sys.argv[2]))
     config = settle(OmegaConf.create(json.loads(sys.stdin.readline())), trained=True)
     tasks: SimpleQueue[Task] = SimpleQueue()
     threading.Thread(target=_read_tasks, args=(tasks,), daemon=True).start()
     inputs = load_evaluation_inputs(config)
-    evaluator = make_evaluator(config, inputs, Sharing(folder, place))
+    evaluator = make_evaluator(config, inputs, sharing)
     while True:
         task = tasks.get()
         course = inputs.questions.course if task.course else None
