@@ -33,7 +33,6 @@ from unlearn.evaluate.scorer import Scorer
 from unlearn.evaluate.suite import Suite, load_suite
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_tokenizer, load_whole
-from unlearn.models.memory import reuse_memory
 from unlearn.training.cost import Shape
 
 SUBJECTS = ["anatomy", "college_biology", "computer_security", "virology"]
@@ -162,7 +161,6 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=14, help="of the grid")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    reuse_memory()
     config = settle(composed([f"model={args.model}", "eval=none"]))
     toy = settle(composed(["eval=toy"]))
 

@@ -22,7 +22,6 @@ from bench.baseline import train_plainly
 from unlearn.data.batches import Batch, batches
 from unlearn.models.cutting import CutModel
 from unlearn.models.loading import Source, load_up_to, load_whole
-from unlearn.models.memory import reuse_memory
 from unlearn.training.loop import train_variants
 
 NU = 0.03  # the point whose losses are compared
@@ -104,10 +103,7 @@ def main() -> None:
             load_whole(source), load_whole(source), on_demand(stream, ahead=0), NU, method=args.method
         )
     else:
-        reuse_memory()
-        losses = train_ours(
-            source, on_demand(stream, ahead=1), args.variants, args.method
-        )  # our loop reads one batch ahead
+        losses = train_ours(source, on_demand(stream, ahead=1), args.variants, args.method)  # it reads a batch ahead
     say({"losses": losses, "peak_bytes": peak_bytes() - interpreter})
 
 

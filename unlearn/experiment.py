@@ -22,7 +22,6 @@ from unlearn.methods.noise import Ahead
 from unlearn.methods.rna import RNA
 from unlearn.models.cutting import CutModel
 from unlearn.models.loading import load_up_to, load_whole
-from unlearn.models.memory import reuse_memory
 from unlearn.runs.active import ActiveRun, open_run
 from unlearn.runs.folder import RunFolder
 from unlearn.runs.inputs import Inputs, load_inputs
@@ -71,7 +70,6 @@ def run_together(
     Raises UserError for what is wrong with all of them: they do not share what they have to, or name bad files. What
     goes wrong with one is in its own outcome and its own run.json.
     """
-    reuse_memory()
     shared = _shared(configs)
     check_writable(run_folder(shared).parent)
     _ = other_devices(shared)  # are there

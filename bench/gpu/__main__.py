@@ -23,7 +23,6 @@ from bench import shapes
 from bench.gpu import likelihood, profile, training
 from bench.gpu.device import release
 from bench.gpu.results import Results
-from unlearn.models.memory import reuse_memory
 
 SECTIONS = ("a", "b", "c", "d", "n", "p", "f")
 
@@ -43,7 +42,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=100, help="training steps of the embedded model in section a")
     args = parser.parse_args(arguments)
     begin = time.perf_counter()
-    reuse_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     options = {name: value for name, value in vars(args).items() if name != "output"}
     results = Results(args.output, device, options)

@@ -9,7 +9,8 @@ from torch.nn.functional import cosine_similarity
 from tests.conftest import ROOT, write_jsonl
 from unlearn.data.corpora import documents
 from unlearn.errors import UserError
-from unlearn.evaluate.ngrams import SIZES, Best, _words, embedded, in_context, rank_ngrams
+from unlearn.records.names import NGRAM_SIZES
+from unlearn.evaluate.ngrams import Best, _words, embedded, in_context, rank_ngrams
 from unlearn.evaluate.questions import query_words
 from unlearn.models.cutting import CutModel
 from unlearn.models.loading import Source, load_tokenizer, load_up_to
@@ -46,7 +47,7 @@ def test_similarities_are_those_of_plain_means(cut, tokenizer):
 def test_windows_cut_long_documents(cut, tokenizer):
     text = "river soil harbour ruler " * 20
     measured = list(in_context(text, cut, tokenizer, window=16))
-    assert {n for n, _, _ in measured} <= set(SIZES)
+    assert {n for n, _, _ in measured} <= set(NGRAM_SIZES)
     assert sum(len(names) for n, names, _ in measured if n == 2) < 79  # n-grams do not cross windows
     assert list(in_context("", cut, tokenizer, window=16)) == []
 
@@ -56,7 +57,7 @@ def test_lists_hold_the_extremes_and_the_middle():
 
     def measure(document):
         entries = values[document]
-        for n in SIZES:
+        for n in NGRAM_SIZES:
             yield n, list(entries), torch.tensor(list(entries.values()))
 
     lists = rank_ngrams(lambda: iter(values), measure, top=2)["2"]

@@ -95,3 +95,9 @@ def test_control_tokens_are_harmless_and_alike():
 
 def test_a_corpus_stands_for_the_words_that_only_it_has():
     assert corpus_tokens(["plasmid river plasmid", "vector"], ["River banks"]) == ["plasmid", "vector"]
+
+
+def test_an_unknown_position_is_an_error():
+    document = {"question": "?", "choices": list("abcd"), "answer": 1}
+    with pytest.raises(ValueError, match="position='middle' is not allowed: it must be random, first or last"):
+        perturb(document, ["#"], seed=0, task="t", question=3, position="middle")

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import ROOT
-from unlearn.models.fingerprint import APART, SMALL, checkpoint_fingerprint
+from unlearn.models.fingerprint import STRIDE, WHOLE_FILE_MAX, checkpoint_fingerprint
 from unlearn.models.loading import Source
 
 
@@ -19,7 +19,7 @@ from unlearn.models.loading import Source
 def checkpoint(tmp_path):
     """A file larger than is hashed whole, with small matrices anywhere in it."""
     shutil.copy(ROOT / "unlearn/toy/model/config.json", tmp_path)
-    large = SMALL // 2 // 4
+    large = WHOLE_FILE_MAX // 2 // 4
     tensors = {"a": torch.zeros(large), "b": torch.zeros(300, 200), "c": torch.zeros(large), "d": torch.zeros(7)}
     save_file({**tensors, "e": torch.zeros(0)}, tmp_path / "model.safetensors")
     return tmp_path
@@ -37,7 +37,7 @@ def test_another_matrix_is_seen_in_a_large_file(checkpoint, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "changed"), [("model.safetensors", SMALL, 1), ("model.bin", SMALL + 5, APART)]
+    ("name", "size", "changed"), [("model.safetensors", WHOLE_FILE_MAX, 1), ("model.bin", WHOLE_FILE_MAX + 5, STRIDE)]
 )
 def test_a_change_is_seen_in_other_files(tmp_path, name, size, changed):
     """Every byte of a small file; of another one whatever is as large as a small matrix."""
@@ -45,7 +45,7 @@ def test_a_change_is_seen_in_other_files(tmp_path, name, size, changed):
     file.write_bytes(bytes(size))
     before = checkpoint_fingerprint(Source(str(tmp_path)))
     with file.open("r+b") as stream:
-        stream.seek(SMALL // 3)
+        stream.seek(WHOLE_FILE_MAX // 3)
         stream.write(b"1" * changed)
     assert checkpoint_fingerprint(Source(str(tmp_path))) != before
 

@@ -55,18 +55,18 @@ def local_data(folder: str | None, examples: bool = False) -> Iterator[None]:
 
 def load_local(root: Path, name: str, examples: bool = False) -> datasets.DatasetDict:
     """The splits of an MMLU subject or of a WMDP set. Raises UserError, with file and line, for bad ones."""
-    found = {}
+    splits = {}
     for split in ("test", "dev"):
         file = next((f for f in _candidates(root, name, split) if f.is_file()), None)
         if file is not None:
-            found[split] = datasets.Dataset.from_list(list(_questions(file)))
+            splits[split] = datasets.Dataset.from_list(list(_questions(file)))
     for split in ("test", "dev") if examples else ("test",):
-        if split not in found:
+        if split not in splits:
             tried = ", ".join(str(f) for f in _candidates(root, name, split))
             raise UserError(f"{KEY}: no {split} questions of {name!r}. Looked for {tried}.")
     # lm-eval needs a split for few-shot examples even if it takes none.
-    found.setdefault("dev", found["test"].select([]))
-    return datasets.DatasetDict(found)
+    splits.setdefault("dev", splits["test"].select([]))
+    return datasets.DatasetDict(splits)
 
 
 def _candidates(root: Path, name: str, split: str) -> list[Path]:

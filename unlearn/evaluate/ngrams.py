@@ -19,10 +19,10 @@ from torch.nn.functional import cosine_similarity
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from unlearn.records.names import NGRAM_SIZES
 from unlearn.methods.losses import at_least_float32
 from unlearn.models.cutting import CutModel
 
-SIZES = (2, 4, 8, 16)  # n
 KINDS = ("most", "least", "mean")
 Measured = Iterator[tuple[int, list[str], Tensor]]  # n, n-grams, their similarities [W]
 
@@ -56,30 +56,30 @@ def rank_ngrams(
     """The most similar, least similar and middling n-grams of each size, and the mean similarity.
 
     Args:
-        documents: gives all documents anew at each call: they are read twice, since what is nearest to the mean is
-            only known once the mean is.
+        documents: gives all documents anew at each call: they are read twice, since the mean has to
+            be known before what is nearest to it.
         measure: similarities of all n-grams of a document (`in_context`, `embedded`).
         total: number of documents, for the progress bar.
 
     Returns:
         {n: {"most": [...], "least": [...], "mean": [...], "mean_similarity": float, "count": int}}
     """
-    kept = {n: {kind: Best(top) for kind in KINDS} for n in SIZES}
-    sums, counts = dict.fromkeys(SIZES, 0.0), dict.fromkeys(SIZES, 0)
+    kept = {n: {kind: Best(top) for kind in KINDS} for n in NGRAM_SIZES}
+    sums, counts = dict.fromkeys(NGRAM_SIZES, 0.0), dict.fromkeys(NGRAM_SIZES, 0)
     for document in tqdm(documents(), total=total, desc="n-grams, extremes", disable=None):
         for n, ngrams, similarities_W in measure(document):
             kept[n]["most"].offer(ngrams, similarities_W, similarities_W)
             kept[n]["least"].offer(ngrams, -similarities_W, similarities_W)
             sums[n] += similarities_W.double().sum().item()
             counts[n] += len(ngrams)
-    means = {n: sums[n] / counts[n] if counts[n] else 0.0 for n in SIZES}
+    means = {n: sums[n] / counts[n] if counts[n] else 0.0 for n in NGRAM_SIZES}
     for document in tqdm(documents(), total=total, desc="n-grams, around the mean", disable=None):
         for n, ngrams, similarities_W in measure(document):
             kept[n]["mean"].offer(ngrams, -(similarities_W - means[n]).abs(), similarities_W)
     return {
         str(n): {kind: best.listed() for kind, best in kept[n].items()}
         | {"mean_similarity": means[n], "count": counts[n]}
-        for n in SIZES
+        for n in NGRAM_SIZES
     }
 
 
@@ -100,7 +100,7 @@ def in_context(text: str, cut: CutModel, tokenizer: PreTrainedTokenizerBase, win
         total_D = sums_TD[-1] if total_D is None else total_D + sums_TD[-1]
         count += len(part)
     for sums_TD, words in pieces:
-        for n in SIZES:
+        for n in NGRAM_SIZES:
             spans = [(words[i][0], words[i + n - 1][1]) for i in range(len(words) - n + 1)]
             names = [" ".join(w[2] for w in words[i : i + n]) for i in range(len(words) - n + 1)]
             chosen = [i for i, name in enumerate(names) if any(c.isalpha() for c in name)]
@@ -113,24 +113,24 @@ def in_context(text: str, cut: CutModel, tokenizer: PreTrainedTokenizerBase, win
 
 
 def _words(text: str, offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int, str]]:
-    """Words that lie wholly in a window: first token, token behind the last, the word without outer punctuation."""
+    """Words that lie wholly in a window: first token, token after the last, the word without outer punctuation."""
     if not offsets:
         return []
     begin, end = offsets[0][0], offsets[-1][1]
-    found = []
+    words = []
     token = 0
     for match in re.finditer(r"\S+", text[begin:end]):
         start, stop = match.start() + begin, match.end() + begin
         while token < len(offsets) and offsets[token][1] <= start:
             token += 1
-        behind = token
-        while behind < len(offsets) and offsets[behind][0] < stop:
-            behind += 1
+        after = token
+        while after < len(offsets) and offsets[after][0] < stop:
+            after += 1
         word = match.group().strip(".,;:!?()[]{}\"'")
-        if word and behind > token:
-            found.append((token, behind, word))
-        token = max(token, behind - 1)
-    return found
+        if word and after > token:
+            words.append((token, after, word))
+        token = max(token, after - 1)
+    return words
 
 
 @torch.inference_mode()
@@ -144,7 +144,7 @@ def embedded(text: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
         return
     windows = [" ".join(words[i : i + window]) for i in range(0, len(words), window)]
     document_D = _embed(windows, model, tokenizer).mean(dim=0)
-    for n in SIZES:
+    for n in NGRAM_SIZES:
         ngrams = [" ".join(words[i : i + n]) for i in range(len(words) - n + 1)]
         ngrams = [name for name in dict.fromkeys(ngrams) if any(c.isalpha() for c in name)]
         for i in range(0, len(ngrams), 256):

@@ -9,8 +9,6 @@ from typing import Any
 from unlearn.errors import UserError
 from unlearn.evaluate.forms import options
 
-POSITIONS = ("random", "first", "last")
-
 
 def perturb(
     document: Mapping[str, Any],
@@ -38,9 +36,14 @@ def perturb(
     rng = random.Random(f"{seed}/{task}/{question}")
     wrong = [i for i in range(len(choices)) if i != answer]
     count = min(count, len(wrong))
-    replaced = {"random": lambda: rng.sample(wrong, count), "first": lambda: wrong[:count]}.get(
-        position, lambda: wrong[len(wrong) - count :]
-    )()
+    if position == "random":
+        replaced = rng.sample(wrong, count)
+    elif position == "first":
+        replaced = wrong[:count]
+    elif position == "last":
+        replaced = wrong[len(wrong) - count :]
+    else:
+        raise ValueError(f"position={position!r} is not allowed: it must be random, first or last.")
     usable = [token for token in tokens if token != choices[answer]]
     if not usable:
         raise UserError(

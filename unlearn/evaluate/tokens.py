@@ -56,8 +56,8 @@ def control_tokens(tokens: Sequence[str], forget: Iterable[str], retain: Iterabl
     as many.
     """
     dangerous, harmless = Counter(words(forget)), Counter(words(retain))
-    known = {word.lower() for word in dangerous} | {t.lower() for t in tokens}
-    candidates = sorted(word for word in harmless if word.lower() not in known)
+    excluded = {word.lower() for word in dangerous} | {t.lower() for t in tokens}
+    candidates = sorted(word for word in harmless if word.lower() not in excluded)
     if not candidates:
         raise UserError("eval.queries: control queries need words in the retain corpora that no forget corpus has.")
 
@@ -69,7 +69,7 @@ def control_tokens(tokens: Sequence[str], forget: Iterable[str], retain: Iterabl
         nearest = sorted(candidates, key=lambda c: (abs(frequency(c) - rank), abs(len(c) - len(word)), c))
         return nearest[:CONTROLS]
 
-    found = []
+    controls = []
     for token in tokens:
-        found += [" ".join(parts) for parts in zip(*map(like, token.split()), strict=False)]
-    return list(dict.fromkeys(found))
+        controls += [" ".join(parts) for parts in zip(*map(like, token.split()), strict=False)]
+    return list(dict.fromkeys(controls))

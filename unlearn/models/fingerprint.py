@@ -14,20 +14,19 @@ from transformers.utils.hub import extract_commit_hash
 from unlearn.models.loading import Source, cached
 from unlearn.storage.hashing import json_sha256
 
-SMALL = 1 << 26  # bytes up to which a file is hashed whole
-SAMPLE = 1 << 13  # bytes that are hashed at a time of a larger one,
-SAMPLES, APART = 8, 1 << 18  # so often of a tensor, or, where it is not known where tensors lie, so many bytes apart
-COARSE, COARSE_SAMPLES = 1 << 20, 64  # of older versions
+WHOLE_FILE_MAX = 1 << 26  # bytes; of a larger file, samples are hashed
+SAMPLE_BYTES = 1 << 13
+SAMPLES_PER_TENSOR = 8  # in safetensors
+STRIDE = 1 << 18  # bytes from one sample to the next in other files, where the places of tensors are not known
 # Letters of both cases, accents composed and not, spaces, digits, other scripts: what tokenizers treat differently.
 PROBE = "An  unlearned\tModel's caf\u00e9 cafe\u0301, 12345.67 (na\u00efve)\n\u6a21\u578b \U0001f642 "
 
 
-def checkpoint_fingerprint(source: Source, *, coarse: bool = False) -> str:
+def checkpoint_fingerprint(source: Source) -> str:
     """The commit of a hub model; for a local folder a hash of its configuration and weight files.
 
     Of files larger than 64 MiB, samples of each tensor are hashed: enough to notice that a single matrix is another,
-    without reading all of a 70B model. `coarse`: of such files only 64 samples of 1 MiB, as in older versions, which
-    tells base models apart, but may not tell one from its export.
+    without reading all of a 70B model.
     """
     folder = Path(source.path)
     if not folder.is_dir():
@@ -36,7 +35,7 @@ def checkpoint_fingerprint(source: Source, *, coarse: bool = False) -> str:
     digest = hashlib.sha256()
     for file in sorted(f for pattern in wanted for f in folder.glob(pattern)):
         digest.update(f"{file.name}:{file.stat().st_size}".encode())
-        for part in _parts(file, coarse):
+        for part in _parts(file):
             digest.update(part)
     return digest.hexdigest()
 
@@ -49,32 +48,30 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return json_sha256([tokenizer.get_vocab(), tokenizer(PROBE)["input_ids"]])
 
 
-def _parts(file: Path, coarse: bool) -> Iterator[bytes]:
+def _parts(file: Path) -> Iterator[bytes]:
     """What is hashed of a file: all of a small one, else samples."""
-    whole = file.stat().st_size
+    size = file.stat().st_size
     with file.open("rb") as stream:
-        if whole <= SMALL:
+        if size <= WHOLE_FILE_MAX:
             yield stream.read()
             return
-        size = COARSE if coarse else SAMPLE
-        for start in _coarse_starts(whole) if coarse else _starts(stream, file.suffix, whole):
+        for start in _starts(stream, file.suffix, size):
             stream.seek(start)
-            yield stream.read(size)
+            yield stream.read(SAMPLE_BYTES)
 
 
-def _coarse_starts(whole: int) -> Iterator[int]:
-    """At equal distances from the first to the last byte."""
-    return (i * (whole - COARSE) // (COARSE_SAMPLES - 1) for i in range(COARSE_SAMPLES))
+def _starts(stream: BinaryIO, suffix: str, size: int) -> Iterator[int]:
+    """Where samples begin: in each tensor of safetensors, or all over another file.
 
-
-def _starts(stream: BinaryIO, suffix: str, whole: int) -> Iterator[int]:
-    """In each tensor of safetensors; in another file all over it, and at its end, where PyTorch's have checksums."""
+    The end of such a file is among them: PyTorch's have checksums there.
+    """
     if suffix != ".safetensors":
-        yield from range(0, whole, APART)
-        yield whole - SAMPLE
+        yield from range(0, size, STRIDE)
+        yield size - SAMPLE_BYTES
         return
     header = int.from_bytes(stream.read(8), "little")
     tensors: dict[str, Any] = json.loads(stream.read(header))
     for begin, end in (about["data_offsets"] for name, about in tensors.items() if name != "__metadata__"):
-        last = max(begin, end - SAMPLE)  # the sample of a small tensor may reach into the next one
-        yield from sorted({8 + header + begin + i * (last - begin) // (SAMPLES - 1) for i in range(SAMPLES)})
+        last = max(begin, end - SAMPLE_BYTES)  # the sample of a small tensor may reach into the next one
+        gaps = SAMPLES_PER_TENSOR - 1
+        yield from sorted({8 + header + begin + i * (last - begin) // gaps for i in range(SAMPLES_PER_TENSOR)})

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+NGRAM_SIZES = (2, 4, 8, 16)  # words
 NGRAM_QUERIES = {
     **{f"similarity-{kind}": (2, kind) for kind in ("most", "least", "mean")},
-    **{f"ngram-{n}": (n, "most") for n in (2, 4, 8, 16)},
+    **{f"ngram-{n}": (n, "most") for n in NGRAM_SIZES},
 }  # query -> words of an n-gram, and which list of them
 QUERIES = ("default", "perturbed", "control", *NGRAM_QUERIES)
 

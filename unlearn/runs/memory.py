@@ -66,12 +66,12 @@ def check_training_memory(config: Config, source: Source, lengths: Lengths) -> N
     """
     if source.trust_remote_code:
         return
-    need = least_memory([config], source, lengths).total(1)
-    there = all_memory(source.torch_device)
-    if (1 - TOO_HIGH) * need > there:
+    needed = least_memory([config], source, lengths).total(1)
+    available = all_memory(source.torch_device)
+    if (1 - TOO_HIGH) * needed > available:
         raise UserError(
-            f"train: about {need / 1e9:.1f} GB are needed, and {source.torch_device} has {there / 1e9:.1f} GB. Lower "
-            "train.batch_size or data.topics.TOPIC.max_length, or set model.dtype=bfloat16."
+            f"train: about {needed / 1e9:.1f} GB are needed, and {source.torch_device} has {available / 1e9:.1f} GB. "
+            "Lower train.batch_size or data.topics.TOPIC.max_length, or set model.dtype=bfloat16."
         )
 
 
@@ -80,12 +80,12 @@ def must_recompute(configs: Sequence[Config], model: PreTrainedModel, lengths: L
 
     Their whole model is loaded, and their variants have `made` bytes.
     """
-    wish = configs[0].train.recompute
-    if wish != "auto" or not any(needs_logits(c.method) for c in configs):
-        return wish == "always"
+    chosen = configs[0].train.recompute
+    if chosen != "auto" or not any(needs_logits(c.method) for c in configs):
+        return chosen == "always"
     shape = Shape.of(model.config, configs[0].model.layer, configs[0].model.parameters)
-    need = needed_memory(configs, shape, weight_bytes=model.dtype.itemsize, recompute=False, lengths=lengths)
-    return need.total(len(configs)) - need.weights - made > usable(model.device)
+    needed = needed_memory(configs, shape, weight_bytes=model.dtype.itemsize, recompute=False, lengths=lengths)
+    return needed.total(len(configs)) - needed.weights - made > usable(model.device)
 
 
 def usable(device: torch.device) -> int:

@@ -13,9 +13,10 @@ from unlearn.analysis.report.curves import INTERVALS, ROLES
 from unlearn.analysis.report.figure import Figure
 from unlearn.analysis.report.frames import SETTING
 from unlearn.analysis.report.material import Material
+from unlearn.records.names import NGRAM_SIZES
 
 SIMILARITY = {"similarity-least": "least", "similarity-mean": "mean", "similarity-most": "most"}
-NGRAMS = {f"ngram-{n}": n for n in (2, 4, 8, 16)}
+NGRAMS = {f"ngram-{n}": n for n in NGRAM_SIZES}
 RULES = 200  # points of a plane up to which their intervals are drawn
 
 
