@@ -19,9 +19,9 @@ from torch.nn.functional import cosine_similarity
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from unlearn.records.names import NGRAM_SIZES
 from unlearn.methods.losses import at_least_float32
 from unlearn.models.cutting import CutModel
+from unlearn.records.names import NGRAM_SIZES
 
 KINDS = ("most", "least", "mean")
 Measured = Iterator[tuple[int, list[str], Tensor]]  # n, n-grams, their similarities [W]
