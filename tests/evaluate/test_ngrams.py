@@ -7,13 +7,13 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from tests.conftest import ROOT, write_jsonl
-from unlearn.config.schema import NGRAM_SIZES
 from unlearn.data.corpora import documents
 from unlearn.errors import UserError
 from unlearn.evaluate.ngrams import Best, _words, embedded, in_context, rank_ngrams
 from unlearn.evaluate.questions import query_words
 from unlearn.models.cutting import CutModel
 from unlearn.models.loading import Source, load_tokenizer, load_up_to
+from unlearn.records.names import NGRAM_SIZES
 
 SOURCE = Source(str(ROOT / "unlearn/toy/model"))
 
