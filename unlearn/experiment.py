@@ -16,17 +16,16 @@ from typing import Any
 from unlearn.config.identity import identity, run_folder
 from unlearn.config.schema import Config, unshared
 from unlearn.errors import UserError, describe
-from unlearn.evaluate.harness import Answers
 from unlearn.methods.make import make_method, own_file_sha256
 from unlearn.methods.noise import Ahead
 from unlearn.methods.rna import RNA
 from unlearn.models.cutting import CutModel
 from unlearn.models.loading import load_up_to, load_whole
+from unlearn.records.answers import Answers
 from unlearn.runs.active import ActiveRun, open_run
 from unlearn.runs.folder import RunFolder
 from unlearn.runs.inputs import Inputs, load_inputs
 from unlearn.runs.memory import check_training_memory, must_recompute
-from unlearn.runs.results import measure_course, results_of
 from unlearn.runs.sharing import open_evaluator, other_devices
 from unlearn.screen import say
 from unlearn.storage.files import check_space, check_writable
@@ -276,11 +275,15 @@ def _attack(configs: list[Config], errors: dict[Path, Exception | None]) -> None
 def _evaluate(runs: list[ActiveRun], shared: Config, inputs: Inputs, show: ShowResult) -> None:
     """The runs' models together, and the base model once for all; scores and samples are written and shown."""
     runs = [active for active in runs if active.error is None]
-    with open_evaluator(shared, inputs) as evaluator:
-        if inputs.questions.course is not None and runs:
-            measure_course(runs, shared, evaluator.asking(inputs.questions.course))
-            runs = [active for active in runs if active.error is None]
-        results = results_of(runs, evaluator) if evaluator.suite and runs else {}
+    results: dict[Path, Answers] = {}
+    if inputs.questions is not None and runs:
+        from unlearn.runs.results import measure_course, results_of  # imports lm-eval, which takes long
+
+        with open_evaluator(shared, inputs) as evaluator:
+            if inputs.questions.course is not None:
+                measure_course(runs, shared, evaluator.asking(inputs.questions.course))
+                runs = [active for active in runs if active.error is None]
+            results = results_of(runs, evaluator) if runs else {}
     for active in runs:
         if active.error is None:
             with active.catching_errors():

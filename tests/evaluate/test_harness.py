@@ -11,7 +11,7 @@ from tests.conftest import ROOT, metrics_of
 from unlearn.analysis.compare import by_place, compare
 from unlearn.config.schema import TextConfig
 from unlearn.errors import UserError
-from unlearn.evaluate.harness import Answers, MaxLogitPlan, against_base, evaluate
+from unlearn.evaluate.harness import MaxLogitPlan, against_base, evaluate
 from unlearn.evaluate.maxlogit import continue_greedily, max_logits
 from unlearn.evaluate.statistics import paired
 from unlearn.evaluate.suite import load_suite
@@ -19,6 +19,7 @@ from unlearn.evaluate.texts import load_passages
 from unlearn.evaluate.tokens import read_forget_tokens
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_tokenizer, load_whole
+from unlearn.records.answers import Answers
 from unlearn.records.names import text_tasks
 from unlearn.records.samples import read_samples
 from unlearn.records.scores import read_scores

@@ -6,8 +6,8 @@ import subprocess
 import pytest
 
 from unlearn.errors import UserError
-from unlearn.evaluate.harness import Answers
 from unlearn.experiment import run
+from unlearn.records.answers import Answers
 from unlearn.records.scores import read_scores
 from unlearn.runs.folder import RunFolder
 from unlearn.runs.provenance import code_version

@@ -16,7 +16,8 @@ from pathlib import Path
 from types import SimpleNamespace
 import psutil
 from unlearn.cli.launch import one_sentence
-from unlearn.tracking.tracker import Tracker, start_wandb
+from unlearn.tracking.tracker import Tracker
+from unlearn.tracking.wandb_run import start_wandb
 
 folder, first, last, end = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 with one_sentence(), Tracker(folder, start_wandb(

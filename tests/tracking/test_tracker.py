@@ -22,8 +22,9 @@ from unlearn.experiment import run, run_together
 from unlearn.records.samples import read_samples
 from unlearn.records.scores import Score, role_means
 from unlearn.runs.folder import RunFolder
-from unlearn.tracking import tracker as track
-from unlearn.tracking.tracker import SUMMARIES, Tracker, start_wandb
+from unlearn.tracking.tracker import Tracker
+from unlearn.tracking.wandb_run import question_tables, start_wandb
+from unlearn.tracking.wandb_tables import SUMMARIES
 
 QUIET = {
     "project": "unlearn", "entity": None, "mode": "auto", "group": None, "job_type": "rmu", "tags": [], "timeout_s": 1,
@@ -207,16 +208,16 @@ def test_the_table_of_questions(whole):
 def test_more_questions_than_a_table_holds_are_several_tables(monkeypatch):
     monkeypatch.setattr(wandb.Table, "MAX_ARTIFACT_ROWS", 4)
     lines = [["retain", "t", "default", i, True, False, 0, 1, 0.5, 0.25] for i in range(9)]
-    found = track._question_tables(lines)
+    found = question_tables(lines)
     assert list(found) == ["questions", "questions-2", "questions-3"]
     assert [line for part in found.values() for line in part.data] == lines
-    assert track._question_tables([]) == {}
+    assert question_tables([]) == {}
 
 
 def test_more_questions_than_a_media_file_holds_are_whole_in_the_artifact(tmp_path):
     started = start_wandb(tmp_path, run_id="abc", name="n", **QUIET)
     lines = [["retain", "t", "default", i, True, False, 0, 1, 0.5, 0.25] for i in range(wandb.Table.MAX_ROWS + 1)]
-    started.log(track._question_tables(lines))
+    started.log(question_tables(lines))
     started.finish()
     [artifact] = of_kind(records(tmp_path), "artifact")
     assert json.loads(Path(artifact.manifest.contents[0].local_path).read_text())["data"] == lines

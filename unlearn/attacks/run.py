@@ -229,7 +229,7 @@ def _target(folder: RunFolder, config: Config, inputs: Inputs, model: PreTrained
         model,
         inputs.tokenizer,
         unlearning,
-        inputs.questions.suite,
+        inputs.asked.suite,
         label=UNLEARNED,
         tokens_per_batch=config.eval.tokens_per_batch,
     )

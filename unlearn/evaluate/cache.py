@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unlearn.evaluate.harness import Answers
+from unlearn.records.answers import Answers
 from unlearn.records.samples import read_samples
 from unlearn.records.scores import SCORES, read_scores
 from unlearn.storage.hashing import json_sha256

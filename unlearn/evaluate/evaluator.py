@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unlearn.config.identity import RESULTS_VERSION
 from unlearn.evaluate.cache import CachedAnswers, cache_place
-from unlearn.evaluate.harness import Answers, MaxLogitPlan, against_base, evaluate
+from unlearn.evaluate.harness import MaxLogitPlan, against_base, evaluate
 from unlearn.evaluate.journal import ALONE, Journals, Report, Sharing
 from unlearn.evaluate.suite import Suite
 from unlearn.models.delta import check_delta, load_delta
@@ -24,6 +24,7 @@ from unlearn.models.fingerprint import tokenizer_fingerprint
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_whole
 from unlearn.models.memory import in_batches
+from unlearn.records.answers import Answers
 from unlearn.screen import say
 from unlearn.storage.files import remove_temporary_files
 from unlearn.storage.hashing import json_sha256

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from lm_eval.evaluator import evaluate as harness_evaluate
@@ -19,8 +17,9 @@ from unlearn.evaluate.scorer import Scorer
 from unlearn.evaluate.statistics import Paired, PairedMeans, paired, paired_means
 from unlearn.evaluate.suite import Place, Suite
 from unlearn.models.group import ModelGroup
-from unlearn.records.samples import Sample, write_samples
-from unlearn.records.scores import Score, write_scores
+from unlearn.records.answers import Answers
+from unlearn.records.samples import Sample
+from unlearn.records.scores import Score
 from unlearn.screen import say
 
 STDERR_DRAWS = 100  # bootstrap samples for standard errors without a closed form (accuracy has one)
@@ -34,40 +33,6 @@ class MaxLogitPlan:
     roles: list[str] = field(default_factory=list)
     queries: list[str] = field(default_factory=list)
     tokens: int = 0
-
-
-@dataclass(frozen=True)
-class Answers:
-    """The scores and samples of one or more models."""
-
-    scores: list[Score]
-    samples: list[Sample]
-
-    def write(self, folder: Path) -> None:
-        """Write `folder`/samples.parquet, then `folder`/scores.parquet."""
-        write_samples(folder, self.samples)
-        write_scores(folder, self.scores)
-
-    @cached_property
-    def _samples_of(self) -> dict[tuple[str, str, str], list[Sample]]:
-        """(role, task, query) -> samples, in the order in which they were asked."""
-        samples_of: dict[tuple[str, str, str], list[Sample]] = {}
-        for sample in self.samples:
-            samples_of.setdefault((sample.role, sample.task, sample.query), []).append(sample)
-        return samples_of
-
-    def values(self, role: str, leaves: Sequence[str], query: str) -> list[float]:
-        """`Sample.value` of every question of a task or group, which consists of `leaves`, task after task.
-
-        Empty if one of them was not asked, or has questions without a value.
-        """
-        values = []
-        for leaf in leaves:
-            samples = self._samples_of.get((role, leaf, query), [])
-            if not samples or any(sample.value is None for sample in samples):
-                return []
-            values += [sample.value for sample in samples if sample.value is not None]
-        return values
 
 
 def evaluate(

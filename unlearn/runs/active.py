@@ -9,24 +9,25 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
-
-import wandb
+from typing import TYPE_CHECKING, Any
 
 from unlearn.config.identity import identity, run_folder, run_name
 from unlearn.config.schema import Config
 from unlearn.errors import UserError, describe
-from unlearn.evaluate.harness import Answers
 from unlearn.models.delta import save_delta
+from unlearn.records.answers import Answers
 from unlearn.runs.folder import RunFolder
 from unlearn.runs.takeover import find_training, take_over
 from unlearn.screen import say
 from unlearn.storage.files import write_atomically
 from unlearn.storage.lock import Busy, FolderLock, Lost, Phase
-from unlearn.tracking.tracker import Tracker, start_wandb
+from unlearn.tracking.tracker import Tracker
 from unlearn.training.checkpoint import load_checkpoint, save_checkpoint
 from unlearn.training.loop import Record, peak_memory_mb
 from unlearn.training.variant import Variant
+
+if TYPE_CHECKING:
+    import wandb
 
 
 @dataclass
@@ -233,6 +234,8 @@ def _wandb_run(config: Config, folder: RunFolder) -> wandb.Run | None:
     if "wandb_id" not in folder.record:
         folder.record["wandb_id"] = uuid.uuid4().hex[:8]
         folder.write()
+    from unlearn.tracking.wandb_run import start_wandb  # imports wandb, which takes long
+
     tracker = config.tracker
     tags = [*tracker.tags, config.model.name, "rna" if config.rna.nu else "no-rna"]
     try:

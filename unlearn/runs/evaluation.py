@@ -17,9 +17,10 @@ from unlearn.config.schema import Config
 from unlearn.config.settle import settle
 from unlearn.errors import UserError
 from unlearn.evaluate.evaluator import Unlearned
-from unlearn.evaluate.harness import Answers, against_default
+from unlearn.evaluate.harness import against_default
 from unlearn.evaluate.questions import load_questions
 from unlearn.models.delta import dtype_of
+from unlearn.records.answers import Answers
 from unlearn.records.samples import SAMPLES, read_samples
 from unlearn.runs.evaluations import EVALUATIONS, write_evaluation
 from unlearn.runs.folder import RunFolder, check_version, write_results
@@ -95,7 +96,7 @@ def _evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
         [answers] = evaluator.evaluate([Unlearned(folder.file("delta.safetensors"), partial)])
     if "default" not in config.eval.queries:
         answers = _with_differences(folder, config, inputs, answers)
-    questions = inputs.questions
+    questions = inputs.asked
     write_evaluation(home, asdict(config.eval), questions.suite.hashes, questions.word_hashes)
     write_results(home, answers, folder.trained or {})
     shutil.rmtree(partial, ignore_errors=True)
@@ -124,7 +125,7 @@ def _with_differences(folder: RunFolder, config: Config, inputs: Inputs, answers
     scores = list(answers.scores)
     for label in ("base", "unlearned"):
         both = [sample for sample in (*default, *answers.samples) if sample.model == label]
-        scores += against_default(Answers([], both), inputs.questions.suite, label)
+        scores += against_default(Answers([], both), inputs.asked.suite, label)
     return replace(answers, scores=scores)
 
 

@@ -33,7 +33,7 @@ from typing import Any
 
 from unlearn.config.identity import RESULTS_VERSION, training_identity
 from unlearn.errors import UserError
-from unlearn.evaluate.harness import Answers
+from unlearn.records.answers import Answers
 from unlearn.records.scores import nested
 from unlearn.runs.provenance import attempt, code_version, package_versions
 from unlearn.storage import slurm_job

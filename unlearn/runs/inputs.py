@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -15,10 +15,7 @@ from unlearn.config.schema import Config
 from unlearn.data.batches import documents_needed, padding_id
 from unlearn.data.corpora import Reading, Texts, Topic, check_rows, load_texts, load_topic
 from unlearn.errors import UserError
-from unlearn.evaluate.evaluator import Evaluator, Task
-from unlearn.evaluate.harness import MaxLogitPlan
 from unlearn.evaluate.journal import ALONE, Sharing
-from unlearn.evaluate.questions import CACHE, Questions, load_questions
 from unlearn.methods.make import needs_logits
 from unlearn.methods.randomness import generator
 from unlearn.models.architectures import context_length, has_learned_positions, parameter_count
@@ -27,15 +24,19 @@ from unlearn.models.loading import BALANCED, Source, check_weights, load_config,
 from unlearn.models.memory import all_memory
 from unlearn.screen import say
 
+if TYPE_CHECKING:  # where nothing is evaluated, lm-eval is not imported, which takes as long as all the rest
+    from unlearn.evaluate.evaluator import Evaluator, Task
+    from unlearn.evaluate.questions import Questions
+
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run reads. `topics` is empty where nothing is trained."""
+    """What a run reads. `topics` is empty where nothing is trained, `questions` is None where nothing is asked."""
 
     source: Source
     model_hash: str
     tokenizer: PreTrainedTokenizerBase
-    questions: Questions
+    questions: Questions | None
     topics: list[Topic] = field(default_factory=list)
     preferred: Texts | None = None  # what the method prefers to the forget texts, if it has such texts
 
@@ -47,11 +48,17 @@ class Inputs:
             "dtype": str(self.source.torch_dtype).removeprefix("torch."),  # model.dtype=auto depends on the device
             "tokenizer": tokenizer_fingerprint(self.tokenizer),
             "data": {topic.name: topic.sha256 for topic in self.topics},
-            "query_words": self.questions.word_hashes,
-            "questions": self.questions.suite.hashes,
-            "texts": self.questions.text_hashes,
+            "query_words": self.questions.word_hashes if self.questions else {},
+            "questions": self.questions.suite.hashes if self.questions else {},
+            "texts": self.questions.text_hashes if self.questions else {},
             "preferred": self.preferred.sha256 if self.preferred else None,
         }
+
+    @property
+    def asked(self) -> Questions:
+        """The questions of inputs that have some."""
+        assert self.questions is not None
+        return self.questions
 
     @property
     def lengths(self) -> list[list[int]]:
@@ -94,7 +101,7 @@ def load_inputs(config: Config, *, elsewhere: bool = False) -> Inputs:
     check_weights(source, None if whole else config.model.layer)
     if not elsewhere:
         check_memory(config, source)
-    questions = load_questions(config, source, tokenizer)
+    questions = _load_questions(config, source, tokenizer)
     return Inputs(source, checkpoint_fingerprint(source), tokenizer, questions, topics, preferred)
 
 
@@ -106,22 +113,34 @@ def load_evaluation_inputs(config: Config) -> Inputs:
     check_weights(source, None)
     check_memory(config, source)
     tokenizer = load_tokenizer(source)
-    questions = load_questions(config, source, tokenizer)
-    if not questions.suite:
+    questions = _load_questions(config, source, tokenizer)
+    if questions is None:
         ask = "choose an evaluation, e.g. eval=quick, or with model=toy eval=toy"
         raise UserError(f"eval.tasks and eval.texts are empty: {ask}.")
     return Inputs(source, checkpoint_fingerprint(source), tokenizer, questions)
+
+
+def _load_questions(config: Config, source: Source, tokenizer: PreTrainedTokenizerBase) -> Questions | None:
+    if not config.eval.roles:
+        return None
+    from unlearn.evaluate.questions import load_questions
+
+    return load_questions(config, source, tokenizer)
 
 
 def make_evaluator(
     config: Config, inputs: Inputs, sharing: Sharing = ALONE, announce: Callable[[Task], None] = lambda _: None
 ) -> Evaluator:
     """The evaluator of these inputs; see `Evaluator` for the other arguments."""
+    from unlearn.evaluate.evaluator import Evaluator
+    from unlearn.evaluate.harness import MaxLogitPlan
+    from unlearn.evaluate.questions import CACHE
+
     plan = config.eval.maxlogit
     return Evaluator(
         inputs.source,
         inputs.tokenizer,
-        inputs.questions.suite,
+        inputs.asked.suite,
         model_hash=inputs.model_hash,
         tokens_per_batch=config.eval.tokens_per_batch,
         maxlogit=MaxLogitPlan(list(plan.roles), list(plan.queries), plan.tokens),

@@ -34,7 +34,7 @@ def prefetch(config: Config) -> None:
     say(f"model {config.model.name}: {config.model.path}")
     for topic in inputs.topics:
         say(f"topic {topic.name}: {len(topic.forget)} documents to forget, {len(topic.retain)} to retain")
-    for query, tasks in inputs.questions.suite.tasks.items():
+    for query, tasks in (inputs.questions.suite.tasks if inputs.questions else {}).items():
         say(f"{query} queries: {sum(len(task.eval_docs) for task in tasks['tasks'].values())} questions")
 
 

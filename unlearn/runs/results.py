@@ -7,7 +7,7 @@ from pathlib import Path
 from unlearn.config.schema import Config
 from unlearn.errors import describe
 from unlearn.evaluate.evaluator import Evaluator, Unlearned
-from unlearn.evaluate.harness import Answers
+from unlearn.records.answers import Answers
 from unlearn.runs.active import ActiveRun
 from unlearn.screen import say
 from unlearn.tracking.wandb_tables import role_figures

@@ -18,17 +18,20 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 
 from unlearn.config.schema import Config
 from unlearn.config.settle import settle
 from unlearn.errors import UserError
-from unlearn.evaluate.evaluator import Evaluator, Task
 from unlearn.evaluate.journal import Sharing
 from unlearn.models.devices import VISIBLE, count_gpus, visible_devices
 from unlearn.runs.inputs import Inputs, load_evaluation_inputs, make_evaluator
 from unlearn.screen import say
+
+if TYPE_CHECKING:
+    from unlearn.evaluate.evaluator import Evaluator, Task
 
 CODE = Path(__file__).parents[2]  # the folder that holds the package
 
@@ -132,7 +135,7 @@ def main() -> None:
     evaluator = make_evaluator(config, inputs, sharing)
     while True:
         task = tasks.get()
-        course = inputs.questions.course if task.course else None
+        course = inputs.asked.course if task.course else None
         (evaluator if course is None else evaluator.asking(course)).help(task)
 
 

@@ -12,7 +12,7 @@ from unlearn.config.compose import CONF
 from unlearn.errors import UserError, describe
 from unlearn.screen import say
 from unlearn.storage.files import write_atomically
-from unlearn.tracking.tracker import automatic_mode
+from unlearn.tracking.wandb_run import automatic_mode
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2.interface import LinePlot, ParallelCoordinatesPlot, ScatterPlot

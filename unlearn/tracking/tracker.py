@@ -19,10 +19,6 @@ from statistics import fmean
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import requests
-import wandb
-
 from unlearn.errors import describe
 from unlearn.records.samples import Sample
 from unlearn.records.scores import Score, flat, nested
@@ -30,31 +26,20 @@ from unlearn.screen import say
 from unlearn.storage.files import write_atomically
 from unlearn.tracking.wandb_tables import (
     EVALUATION,
-    QUESTIONS,
+    SUMMARIES,
     TEXTS,
-    Row,
     evaluation_rows,
-    max_logit_values,
     question_rows,
     role_figures,
     text_rows,
 )
 
 if TYPE_CHECKING:  # this is imported where torch is not
+    import wandb
+
     from unlearn.training.loop import Record
 
-# Summaries of curves in W&B, as NAME.min etc. Of other curves W&B keeps the last value, as NAME.
-SUMMARIES = {
-    "loss": "min,last",
-    "forget_loss": "min,last",
-    "retain_loss": "min,last",
-    "gradient_norm": "max",
-    "tokens_per_second": "mean",
-    "memory_mb": "max",
-    "forget_cosine": "max,last",
-}
 KINDS: dict[str, Callable[[list[float]], float]] = {"min": min, "max": max, "mean": fmean, "last": itemgetter(-1)}
-BINS = 64  # of a histogram
 
 
 class Tracker:
@@ -166,24 +151,30 @@ class Tracker:
         """Log tables of accuracies and, if wanted, of questions, and histograms of MaxLogit by task, group and role."""
         if self._wandb is None:
             return
+        from wandb import Table
+
+        from unlearn.tracking.wandb_run import histograms, question_tables
+
         with self._surviving("the table of accuracies"):
-            self._wandb.log({"evaluation": wandb.Table(EVALUATION, evaluation_rows(scores))})
+            self._wandb.log({"evaluation": Table(EVALUATION, evaluation_rows(scores))})
         with self._surviving("the table of texts"):
             if held_out := text_rows(scores):
-                self._wandb.log({"texts": wandb.Table(TEXTS, held_out)})
+                self._wandb.log({"texts": Table(TEXTS, held_out)})
         with self._surviving("histograms of MaxLogit"):
-            if histograms := _histograms(scores, samples):
-                self._wandb.log(histograms)
+            if of_max_logits := histograms(scores, samples):
+                self._wandb.log(of_max_logits)
         if questions:
             with self._surviving("the table of questions"):
-                self._wandb.log(_question_tables(list(question_rows(samples))))
+                self._wandb.log(question_tables(list(question_rows(samples))))
 
     def log_delta(self, file: Path, name: str, metadata: Mapping[str, Any]) -> None:
         """Log the delta as an artifact. The file is not copied."""
         if self._wandb is not None:
+            from wandb import Artifact
+
             with self._surviving("the delta"):
                 sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-                artifact = wandb.Artifact(f"delta-{name}", type="delta", metadata={**metadata, "sha256": sha256})
+                artifact = Artifact(f"delta-{name}", type="delta", metadata={**metadata, "sha256": sha256})
                 artifact.add_file(str(file), policy="immutable", skip_cache=True)
                 self._wandb.log_artifact(artifact)
 
@@ -216,84 +207,3 @@ def _remove_earlier_attempts(folder: Path, run: wandb.Run) -> None:
     for earlier in folder.glob(f"wandb/offline-run-*-{run.id}"):
         if not Path(run.dir).is_relative_to(earlier):
             shutil.rmtree(earlier, ignore_errors=True)
-
-
-def _histograms(scores: Sequence[Score], samples: Sequence[Sample]) -> dict[str, wandb.Histogram]:
-    """maxlogit/MODEL/NAME/QUERY, of each model and each task, group and role that was measured."""
-    return {
-        f"maxlogit/{model}/{name}/{query}": wandb.Histogram(np_histogram=np.histogram(values, bins=BINS))
-        for (model, name, query), values in max_logit_values(scores, samples).items()
-    }
-
-
-def _question_tables(rows: list[Row]) -> dict[str, wandb.Table]:
-    """The rows as one table, or as several if there are more than W&B keeps of one (it drops the rest silently).
-
-    The limit is that of a table's artifact, which W&B shows. A second copy below media/, limited to 10,000 rows, is
-    not shown.
-    """
-    size = wandb.Table.MAX_ARTIFACT_ROWS
-    parts = [rows[start : start + size] for start in range(0, len(rows), size)]
-    names = ["questions", *(f"questions-{number}" for number in range(2, len(parts) + 1))]
-    return {name: wandb.Table(QUESTIONS, part) for name, part in zip(names, parts, strict=False)}
-
-
-def start_wandb(
-    folder: Path,
-    *,
-    run_id: str,
-    name: str,
-    config: dict[str, Any],
-    project: str | None,
-    entity: str | None,
-    mode: str,
-    group: str | None,
-    job_type: str,
-    tags: list[str],
-    timeout_s: int,
-) -> wandb.Run:
-    """Start a W&B run in `folder`/wandb, or resume that of the same `run_id`.
-
-    `mode` "auto" is online if the user is logged in and the server answers within `timeout_s` seconds, else offline
-    without a question; `wandb sync` uploads an offline run later. WANDB_MODE, if set, wins over "auto".
-    """
-    if mode == "auto":
-        mode = automatic_mode(timeout_s)
-    run = wandb.init(
-        dir=folder,
-        id=run_id,
-        resume="allow",
-        name=name,
-        config=config,
-        project=project,
-        entity=entity,
-        group=group,
-        job_type=job_type,
-        tags=tags,
-        mode=mode,  # type: ignore[arg-type]
-        reinit="create_new",
-        settings=wandb.Settings(silent=True, console="off", init_timeout=max(timeout_s, 30)),
-    )
-    run.define_metric("train/step")
-    run.define_metric("train/*", step_metric="train/step")
-    for curve, kept in SUMMARIES.items():
-        run.define_metric(f"train/{curve}", step_metric="train/step", summary=kept)
-    return run
-
-
-def automatic_mode(timeout_s: int) -> str:
-    """The meaning of tracker.mode=auto: WANDB_MODE if it is set, else "online" if that will work, else "offline"."""
-    return os.environ.get("WANDB_MODE") or ("online" if _server_answers(timeout_s) else "offline")
-
-
-def _server_answers(timeout_s: int) -> bool:
-    """Whether the user is logged in and the server can be reached."""
-    settings = wandb.setup().settings
-    host = settings.base_url
-    logged_in = settings.api_key or os.environ.get("WANDB_API_KEY") or requests.utils.get_netrc_auth(host)
-    if not logged_in:
-        return False
-    try:
-        return requests.get(f"{host}/healthz", timeout=timeout_s).status_code < 500
-    except requests.RequestException:
-        return False

@@ -19,6 +19,17 @@ QUESTIONS: list[str | int] = [
 ]  # fmt: skip
 MODELS = ("base", "unlearned")
 
+# Summaries of curves in W&B, as NAME.min etc. Of other curves W&B keeps the last value, as NAME.
+SUMMARIES = {
+    "loss": "min,last",
+    "forget_loss": "min,last",
+    "retain_loss": "min,last",
+    "gradient_norm": "max",
+    "tokens_per_second": "mean",
+    "memory_mb": "max",
+    "forget_cosine": "max,last",
+}
+
 
 def evaluation_rows(scores: Iterable[Score]) -> list[Row]:
     """EVALUATION of every role's tasks, queries and models: accuracy, and what it was compared with."""

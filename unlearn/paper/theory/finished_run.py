@@ -113,7 +113,7 @@ def load_suite_of(run: FinishedRun) -> Suite:
     inputs = load_evaluation_inputs(run.config)
     if not same_inputs(run.record, inputs.hashes, ("model",)):
         raise UserError(f"{inputs.source.path}: the model there is not the one that {run.folder} was trained from.")
-    return inputs.questions.suite
+    return inputs.asked.suite
 
 
 def load_unlearned(run: FinishedRun) -> PreTrainedModel:
