@@ -5,7 +5,7 @@ import sys
 
 from tests.conftest import ROOT
 
-NOT_TRAINING = ("lm_eval", "datasets", "wandb", "pandas", "scipy", "sklearn", "peft", "altair")
+NOT_TRAINING = ("lm_eval", "datasets", "wandb", "sklearn", "peft", "altair")
 
 SCRIPT = f"""
 import sys

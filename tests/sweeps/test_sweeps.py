@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from tests.conftest import ROOT
 from unlearn.errors import UserError
-from unlearn.evaluate.harness import Answers
+from unlearn.records.answers import Answers
 from unlearn.runs.folder import RunFolder
 from unlearn.storage.lock import Busy, FolderLock, Phase
 from unlearn.sweeps.slurm import answers, last_line

@@ -10,12 +10,13 @@ from unlearn.arguments import check_integer
 from unlearn.config.schema import TextConfig
 from unlearn.errors import UserError
 from unlearn.evaluate import harness
-from unlearn.evaluate.harness import Answers, against_base
+from unlearn.evaluate.harness import against_base
 from unlearn.evaluate.suite import Suite, load_suite
 from unlearn.evaluate.texts import load_passages
 from unlearn.evaluate.tokens import read_forget_tokens
 from unlearn.models.cutting import CutModel
 from unlearn.models.group import ModelGroup
+from unlearn.records.answers import Answers
 from unlearn.records.names import text_tasks
 from unlearn.records.scores import Score, score_frame
 from unlearn.training.variant import Variant
