@@ -13,6 +13,10 @@ REPRODUCED := reproduce-seeds reproduce-coefficients $(NOISE_SCALES) reproduce-t
 
 REAL_PARTS := real-forgetting real-coefficients real-adaptive_rmu real-rmu real-rsv real-forgetting-rsv
 
+# A pipe fails where its first command does.
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
+
 .DEFAULT_GOAL := help
 .PHONY: help run reproduce $(REPRODUCED) real $(REAL_PARTS) test test-all test-slurm test-browser test-crash lint format bench bench-eval bench-gpu toy smollm2 clean
 
@@ -20,9 +24,10 @@ help: ## show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(INSTALLED): pyproject.toml constraints.txt
-	@echo "Installing into $(VENV): a few minutes"
+	@echo "Installing torch, transformers, datasets, lm-eval, wandb and what they need into $(VENV): one to five minutes"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --progress-bar off --constraint constraints.txt --editable '.[dev]' \
+		| sed -un 's/^Collecting \([^ ]*\).*/  \1/p; /^Installing\|^Successfully/{s/ .*//;p}'
 	touch $@
 
 run: $(INSTALLED) ## unlearn on the embedded model: make run ARGS="method=adaptive_rmu rna.nu=0.08"

@@ -16,7 +16,6 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from transformers import LlamaConfig, LlamaForCausalLM
-from xdist.scheduler import LoadScopeScheduling
 
 from unlearn.config.schema import Config
 from unlearn.config.settle import settle
@@ -110,33 +109,3 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden-dir", help="replay this folder of golden trajectories instead of tests/golden")
     parser.addoption("--mmlu-dir", help="ask all of the MMLU in this folder (test/SUBJECT_test.csv), not a sample")
     parser.addoption("--kills", type=int, default=4, help="how often tests/runs/test_crash.py kills a run")
-
-
-# Files whose tests share something that takes long to set up (a SLURM, trained models): each stays in one process.
-TOGETHER = ("test_slurm.py", "test_science.py", "test_page.py")
-# Files that take minutes start first, so that no process is busy with one of them alone at the end.
-FIRST = (
-    *TOGETHER,
-    "test_crash.py",
-    "test_gpu.py",
-    "test_packed.py",
-    "test_theory.py",
-    "test_tracker.py",
-    "test_sweeps.py",
-)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
-
-
-class Scheduler(LoadScopeScheduling):
-    """Gives tests to processes one by one, or as a file."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        return file if Path(file).name in TOGETHER else nodeid
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduler:
-    return Scheduler(config, log)
