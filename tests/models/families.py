@@ -229,13 +229,13 @@ Every family that transformers {version} can build as a causal or an image-and-t
 at layer {layer}. Of {total}, {works} work, {needs} need `model.parameters`, {cannot} cannot be trained, and
 {untried} could not be tried. Written by `python -m tests.models.families`, checked by `make test-all`.
 
-*Works*: the model loads up to layer l, without head and vision tower. The states of the cut model at layer l equal those of
-the whole model to the bit, and the layers above give its logits. One step of RMU with RNA changes exactly the trained
-matrices. The evaluation gives the whole model's log-likelihoods. *Needs `model.parameters`*: the same, if that key names the
-matrices to train. *Not tried*: mostly, no model can be made from the default configuration.
+*Works*: the model loads up to layer l, without head and vision tower. The states of the cut model at layer l equal
+those of the whole model to the bit, and the layers above give its logits. One step of RMU with RNA changes exactly the
+trained matrices. The evaluation gives the whole model's log-likelihoods. *Needs `model.parameters`*: the same, if that
+key names the matrices to train. *Not tried*: mostly, no model can be made from the default configuration.
 
-A multimodal checkpoint is trained and evaluated with text only; `unlearn export` keeps its other parts as they are. If the
-layers of a model differ, a run says at its start whether those from l-2 to l can be trained.
+A multimodal checkpoint is trained and evaluated with text only; `unlearn export` keeps its other parts as they are. If
+the layers of a model differ, a run says at its start whether those from l-2 to l can be trained.
 """
 
 

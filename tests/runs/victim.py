@@ -1,4 +1,4 @@
-"""A run that ends itself by SIGKILL when its progress reaches a chosen moment. For tests/test_crash.py."""
+"""A run that ends itself by SIGKILL when its progress reaches a chosen moment. For tests/runs/test_crash.py."""
 
 from __future__ import annotations
 
