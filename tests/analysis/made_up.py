@@ -102,7 +102,7 @@ def _hashes(record: dict[str, Any]) -> dict[str, dict[str, str]]:
 def _write_results(
     folder: Path, record: dict[str, Any], nu: float, seed: int, answers: Answers, base: Answers, samples: bool
 ) -> None:
-    scores, rows = [], []
+    scores, rows, means = [], [], {}
     draw = np.random.default_rng([seed, int(1000 * nu)])
     asked, words = record["identity"]["eval"], record["inputs"]["query_words"]
     content = {key: asked.get(key) for key in OF_QUESTIONS}
@@ -111,7 +111,8 @@ def _write_results(
             right, kind = answers.get((task, query)), (words.get(query), content)
             if right is None:
                 right = list(draw.random(QUESTIONS) < accuracy(role, query, nu))
-            for model, correct in (("base", base.get((task, query), [True] * len(right))), ("unlearned", right)):
+            both = {"base": base.get((task, query), [True] * len(right)), "unlearned": right}
+            for model, correct in both.items():
                 mean = float(np.mean(correct))
                 error = (mean * (1 - mean) / (len(correct) - 1)) ** 0.5
                 scores.append(Score(model, role, task, None, query, "acc", mean, stderr=error, n=len(correct)))
@@ -120,6 +121,9 @@ def _write_results(
                     for i, c in enumerate(correct)
                 ]
             scores.append(difference(role, task, query, "acc", float(np.mean(right)) - 1))
+            means[query] = float(np.mean(right))
+            if query != "default" and "default" in means:
+                scores.append(difference(role, task, query, "acc", means[query] - means["default"], "default"))
     write_scores(folder, scores)
     if samples:
         _add_maxlogits(rows, draw)

@@ -182,23 +182,12 @@ def test_no_bar_of_accuracies_goes_beyond_100_percent(tmp_path):
     assert all(rule["mark"]["clip"] for rule in rules)
 
 
-def test_without_attacks_the_figures_say_so(tmp_path):
+def test_without_attacks_there_are_no_figures(tmp_path):
     made_up_run(tmp_path / "run")
     material = gather(collect([tmp_path]))
-    for drawn in (figure(material), levels(material)):
-        assert drawn.data.empty
-        assert "unlearn attack" in drawn.caption
+    assert figure(material) is None
+    assert levels(material) is None
     assert "Under attack" not in document(Evidence(gather(collect([made_up_pair(tmp_path)]))), "x")
-
-
-def test_attacks_that_are_shown_elsewhere_are_named(tmp_path):
-    folder = made_up_run(tmp_path / "run")
-    attacked(folder)
-    leave(folder, "open", {"20": [Score("unlearned", "forget", "wmdp_bio", None, "default", "rouge", 0.5)]})
-    material = gather(collect([tmp_path]))
-    for drawn in (figure(material), levels(material)):
-        assert "(open)" in drawn.caption
-        assert "no run was attacked" not in drawn.caption
 
 
 def test_levels_are_shown_in_points_and_in_nats(tmp_path):

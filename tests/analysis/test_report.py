@@ -3,10 +3,12 @@
 import io
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -15,19 +17,22 @@ import vl_convert
 from pypdf import PdfReader
 from scipy import stats
 
-from tests.analysis.made_up import made_up_grid, made_up_run
+from tests.analysis.made_up import add_scores, made_up_grid, made_up_run
 from tests.conftest import ROOT
 from unlearn.analysis.collect import collect
+from unlearn.analysis.report import write
 from unlearn.analysis.report.charts import PAPER, SCREEN
 from unlearn.analysis.report.curves import against, figure_3
-from unlearn.analysis.report.figures import figures, pareto
-from unlearn.analysis.report.frames import missing_seeds, without
+from unlearn.analysis.report.figures import figures
 from unlearn.analysis.report.material import gather
 from unlearn.analysis.report.page import page
-from unlearn.analysis.report.tables import tables
+from unlearn.analysis.report.tables import TABLES
+from unlearn.analysis.report.trade_off import figure as trade_off
+from unlearn.analysis.settings import missing_seeds
 from unlearn.cli.main import main
 from unlearn.errors import UserError
-from unlearn.paper.claims.evidence import Evidence
+from unlearn.records.samples import read_samples, write_samples
+from unlearn.records.scores import Score, read_scores, write_scores
 from unlearn.sweeps.sweep import Job, Sweep
 
 
@@ -42,7 +47,16 @@ def material(grid):
 
 
 def table(name, m):
-    return next(found for found in tables(m) if found.name == name).data
+    made = TABLES[name](m)
+    return pd.DataFrame() if made is None else made.data
+
+
+def accuracies(m, **place):
+    """Rows of accuracies of the unlearned model over seeds, in percent."""
+    rows = m.means[(m.means["measure"] == "acc") & (m.means["against"] == "") & (m.means["model"] == "unlearned")]
+    for column, value in place.items():
+        rows = rows[rows[column] == value]
+    return rows
 
 
 # Which runs are found
@@ -64,18 +78,21 @@ def test_no_run_is_an_error_that_says_what_was_looked_for(tmp_path):
 def test_corrupt_and_unfinished_runs_are_listed_and_not_used(tmp_path):
     made_up_run(tmp_path / "good")
     made_up_run(tmp_path / "torn")
-    (tmp_path / "torn/metrics.json").write_text('{"unlearned/mmlu/def')
+    (tmp_path / "torn/scores.parquet").write_text("PAR1")
     made_up_run(tmp_path / "empty")
     (tmp_path / "empty/run.json").write_text("[]")
     made_up_run(tmp_path / "half", status="running")
     made_up_run(tmp_path / "bare")
     (tmp_path / "bare/run.json").write_text('{"status": "done"}')
+    made_up_run(tmp_path / "older", changes={"identity.results_version": 2})
     m = gather(collect([tmp_path]))
-    found = table("unusable", m).set_index("run")
-    assert dict(found["status"]) == {"torn": "corrupt", "empty": "corrupt", "half": "unfinished", "bare": "corrupt"}
-    assert "metrics.json" in found.loc["torn", "why"]
-    assert "missing or of a wrong type: identity.model.name" in found.loc["bare", "why"]
-    assert set(m.accuracies["run"]) == {"good"}
+    unusable = table("unusable", m).set_index("run")
+    corrupt = dict.fromkeys(("torn", "empty", "bare", "older"), "corrupt")
+    assert dict(unusable["status"]) == {**corrupt, "half": "unfinished"}
+    assert "scores.parquet" in unusable.loc["torn", "why"]
+    assert "missing or of a wrong type: identity.model.name" in unusable.loc["bare", "why"]
+    assert "version 2" in unusable.loc["older", "why"]
+    assert set(m.about["run"][m.scores["number"].unique()]) == {"good"}
 
 
 def test_a_sweeps_jobs_that_never_began_or_could_not_be_composed_are_listed(tmp_path):
@@ -109,6 +126,18 @@ def test_mixed_models_code_and_questions_are_warned_of(tmp_path):
     assert gather(collect([tmp_path])).about["other"].str.contains("model.name=").all()
 
 
+def test_keys_that_follow_from_others_are_not_shown(tmp_path):
+    """Two models that differ in layer, steps and rate, and a failed run of a third kind: the model's name tells all."""
+    for name, layer in (("small", 7), ("large", 14)):
+        keys = {"identity.model": {"name": name, "layer": layer}, "identity.train": {"steps": layer, "lr": layer / 1e4}}
+        made_up_run(tmp_path / name, changes=keys)
+    other = {"identity.model": {"name": "third", "layer": 3}, "identity.train": {"steps": 5, "lr": 1.0, "clip": 2.0}}
+    made_up_run(tmp_path / "failed", status="failed", changes=other)
+    shown = table("settings", gather(collect([tmp_path])))
+    assert "model.name" in shown
+    assert not {"model.layer", "train.steps", "train.lr", "train.clip"} & set(shown)
+
+
 def test_links_are_followed_once_and_loops_end(tmp_path):
     made_up_run(tmp_path / "disk/a")
     (tmp_path / "runs").mkdir()
@@ -123,9 +152,7 @@ def test_links_are_followed_once_and_loops_end(tmp_path):
     [
         ("train.jsonl", '{"step": 0, "forget_loss": 1}\n{"step": 1, "forg', ""),
         ("train.jsonl", "", ""),
-        ("samples/roles.json", "{", ""),
-        ("samples/unlearned/mmlu/perturbed.jsonl", '{"id": 0, "correct": true}\n{"id', "line 2"),
-        ("samples/unlearned/mmlu/perturbed.maxlogit.parquet", "PAR1", ""),
+        ("samples.parquet", "PAR1", "samples.parquet"),
     ],
 )
 def test_a_torn_file_of_one_run_ends_nothing_and_is_told(file, content, told, tmp_path):
@@ -134,8 +161,7 @@ def test_a_torn_file_of_one_run_ends_nothing_and_is_told(file, content, told, tm
     (tmp_path / "runs/1" / file).write_text(content)
     main(["report", str(tmp_path / "runs"), "-o", str(tmp_path / "r.html")])
     m = gather(collect([tmp_path / "runs"]))
-    drawn = list(figures(m))
-    assert all(figure.chart is not None for figure in drawn if figure.name in ("figure_1", "training"))
+    assert {"figure_1", "training"} <= {figure.name for figure in figures(m)}
     [row] = table("unusable", m).to_dict("records")
     assert (row["run"], row["status"]) == ("1", "partly unreadable")
     assert told in row["why"]
@@ -161,38 +187,19 @@ def test_a_record_of_wrong_types_is_corrupt(key, value, tmp_path):
     assert key in row["why"]
 
 
-def test_metrics_that_are_no_numbers(tmp_path):
+def test_scores_that_are_no_numbers(tmp_path):
     made_up_run(tmp_path / "good")
-    made_up_run(tmp_path / "text", seed=1)
-    metrics = json.loads((tmp_path / "text/metrics.json").read_text())
-    (tmp_path / "text/metrics.json").write_text(json.dumps({**metrics, "unlearned/mmlu/default/acc": None}))
-    made_up_run(tmp_path / "nan", seed=2)
-    (tmp_path / "nan/metrics.json").write_text(json.dumps({**metrics, "unlearned/mmlu/default/base_low": math.nan}))
-    m = gather(collect([tmp_path]))
-    assert table("unusable", m)["run"].tolist() == ["text"]
-    cells = overview_of(m, seed=2)["95 % (retain, default)"]
-    assert cells.tolist() == [""]
-    (tmp_path / "nan/metrics.json").write_text(json.dumps({**metrics, "unlearned/mmlu/default/acc": math.nan}))
-    rows = gather(collect([tmp_path])).accuracies
-    assert rows[(rows["run"] == "nan") & (rows["task"] == "mmlu") & (rows["query"] == "default")]["model"].tolist() == [
-        "base"
-    ]
-
-
-def overview_of(m, **chosen):
-    rows = table("overview", m)
-    for column, value in chosen.items():
-        rows = rows[rows[column] == value]
-    return rows
+    folder = made_up_run(tmp_path / "nan", seed=1)
+    add_scores(folder, [replace(score, value=math.nan) for score in read_scores(folder)[:1]])
+    assert table("unusable", gather(collect([tmp_path])))["run"].tolist() == ["nan"]
 
 
 def test_a_run_that_was_not_evaluated_is_told(tmp_path):
     made_up_run(tmp_path / "a")
-    made_up_run(tmp_path / "b", seed=1)
-    (tmp_path / "b/metrics.json").write_text('{"train/steps": 40}')
+    made_up_run(tmp_path / "b", seed=1, scores=[])
     assert table("unusable", gather(collect([tmp_path])))["status"].tolist() == ["not evaluated"]
-    (tmp_path / "b/metrics.json").write_text('{"unlearned/forget_text_wiki/default/nats": 3.0}')
-    assert table("unusable", gather(collect([tmp_path])))["status"].tolist() == []
+    write_scores(tmp_path / "b", [Score("unlearned", "forget_text", "wiki", None, "default", "nats", 3.0)])
+    assert table("unusable", gather(collect([tmp_path]))).empty
 
 
 def test_a_long_error_is_cut(tmp_path, capsys):
@@ -211,14 +218,23 @@ def test_a_long_error_is_cut(tmp_path, capsys):
 def test_a_role_is_the_mean_of_its_tasks(tmp_path):
     right = {("wmdp_bio", "default"): [True] * 10 + [False] * 30, ("wmdp_cyber", "default"): [True] * 20 + [False] * 20}
     made_up_run(tmp_path / "a", answers=right)
-    rows = gather(collect([tmp_path])).accuracies
-    row = rows[(rows["role"] == "forget") & (rows["query"] == "default") & (rows["model"] == "unlearned")]
-    row = row.set_index("task").loc["mean"]
-    assert row["acc"] == pytest.approx(100 * (0.25 + 0.5) / 2)
+    rows = gather(collect([tmp_path])).scores
+    rows = rows[(rows["role"] == "forget") & (rows["query"] == "default") & (rows["model"] == "unlearned")]
+    rows = rows[rows["task"] == "mean"].set_index("against")
+    assert rows.loc["", "value"] == pytest.approx((0.25 + 0.5) / 2)
     errors = [(0.25 * 0.75 / 39) ** 0.5, (0.5 * 0.5 / 39) ** 0.5]
-    assert row["stderr"] == pytest.approx(100 * math.hypot(*errors) / 2)
-    assert row["difference"] == pytest.approx(-62.5)
-    assert row["high"] - row["low"] == pytest.approx(20 / 2**0.5)  # two independent halves of 10 points
+    assert rows.loc["", "stderr"] == pytest.approx(math.hypot(*errors) / 2)
+    assert rows.loc["base", "value"] == pytest.approx(-0.625)
+    assert rows.loc["base", "high"] - rows.loc["base", "low"] == pytest.approx(0.2 / 2**0.5)  # two independent halves
+
+
+def test_a_role_of_which_a_task_lacks_a_measure_has_no_mean(tmp_path):
+    folder = made_up_run(tmp_path / "a")
+    write_scores(
+        folder, [score for score in read_scores(folder) if score.task != "wmdp_bio" or score.query == "default"]
+    )
+    rows = accuracies(gather(collect([tmp_path])), role="forget", task="mean")
+    assert set(rows["query"]) == {"default"}
 
 
 def test_a_seed_counts_once_however_often_it_was_run(tmp_path):
@@ -226,7 +242,8 @@ def test_a_seed_counts_once_however_often_it_was_run(tmp_path):
     shutil.copytree(tmp_path / "here", tmp_path / "copied")
     made_up_run(tmp_path / "more", queries=("default", "perturbed", "control"))
     m = gather(collect([tmp_path]))
-    rows = m.unlearned[(m.unlearned["role"] == "retain") & m.unlearned["query"].isin(["default", "perturbed"])]
+    rows = accuracies(m, role="retain")
+    rows = rows[rows["query"].isin(["default", "perturbed"])]
     assert set(rows["seeds"]) == {1}
     assert set(rows["interval"]) == {"over questions"}
     assert any("2 runs repeat a seed" in warning for warning in m.warnings)
@@ -248,7 +265,7 @@ def test_runs_of_other_data_weights_tasks_or_questions_are_not_averaged(change, 
     made_up_run(tmp_path / "b", seed=1, changes=change)
     m = gather(collect([tmp_path]))
     assert m.about["setting"].nunique() == 2
-    assert set(m.unlearned["seeds"]) == {1}
+    assert set(accuracies(m)["seeds"]) == {1}
     assert m.about["other"].nunique() == 2
     assert m.warnings
 
@@ -260,58 +277,62 @@ def test_seeds_together_are_mean_and_students_interval_and_one_seed_is_over_ques
         made_up_run(tmp_path / f"s{seed}", seed=seed, answers=right)
     made_up_run(tmp_path / "alone", nu=0.1)
     m = gather(collect([tmp_path]))
-    rows = m.unlearned[(m.unlearned["role"] == "retain") & (m.unlearned["query"] == "default")].set_index("nu")
+    rows = accuracies(m, role="retain", query="default", task="mean").set_index("nu")
     half = stats.t.ppf(0.975, 2) * np.std([50, 60, 70], ddof=1) / 3**0.5
     assert rows.loc[0.0, ["mean", "low", "high"]].tolist() == pytest.approx([60, 60 - half, 60 + half], abs=1e-3)
     assert rows.loc[0.0, "interval"] == "over seeds"
     assert rows.loc[0.1, "interval"] == "over questions"
     assert rows.loc[0.1, "high"] - rows.loc[0.1, "mean"] == pytest.approx(1.96 * rows.loc[0.1, "stderr"], abs=1e-3)
-    base = m.base[(m.base["role"] == "retain") & (m.base["query"] == "default")]
+    base = m.means_of("acc", model="base")
+    base = base[(base["role"] == "retain") & (base["query"] == "default")]
     assert base["interval"].tolist() == ["over questions"]
 
 
 def test_a_failed_and_an_absent_seed_are_named(material):
-    told = table("settings", material).set_index(["method", "ν"])["missing"]
-    assert told["RMU", 0.05] == "seed 1 failed"
-    assert told["RSV", 0.3] == "seed 2 not there"
-    assert set(told.drop([("RMU", 0.05), ("RSV", 0.3)])) == {""}
-    rows = table("overview", material)
+    missing = table("settings", material).set_index(["method", "ν"])["missing"].dropna()
+    assert dict(missing) == {("RMU", 0.05): "seed 1 failed", ("RSV", 0.3): "seed 2 not there"}
+    rows = table("runs", material)
     assert len(rows) == 35
-    assert rows[rows["status"] == "failed"]["retain, default"].isna().all()
+    assert rows[rows["status"] == "failed"]["retain"].isna().all()
 
 
 def test_a_seed_that_never_began_is_missing_in_its_setting(tmp_path):
     made_up_run(tmp_path / "a")
     waiting = made_up_run(tmp_path / "b", seed=1, status="running")
     record = json.loads((waiting / "run.json").read_text())
-    del record["inputs"]["query_words"]
+    del record["inputs"]["questions"]
     (waiting / "run.json").write_text(json.dumps(record))
-    assert table("settings", gather(collect([tmp_path])))["missing"].tolist() == ["seed 1 unfinished"]
+    assert table("settings", gather(collect([tmp_path])))["missing"].dropna().tolist() == ["seed 1 unfinished"]
 
 
 def test_what_was_asked_later_is_shown_as_well(tmp_path):
     """Trained with eval=none, then `unlearn evaluate RUN`."""
     run = made_up_run(tmp_path / "a")
     record = json.loads((run / "run.json").read_text())
-    later = {**record["identity"]["eval"], "query_words": record["inputs"].pop("query_words")}
-    record["identity"]["eval"] |= {"tasks": {}, "queries": []}
-    record["evaluations"] = [later]
+    later = {"config": dict(record["config"]["eval"]), "questions": record["inputs"].pop("questions"), "time": 1.0}
+    for place in ("identity", "config"):
+        record[place]["eval"] |= {"tasks": {}, "queries": []}
     (run / "run.json").write_text(json.dumps(record))
+    home = run / "evaluations/toy-0"
+    home.mkdir(parents=True)
+    (home / "evaluation.json").write_text(json.dumps(later))
+    for name in ("scores.parquet", "samples.parquet"):
+        shutil.move(run / name, home / name)
+    write_scores(run, [])
     made_up_run(tmp_path / "b", nu=0.1)
     m = gather(collect([tmp_path]))
-    assert set(m.unlearned["nu"]) == {0.0, 0.1}
+    assert set(accuracies(m)["nu"]) == {0.0, 0.1}
     rows = table("contrasts", m).set_index(["role", "effect of"])
-    assert rows.loc[("retain", "RNA, perturbed"), "questions"] == 60
+    assert rows.loc[("retain", "RNA, perturbed"), "seeds"] == 1
 
 
-def test_runs_of_two_versions_of_the_results_have_curves_of_their_own(tmp_path):
-    """A warning tells of the mixture; the figure must not fail on two values at the same nu."""
-    for version in (2, 3):
+def test_runs_that_differ_in_what_no_name_tells_have_curves_of_their_own(tmp_path):
+    """Trained on other corpora: the figure must not fail on two values at the same nu."""
+    for corpora in ("d", "e"):
         for nu in (0.0, 0.1, 0.2, 0.3):
-            changes = {"identity.results_version": version}
-            made_up_run(tmp_path / f"{version}-{nu}", nu=nu, changes=changes)
+            made_up_run(tmp_path / f"{corpora}-{nu}", nu=nu, changes={"inputs.data": {"bio": corpora}})
     drawn = figure_3(gather(collect([tmp_path])))
-    assert set(drawn.data["curve"]) == {"RMU", "RMU (2)"}
+    assert drawn.data["curve"].nunique() == 2
     drawn.chart(SCREEN)
 
 
@@ -328,7 +349,7 @@ def test_the_best_nu_stands_for_a_method_beside_the_same_setting_without(materia
     for choice in material.chosen:
         assert choice.nu == 0.1
         assert choice.of == 3
-        assert without(choice.plain, "rna") == without(choice.rna, "rna")
+        assert choice.plain.without("rna") == choice.rna.without("rna")
 
 
 def test_of_several_coefficients_one_stands_for_both(tmp_path):
@@ -338,8 +359,7 @@ def test_of_several_coefficients_one_stands_for_both(tmp_path):
             made_up_run(tmp_path / f"{c}-{nu}", argument={"c": c}, nu=nu, answers=retained)
     [choice] = gather(collect([tmp_path])).chosen
     assert choice.coefficient == "c=6.5"
-    assert '"c": 6.5' in choice.plain
-    assert '"c": 6.5' in choice.rna
+    assert choice.plain.get("method.c") == choice.rna.get("method.c") == 6.5
 
 
 def test_a_model_is_set_beside_one_of_the_same_corpora(tmp_path):
@@ -348,9 +368,8 @@ def test_a_model_is_set_beside_one_of_the_same_corpora(tmp_path):
         for seed in (0, 1):
             made_up_run(tmp_path / f"{name}{seed}", nu=nu, seed=seed, changes={"inputs.data": {"bio": corpus}})
     m = gather(collect([tmp_path]))
-    [choice], [subject] = m.chosen, Evidence(m).subjects
-    for plain in (choice.plain, subject.plain):
-        assert [run.folder.name for run in m.runs_of(plain).values()] == ["b0", "b1"]
+    [choice] = m.chosen
+    assert [run.folder.name for run in m.runs_of(choice.plain).values()] == ["b0", "b1"]
 
 
 def test_models_of_other_corpora_are_not_paired_and_the_reason_is_told(tmp_path):
@@ -373,9 +392,8 @@ def test_seeds_that_are_one_run_are_told(tmp_path):
     """A method that draws nothing, without RNA and data.shuffle."""
     for name, same in (("npo", True), ("rmu", False)):
         for seed in range(3):
-            file = made_up_run(tmp_path / f"{name}{seed}", method=name, seed=seed) / "metrics.json"
-            loss = 0.5 if same else 0.5 + seed
-            file.write_text(json.dumps({**json.loads(file.read_text()), "train/forget_loss": loss}))
+            changes = {"trained": {"forget_loss": 0.5 if same else 0.5 + seed}}
+            made_up_run(tmp_path / f"{name}{seed}", method=name, seed=seed, changes=changes)
     [told] = [w for w in gather(collect([tmp_path])).warnings if "data.shuffle" in w]
     assert told.startswith("1 settings have the same losses with several seeds")
 
@@ -402,9 +420,7 @@ def test_a_setting_without_forget_tasks_does_not_win_for_that(tmp_path):
     made_up_run(tmp_path / "plain")
     made_up_run(tmp_path / "good", nu=0.1)
     made_up_run(tmp_path / "bad", nu=0.02, answers={("mmlu", "perturbed"): [True] * 48 + [False] * 12})
-    metrics = json.loads((tmp_path / "bad/metrics.json").read_text())
-    left = {key: value for key, value in metrics.items() if "wmdp" not in key}
-    (tmp_path / "bad/metrics.json").write_text(json.dumps(left))
+    write_scores(tmp_path / "bad", [score for score in read_scores(tmp_path / "bad") if "wmdp" not in score.task])
     [choice] = gather(collect([tmp_path])).chosen
     assert choice.nu == 0.1
 
@@ -416,10 +432,10 @@ def test_of_two_models_one_is_shown_and_the_caption_says_so(tmp_path):
     m = gather(collect([tmp_path]))
     assert [choice.method for choice in m.chosen] == ["RMU"]
     assert "Of the 2 combinations of model" in m.choice
-    front = pareto(m)
-    assert set(front.data["method"]) == {"Base", "RMU"}
-    assert "Of the 2 combinations of model" in front.caption
-    assert len(m.base.drop_duplicates(["role", "query"])) == len(m.base)
+    drawn = trade_off(m)
+    assert drawn.data["method"].tolist() == ["Base", "RMU"]
+    assert "Of the 2 combinations of model" in drawn.caption
+    assert table("settings", m)["method"].tolist() == ["Base", "RMU", "Base", "RSV"]
 
 
 def test_curves_join_settings_that_differ_in_nothing_but_the_key(tmp_path):
@@ -462,60 +478,26 @@ def test_a_curves_axis_names_the_values_as_they_are(tmp_path):
     assert {"2", "3.5", "5.5", "7.5"} <= set(re.findall(r">([\d.]+)</text>", svg))
 
 
-def test_contrasts_are_paired_by_question_and_averaged_over_seeds(tmp_path):
-    """Of ten questions perturbation takes 4 in seed 0 and 2 in seed 1: -30 points; means are -1, -.5 and 0."""
+def test_effects_are_means_of_the_seeds_differences(tmp_path):
+    """Of ten questions perturbation takes 4 in seed 0 and 2 in seed 1: -30 points, with Student's t."""
     for seed, lost in ((0, 4), (1, 2)):
         right = {("mmlu", "default"): [True] * 10, ("mmlu", "perturbed"): [False] * lost + [True] * (10 - lost)}
         made_up_run(tmp_path / f"s{seed}", seed=seed, answers=right)
+        won = {("mmlu", "default"): [True] * 10, ("mmlu", "perturbed"): [True] * 10}
+        made_up_run(tmp_path / f"r{seed}", seed=seed, nu=0.1, answers=won)
     rows = table("contrasts", gather(collect([tmp_path]))).set_index(["role", "effect of"])
+    half = 10 * stats.t.ppf(0.975, 1)
     row = rows.loc[("retain", "perturbation, without RNA")]
-    means = [-1.0, -1.0, -0.5, -0.5] + [0.0] * 6
-    assert row["difference"] == -30.0
-    error = stats.sem(means)
-    assert row["p over questions"] == pytest.approx(2 * stats.norm.sf(0.3 / error))
-    assert row["95 % over questions"] == f"{-30 - 196 * error:+.1f} .. {-30 + 196 * error:+.1f}"
-    assert row["p over seeds"] == pytest.approx(stats.ttest_1samp([-0.4, -0.2], 0).pvalue)
-    assert (
-        row["95 % over seeds"] == f"{-30 - 10 * stats.t.ppf(0.975, 1):+.1f} .. {-30 + 10 * stats.t.ppf(0.975, 1):+.1f}"
-    )
-    assert (row["questions"], row["seeds"]) == (10, 2)
+    assert (row["difference"], row["seeds"]) == (f"-30.0 ({-30 - half:+.1f} .. {-30 + half:+.1f})", 2)
+    assert rows.loc[("retain", "RNA, perturbed"), "difference"] == f"+30.0 ({30 - half:+.1f} .. {30 + half:+.1f})"
 
 
-def test_a_roles_difference_is_the_mean_of_its_tasks(tmp_path):
-    """WMDP's tasks are of unequal size: 10 questions that all are lost and 90 that none is make 50 points, not 10."""
-    right = {("wmdp_bio", "default"): [True] * 10, ("wmdp_bio", "perturbed"): [False] * 10}
-    right |= {("wmdp_cyber", query): [True] * 90 for query in ("default", "perturbed")}
-    made_up_run(tmp_path / "a", answers=right)
-    rows = table("contrasts", gather(collect([tmp_path]))).set_index(["role", "effect of"])
-    row = rows.loc[("forget", "perturbation, without RNA")]
-    assert (row["difference"], row["questions"]) == (-50.0, 100)
-
-
-def test_the_interval_of_a_role_takes_its_tasks_as_independent(tmp_path):
-    right = {(task, "default"): [True] * 40 for task in ("wmdp_bio", "wmdp_cyber")}
-    right |= {(task, "perturbed"): [True, False] * 20 for task in ("wmdp_bio", "wmdp_cyber")}
-    made_up_run(tmp_path / "a", answers=right)
-    rows = table("contrasts", gather(collect([tmp_path]))).set_index(["role", "effect of"])
-    half = 196 * stats.sem([0.0, -1.0] * 20) / 2**0.5
-    assert (
-        rows.loc[("forget", "perturbation, without RNA"), "95 % over questions"]
-        == f"{-50 - half:+.1f} .. {-50 + half:+.1f}"
-    )
-
-
-def test_parts_of_a_group_are_one_task_and_subsets_are_paired_on_what_both_were_asked(tmp_path):
-    """As mmlu, whose answers are kept by subject."""
+def test_the_effect_of_rna_in_a_single_seed_is_paired_by_question(tmp_path):
+    """As mmlu, whose answers are kept by subject; RNA was asked the first 20 questions alone."""
     for name, nu, count in (("plain", 0.0, 60), ("rna", 0.1, 20)):
-        right = {("mmlu", "perturbed"): [nu > 0] * count}
-        run = made_up_run(tmp_path / name, nu=nu, answers=right)
-        (run / "samples/unlearned/mmlu").rename(run / "samples/unlearned/mmlu_anatomy")
-        shutil.copytree(run / "samples/unlearned/near_bio", run / "samples/unlearned/mmlu_virology")
-        file = run / "samples/unlearned/mmlu_virology/perturbed.jsonl"
-        file.write_text("".join(json.dumps({"id": i, "correct": True}) + "\n" for i in range(80)))
-        (run / "samples/roles.json").write_text(json.dumps({"retain": ["mmlu_anatomy", "mmlu_virology"]}))
+        made_up_run(tmp_path / name, nu=nu, answers={("mmlu", "perturbed"): [nu > 0] * count})
     rows = table("contrasts", gather(collect([tmp_path]))).set_index(["role", "effect of"])
-    row = rows.loc[("retain", "RNA, perturbed")]
-    assert (row["difference"], row["questions"]) == (20.0, 100)  # 20 of 100 were won
+    assert rows.loc[("retain", "RNA, perturbed"), "difference"] == "+100.0 (+100.0 .. +100.0) q"
 
 
 def test_what_cannot_be_paired_is_in_the_table_with_the_reason(tmp_path):
@@ -523,9 +505,6 @@ def test_what_cannot_be_paired_is_in_the_table_with_the_reason(tmp_path):
     made_up_run(tmp_path / "rna", seed=1, nu=0.1)
     rows = table("contrasts", gather(collect([tmp_path]))).set_index(["role", "effect of"])
     assert rows.loc[("retain", "RNA, perturbed"), "why not"] == "no seed of both: 0 and 1"
-    shutil.rmtree(tmp_path / "plain/samples")
-    rows = table("contrasts", gather(collect([tmp_path]))).set_index(["role", "effect of"])
-    assert "no answers" in rows.loc[("retain", "perturbation, without RNA"), "why not"]
 
 
 def test_runs_of_other_questions_are_not_paired_and_the_reason_is_told(tmp_path):
@@ -533,9 +512,9 @@ def test_runs_of_other_questions_are_not_paired_and_the_reason_is_told(tmp_path)
     made_up_run(tmp_path / "rna", nu=0.1, changes={"inputs.query_words.perturbed": "v" * 64})
     m = gather(collect([tmp_path]))
     rows = table("contrasts", m).set_index(["role", "effect of"])
-    assert "words that replace options differ" in rows.loc[("retain", "RNA, perturbed"), "why not"]
-    assert math.isnan(rows.loc[("retain", "RNA, perturbed"), "difference"])
-    assert rows.loc[("retain", "perturbation, without RNA"), "questions"] == 60  # within a run all is well
+    assert "replaced words" in rows.loc[("retain", "RNA, perturbed"), "why not"]
+    assert rows.loc[("retain", "RNA, perturbed"), "difference"] == ""
+    assert rows.loc[("retain", "perturbation, without RNA"), "seeds"] == 1  # within a run all is well
     assert any("question sets" in warning for warning in m.warnings)
 
 
@@ -560,52 +539,71 @@ def test_table_1_is_in_the_papers_form(tmp_path):
 # What is written
 
 
-def test_every_figure_is_drawn_and_has_its_data(material):
+def test_figures_for_which_there_are_results_are_drawn(material):
+    """No coefficient varies, and these runs have no eval.every and no attack."""
     made = {figure.name: figure for figure in figures(material)}
-    assert set(made) == {
-        "figure_1",
-        "figure_2",
-        "figure_3",
-        "figure_4",
-        "pareto",
-        "texts",
-        "texts_ngrams",
-        "course",
-        "attacks",
-        "attack_levels",
-        "training",
-    }
-    assert made["figure_2"].chart is None  # no coefficient varies
-    assert "sweep=figure_2" in made["figure_2"].caption
-    for name in set(made) - {
-        "figure_2",
-        "texts",
-        "texts_ngrams",
-        "course",
-        "attacks",
-        "attack_levels",
-    }:  # these runs have no texts, no eval.every and no attack
-        assert made[name].chart is not None, made[name].caption
-        assert len(made[name].data) > 0
+    assert list(made) == ["trade_off", "figure_1", "figure_3", "figure_4", "training"]
+    for figure in made.values():
+        assert len(figure.data) > 0
     three = made["figure_3"].data
     value = three[(three["method"] == "RSV") & (three["x"] == 0.3) & (three["role"] == "retain")]
     assert set(value["missing"]) == {"seed 2 not there"}
 
 
+def test_the_first_screen_is_the_result(grid, tmp_path):
+    main(["report", str(grid), "-o", str(tmp_path / "r.html")])
+    text = (tmp_path / "r.html").read_text()
+    sections = re.findall(r'<section id="s-(\w+)"', text)
+    assert sections[:2] == ["trade_off", "settings"]
+    assert sections[-2:] == ["runs", "unusable"]
+    assert "Nothing to show" not in text
+
+
+def test_the_table_of_settings_has_means_with_intervals_and_marks_the_best(material):
+    rows = table("settings", material)
+    columns = ["method", "c", "β", "ν", "forget", "forget, perturbed", "retain", "retain, perturbed"]
+    assert list(rows)[:8] == columns
+    assert rows["method"].tolist()[0] == "Base"
+    assert rows[rows["method"].str.endswith(" *")]["ν"].tolist() == [0.1, 0.1, 0.1]
+    assert re.fullmatch(r"\d+\.\d ± \d+\.\d", rows["retain"].iloc[-1])
+
+
+def test_a_run_with_texts_alone_has_a_table_of_them(tmp_path, capsys):
+    scores = [Score("base", "forget_text", "bio", None, "default", "nats", 3.0, stderr=0.1)]
+    scores += [Score("unlearned", "forget_text", "bio", None, "default", "nats", 9.25, stderr=0.1)]
+    made_up_run(tmp_path / "run", scores=scores, changes={"identity.eval.tasks": {}})
+    main(["report", str(tmp_path), "--format", "latex"])
+    text = capsys.readouterr().out
+    assert r"forget\_text" in text
+    assert r"9.250 $\pm$ 0.196 q" in text
+    with pytest.raises(SystemExit, match=r"--table table_1: these runs have nothing for it\. There is: settings, runs"):
+        main(["report", str(tmp_path), "--format", "latex", "--table", "table_1"])
+
+
 def test_a_maxlogit_that_is_no_number_is_left_out(tmp_path):
     run = made_up_run(tmp_path / "a")
-    file = run / "samples/unlearned/mmlu/perturbed.maxlogit.parquet"
-    pd.DataFrame({"maxlogit": [*pd.read_parquet(file)["maxlogit"], math.nan]}).to_parquet(file)
+    samples = read_samples(run)
+    write_samples(run, [replace(s, maxlogits=s.maxlogits and [*s.maxlogits, math.nan]) for s in samples])
     [data] = [figure.data for figure in figures(gather(collect([tmp_path]))) if figure.name == "figure_1"]
     densities = data[data["panel"] == "maxlogit"]
     assert set(densities["series"]) == {"Base", "RMU"}
     assert densities["density"].notna().all()
 
 
+def test_the_training_that_a_run_took_over_is_shown(tmp_path):
+    made_up_run(tmp_path / "first")
+    second = made_up_run(tmp_path / "second", seed=1, changes={"training_from": "first"})
+    shutil.rmtree(tmp_path / "first/samples", ignore_errors=True)
+    (second / "train.jsonl").unlink()
+    m = gather(collect([second]))
+    assert "training" in {figure.name for figure in figures(m)}
+    assert m.problems == {}
+
+
 def test_figures_as_pdf_png_and_csv(grid, tmp_path):
     main(["report", str(grid), "--figures", str(tmp_path / "figures"), "-o", str(tmp_path / "r.html")])
     written = {file.name for file in (tmp_path / "figures").iterdir()}
-    names = ("figure_1", "figure_3", "figure_4", "pareto", "training")
+    names = ("figure_1", "figure_3", "figure_4", "trade_off", "training")
     assert written == {f"{name}.{kind}" for name in names for kind in ("pdf", "png", "csv")}
     for name in names:
         [sheet] = PdfReader(tmp_path / f"figures/{name}.pdf").pages
@@ -629,14 +627,17 @@ def test_tables_as_text(kind, grid, capsys):
         assert r"$\pm$" in text
 
 
-def test_every_accuracy_as_csv(grid, tmp_path):
-    main(["report", str(grid), "--format", "csv", "--table", "accuracies", "-o", str(tmp_path / "a.csv")])
+def test_every_score_as_csv(grid, tmp_path):
+    main(["report", str(grid), "--format", "csv", "--table", "scores", "-o", str(tmp_path / "a.csv")])
     rows = pd.read_csv(tmp_path / "a.csv")
-    metrics = json.loads((grid / "rmu-0-0/metrics.json").read_text())
     row = rows[(rows["run"] == "rmu-0-0") & (rows["task"] == "mmlu") & (rows["query"] == "perturbed")]
-    assert row[row["model"] == "unlearned"]["acc"].item() == pytest.approx(
-        100 * metrics["unlearned/mmlu/perturbed/acc"], abs=1e-3
-    )
+    row = row[(row["model"] == "unlearned") & row["against"].isna()]
+    [score] = [
+        score.value
+        for score in read_scores(grid / "rmu-0-0")
+        if (score.model, score.task, score.query, score.against) == ("unlearned", "mmlu", "perturbed", None)
+    ]
+    assert row["value"].item() == pytest.approx(score)
 
 
 def test_what_was_not_used_is_said_and_a_mistake_ends_with_one_line(grid, tmp_path, capsys):
@@ -647,11 +648,39 @@ def test_what_was_not_used_is_said_and_a_mistake_ends_with_one_line(grid, tmp_pa
         main(["report", str(tmp_path / "nowhere")])
 
 
-def test_cells_of_markdown_stay_cells(tmp_path, capsys):
-    made_up_run(tmp_path / "a", status="failed", changes={"error": "a | b\nc"})
-    main(["report", str(tmp_path), "--format", "md", "--table", "unusable"])
+@pytest.mark.parametrize(
+    ("kind", "cell"),
+    [("md", r"=1+1 \| b \x1b[2J c"), ("csv", r"'=1+1 | b \x1b[2J c"), ("latex", r"=1+1 | b \textbackslash{}x1b[2J c")],
+)
+def test_text_of_runs_stays_in_its_cell_and_is_no_formula(kind, cell, tmp_path, capsys):
+    made_up_run(tmp_path / "a", status="failed", changes={"error": "=1+1 | b \x1b[2J\nc"})
+    main(["report", str(tmp_path), "--format", kind, "--table", "unusable"])
     [line] = [line for line in capsys.readouterr().out.splitlines() if "failed" in line]
-    assert r"a \| b c" in line
+    assert cell in line
+
+
+def test_a_terminal_in_ascii_gets_a_table(grid, monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    main(["report", str(grid), "--format", "md"])
+    out.flush()
+    assert "| RMU *" in out.buffer.getvalue().decode("ascii")
+
+
+@pytest.mark.parametrize("content", ['{"config": null, "identity": null}', "[" * 200_000])
+def test_a_damaged_record_does_not_end_the_report(content, tmp_path):
+    made_up_run(tmp_path / "good")
+    (made_up_run(tmp_path / "bad") / "run.json").write_text(content)
+    assert table("unusable", gather(collect([tmp_path])))["status"].tolist() == ["corrupt"]
+
+
+def test_a_log_that_is_no_file_does_not_hang_the_report(tmp_path):
+    run = made_up_run(tmp_path / "a")
+    (run / "train.jsonl").unlink()
+    os.mkfifo(run / "train.jsonl")
+    m = gather(collect([tmp_path]))
+    assert "training" not in {figure.name for figure in figures(m)}
+    assert list(m.problems) == [str(run)]
 
 
 def test_options_that_do_not_go_together(grid, capsys):
@@ -662,9 +691,13 @@ def test_options_that_do_not_go_together(grid, capsys):
         main(["report", str(grid), "--format", "md", "--table", "published"])
 
 
-def test_output_that_cannot_be_written(grid, tmp_path):
-    with pytest.raises(SystemExit, match="Error: "):
+def test_output_that_cannot_be_written_is_refused_before_anything_is_computed(grid, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match=r"Error: -o .*: it is a folder"):
         main(["report", str(grid), "--format", "csv", "-o", str(tmp_path)])
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(write, "collect", lambda _: pytest.fail("it was computed before"))
+    with pytest.raises(SystemExit, match=r"Error: .*-o FILE chooses another place"):
+        main(["report", str(grid), "-o", str(tmp_path / "file/report.html")])
 
 
 def test_text_of_runs_cannot_become_markup(tmp_path):
@@ -672,7 +705,7 @@ def test_text_of_runs_cannot_become_markup(tmp_path):
     made_up_run(tmp_path / "b", changes={"identity.model.name": "</script><b>x</b>"})
     made_up_run(tmp_path / "c")
     m = gather(collect([tmp_path]))
-    text = page(m, tables(m), list(figures(m)), title="<i>t</i>")
+    text = page(m, [made for make in TABLES.values() if (made := make(m))], list(figures(m)), title="<i>t</i>")
     assert "<img src=x" not in text
     assert "</script><b>" not in text
     assert "<i>t</i>" not in text

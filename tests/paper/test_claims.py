@@ -7,9 +7,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from tests.analysis.made_up import ROLES, made_up_run
+from tests.analysis.made_up import ROLES, add_scores, made_up_run
 from unlearn.analysis.collect import collect
-from unlearn.analysis.report.contrasts import Contrast
 from unlearn.analysis.report.material import gather
 from unlearn.cli.main import main
 from unlearn.paper.claims.claims import (
@@ -26,10 +25,12 @@ from unlearn.paper.claims.claims import (
     rna_less_plain,
     stumble,
 )
+from unlearn.paper.claims.contrasts import Contrast
 from unlearn.paper.claims.document import document
 from unlearn.paper.claims.evidence import Evidence
 from unlearn.paper.claims.theorems import measure_theorems
 from unlearn.paper.theory.verdicts import THEOREMS
+from unlearn.records.scores import Score, read_scores, role_means
 
 NUS = (0.1, 0.3, 1.0, 2.0)
 SEEDS = (0, 1, 2)
@@ -43,6 +44,16 @@ def share(value, seed):
         places = [i for i in range(ASKED) if i // 4 % 2 == half]
         right[places[: round(value * len(places)) + seed % 2]] = True
     return list(right)
+
+
+def maxlogits(model, mean):
+    place = (model, "retain", "mmlu", None, "perturbed")
+    return [Score(*place, "maxlogit_mean", mean), Score(*place, "maxlogit_std", mean / 4)]
+
+
+def accuracy_of(folder):
+    """On retained knowledge, of default queries."""
+    return role_means(read_scores(folder), "acc")["retain", "default"]
 
 
 def runs(root, curve, *, coefficients=None, layers=None, extra=None, base=None):
@@ -63,15 +74,10 @@ def runs(root, curve, *, coefficients=None, layers=None, extra=None, base=None):
 
     def write(folder, seed, nu, near, values, **more):
         queries = ("default", "perturbed", *extra)
-        made_up_run(folder, nu=nu, seed=seed, queries=queries, answers=answers(*values, near, seed), **more)
-        for query, value in (base or {}).items():
-            lines = (json.dumps({"id": i, "correct": bool(r)}) for i, r in enumerate(share(value, 0)))
-            (folder / f"samples/base/mmlu/{query}.jsonl").write_text("\n".join(lines))
-        metrics = json.loads((folder / "metrics.json").read_text())
-        for model, value in (("base", 20.0), ("unlearned", 12.0 + 0.1 * seed)):
-            metrics[f"{model}/mmlu/perturbed/maxlogit_mean"] = value
-            metrics[f"{model}/mmlu/perturbed/maxlogit_std"] = value / 4
-        (folder / "metrics.json").write_text(json.dumps(metrics))
+        of_base = {("mmlu", query): share(value, 0) for query, value in (base or {}).items()}
+        made = answers(*values, near, seed)
+        made_up_run(folder, nu=nu, seed=seed, queries=queries, answers=made, base=of_base, **more)
+        add_scores(folder, [*maxlogits("base", 20.0), *maxlogits("unlearned", 12.0 + 0.1 * seed)])
 
     for seed in SEEDS:
         for nu, values in curve.items():
@@ -273,13 +279,12 @@ def test_nu_are_compared_over_the_seeds_that_all_have(tmp_path):
 def test_maxlogit_and_drop_are_correlated_over_all_methods(tmp_path, slope, verdict):
     for number, (method, nu, seed) in enumerate(product(("rmu", "rsv"), (0.0, 0.1), (0, 1, 2))):
         folder = made_up_run(tmp_path / str(number), method=method, nu=nu, seed=seed)
-        metrics = json.loads((folder / "metrics.json").read_text())
         drop = 0.1 + 0.01 * number + 0.001 * (number % 2)
-        of_plain = {"maxlogit_mean": 12 + slope * number, "acc": metrics["unlearned/mmlu/default/acc"] - drop}
-        of_rna = {"maxlogit_mean": 20.0}  # is no part of it
-        for name, value in (of_rna if nu else of_plain).items():
-            metrics[f"unlearned/mmlu/perturbed/{name}"] = value
-        (folder / "metrics.json").write_text(json.dumps(metrics))
+        measures = {"maxlogit_mean": 12.0 + slope * number, "acc": accuracy_of(folder) - drop}
+        if nu:  # is no part of it
+            measures = {"maxlogit_mean": 20.0}
+        place = ("unlearned", "retain", "mmlu", None, "perturbed")
+        add_scores(folder, [Score(*place, name, value) for name, value in measures.items()])
     found = OVER_METHODS.effect(Evidence(gather(collect([tmp_path]))).subjects[0])
     assert OVER_METHODS.verdict(found) == verdict
     if slope:
@@ -291,11 +296,10 @@ def test_what_differs_between_methods_alone_is_no_correlation(tmp_path):
     """Of each method nothing goes with anything; all of one are surer, and stumble less, than all of the other."""
     for (place, method), nu, seed in product(enumerate(("rmu", "rsv")), (0.0, 0.1), range(4)):
         folder = made_up_run(tmp_path / f"{method}-{nu}-{seed}", method=method, nu=nu, seed=seed)
-        metrics = json.loads((folder / "metrics.json").read_text())
-        metrics["unlearned/mmlu/perturbed/maxlogit_mean"] = 12 + 5 * place + 0.1 * (seed // 2)
         drop = 0.3 - 0.2 * place + 0.01 * (seed % 2)
-        metrics["unlearned/mmlu/perturbed/acc"] = metrics["unlearned/mmlu/default/acc"] - drop
-        (folder / "metrics.json").write_text(json.dumps(metrics))
+        measures = {"maxlogit_mean": 12 + 5 * place + 0.1 * (seed // 2), "acc": accuracy_of(folder) - drop}
+        of_task = ("unlearned", "retain", "mmlu", None, "perturbed")
+        add_scores(folder, [Score(*of_task, name, value) for name, value in measures.items()])
     found = OVER_METHODS.effect(Evidence(gather(collect([tmp_path]))).subjects[0])
     assert found.difference == pytest.approx(0, abs=1e-6)
     assert OVER_METHODS.verdict(found) == NOT_SEEN

@@ -8,19 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from unlearn.config.identity import identity
 from unlearn.errors import UserError, describe
-from unlearn.records.legacy import flat_metrics
 from unlearn.records.samples import SAMPLES, Sample, read_samples
 from unlearn.records.scores import KEY, SCORES, Score, read_scores
 from unlearn.runs.evaluations import Evaluation, evaluations_of
 from unlearn.runs.folder import check_version
 from unlearn.storage.files import read_object
-from unlearn.storage.hashing import json_sha256
 from unlearn.sweeps.sweep import Job, Sweep
 
 REQUIRED: dict[str, type | tuple[type, ...]] = {
@@ -67,11 +65,6 @@ class Run:
         """The final figures of its training."""
         return self.record.get("trained", {})
 
-    @cached_property
-    def metrics(self) -> dict[str, float]:
-        """Temporary: the scores under flat names."""
-        return flat_metrics(self.scores)
-
     @property
     def roles(self) -> dict[str, list[str]]:
         """Its tasks by role, each role as the first evaluation that asked it has it: later ones may add roles."""
@@ -85,27 +78,6 @@ class Run:
     def queries(self) -> list[str]:
         """The kinds of query that were asked."""
         return list(dict.fromkeys(query for e in self.evaluations for query in e.config["queries"]))
-
-    @property
-    def question_set(self) -> dict[str, Any]:
-        """The settings that determine its questions: of the first evaluation that asked any."""
-        asking = next((e for e in self.evaluations if e.questions), None)
-        if asking is None:
-            return {}
-        words = asking.query_words.get("perturbed")
-        return {**{key: asking.config.get(key) for key in OF_QUESTIONS}, **({"words": words} if words else {})}
-
-    @property
-    def content(self) -> str | None:
-        """The hash of its default questions and their right answers; None if there are none."""
-        hashes = (evaluation.questions.get("default") for evaluation in self.evaluations)
-        first = next((of_roles for of_roles in hashes if of_roles), None)
-        return None if first is None else json_sha256(first)
-
-    @property
-    def own_roles(self) -> dict[str, list[str]]:
-        """The tasks by role of its first evaluation that asked anything."""
-        return next((evaluation.roles for evaluation in self.evaluations if evaluation.roles), {})
 
     def question_hash(self, query: str, role: str) -> str | None:
         """The hash of all that the figures of a query and role are computed from; None if it was not asked."""

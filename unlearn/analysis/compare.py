@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from unlearn.analysis.collect import OF_QUESTIONS, Run, read_run
@@ -32,11 +33,17 @@ Samples = dict[tuple[str, str, str], dict[int, Sample]]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of two runs: (task or role, query) -> result, and (role, query) -> why it, or a part of it, is left out."""
+    """Of two runs: (task, query) and (role, query) -> result, and (role, query) -> why it is left out."""
 
-    results: dict[tuple[str, str], Paired | PairedMeans]
+    tasks: dict[tuple[str, str], Paired | PairedMeans]
+    roles: dict[tuple[str, str], Paired | PairedMeans]
     refused: dict[tuple[str, str], str]
     differing: dict[tuple[str, str], int] = field(default_factory=dict)  # (role, query) -> questions of other content
+
+    @property
+    def results(self) -> dict[tuple[str, str], Paired | PairedMeans]:
+        """Those of tasks, then those of roles."""
+        return self.tasks | self.roles
 
 
 def by_place(samples: Iterable[Sample], model: str = "unlearned") -> Samples:
@@ -109,8 +116,19 @@ def compare(a: Samples, b: Samples) -> Comparison:
             continue
         by_task[task, query] = both
         by_role.setdefault((role, query), []).extend(both)
-    together = by_task | dict(sorted(by_role.items()))
-    return Comparison({name: _paired(both) for name, both in together.items()}, refused, differing)
+    return Comparison(
+        {name: _paired(both) for name, both in by_task.items()},
+        {name: _paired(both) for name, both in sorted(by_role.items())},
+        refused,
+        differing,
+    )
+
+
+def compare_answers(a: Run, b: Run) -> Comparison:
+    """`compare` for the unlearned models of two runs. Raises UserError for answers that cannot be read."""
+    comparison = compare(by_place(a.samples()), by_place(b.samples()))
+    refused = {(role, query): _why_other_questions(a, b, query, role) for role, query in comparison.refused}
+    return replace(comparison, refused=refused)
 
 
 def _paired(both: list[tuple[Sample, Sample]]) -> Paired | PairedMeans:
@@ -126,10 +144,7 @@ def compare_runs(a: Path, b: Path) -> Comparison:
     """
     for folder in (a, b):
         read_record(folder)
-    left, right = (_run_with_samples(folder) for folder in (a, b))
-    comparison = compare(by_place(left.samples()), by_place(right.samples()))
-    refused = {(role, query): _why_other_questions(left, right, query, role) for role, query in comparison.refused}
-    return replace(comparison, refused=refused)
+    return compare_answers(*(_run_with_samples(folder) for folder in (a, b)))
 
 
 def _run_with_samples(folder: Path) -> Run:
@@ -142,10 +157,11 @@ def _run_with_samples(folder: Path) -> Run:
 
 
 def show_comparison(a: Path, b: Path) -> None:
-    """Print the table of `compare_runs`. Raises UserError if there is nothing to compare."""
+    """Print the tables of `compare_runs`. Raises UserError if there is nothing to compare."""
     comparison = compare_runs(a, b)
     for run in (a, b):
-        if (status := read_record(run).get("status")) != "done":
+        status = read_record(run).get("status")
+        if status != "done":
             say(f"Warning: {run} is not done but {status}: its answers may not be all.")
     for (role, query), why in comparison.refused.items():
         say(f"{query} queries of {role} are not compared: {why}.")
@@ -154,25 +170,26 @@ def show_comparison(a: Path, b: Path) -> None:
             say(f"{count} {query} queries of {role} are left out: {OTHER_QUESTIONS}.")
     if not comparison.results:
         raise UserError("the two runs have no task and query in common.")
-    title = f"{b.name} against {a.name}"
-    questions = _table(f"{title}, accuracy in %", "questions", "only A right", "only B right", "McNemar p")
-    texts = _table(f"{title}, nats a token", "documents", "t-test p")
-    for name, r in comparison.results.items():
+    title = f"{b.name} minus {a.name}"
+    questions = _table(f"{title}: accuracy in points", "questions", "only A:B right", "McNemar p")
+    texts = _table(f"{title}: nats a token", "texts", "t-test p")
+    for (name, query), r in comparison.results.items():
         if isinstance(r, Paired):
-            figures = (f"{100 * r.difference:+.1f}", f"{100 * r.low:+.1f} .. {100 * r.high:+.1f}")
-            questions.add_row(*name, str(r.questions), *figures, str(r.only_a), str(r.only_b), f"{r.p:.2g}")
+            difference = f"{100 * r.difference:+.1f} ({100 * r.low:+.1f} .. {100 * r.high:+.1f})"
+            questions.add_row(name, query, difference, str(r.questions), f"{r.only_a}:{r.only_b}", f"{r.p:.2g}")
         else:
-            figures = (f"{r.difference:+.3f}", f"{r.low:+.3f} .. {r.high:+.3f}")
-            texts.add_row(*name, str(r.documents), *figures, f"{r.p:.2g}")
+            difference = f"{r.difference:+.3f} ({r.low:+.3f} .. {r.high:+.3f})"
+            texts.add_row(name, query, difference, str(r.documents), f"{r.p:.2g}")
     for table in (questions, texts):
         if table.row_count:
             console.print(table)
 
 
-def _table(title: str, counted: str, *tested: str) -> Table:
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("task", "query"):
-        table.add_column(column)
-    for column in (counted, "difference", "95 % interval", *tested):
-        table.add_column(column, justify="right")
+def _table(title: str, counted: str, *tests: str) -> Table:
+    """A table that fits into 80 columns: long names of tasks are folded."""
+    table = Table(title=escape(title), box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("task or role", "query"):
+        table.add_column(column, overflow="fold")
+    for column in ("difference (95 %)", counted, *tests):
+        table.add_column(column, justify="right", no_wrap=column.startswith("difference"))
     return table

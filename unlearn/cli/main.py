@@ -123,9 +123,9 @@ def report(
     table: Annotated[
         str | None,
         typer.Option(
-            help="With md, latex or csv: overview, table_1, contrasts, settings, accuracies or unusable; with --paper, "
-            "published or published_table_1.",
-            show_default="table_1",
+            help="With md, latex or csv: settings, contrasts, table_1, runs, scores or unusable; with --paper also "
+            "published, published_table_1.",
+            show_default="settings",
         ),
     ] = None,
     figures: Annotated[

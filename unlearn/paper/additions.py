@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import altair as alt
@@ -9,10 +10,10 @@ import pandas as pd
 
 from unlearn.analysis.report import curves
 from unlearn.analysis.report.charts import Look
-from unlearn.analysis.report.contrasts import Contrast, contrasts_of
-from unlearn.analysis.report.figure import Figure
+from unlearn.analysis.report.effects import effects
+from unlearn.analysis.report.figure import Figure, Table
 from unlearn.analysis.report.material import Material
-from unlearn.analysis.report.tables import SHOWN, Table
+from unlearn.analysis.report.tables import SHOWN
 from unlearn.analysis.report.write import Additions
 from unlearn.paper import published
 from unlearn.paper.phases import phases
@@ -20,11 +21,11 @@ from unlearn.paper.phases import phases
 PHASE_COLOURS = {"I": "#009E73", "II": "#D55E00", "III": "#56B4E9"}
 
 
-def figure_3(m: Material) -> Figure:
+def figure_3(m: Material) -> Figure | None:
     """Accuracy against nu, with the phases of section 6.6 and the nu that the paper found best."""
     figure = curves.figure_3(m, behind=_phases_and_best_nu)
-    if figure.chart is None:
-        return figure
+    if figure is None:
+        return None
     caption = (
         f"{figure.caption} Dotted vertical line: the ν that the paper found best (published). Shaded: the phases of "
         "section 6.6, read off the means under perturbation, however wide their intervals. In phase I, retained "
@@ -60,17 +61,19 @@ def _published_rule(nu: float | None, look: Look) -> list[alt.Chart]:
     return [rule.encode(x="nu:Q", tooltip=["published:N"])]
 
 
-def choices(m: Material) -> Table:
+def choices(m: Material) -> Table | None:
     """The paper's coefficients, nu and effects beside those of these runs."""
+    differences = {(e.method, e.name): e.difference for e in effects(m) if e.role == "retain"}
     rows = []
     for choice in m.chosen:
-        effects = contrasts_of(m, choice, "retain")
         drop, gain = (
-            effects.get(name, Contrast()).difference for name in ("perturbation, without RNA", "RNA, perturbed")
+            differences.get((choice.method, name), math.nan) for name in ("perturbation, without RNA", "RNA, perturbed")
         )
         row = {"method": choice.method, "c, β": choice.coefficient, "ν": choice.nu}
         row |= {"drop, retain": round(-drop, 1), "gain by RNA, retain": round(gain, 1)}
         rows.append(row | published.beside(choice.method))
+    if not rows:
+        return None
     note = f"Columns that begin with published are {published.SOURCE}; the others are these runs'. Points of accuracy."
     return Table("published", "Beside the paper", note, pd.DataFrame(rows))
 

@@ -8,25 +8,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import altair as alt
 import pandas as pd
 
 from unlearn.analysis.collect import Run
+from unlearn.analysis.frames import mean_interval
 from unlearn.analysis.report import charts
 from unlearn.analysis.report.charts import Look
-from unlearn.analysis.report.contrasts import mean_over_seeds
 from unlearn.analysis.report.figure import Figure
-from unlearn.analysis.report.frames import SETTING
 from unlearn.analysis.report.material import Material
+from unlearn.analysis.settings import SETTING
 from unlearn.records.attacks import BASE, NOT_ATTACKED, RETRAINED, UNLEARNED, attack_folders, read_attack
 from unlearn.records.names import text_role
 from unlearn.records.scores import Score, role_means
 
 STRONGEST = "the strongest of them"
-NOTHING = "Nothing to show: no run was attacked (sweep=attacks, or `unlearn attack RUN`)."
 DISJOINT = "no attack with a run's own questions was made at the same level on runs with RNA and without"
 MEASURES = {
     "points": ("acc", "forget", 100.0, "accuracy on forgotten in %"),
@@ -121,37 +119,21 @@ def comparable(rows: pd.DataFrame) -> pd.DataFrame:
     rows = rows.assign(with_rna=rows["nu"] > 0, made=rows["attack"] + ", " + rows["level"])
     sides = rows.groupby(of)["with_rna"].transform("nunique")
     rows = rows[rows.groupby([*of, "made"])["with_rna"].transform("nunique") == sides]
-    own = rows.groupby([*of, "setting"])["made"].transform("nunique")
+    own = rows.groupby([*of, "setting"], sort=False)["made"].transform("nunique")
     return rows[own == rows.groupby(of)["made"].transform("nunique")].drop(columns=["with_rna", "made"])
 
 
 def strongest(rows: pd.DataFrame) -> pd.DataFrame:
     """Of each run and unit the attack and level that bring back most."""
-    return rows.loc[rows.groupby(["setting", "seed", "unit"])["recovered"].idxmax()]
+    return rows.loc[rows.groupby(["setting", "seed", "unit"], sort=False)["recovered"].idxmax()]
 
 
-def _nothing(m: Material) -> str:
-    """Why there are no rows."""
-    folders = m.about["folder"][m.about["world"] == m.world]
-    names = {attack.name.rpartition("-")[0] for folder in folders for attack in attack_folders(Path(folder))}
-    made = sorted(names - {NOT_ATTACKED})
-    if not made:
-        return NOTHING
-    return (
-        f"Nothing to show: the attacks that were made ({', '.join(made)}) have no accuracy on forgotten questions, and "
-        "no nats a token of forgotten texts. `unlearn attack RUN` shows in the terminal what they measure."
-    )
-
-
-def figure(m: Material) -> Figure:
+def figure(m: Material) -> Figure | None:
     """Robustness against what the strongest attack brings back."""
-    title = "Attacks · Robust, and still forgotten?"
     rows = attack_rows(m)
+    rows = rows if rows.empty else comparable(rows)
     if rows.empty:
-        return Figure("attacks", title, _nothing(m), pd.DataFrame())
-    rows = comparable(rows)
-    if rows.empty:
-        return Figure("attacks", title, f"Nothing to show: {DISJOINT}.", pd.DataFrame())
+        return None
     data = pd.DataFrame(
         {**dict(zip([*SETTING, "unit"], key, strict=True)), "seeds": len(group), **_summary(group)}
         for key, group in strongest(rows).groupby([*SETTING, "unit"], sort=False, dropna=False)
@@ -169,16 +151,16 @@ def figure(m: Material) -> Figure:
         "without an attack. Of a method and seed those attacks and levels count that were made with RNA and without, "
         "and the runs that were put to all of them. Means with 95 % intervals over seeds, where there are several."
     )
-    return Figure("attacks", title, caption, data, chart)
+    return Figure("attacks", "Attacks · Robust, and still forgotten?", caption, data, chart)
 
 
 def _summary(group: pd.DataFrame) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    summary: dict[str, Any] = {}
     for name in ("robust", "recovered", "known", "without"):
-        over = mean_over_seeds(list(group[name].astype(float)))
-        found |= {name: over.difference, f"{name}_low": over.seeds_low, f"{name}_high": over.seeds_high}
-    told = (group["attack"] + ", " + group["level"]).value_counts()
-    return found | {"strongest": f"{told.index[0]} ({told.iloc[0]} of {len(group)})"}
+        mean, low, high = mean_interval(list(group[name].astype(float)))
+        summary |= {name: mean, f"{name}_low": low, f"{name}_high": high}
+    attacks = (group["attack"] + ", " + group["level"]).value_counts()
+    return summary | {"strongest": f"{attacks.index[0]} ({attacks.iloc[0]} of {len(group)})"}
 
 
 def _plane(data: pd.DataFrame, look: Look, unit: str, methods: Sequence[str]) -> alt.LayerChart | alt.FacetChart:
@@ -207,12 +189,11 @@ def _robust_scale(data: pd.DataFrame, unit: str) -> alt.Scale:
     return charts.span(data["robust"], 2 + (0.0 if pd.isna(half) else float(half)))
 
 
-def levels(m: Material) -> Figure:
+def levels(m: Material) -> Figure | None:
     """What is known of the forgotten at each level of each attack, and by the base model under the same attack."""
-    title = "Attacks · What comes back"
     rows = attack_rows(m)
     if rows.empty:
-        return Figure("attack_levels", title, _nothing(m), pd.DataFrame())
+        return None
     rows = rows.astype({"base": float, "retrained": float})
     by = [*SETTING, "attack", "level", "number", "unit"]
     data = rows.groupby(by, sort=False, dropna=False)[["known", "without", "base", "retrained"]].mean().reset_index()
@@ -232,7 +213,7 @@ def levels(m: Material) -> Figure:
         "model under the same attack (an attack can do other things to it for each method), dotted: a model "
         "trained without it (`--retrained`). Means over seeds."
     )
-    return Figure("attack_levels", title, caption, data, chart)
+    return Figure("attack_levels", "Attacks · What comes back", caption, data, chart)
 
 
 def _course(

@@ -11,11 +11,11 @@ import pandas as pd
 from unlearn.analysis.report import charts
 from unlearn.analysis.report.charts import Look
 from unlearn.analysis.report.figure import Figure
-from unlearn.analysis.report.frames import SEPARATOR, without
 from unlearn.analysis.report.material import Material
+from unlearn.analysis.report.trade_off import INTERVALS
+from unlearn.analysis.settings import differences, telling_keys
 
 ROLES = ("retain", "forget")
-INTERVALS = "Means with 95 % intervals, over seeds (of a single seed, over questions)."
 MARGIN = 1.15  # how far beside the smallest and the largest nu an axis goes on, as a factor
 MOST = 12  # curves that are drawn; the table of a figure has all
 Behind = Callable[[pd.DataFrame, pd.DataFrame, Look], list[alt.Chart]]
@@ -27,17 +27,20 @@ def against(m: Material, key: str) -> pd.DataFrame:
     `common` is what all of a curve's settings have in common, `curve` its name: the method, and what else tells it from
     the other curves. Only curves of at least two values.
     """
-    rows, column = m.unlearned, "nu" if key == "rna.nu" else key
+    rows, column = m.means_of("acc"), "nu" if key == "rna.nu" else key
     if rows.empty or column not in m.about:
         return pd.DataFrame()
-    values = m.about.drop_duplicates("setting").set_index("setting")[column]
+    values = m.about[m.about["setting"].notna()].drop_duplicates("setting").set_index("setting")[column]
     rows = rows.assign(x=rows["setting"].map(values))
     rows = rows[rows["x"].notna() & rows["role"].isin(ROLES) & rows["query"].isin(["default", "perturbed"])]
     left_out = "rna" if key == "rna.nu" else key  # without noise, its scale has no meaning
-    rows = rows.assign(common=[without(setting, left_out) for setting in rows["setting"]])
-    rows = rows[rows.groupby("common")["x"].transform("nunique") > 1]
-    rows = rows.assign(curve=_names(rows, key)).drop(columns=["setting", "world", "model", "task"])
-    # Curves can differ in what no name tells, as the results' version: these are numbered.
+    rows = rows.assign(common=[setting.without(left_out) for setting in rows["setting"]])
+    rows = rows[rows.groupby("common", sort=False)["x"].transform("nunique") > 1]
+    if rows.empty:
+        return rows
+    rows = rows.assign(curve=_names(m, rows, key))
+    rows = rows.drop(columns=["setting", "world", "model", "task", "measure", "against"])
+    # Curves can differ in what no name tells: these are numbered.
     number = rows.groupby("curve")["common"].transform(lambda common: pd.factorize(common)[0])
     rows["curve"] += number.map(lambda n: f" ({n + 1})" if n else "")
     place = {curve: number for number, curve in enumerate(rows["curve"].unique())}
@@ -45,16 +48,15 @@ def against(m: Material, key: str) -> pd.DataFrame:
     return rows.sort_values(list(order), key=lambda column: column.map(order[str(column.name)])).reset_index(drop=True)
 
 
-def _names(rows: pd.DataFrame, key: str) -> list[str]:
-    """The name of each row's curve: the method and, if it has several curves, their difference."""
+def _names(m: Material, rows: pd.DataFrame, key: str) -> list[str]:
+    """The name of each row's curve: the method and, if it has several curves, their differences."""
+    about = m.about[m.about["setting"].notna()].drop_duplicates("setting").set_index("setting")
+    about = about.loc[list(rows["setting"])]
+    arguments = [c for c in about if str(c).startswith("method.") and pd.api.types.is_numeric_dtype(about[c])]
     parts = pd.DataFrame({"method": rows["method"]})
-    argument = key.removeprefix("method.")
-    parts["coefficient"] = [
-        ", ".join(p for p in c.split(", ") if not p.startswith(f"{argument}=")) for c in rows["coefficient"]
-    ]
-    parts["other"] = [
-        SEPARATOR.join(p for p in o.split(SEPARATOR) if not p.startswith(f"{key}=")) for o in rows["other"]
-    ]
+    short = about[arguments].rename(columns=lambda name: name.removeprefix("method."))
+    parts["arguments"] = [differences(row, key.removeprefix("method.")) for row in short.to_dict("records")]
+    parts["other"] = [differences(row, key) for row in about[telling_keys(m.about)].to_dict("records")]
     if key != "rna.nu":
         parts["noise"] = rows["nu"].map(lambda nu: f"ν = {nu:g}" if nu else "")
     shown = ["method"]
@@ -64,19 +66,23 @@ def _names(rows: pd.DataFrame, key: str) -> list[str]:
     return [" ".join(part for part in row if part) for row in parts[shown].itertuples(index=False)]
 
 
-def figure_2(m: Material) -> Figure:
+def varying(m: Material) -> list[str]:
+    """The numeric keys in which the runs differ."""
+    keys = [str(c) for c in m.about if "." in str(c) and not str(c).startswith("eval.")]
+    return [key for key in keys if pd.api.types.is_numeric_dtype(m.about[key])]
+
+
+def figure_2(m: Material) -> Figure | None:
     """Accuracy against the method's own coefficients, without RNA where there are such runs."""
-    title = "Figure 2 · Coefficients c and β against robustness"
     parts = {}
-    for argument in (str(column) for column in m.about.columns if str(column).startswith("method.")):
+    for argument in [key for key in varying(m) if key.startswith("method.")]:
         rows = against(m, argument)
         for _, of_method in rows.groupby("method", sort=False) if len(rows) else ():
             plain = of_method[of_method["nu"] == 0]
             for curve, part in (plain if len(plain) else of_method).groupby("curve", sort=False):
                 parts[f"{curve}: {argument.removeprefix('method.').replace('beta', 'β')}"] = part
     if not parts:
-        why = "no two runs differ in nothing but a method's coefficient (sweep=figure_2)."
-        return Figure("figure_2", title, f"Nothing to show: {why}", pd.DataFrame())
+        return None
     data = pd.concat([part.assign(panel=name) for name, part in parts.items()], ignore_index=True)
     shown = dict(list(parts.items())[:MOST])
 
@@ -92,24 +98,23 @@ def figure_2(m: Material) -> Figure:
         )
 
     caption = f"Accuracy against c (RMU, RSV) and β (Adaptive RMU). {INTERVALS}{_told(data, len(parts))}"
+    title = "Figure 2 · Coefficients c and β against robustness"
     return Figure("figure_2", title, caption, data.drop(columns="common"), chart)
 
 
-def figure_3(m: Material, behind: Behind | None = None) -> Figure:
+def figure_3(m: Material, behind: Behind | None = None) -> Figure | None:
     """Accuracy against the noise scale.
 
     Args:
         behind: what is drawn behind a curve, from the rows of its roles with RNA and without.
     """
-    title = "Figure 3 · The noise scale ν"
     rows = against(m, "rna.nu")
     noisy = rows[rows["x"] > 0] if len(rows) else rows
     if noisy.empty:
-        why = "no two runs differ in nothing but rna.nu (sweep=noise_scale)."
-        return Figure("figure_3", title, f"Nothing to show: {why}", pd.DataFrame())
+        return None
     curves = list(dict.fromkeys(noisy["curve"]))
     shown = noisy[noisy["curve"].isin(curves[:MOST])]
-    plain = dict(list(rows[rows["x"] == 0].groupby("common")))
+    plain = dict(list(rows[rows["x"] == 0].groupby("common", sort=False)))
     nothing = rows.iloc[:0]
 
     def chart(look: Look) -> alt.ConcatChart:
@@ -124,14 +129,13 @@ def figure_3(m: Material, behind: Behind | None = None) -> Figure:
         return charts.side_by_side(*panels, columns=min(3, len(curves)))
 
     caption = f"{INTERVALS} Horizontal lines: the same without RNA.{_told(rows, len(curves))}"
-    return Figure("figure_3", title, caption, rows.drop(columns="common"), chart)
+    return Figure("figure_3", "Figure 3 · The noise scale ν", caption, rows.drop(columns="common"), chart)
 
 
 def further(m: Material) -> Iterator[Figure]:
     """A figure for each other numeric key that a curve of runs differs in: the layer, alpha, steps, ..."""
-    numeric = [str(c) for c in m.about.columns if "." in str(c) and pd.api.types.is_numeric_dtype(m.about[c])]
-    for key in numeric:
-        rows = pd.DataFrame() if key.startswith("method.") else against(m, key)
+    for key in [key for key in varying(m) if not key.startswith("method.")]:
+        rows = against(m, key)
         if rows.empty:
             continue
         curves = list(dict.fromkeys(rows["curve"]))
@@ -152,7 +156,7 @@ def further(m: Material) -> Iterator[Figure]:
 
 def _told(rows: pd.DataFrame, curves: int) -> str:
     """Further sentences of a caption."""
-    hollow = " Hollow points lack seeds: see Means over seeds." if (rows["missing"] != "").any() else ""
+    hollow = " Hollow points lack seeds: see Results by setting." if (rows["missing"] != "").any() else ""
     rest = f" {MOST} of {curves} curves are drawn; the data has all." if curves > MOST else ""
     return hollow + rest
 

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import altair as alt
+import pandas as pd
 import vl_convert
 
 from unlearn.analysis.report.charts import PAPER
-from unlearn.analysis.report.figure import Figure
-from unlearn.analysis.report.tables import Table
+from unlearn.analysis.report.figure import Figure, Table
 from unlearn.screen import plain
 from unlearn.storage.files import write_atomically
 
 PNG_SCALE = 4  # pixels for each point: about 300 dots an inch
+FORMULA = re.compile(r"^[=+\-@\t\r](?![\d.]|inf\b)")  # a cell that a spreadsheet would compute
 
 
 def write_figures(folder: Path, figures: Iterable[Figure]) -> int:
-    """Write NAME.pdf, NAME.png and NAME.csv of each figure that has data; returns the number of figures."""
+    """Write NAME.pdf, NAME.png and NAME.csv of each figure; returns the number of figures."""
     count = 0
     for figure in figures:
-        if figure.chart is None:
-            continue
         with alt.data_transformers.enable("default", max_rows=None):
             spec = figure.chart(PAPER).configure(**PAPER.config()).to_dict()
         write_atomically(folder / f"{figure.name}.pdf", vl_convert.vegalite_to_pdf(spec))
         write_atomically(folder / f"{figure.name}.png", vl_convert.vegalite_to_png(spec, scale=PNG_SCALE))
-        write_atomically(folder / f"{figure.name}.csv", figure.data.to_csv(index=False))
+        write_atomically(folder / f"{figure.name}.csv", as_csv(figure.data))
         count += 1
     return count
 
@@ -37,33 +38,56 @@ def write_table(table: Table, kind: str, output: Path | None) -> None:
     """A table as `kind` (md, latex or csv) into a file, or on the terminal."""
     text = as_text(table, kind)
     if output is None:
-        sys.stdout.write(plain(text))
+        write_text(text)
     else:
         write_atomically(output, text)
+
+
+def write_text(text: str) -> None:
+    """Text on standard output. Letters that its encoding lacks become question marks."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(plain(text).encode(encoding, errors="replace").decode(encoding))
+
+
+def as_csv(data: pd.DataFrame) -> str:
+    """Data as CSV. Text of runs is data: on one line, without control characters, and never a formula."""
+    return _of_cells(data, _csv).to_csv(index=False)
 
 
 def as_text(table: Table, kind: str) -> str:
     """A table with its title and note, CSV without."""
     if kind == "csv":
-        return table.data.to_csv(index=False)
-    if table.data.empty:
-        return f"{table.title}\n\n{table.note}\n" if kind == "md" else f"% {table.title}: {table.note}\n"
-    escape = _latex if kind == "latex" else _markdown
-    data = table.data.rename(columns=escape).map(lambda value: escape(value) if isinstance(value, str) else value)
+        return as_csv(table.data)
     if kind == "md":
+        data = _of_cells(table.data, _markdown)
         shown = data.astype(object).where(data.notna(), None)  # tabulate knows None as missing, not NaN
         return f"### {table.title}\n\n{shown.to_markdown(index=False, missingval='–')}\n\n{table.note}\n"
-    return f"% {table.title}\n% {table.note}\n{data.to_latex(index=False, na_rep='--', float_format='%.4g')}"
+    data = _of_cells(table.data, _latex)
+    latex = data.to_latex(index=False, na_rep="--", float_format="%.4g")
+    return f"% {_line(table.title)}\n% {_line(table.note)}\n{latex}"
+
+
+def _of_cells(data: pd.DataFrame, escape: Any) -> pd.DataFrame:
+    data = data.rename(columns=lambda name: escape(str(name)))
+    return data.map(lambda value: escape(value) if isinstance(value, str) else value)
+
+
+def _line(text: str) -> str:
+    """Text on one line, its control characters written out."""
+    return plain(" ".join(text.split()))
+
+
+def _csv(text: str) -> str:
+    line = _line(text)
+    return f"'{line}" if FORMULA.match(line) else line
 
 
 def _markdown(text: str) -> str:
-    """Escape text for a cell of a Markdown table."""
-    return " ".join(text.split()).replace("|", "\\|")
+    return _line(text).replace("|", "\\|")
 
 
 def _latex(text: str) -> str:
-    """Escape text for LaTeX."""
     signs = {"\\": r"\textbackslash{}", "±": r"$\pm$", "ν": r"$\nu$", "β": r"$\beta$", "γ": r"$\gamma$", "–": "--"}
     signs |= {"·": r"$\cdot$", "↑": r"$\uparrow$"}
     signs |= {sign: f"\\{sign}" for sign in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return "".join(signs.get(letter, letter) for letter in text)
+    return "".join(signs.get(letter, letter) for letter in _line(text))

@@ -1,9 +1,9 @@
-"""A figure: its name, title, caption, data, and the function that draws it."""
+"""A figure and a table of a report."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import altair as alt
@@ -11,15 +11,26 @@ import pandas as pd
 
 from unlearn.analysis.report.charts import Look
 
-Chart: TypeAlias = alt.Chart | alt.LayerChart | alt.FacetChart | alt.ConcatChart
+Chart: TypeAlias = alt.Chart | alt.LayerChart | alt.ConcatChart
 
 
 @dataclass(frozen=True)
 class Figure:
-    """`chart` draws it in a look; `data` is its table. If it is empty, `caption` says why."""
+    """`chart` draws it in a look; `data` is its table."""
 
     name: str
     title: str
     caption: str
     data: pd.DataFrame
-    chart: Callable[[Look], Chart] | None = None
+    chart: Callable[[Look], Chart]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose columns are its headings; `note` says how to read it."""
+
+    name: str
+    title: str
+    note: str
+    data: pd.DataFrame
+    text: frozenset[str] = field(default_factory=frozenset)  # columns of running text

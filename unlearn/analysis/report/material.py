@@ -1,4 +1,4 @@
-"""The data of figures and tables: runs, their accuracies, means over seeds, and the chosen settings."""
+"""The data of figures and tables: runs, their scores, means over seeds, and the chosen settings."""
 
 from __future__ import annotations
 
@@ -9,17 +9,10 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from unlearn.analysis.collect import Run
+from unlearn.analysis.frames import MEAN, over_seeds, score_frame
 from unlearn.analysis.report.choose import Chosen, choose
-from unlearn.analysis.report.frames import (
-    MEAN,
-    METHODS,
-    accuracy_frame,
-    flat,
-    missing_seeds,
-    over_seeds,
-    repeated_seeds,
-    run_frame,
-)
+from unlearn.analysis.results import flat_settings
+from unlearn.analysis.settings import METHODS, Setting, missing_seeds, run_frame
 from unlearn.arguments import is_number
 from unlearn.errors import describe
 
@@ -28,40 +21,36 @@ LOSSES = ("forget_loss", "retain_loss")  # of the last logged step
 
 @dataclass(frozen=True)
 class Material:
-    """See the fields' frames in `unlearn.analysis.report.frames`.
+    """Runs and the frames of `unlearn.analysis.settings` and `unlearn.analysis.frames`.
 
     Figures that compare methods are of one world, which is one model and what it was asked: that of most runs.
     """
 
     runs: Sequence[Run]
     about: pd.DataFrame
-    accuracies: pd.DataFrame
+    scores: pd.DataFrame
     means: pd.DataFrame
     world: str
     chosen: Sequence[Chosen]
     problems: dict[str, str] = field(default_factory=dict)  # run -> what could not be read
 
-    @property
-    def unlearned(self) -> pd.DataFrame:
-        """Roles' accuracies of unlearned models, of all worlds."""
-        return self._of("unlearned")
-
-    @property
-    def base(self) -> pd.DataFrame:
-        """Those of this world's base model: a row for each role and query."""
-        base = self._of("base")
-        return base[base["world"] == self.world].drop_duplicates(["role", "query"]) if len(base) else base
-
-    def _of(self, model: str) -> pd.DataFrame:
+    def means_of(self, measure: str, *, model: str = "unlearned", against: str = "") -> pd.DataFrame:
+        """The roles' means over seeds of a measure, of all worlds; of the base model those of this world, once."""
         means = self.means
-        return means[(means["model"] == model) & (means["task"] == MEAN)] if len(means) else means
+        rows = means[
+            (means["model"] == model)
+            & (means["measure"] == measure)
+            & (means["against"] == against)
+            & (means["task"] == MEAN)
+        ]
+        return rows[rows["world"] == self.world].drop_duplicates(["role", "query"]) if model == "base" else rows
 
     @property
-    def standing(self) -> dict[str, tuple[str, bool]]:
+    def shown(self) -> dict[Setting, tuple[str, bool]]:
         """Chosen settings: setting -> (method, whether with RNA)."""
         return {setting: (c.method, rna) for c in self.chosen for setting, rna in c.settings.items()}
 
-    def runs_of(self, setting: str) -> dict[int, Run]:
+    def runs_of(self, setting: Setting) -> dict[int, Run]:
         """The finished runs of a setting: seed -> run; of several of a seed, the one asked in most kinds of query."""
         rows = self.about[(self.about["setting"] == setting) & (self.about["status"] == "done")]
         rows = rows.assign(asked=[len(self.runs[number].queries) for number in rows["number"]])
@@ -77,7 +66,7 @@ class Material:
             self.problems.setdefault(str(run.folder), describe(error))
 
     @property
-    def lacking(self) -> dict[str, str]:
+    def lacking(self) -> dict[Setting, str]:
         """{setting: the seeds that it lacks, and why}."""
         return missing_seeds(self.about)
 
@@ -98,54 +87,45 @@ class Material:
         """Warnings for the reader: runs of several models, data, questions or code versions."""
         done = [run for run in self.runs if run.done]
         codes = [run.record.get("code") or {} for run in done]
-        seen = {
+        finished = self.about[self.about["status"] == "done"]
+        kinds = {
             "models": {f"{r.identity['model']['name']} ({str(r.record['inputs'].get('model'))[:8]})" for r in done},
-            "sets of training texts": {_brief(r.record["inputs"].get("data")) for r in done},
-            "question sets": {_brief({k: v for k, v in r.question_set.items() if v is not None}) for r in done},
-            "sets of tasks": {_brief(r.roles) for r in done},
+            "sets of training texts": set(finished["corpora"]),
+            "question sets": set(finished["questions"]),
             "code versions": {str(code.get("commit") or "unknown")[:10] for code in codes},
-            "versions of the results": {str(r.identity.get("results_version")) for r in done},
         }
-        found = []
-        for what, values in seen.items():
+        warnings = []
+        for what, values in kinds.items():
             if len(values) > 1:
                 listed = [*sorted(values)[:5], *(["..."] if len(values) > 5 else [])]
-                found.append(f"These runs are of {len(values)} {what}: {'; '.join(listed)}.")
+                warnings.append(f"These runs are of {len(values)} {what}: {'; '.join(listed)}.")
         changed = sum(bool(code.get("changed")) for code in codes)
         if changed:
-            found.append(f"{changed} of {len(done)} runs were made by code with uncommitted changes.")
-        repeated = repeated_seeds(self.about)
+            warnings.append(f"{changed} of {len(done)} runs were made by code with uncommitted changes.")
+        repeated = int(finished.duplicated(["setting", "seed"]).sum())
         if repeated:
-            found.append(f"{repeated} runs repeat a seed of the same setting; each seed counts once.")
+            warnings.append(f"{repeated} runs repeat a seed of the same setting; each seed counts once.")
         alike = self._alike_over_seeds()
         if alike:
-            found.append(
+            warnings.append(
                 f"{alike} settings have the same losses with several seeds, as nothing in them is drawn at random: the "
                 "seeds are one run, and their intervals over seeds mean nothing. data.shuffle=true draws the order."
             )
-        return found
+        return warnings
 
     def _alike_over_seeds(self) -> int:
         """How many settings ended with the same losses for two seeds."""
-        losses: dict[str, dict[int, tuple[float, ...]]] = {}
-        for run, (setting, seed) in zip(self.runs, self.about[["setting", "seed"]].values, strict=True):
-            ended = tuple(v for k, v in sorted(run.training.items()) if k in LOSSES)
+        losses: dict[Setting, dict[int, tuple[float, ...]]] = {}
+        for run, (setting, seed) in zip(self.runs, self.about[["setting", "seed"]].to_numpy(), strict=True):
+            ended = tuple(run.training[name] for name in LOSSES if name in run.training)
             if run.done and ended:
                 losses.setdefault(setting, {})[seed] = ended
         return sum(len(set(of.values())) < len(of) for of in losses.values())
 
 
-def _brief(value: object) -> str:
-    """A nested value in a line, hashes cut short."""
-    if isinstance(value, dict):
-        return " ".join(f"{key}={_brief(v)}" for key, v in value.items())
-    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text[:8] if len(text) == 64 else text
-
-
 def _order(run: Run) -> tuple[object, ...]:
     """Methods as the paper names them, then by coefficient, nu and seed."""
-    keys = flat(run.identity)
+    keys = flat_settings(run.identity)
     method = str(keys.get("method.name", ""))
     place = list(METHODS).index(method) if method in METHODS else len(METHODS)
     numbers = [float(v) for k, v in sorted(keys.items()) if k.startswith("method.") and is_number(v)]
@@ -155,10 +135,10 @@ def _order(run: Run) -> tuple[object, ...]:
 def gather(runs: Sequence[Run]) -> Material:
     """Make all frames of these runs."""
     runs = sorted(runs, key=_order)
-    about = run_frame(runs)
-    accuracies = accuracy_frame(runs, about)
-    means = over_seeds(accuracies, about)
+    about, scores = run_frame(runs), score_frame(runs)
+    means = over_seeds(scores, about)
     worlds = about[about["world"] != ""]["world"].value_counts()
     world = str(worlds.index[0]) if len(worlds) else ""
-    chosen = choose(means[means["world"] == world]) if len(means) else []
-    return Material(runs, about, accuracies, means, world, chosen)
+    of_world = about[about["world"] == world] if world else about.iloc[:0]
+    chosen = choose(means[means["world"] == world], of_world)
+    return Material(runs, about, scores, means, world, chosen)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import base64
 import html
 import json
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -18,12 +17,13 @@ import pandas as pd
 import vl_convert
 
 from unlearn.analysis.report.charts import SCREEN
-from unlearn.analysis.report.figure import Figure
+from unlearn.analysis.report.export import as_csv
+from unlearn.analysis.report.figure import Figure, Table
 from unlearn.analysis.report.material import Material
-from unlearn.analysis.report.tables import TABLES, Table
 
 MANY = 15  # rows: from here on a table is shown in pages, and its columns can be filtered
-TENTHS = re.compile(",|difference|drop|gain")  # headings of percentages and points
+FIRST = ("trade_off", "settings", "contrasts", "table_1")  # the result comes first,
+LAST = ("runs", "unusable")  # and what it is made of last
 
 
 def page(m: Material, tables: Sequence[Table], figures: Sequence[Figure], *, title: str) -> str:
@@ -33,34 +33,28 @@ def page(m: Material, tables: Sequence[Table], figures: Sequence[Figure], *, tit
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     template = environment.from_string((files(__package__) / "page.html").read_text(encoding="utf-8"))
-    shown = {table.name: table for table in tables if table.name != "accuracies"}  # its rows are too many
+    by_name: dict[str, Table | Figure] = {part.name: part for part in (*tables, *figures)}
+    by_name.pop("scores", None)  # its rows are too many
+    between = [name for name in by_name if name not in FIRST + LAST]
+    parts = [by_name[name] for name in (*FIRST, *between, *LAST) if name in by_name]
     return template.render(
         title=title,
         summary=summary(m),
         warnings=m.warnings,
-        tables=shown,
-        more=[table for name, table in shown.items() if name not in TABLES],
-        figures=figures,
-        table_html={name: _rows(table) for name, table in shown.items()},
-        csv={name: csv_link(data) for name, data in _data(shown.values(), figures)},
-        specs=_script_json({f.name: spec(f) for f in figures if f.chart is not None}),
+        parts=parts,
+        table_html={part.name: _rows(part) for part in parts if isinstance(part, Table)},
+        csv={part.name: csv_link(part.data) for part in parts},
+        specs=_script_json({part.name: spec(part) for part in parts if isinstance(part, Figure)}),
         vega=vl_convert.javascript_bundle(),  # type: ignore[call-arg]
         datatables=base64.b64encode((bundle / "dt_bundle.js").read_bytes()).decode(),
         datatables_css=(bundle / "dt_bundle.css").read_text(encoding="utf-8"),
     )
 
 
-def _data(tables: Iterable[Table], figures: Iterable[Figure]) -> Iterator[tuple[str, pd.DataFrame]]:
-    for table in tables:
-        yield table.name, table.data
-    for figure in figures:
-        yield figure.name, figure.data
-
-
 def summary(m: Material) -> list[tuple[str, str]]:
     """What the page is about: (what, how many or which)."""
     counted = Counter(run.status for run in m.runs)
-    known = m.about[m.about["setting"] != ""]
+    known = m.about[m.about["setting"].notna()]
     done = [run for run in m.runs if run.done]
     codes = {str((run.record.get("code") or {}).get("commit") or "unknown")[:10] for run in done}
     return [
@@ -80,15 +74,14 @@ def _few(values: Sequence[str]) -> str:
 
 def spec(figure: Figure) -> dict[str, Any]:
     """Vega-Lite's specification for the screen."""
-    assert figure.chart is not None
     with alt.data_transformers.enable("default", max_rows=None, consolidate_datasets=True):
-        found = figure.chart(SCREEN).configure(**SCREEN.config()).to_dict()
-    return found | {"usermeta": {"embedOptions": {"downloadFileName": figure.name}}}
+        specification = figure.chart(SCREEN).configure(**SCREEN.config()).to_dict()
+    return specification | {"usermeta": {"embedOptions": {"downloadFileName": figure.name}}}
 
 
 def csv_link(data: pd.DataFrame) -> str:
     """A table as an address that holds it."""
-    return "data:text/csv;base64," + base64.b64encode(data.to_csv(index=False).encode()).decode()
+    return "data:text/csv;base64," + base64.b64encode(as_csv(data).encode()).decode()
 
 
 def _script_json(content: Any) -> str:
@@ -102,8 +95,7 @@ def _rows(table: Table) -> str:
     head = "".join(f'<th scope="col">{html.escape(str(column))}</th>' for column in data)
     lines = []
     for values in data.itertuples(index=False, name=None):
-        cells = (_cell(column, value) for column, value in zip(data.columns, values, strict=True))
-        lines.append(f"<tr>{''.join(cells)}</tr>")
+        lines.append(f"<tr>{''.join(map(_cell, values))}</tr>")
     size = "many" if len(data) > MANY else "few"
     body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
     return f'<style>{_columns(table)}</style><table id="{table.name}" class="compact {size}">{body}</table>'
@@ -121,10 +113,9 @@ def _columns(table: Table) -> str:
     return "".join(styles)
 
 
-def _cell(column: str, value: Any) -> str:
+def _cell(value: Any) -> str:
     """A cell; what is missing is sorted before everything else."""
-    if value is None or value == "" or (isinstance(value, float) and pd.isna(value)):
+    if pd.isna(value) or value == "":
         return '<td data-order="">–</td>'
-    kind = ".1f" if TENTHS.search(column) else ".2g" if column.startswith("p ") else "g"
-    text = format(value, kind) if isinstance(value, float) else str(value)
+    text = format(value, ".4g") if isinstance(value, float) else str(value)
     return f"<td>{html.escape(text)}</td>"

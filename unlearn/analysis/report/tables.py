@@ -3,199 +3,224 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from typing import Any
 
 import pandas as pd
 
-from unlearn.analysis.report.contrasts import contrasts_of
-from unlearn.analysis.report.frames import MEAN
+from unlearn.analysis.frames import MEAN
+from unlearn.analysis.report.effects import effects
+from unlearn.analysis.report.figure import Table
 from unlearn.analysis.report.material import Material
+from unlearn.analysis.settings import telling_keys
+from unlearn.records.names import text_role
 
 NONE = "–"
 SHOWN = ("default", "perturbed")
-TABLES = ("overview", "table_1", "contrasts", "settings", "accuracies", "unusable")
+DIGITS = {"acc": 1}  # of what is shown, behind the point; of other measures three
+FIRST = ("forget", "retain", text_role("forget"), text_role("retain"))  # roles
 LONGEST = 300  # letters of an error that are shown; the run's folder has all
 GREEK = {"beta": "β", "gamma": "γ", "nu": "ν"}
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table; `note` says how to read it, or, where it is empty, why."""
-
-    name: str
-    title: str
-    note: str
-    data: pd.DataFrame
-    text: frozenset[str] = field(default_factory=frozenset)  # columns of running text
+def _named(m: Material) -> pd.DataFrame:
+    """A row for each run: method, its arguments, nu, and the keys that tell the runs apart."""
+    arguments = [str(c) for c in m.about if str(c).startswith("method.") and pd.api.types.is_numeric_dtype(m.about[c])]
+    short = {c: GREEK.get(c.removeprefix("method."), c.removeprefix("method.")) for c in arguments}
+    return m.about[["method", *arguments, "nu", *telling_keys(m.about)]].rename(columns={**short, "nu": GREEK["nu"]})
 
 
-def tables(m: Material) -> list[Table]:
-    """All of them, in the order of the page; to be made after the figures, which find what cannot be read."""
-    return [overview(m), table_1(m), contrasts(m), settings(m), accuracies(m), unusable(m)]
+def _measured(m: Material) -> pd.DataFrame:
+    """The roles' means that tables show: accuracies, nats a token, and what tasks without either have."""
+    rows = m.means[(m.means["task"] == MEAN) & (m.means["against"] == "") & m.means["query"].isin(SHOWN)]
+    usual = rows["measure"].isin(["acc", "nats"])
+    others = ~rows["role"].isin(set(rows["role"][usual])) & ~rows["measure"].isin(["truncated", "perplexity"])
+    return rows[usual | others]
 
 
-def _about(m: Material) -> pd.DataFrame:
-    """A row for each run: method, its arguments, nu, seed, and what else differs."""
-    arguments = {c: c.removeprefix("method.") for c in m.about if str(c).startswith("method.")}
-    columns = ["method", *arguments, "nu", "seed", "other"]
-    named = {**{c: GREEK.get(short, short) for c, short in arguments.items()}, "nu": GREEK["nu"]}
-    data = m.about[columns].rename(columns=named)
-    return data.drop(columns="other") if (data["other"] == "").all() else data
+def _heading(role: str, query: str, measure: str) -> str:
+    """`forget`, `retain, perturbed`, `forget_text`, `generated exact_match`."""
+    return role + ("" if measure in ("acc", "nats") else f" {measure}") + ("" if query == "default" else f", {query}")
 
 
-def overview(m: Material) -> Table:
-    """A row for each run, also for those that have no result."""
-    data = _about(m).assign(status=m.about["status"])
-    rows, number = m.accuracies, m.about["number"]
-    if len(rows):
-        mean = rows[(rows["task"] == MEAN) & (rows["model"] == "unlearned") & rows["query"].isin(SHOWN)]
-        for (role, query), part in mean.groupby(["role", "query"], sort=False):
-            part = part.set_index("number")
-            data[f"{role}, {query}"] = number.map(part["acc"].round(1))
-            data[f"{role}, {query}: less base"] = number.map(part["difference"].round(1))
-            data[f"95 % ({role}, {query})"] = number.map(
-                {n: _interval(low, high) for n, low, high in zip(part.index, part["low"], part["high"], strict=True)}
-            )
-    note = (
-        "A row for each run. Accuracies in %, a role's being the mean of its tasks; differences from the base model in "
-        "points, paired by question, with 95 % intervals over questions."
-    )
-    data["run"] = m.about["run"]
-    return Table("overview", "All runs", note, data, frozenset({"other"}))
-
-
-def _interval(low: float, high: float) -> str:
-    return "" if math.isnan(low) else f"{low:+.1f} .. {high:+.1f}"
-
-
-def settings(m: Material) -> Table:
-    """Means over seeds of each setting, of those too that have no result."""
-    about = _about(m).drop(columns="seed").assign(setting=m.about["setting"])
-    about = about[about["setting"] != ""].drop_duplicates("setting").set_index("setting")
-    rows = m.unlearned
-    if len(rows):
-        rows = rows[rows["query"].isin(SHOWN)]
-        seeds = rows.drop_duplicates("setting").set_index("setting")["seeds"]
-        about["seeds"] = seeds.reindex(about.index).fillna(0).astype(int)
+def settings(m: Material) -> Table | None:
+    """The result: a row for each setting, with the means over its seeds, and for the base model."""
+    named = _named(m).assign(setting=m.about["setting"], world=m.about["world"])
+    named = named[named["setting"].notna()].drop_duplicates("setting")
+    if named.empty:
+        return None
+    worlds = [world for world in dict.fromkeys(named["world"]) if world]
+    base = pd.DataFrame({"method": "Base", "setting": worlds, "world": worlds})
+    of_worlds = [part for w in worlds for part in (base[base["world"] == w], named[named["world"] == w])]
+    data = pd.concat([*of_worlds, named[named["world"] == ""]]).set_index("setting").drop(columns="world")
+    best = {choice.rna or choice.plain for choice in m.chosen if choice.of > 1}
+    data["method"] = data["method"].where(~data.index.isin(list(best)), data["method"] + " *")
+    rows = _measured(m)
+    rows = rows.assign(key=rows["setting"].where(rows["model"] != "base", rows["world"]))
+    groups = rows.drop_duplicates(["key", "role", "query", "measure"]).groupby(["role", "query", "measure"], sort=False)
+    for (role, query, measure), part in sorted(groups, key=_place):
+        cells = {row.key: _mean_cell(row) for row in part.itertuples()}
+        data[_heading(role, query, measure)] = [cells.get(key) for key in data.index]
+    seeds = rows[rows["model"] != "base"].drop_duplicates("setting").set_index("setting")["seeds"]
+    counts = [None if key in worlds else int(seeds.get(key, 0)) for key in data.index]
+    data["seeds"] = pd.array(counts, dtype="Int64")
     lacking = m.lacking
-    about["missing"] = [lacking[setting] for setting in about.index]
-    for (role, query), part in rows.groupby(["role", "query"], sort=False) if len(rows) else ():
-        cells = zip(part["setting"], part["mean"], part["low"], part["high"], part["interval"], strict=True)
-        about[f"{role}, {query}"] = pd.Series({s: _mean_cell(*values) for s, *values in cells})
-    if (about["missing"] == "").all():
-        about = about.drop(columns="missing")
+    data["missing"] = [lacking.get(key) or None for key in data.index]
     note = (
-        "Seeds of a setting together: mean and 95 % interval, Student's t over seeds; of a single seed, over questions "
-        "(marked q). Where a seed is missing, a column says which and why."
+        "Accuracies in %, held-out texts (roles that end in _text) in nats a token; a role is the mean of its tasks. "
+        "Means over seeds ± half of the 95 % interval: Student's t over seeds; marked q, of a single seed, over "
+        "questions. Of the keys in which the runs differ, those that follow from others are left out."
     )
-    return Table("settings", "Means over seeds", note, about, frozenset({"other", "missing"}))
+    if best:
+        note += (
+            " Starred: of a method's settings with RNA, the one with the highest accuracy on retained knowledge under "
+            "perturbation minus that on forgotten knowledge; on texts, the one that forgets most minus what it loses "
+            "of retained texts."
+        )
+    return Table("settings", "Results by setting", note, _tidy(data.reset_index(drop=True)), frozenset({"missing"}))
 
 
-def _mean_cell(mean: float, low: float, high: float, interval: str) -> str:
+def _place(group: tuple[Any, pd.DataFrame]) -> tuple[int, str, str]:
+    """Forgetting and retention come first."""
+    (role, query, _), _ = group
+    return FIRST.index(role) if role in FIRST else len(FIRST), role, query
+
+
+def _tidy(data: pd.DataFrame) -> pd.DataFrame:
+    """Without columns that have nothing."""
+    return data.drop(columns=[column for column in data if data[column].isna().all()])
+
+
+def _mean_cell(row: object) -> str:
+    mean, low, high = row.mean, row.low, row.high  # type: ignore[attr-defined]
+    digits = DIGITS.get(row.measure, 3)  # type: ignore[attr-defined]
     if math.isnan(low):
-        return f"{mean:.1f}"
-    return f"{mean:.1f} ({low:.1f} .. {high:.1f})" + ("" if interval == "over seeds" else " q")
+        return f"{mean:.{digits}f}"
+    half = max(mean - low, high - mean)
+    return f"{mean:.{digits}f} ± {half:.{digits}f}" + ("" if row.interval == "over seeds" else " q")  # type: ignore[attr-defined]
 
 
-def accuracies(m: Material) -> Table:
-    """Every accuracy of every finished run, tidy, for one's own analysis."""
-    data = m.accuracies
-    if len(data):
-        data = data.drop(columns=["number", "setting", "world"]).round(3)
-    return Table("accuracies", "Every accuracy", "A row for each run, model, task and query; in %.", data)
+def runs(m: Material) -> Table:
+    """A row for each run, also for those that have no result."""
+    data = _named(m).assign(seed=m.about["seed"], status=m.about["status"])
+    scores, number = m.scores, m.about["number"]
+    rows = scores[(scores["task"] == MEAN) & (scores["model"] == "unlearned") & scores["query"].isin(SHOWN)]
+    rows = rows[rows["measure"].isin(["acc", "nats"])]
+    for (role, query, measure), part in rows.groupby(["role", "query", "measure"], sort=False):
+        factor, digits = (100, 1) if measure == "acc" else (1, 3)
+        heading = _heading(role, query, measure)
+        value = part[part["against"] == ""].set_index("number")["value"]
+        data[heading] = number.map((factor * value).round(digits))
+        base = part[part["against"] == "base"].set_index("number")
+        if len(base):
+            texts = {row.Index: _difference(row, factor, digits) for row in base.itertuples()}
+            data[f"{heading}: minus base"] = number.map(texts)
+    note = (
+        "A row for each run. Accuracies in %, held-out texts in nats a token, a role being the mean of its tasks. "
+        "Differences from the base model are paired by question, with 95 % intervals over questions."
+    )
+    return Table("runs", "All runs", note, data.assign(run=m.about["run"]))
 
 
-def unusable(m: Material) -> Table:
+def _difference(row: object, factor: int, digits: int) -> str:
+    value, low, high = (factor * getattr(row, name) for name in ("value", "low", "high"))
+    return f"{value:+.{digits}f}" + ("" if math.isnan(low) else f" ({low:+.{digits}f} .. {high:+.{digits}f})")
+
+
+def scores(m: Material) -> Table | None:
+    """Every score of every finished run, tidy, for one's own analysis."""
+    if m.scores.empty:
+        return None
+    named = m.about[["number", "run", "method", "coefficient", "nu", "seed", "other"]]
+    data = named.merge(m.scores, on="number").drop(columns="number")
+    return Table("scores", "Every score", "A row for each run, model, task, query and measure.", data)
+
+
+def unusable(m: Material) -> Table | None:
     """Runs without a result, or of which something could not be read, and why."""
     data = m.about[["run", "status", "method", "coefficient", "nu", "seed", "why", "folder"]].copy()
-    measured = set(m.accuracies["number"]) if len(m.accuracies) else set()
-    measured |= {number for number, run in enumerate(m.runs) if any(name.endswith("/nats") for name in run.metrics)}
-    bare = (data["status"] == "done") & ~m.about["number"].isin(measured)
-    data.loc[bare, ["status", "why"]] = ["not evaluated", "done, but metrics.json has neither accuracies nor texts"]
+    bare = (data["status"] == "done") & ~m.about["number"].isin(set(m.scores["number"]))
+    data.loc[bare, ["status", "why"]] = ["not evaluated", "done, but there are no scores"]
     for folder, problem in m.problems.items():
         place = (data["folder"] == folder) & (data["status"] == "done")
         data.loc[place, ["status", "why"]] = ["partly unreadable", problem]
     data = data[data["status"] != "done"].rename(columns={"coefficient": "c, β", "nu": "ν"})
     data["why"] = [" ".join(why.split())[:LONGEST] for why in data["why"]]
-    note = "These are in no figure and no mean, or not in all of them." if len(data) else "None: all runs are done."
+    note = "These are in no figure and no mean, or not in all of them."
     title = "Failed, unfinished, missing and corrupt runs"
-    return Table("unusable", title, note, data, frozenset({"why", "folder"}))
+    return Table("unusable", title, note, data, frozenset({"why", "folder"})) if len(data) else None
 
 
-def table_1(m: Material) -> Table:
+def table_1(m: Material) -> Table | None:
     """Table 1: RM and RNA models on the tasks near the forgotten, in the paper's form."""
-    title = "Table 1 · Tasks near the forgotten"
     rows = _near(m)
     if rows.empty:
-        return Table("table_1", title, "Nothing to show: no finished run has tasks of the role near.", pd.DataFrame())
+        return None
     tasks = list(dict.fromkeys(rows["task"]))
-    methods = [c.method for c in m.chosen]
-    out = []
-    for method, rna in (("Base", False), *((method, rna) for method in methods for rna in (False, True))):
+    lines = []
+    for method, rna in (("Base", False), *((c.method, rna) for c in m.chosen for rna in (False, True))):
         for query in SHOWN:
             cells = {f"{task} ↑": _cell(rows, method, rna, query, task) for task in tasks}
-            out.append({"method": method, "RNA": "w/ RNA" if rna else "original", "query": query, **cells})
+            lines.append({"method": method, "RNA": "w/ RNA" if rna else "original", "query": query, **cells})
     note = (
         "Accuracy in % ± standard error (over questions; of several seeds, over seeds), and what RNA changes. Starred: "
         f"the best unlearned model of its kind of query. {m.choice}"
     )
-    return Table("table_1", title, note, pd.DataFrame(out))
+    return Table("table_1", "Table 1 · Tasks near the forgotten", note, pd.DataFrame(lines))
 
 
 def _near(m: Material) -> pd.DataFrame:
     """Near tasks of the base model and of the chosen settings."""
-    rows = m.means
-    if rows.empty:
-        return rows
-    near = (rows["role"] == "near") & (rows["task"] != MEAN) & rows["query"].isin(SHOWN) & (rows["world"] == m.world)
-    rows = rows[near]
+    rows = m.means[(m.means["role"] == "near") & (m.means["task"] != MEAN) & (m.means["world"] == m.world)]
+    rows = rows[rows["query"].isin(SHOWN) & (rows["measure"] == "acc") & (rows["against"] == "")]
     base = rows[rows["model"] == "base"].drop_duplicates(["task", "query"]).assign(method="Base", rna=False)
-    own = rows[(rows["model"] == "unlearned") & rows["setting"].isin(m.standing)]
-    return pd.concat([base, own.assign(rna=own["nu"] > 0)], ignore_index=True)
+    chosen = rows[(rows["model"] == "unlearned") & rows["setting"].isin(list(m.shown))]
+    return pd.concat([base, chosen.assign(rna=chosen["nu"] > 0)], ignore_index=True)
 
 
 def _cell(rows: pd.DataFrame, method: str, rna: bool, query: str, task: str) -> str:
     """`60.4 ± 4.0 (+29.2) *`; a dash where there is no such run."""
     asked = rows[(rows["query"] == query) & (rows["task"] == task)]
-    of = asked[(asked["method"] == method)].set_index("rna")
-    if rna not in of.index:
+    of_method = asked[(asked["method"] == method)].set_index("rna")
+    if rna not in of_method.index:
         return NONE
-    mean, error = of.loc[rna, "mean"], of.loc[rna, "stderr"]
-    change = f" ({mean - of.loc[False, 'mean']:+.1f})" if rna and False in of.index else ""
+    mean, error = of_method.loc[rna, "mean"], of_method.loc[rna, "stderr"]
+    change = f" ({mean - of_method.loc[False, 'mean']:+.1f})" if rna and False in of_method.index else ""
     best = method != "Base" and mean == asked[asked["method"] != "Base"]["mean"].max()
     return f"{mean:.1f} ± {error:.1f}{change}{' *' if best else ''}"
 
 
-def contrasts(m: Material) -> Table:
-    """The drop under perturbation and the effect of RNA, paired by question, of the chosen settings."""
-    out = [
+def contrasts(m: Material) -> Table | None:
+    """What perturbation costs, and what RNA changes, of the chosen settings."""
+    lines = [
         {
-            "method": choice.method,
-            "role": role,
-            "effect of": effect,
-            "difference": round(c.difference, 1),
-            "95 % over seeds": _interval(c.seeds_low, c.seeds_high),
-            "p over seeds": c.seeds_p,
-            "95 % over questions": _interval(c.low, c.high),
-            "p over questions": c.p,
-            "questions": c.questions,
-            "seeds": c.seeds,
-            "why not": c.why_not,
+            "method": effect.method,
+            "role": effect.role,
+            "effect of": effect.name,
+            "difference": effect.text,
+            "seeds": effect.seeds,
+            "why not": effect.why_not,
         }
-        for choice in m.chosen
-        for role in ("retain", "near", "forget")
-        if any(role in run.roles for run in m.runs if run.done)
-        for effect, c in contrasts_of(m, choice, role).items()
+        for effect in effects(m)
     ]
-    data = pd.DataFrame(out)
-    if len(data) and (data["why not"] == "").all():
+    if not lines:
+        return None
+    data = pd.DataFrame(lines)
+    if (data["why not"] == "").all():
         data = data.drop(columns="why not")
     note = (
-        "Differences of accuracy in points, paired by question, a role's being the mean of its tasks. Over questions: "
-        "how sure the difference is of these very models. Over seeds (Student's t): how sure it is of the method; few "
-        f"seeds say little. {m.choice}"
+        "Accuracy in points, held-out texts in nats a token, with 95 % intervals: Student's t over seeds, which is of "
+        "the method; marked q, of a single seed, over its questions, paired, which is of these very models. "
+        f"{m.choice}"
     )
-    if not out:
-        note = "Nothing to show: no finished run kept its answers (samples/)."
-    title = "What perturbation costs, and what RNA wins back"
-    return Table("contrasts", title, note, data, frozenset({"why not"}))
+    return Table("contrasts", "What perturbation costs, and what RNA wins back", note, data, frozenset({"why not"}))
+
+
+TABLES: dict[str, Callable[[Material], Table | None]] = {
+    "settings": settings,
+    "contrasts": contrasts,
+    "table_1": table_1,
+    "runs": runs,
+    "scores": scores,
+    "unusable": unusable,
+}

@@ -9,24 +9,24 @@ from pathlib import Path
 
 from unlearn.analysis.collect import collect
 from unlearn.analysis.report.export import write_figures, write_table
-from unlearn.analysis.report.figure import Figure
+from unlearn.analysis.report.figure import Figure, Table
 from unlearn.analysis.report.figures import figures
 from unlearn.analysis.report.material import Material, gather
 from unlearn.analysis.report.page import page
-from unlearn.analysis.report.tables import TABLES, Table, tables
+from unlearn.analysis.report.tables import TABLES
 from unlearn.errors import UserError, nearest
 from unlearn.screen import say
-from unlearn.storage.files import write_atomically
+from unlearn.storage.files import check_writable, write_atomically
 
-TOLD = 10  # lines about runs that are not used
+MOST_LINES = 10  # about runs that are not used
 
 
 @dataclass(frozen=True)
 class Additions:
     """Further figures and tables, by name."""
 
-    figures: Mapping[str, Callable[[Material], Figure]] = field(default_factory=dict)
-    tables: Mapping[str, Callable[[Material], Table]] = field(default_factory=dict)
+    figures: Mapping[str, Callable[[Material], Figure | None]] = field(default_factory=dict)
+    tables: Mapping[str, Callable[[Material], Table | None]] = field(default_factory=dict)
 
 
 def write_report(
@@ -43,35 +43,53 @@ def write_report(
 
     An additional figure takes the place of the report's own of that name.
 
-    Raises UserError for folders without runs and for an unknown table.
+    Raises UserError for folders without runs, for an unknown or empty table, and for an output that cannot be written.
     """
-    allowed = [*TABLES, *additions.tables]
-    if table is not None and table not in allowed:
-        raise UserError(f"--table {table}: no such table.{nearest(table, allowed)} Allowed: {', '.join(allowed)}.")
+    makers = {**TABLES, **additions.tables}
+    if table is not None and table not in makers:
+        raise UserError(f"--table {table}: no such table.{nearest(table, makers)} Allowed: {', '.join(makers)}.")
+    if format == "html" and output is None:
+        output = Path("report.html")
+    if output is not None:
+        check_output(output)
+    if figures_dir is not None:
+        check_writable(figures_dir, "--figures DIR chooses another place.")
     began = time.monotonic()
     material = gather(collect(folders))
     by_name = {figure.name: figure for figure in figures(material)}
-    by_name |= {name: make(material) for name, make in additions.figures.items()}
-    drawn = list(by_name.values())
-    listed = [*tables(material), *(make(material) for make in additions.tables.values())]
-    _tell(material, listed)
+    for name, make in additions.figures.items():
+        figure = make(material)
+        if figure is not None:
+            by_name[name] = figure
+    tables = {name: made for name, make in makers.items() if (made := make(material)) is not None}
+    _tell(material, tables.get("unusable"))
     if figures_dir is not None:
-        say(f"{write_figures(figures_dir, drawn)} figures: {figures_dir}")
+        say(f"{write_figures(figures_dir, by_name.values())} figures: {figures_dir}")
     if format != "html":
-        write_table(next(t for t in listed if t.name == (table or "table_1")), format, output)
-        return
-    output = output or Path("report.html")
-    write_atomically(output, page(material, listed, drawn, title=title))
-    size = output.stat().st_size / 2**20
-    say(f"{output}: {len(material.runs)} runs, {size:.1f} MB, {time.monotonic() - began:.0f} s")
+        name = table or "settings"
+        if name not in tables:
+            raise UserError(f"--table {name}: these runs have nothing for it. There is: {', '.join(tables)}.")
+        write_table(tables[name], format, output)
+    elif output is not None:
+        write_atomically(output, page(material, list(tables.values()), list(by_name.values()), title=title))
+        size = output.stat().st_size / 2**20
+        say(f"{output}: {len(material.runs)} runs, {size:.1f} MB, {time.monotonic() - began:.0f} s")
 
 
-def _tell(material: Material, listed: Sequence[Table]) -> None:
+def check_output(file: Path) -> None:
+    """Raise UserError if a file cannot be written there. Its folder is made."""
+    if file.is_dir():
+        raise UserError(f"-o {file}: it is a folder; name a file.")
+    check_writable(file.parent, "-o FILE chooses another place.")
+
+
+def _tell(material: Material, unusable: Table | None) -> None:
     """Print warnings, and the first runs that are not, or not completely, used."""
     for warning in material.warnings:
         say(f"Warning: {warning}")
-    left_out = next(table for table in listed if table.name == "unusable").data
-    for run in left_out.head(TOLD).itertuples():
+    if unusable is None:
+        return
+    for run in unusable.data.head(MOST_LINES).itertuples():
         say(f"Not used: {run.folder}: {run.status}: {run.why}")
-    if len(left_out) > TOLD:
-        say(f"... and {len(left_out) - TOLD} more, in the report's last table.")
+    if len(unusable.data) > MOST_LINES:
+        say(f"... and {len(unusable.data) - MOST_LINES} more, in the report's last table.")

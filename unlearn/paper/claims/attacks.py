@@ -7,10 +7,10 @@ from functools import partial
 import pandas as pd
 
 from unlearn.analysis.report.attacks import DISJOINT, STRONGEST, attack_rows, comparable, strongest
-from unlearn.analysis.report.contrasts import Contrast, mean_over_seeds
-from unlearn.analysis.report.texts import WIDEST, at_equal_forgetting
 from unlearn.paper.claims.claims import SAME, Claim
+from unlearn.paper.claims.contrasts import Contrast, mean_over_seeds
 from unlearn.paper.claims.evidence import FEWEST, Evidence
+from unlearn.paper.claims.texts import WIDEST, at_equal_forgetting
 
 SAME_NATS = 0.25  # nats a token: what counts as "no more"
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unlearn.analysis.report.contrasts import Contrast
+from unlearn.analysis.settings import Setting
+from unlearn.paper.claims.contrasts import Contrast
 from unlearn.paper.claims.evidence import FEWEST, Subject, Term
 from unlearn.paper.theory.verdicts import CONTRARY, NOT_MEASURED, NOT_SEEN, SEEN
 
@@ -45,27 +46,27 @@ class Claim:
         return CONTRARY if high < self.above or low > self.below else NOT_SEEN
 
 
-def _beside_base(weight: float, setting: str, query: str) -> list[Term]:
+def _beside_base(weight: float, setting: Setting, query: str) -> list[Term]:
     """A setting's accuracy on retained knowledge minus the base model's, in the same kind of query."""
     return [Term(weight, setting, "retain", query), Term(-weight, setting, "retain", query, "base")]
 
 
-def _drop(weight: float, setting: str) -> list[Term]:
+def _drop(weight: float, setting: Setting) -> list[Term]:
     """The drop: default minus perturbed accuracy, minus that of the base model."""
     return [*_beside_base(weight, setting, "default"), *_beside_base(-weight, setting, "perturbed")]
 
 
-def _beside(s: Subject, rna: str) -> list[Term]:
+def _beside(s: Subject, rna: Setting) -> list[Term]:
     """The drop without RNA, on the questions of a setting with RNA, whose terms have weight 0."""
     return [*_drop(1, s.plain), *_drop(0, rna)]
 
 
-def _won_back(s: Subject, rna: str) -> list[Term]:
+def _won_back(s: Subject, rna: Setting) -> list[Term]:
     """The drop without RNA minus the drop with RNA."""
     return [*_drop(1, s.plain), *_drop(-1, rna)]
 
 
-def _with_rna(s: Subject, terms: Callable[[str], list[Term]]) -> Contrast:
+def _with_rna(s: Subject, terms: Callable[[Setting], list[Term]]) -> Contrast:
     """A sum of terms that needs the setting with RNA, which each seed has chosen."""
 
     def of_seed(seed: int) -> list[Term]:
@@ -90,7 +91,7 @@ def won_back(s: Subject) -> Contrast:
     return _with_rna(s, lambda rna: _won_back(s, rna))
 
 
-def at_nu(s: Subject, rna: str) -> tuple[Contrast, Contrast, Contrast]:
+def at_nu(s: Subject, rna: Setting) -> tuple[Contrast, Contrast, Contrast]:
     """For a given setting with RNA: the drop without it, what RNA removes, and the forget accuracy."""
     remembered = [Term(1, rna, "forget", "default"), Term(-1, s.plain, "forget", "default")]
     beside, back, more = (s.evidence.combine(terms) for terms in (_beside(s, rna), _won_back(s, rna), remembered))
@@ -117,7 +118,7 @@ def by_layer(s: Subject) -> Contrast:
     return _over(s, s.by_layer, "the layer (sweep=layers)")
 
 
-def _over(s: Subject, points: Mapping[float, str], what: str) -> Contrast:
+def _over(s: Subject, points: Mapping[float, Setting], what: str) -> Contrast:
     """The least-squares slope of robustness over the points that have enough seeds."""
     known = {x: setting for x, setting in points.items() if len(s.shared(setting)) >= FEWEST}
     if len(known) < 2:

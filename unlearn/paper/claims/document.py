@@ -8,9 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from unlearn.analysis.report.contrasts import Contrast
+from unlearn.analysis.frames import MEAN
 from unlearn.analysis.report.export import as_text
-from unlearn.analysis.report.tables import Table
+from unlearn.analysis.report.figure import Table
+from unlearn.analysis.settings import Setting
 from unlearn.errors import UserError, describe
 from unlearn.paper.claims import attacks, texts
 from unlearn.paper.claims.claims import (
@@ -22,6 +23,7 @@ from unlearn.paper.claims.claims import (
     stumble_beside_rna,
     won_back,
 )
+from unlearn.paper.claims.contrasts import Contrast
 from unlearn.paper.claims.evidence import Evidence, Subject
 from unlearn.paper.claims.theorems import theories
 from unlearn.paper.theory.verdicts import NOT_MEASURED, NOT_SEEN, SEEN, THEOREMS
@@ -53,7 +55,7 @@ def document(evidence: Evidence, title: str, preface: str = "") -> str:
     on_questions = [_verdicts, _over_methods, _accuracies, _drops, _every_nu]
     tables = [
         _runs(evidence, subjects),
-        *([make(subjects) for make in on_questions] if len(evidence.material.means) else []),
+        *([make(subjects) for make in on_questions] if (evidence.material.means["measure"] == "acc").any() else []),
         *_on_texts(evidence),
         *_under_attack(evidence),
         *_theory(subjects),
@@ -167,9 +169,10 @@ def _accuracies(subjects: Sequence[Subject]) -> Table:
     return Table("accuracies", "What was measured", note, pd.DataFrame(rows))
 
 
-def _accuracy(s: Subject, setting: str | None, role: str, query: str) -> str:
+def _accuracy(s: Subject, setting: Setting | None, role: str, query: str) -> str:
     means = s.evidence.material.means
-    of = means[(means["role"] == role) & (means["query"] == query) & (means["task"] == "mean")]
+    of = means[(means["role"] == role) & (means["query"] == query) & (means["task"] == MEAN)]
+    of = of[(of["measure"] == "acc") & (of["against"] == "")]
     of = of[(of["setting"] == (setting or s.plain)) & (of["model"] == ("unlearned" if setting else "base"))]
     if of.empty:
         return "–"

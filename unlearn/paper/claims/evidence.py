@@ -7,7 +7,6 @@ of several look better than it is.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -17,15 +16,17 @@ from statistics import mean
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from unlearn.analysis.collect import Run
 from unlearn.analysis.compare import differing_questions
 from unlearn.analysis.report.choose import family
-from unlearn.analysis.report.contrasts import Answers, Contrast, answers, contrast, mean_over_seeds
-from unlearn.analysis.report.frames import without
 from unlearn.analysis.report.material import Material
+from unlearn.analysis.settings import Setting
 from unlearn.evaluate.statistics import NORMAL
+from unlearn.paper.claims.contrasts import Answers, Contrast, answers, contrast, mean_over_seeds
 from unlearn.paper.phases import turning_points
+from unlearn.records.scores import role_means
 
 CHOOSING, MEASURING = 0, 1  # halves of the questions
 BLOCK = 4  # questions in a row that go to one half; the embedded world asks about a forgotten fact four times in a row
@@ -36,10 +37,10 @@ TINY = 1e-9  # a spread below which there is none
 
 @dataclass(frozen=True)
 class Term:
-    """A weight times the accuracy of a setting's models (see report/frames.py) in one role and kind of query."""
+    """A weight times the accuracy of a setting's models in one role and kind of query."""
 
     weight: float
-    setting: str
+    setting: Setting
     role: str
     query: str
     model: str = "unlearned"
@@ -54,19 +55,19 @@ class Subject:
 
     evidence: Evidence
     method: str
-    plain: str
-    by_nu: dict[float, str]  # nu > 0 -> setting
-    by_coefficient: dict[float, str]  # without RNA
+    plain: Setting
+    by_nu: dict[float, Setting]  # nu > 0 -> setting
+    by_coefficient: dict[float, Setting]  # without RNA
     coefficient: str  # "c" or "beta"
-    by_layer: dict[float, str]  # without RNA
+    by_layer: dict[float, Setting]  # without RNA
 
-    def shared(self, setting: str) -> set[int]:
+    def shared(self, setting: Setting) -> set[int]:
         """The common seeds of a setting and the one without RNA."""
         runs_of = self.evidence.material.runs_of
         return set(runs_of(setting)) & set(runs_of(self.plain))
 
     @cached_property
-    def compared(self) -> dict[float, str]:
+    def compared(self) -> dict[float, Setting]:
         """Those of `by_nu` with enough seeds."""
         return {nu: setting for nu, setting in self.by_nu.items() if len(self.shared(setting)) >= FEWEST}
 
@@ -96,7 +97,7 @@ class Subject:
                 found[seed] = max(scores, key=scores.__getitem__)
         return found
 
-    def rna(self, seed: int) -> str | None:
+    def rna(self, seed: int) -> Setting | None:
         """The setting of the best nu."""
         return self.compared[self.best_nu[seed]] if seed in self.best_nu else None
 
@@ -107,7 +108,7 @@ class Subject:
         return chosen.most_common(1)[0][0] if chosen else None
 
     @cached_property
-    def phases(self) -> dict[int, tuple[str, str, str]]:
+    def phases(self) -> dict[int, tuple[Setting, Setting, Setting]]:
         """For each seed the settings where robustness peaks, is lowest after that, and of the largest nu."""
         found = {}
         for seed in self.own_seeds:
@@ -146,17 +147,18 @@ class Evidence:
         of_method = done.drop_duplicates("setting")
         plains = {family(s): s for s in reversed(list(of_method["setting"][of_method["nu"] == 0]))}
         noisy = done[done["nu"] > 0].drop_duplicates(["setting", "seed"])
-        families = [without(s, "rna.nu") for s in noisy["setting"] if family(s) in plains]
+        families = [s.without("rna") for s in noisy["setting"] if family(s) in plains]
         if not families:
             return None
         most = Counter(families).most_common(1)[0][0]
-        noisy = noisy[[without(s, "rna.nu") == most for s in noisy["setting"]]].drop_duplicates("setting")
+        noisy = noisy[[s.without("rna") == most for s in noisy["setting"]]].drop_duplicates("setting")
         noisy = noisy.sort_values("nu")
         plain = plains[family(noisy["setting"].iloc[0])]
         curves = {}
-        for key in [c for c in of_method if str(c).startswith("method.") and of_method[c].notna().all()]:
-            curve = of_method[[without(s, str(key)) == without(plain, str(key)) for s in of_method["setting"]]]
-            curves[str(key)] = curve.sort_values(key)
+        for key in [str(column) for column in of_method if str(column).startswith("method.")]:
+            if is_numeric_dtype(of_method[key]) and of_method[key].notna().all():
+                alike = [setting.without(key) == plain.without(key) for setting in of_method["setting"]]
+                curves[key] = of_method[alike].sort_values(key)
         key = max(curves, key=lambda k: len(curves[k]), default="")
         by_coefficient = dict(zip(curves[key][key], curves[key]["setting"], strict=True)) if key else {}
         by_nu = dict(zip(noisy["nu"], noisy["setting"], strict=True))
@@ -182,13 +184,13 @@ class Evidence:
             return Contrast(why_not=f"fewer than {FEWEST} seeds have all that it needs")
         return contrast(pairs)
 
-    def accuracy(self, setting: str, seed: int, role: str, query: str) -> float:
+    def accuracy(self, setting: Setting, seed: int, role: str, query: str) -> float:
         """Of one model on the choosing half, in percent: the mean over the role's tasks; NaN if it was not asked."""
         run = self.material.runs_of(setting).get(seed)
         side = {} if run is None else self._half(run, Term(1.0, setting, role, query), CHOOSING)
         return 100 * mean(mean(values.values()) for values in side.values()) if any(side.values()) else math.nan
 
-    def of_metrics(self, setting: str, name: str) -> Contrast:
+    def of_metrics(self, setting: Setting, name: str) -> Contrast:
         """A setting's TASK/perturbed/`name`, mean over the retain role, less the base model's."""
         runs = self.material.runs_of(setting).values()
         sides = [[_metric(run, model, "perturbed", name) for model in ("unlearned", "base")] for run in runs]
@@ -197,7 +199,7 @@ class Evidence:
             return Contrast(why_not=f"fewer than {FEWEST} seeds have MaxLogit (eval.maxlogit)")
         return mean_over_seeds(values)
 
-    def correlation(self, settings: Sequence[str], name: str) -> Contrast:
+    def correlation(self, settings: Sequence[Setting], name: str) -> Contrast:
         """Pearson's r of TASK/perturbed/`name` and of what perturbation costs, of the retain role, over all models.
 
         Within settings: of each value the mean over its setting's models is taken off, as methods (and layers) differ
@@ -234,16 +236,15 @@ class Evidence:
         }
 
 
-def _metric(run: Run, model: str, query: str, name: str) -> float:
+def _metric(run: Run, model: str, query: str, measure: str) -> float:
     """The mean over the retain role's tasks; NaN where one lacks it."""
-    values = [run.metrics.get(f"{model}/{task}/{query}/{name}", math.nan) for task in run.roles.get("retain", [])]
-    return mean(values) if values else math.nan
+    return role_means(run.scores, measure, model=model).get(("retain", query), math.nan)
 
 
-def _by_layer(plain: str, settings: Iterable[str]) -> dict[float, str]:
+def _by_layer(plain: Setting, settings: Iterable[Setting]) -> dict[float, Setting]:
     """Those that differ from `plain` in nothing but the layer."""
-    found = {s: json.loads(s)[0]["model"]["layer"] for s in settings if without(s, LAYER) == without(plain, LAYER)}
-    return {layer: setting for setting, layer in sorted(found.items(), key=lambda pair: pair[1])}
+    alike = [setting for setting in settings if setting.without(LAYER) == plain.without(LAYER)]
+    return {setting.get(LAYER): setting for setting in sorted(alike, key=lambda setting: setting.get(LAYER))}
 
 
 def _asked_otherwise(terms: Sequence[Term], runs: Sequence[Run]) -> str | None:

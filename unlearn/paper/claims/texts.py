@@ -3,18 +3,94 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from statistics import fmean
 
+import numpy as np
 import pandas as pd
 
-from unlearn.analysis.report.contrasts import Contrast, mean_over_seeds
-from unlearn.analysis.report.texts import WIDEST, at_equal_forgetting, run_rows
+from unlearn.analysis.report.material import Material
+from unlearn.analysis.settings import SETTING
 from unlearn.paper.claims.claims import GRAMS, Claim, slope
+from unlearn.paper.claims.contrasts import Contrast, mean_over_seeds
 from unlearn.paper.claims.evidence import FEWEST, Evidence
+from unlearn.records.names import NGRAM_QUERIES, text_role
+from unlearn.records.scores import Score, role_means
 
 UNIT = "nats a token"
 SAME = 0.05  # nats a token: what counts as "stays the same"
 Effect = Callable[[pd.DataFrame], Contrast]  # of a method's rows (`run_rows`)
+FORGOTTEN, RETAINED = text_role("forget"), text_role("retain")
+# What moves a run along the curve of its setting, to more or less forgetting, and RNA.
+STRENGTH = ("rna", "method.c", "method.beta", "loss.alpha", "train.steps", "train.lr")
+WIDEST = 2.0  # nats a token between two runs, across which a measure is interpolated
+
+
+def measures(scores: Sequence[Score]) -> dict[str, float]:
+    """What a run's texts say, in nats a token, where it was measured.
+
+    forgotten, retained: more than the base model's; cost, control: of an inserted forget-token or control word in
+    retained texts; base_cost: that of a forget-token in the base model; QUERY: the cost of an n-gram, beyond the base
+    model's. maxlogit, maxlogit_std: mean and standard deviation of MaxLogit after retained texts with a forget-token,
+    more than the base model's.
+    """
+    change = role_means(scores, "nats", against="base")
+    cost = role_means(scores, "nats", against="default")
+    base = role_means(scores, "nats", model="base", against="default")
+    values = {
+        "forgotten": change.get((FORGOTTEN, "default")),
+        "retained": change.get((RETAINED, "default")),
+        "cost": cost.get((RETAINED, "perturbed")),
+        "control": cost.get((RETAINED, "control")),
+        "base_cost": base.get((RETAINED, "perturbed")),
+    }
+    for query in NGRAM_QUERIES:
+        values[query] = _minus(cost.get((RETAINED, query)), base.get((RETAINED, query)))
+    for name, measure in (("maxlogit", "maxlogit_mean"), ("maxlogit_std", "maxlogit_std")):
+        unlearned, of_base = (role_means(scores, measure, model=model) for model in ("unlearned", "base"))
+        values[name] = _minus(unlearned.get((RETAINED, "perturbed")), of_base.get((RETAINED, "perturbed")))
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _minus(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
+
+
+def run_rows(m: Material) -> pd.DataFrame:
+    """A row for each run of this world with held-out texts: SETTING, seed, `measures`.
+
+    Of several runs of a setting's seed, the one with most measures.
+    """
+    about = m.about.set_index("number")
+    rows = []
+    for number, run in enumerate(m.runs):
+        values = measures(run.scores) if about.loc[number, "world"] == m.world else {}
+        if values:
+            rows.append({**about.loc[number, [*SETTING, "seed"]].to_dict(), **values})
+    if not rows:
+        return pd.DataFrame()
+    frame = pd.DataFrame(rows)
+    fullest = frame.count(axis="columns").sort_values(ascending=False, kind="stable").index
+    return frame.loc[fullest].drop_duplicates(["setting", "seed"]).sort_index()
+
+
+def at_equal_forgetting(rows: pd.DataFrame, measure: str) -> dict[int, float]:
+    """For each seed of a method's runs: a measure with RNA less that without, at equal forgetting.
+
+    Without RNA, the measure at other amounts of forgetting is interpolated between neighbouring runs that are at most
+    WIDEST nats a token apart, and differ in nothing but STRENGTH. Runs with RNA that have forgotten less or more than
+    all such are left out; the others are averaged. Seeds without any are left out.
+    """
+    differences: dict[int, list[float]] = {}
+    alike = rows["setting"].map(lambda setting: setting.without(*STRENGTH))
+    for (seed, _), group in rows.groupby(["seed", alike], sort=False):
+        plain = group[group["nu"] == 0].sort_values("forgotten")
+        x, y = plain["forgotten"].to_numpy(), plain[measure].to_numpy()
+        for forgotten, value in group.loc[group["nu"] > 0, ["forgotten", measure]].itertuples(index=False):
+            above = int(x.searchsorted(forgotten))
+            if 0 < above < len(x) and x[above] - x[above - 1] <= WIDEST:
+                differences.setdefault(int(seed), []).append(value - float(np.interp(forgotten, x, y)))
+    return {seed: fmean(values) for seed, values in differences.items()}
 
 
 def _without_rna(a: str, b: str | None = None, why_not: str = "no run without RNA has such texts") -> Effect:

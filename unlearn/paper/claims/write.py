@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from unlearn.analysis.collect import collect
+from unlearn.analysis.report.export import write_text
 from unlearn.analysis.report.material import gather
+from unlearn.analysis.report.write import check_output
 from unlearn.paper.claims.document import document
 from unlearn.paper.claims.evidence import Evidence
 from unlearn.paper.claims.theorems import measure_theorems
-from unlearn.screen import plain, say
+from unlearn.screen import say
 from unlearn.storage.files import write_atomically
 
 
@@ -28,6 +29,8 @@ def write_claims(
 
     Raises UserError for folders without runs that can be judged.
     """
+    if output is not None:
+        check_output(output)
     beginning = preface.read_text(encoding="utf-8") if preface else ""
     material = gather(collect(folders))
     evidence = Evidence(material)
@@ -37,7 +40,7 @@ def write_claims(
     for warning in [*material.warnings, *(f"{run}: {why}" for run, why in material.problems.items())]:
         say(f"Warning: {warning}")
     if output is None:
-        sys.stdout.write(plain(page))
+        write_text(page)
     else:
         write_atomically(output, page)
         say(f"{output}: {len(material.runs)} runs")

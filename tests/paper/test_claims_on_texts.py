@@ -2,19 +2,26 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from tests.analysis.made_up import made_up_run
+from tests.analysis.made_up import add_scores, difference, made_up_run
 from unlearn.analysis.collect import collect
 from unlearn.analysis.report.charts import SCREEN
+from unlearn.analysis.report.figures import figure_4
 from unlearn.analysis.report.material import gather
-from unlearn.analysis.report.texts import at_equal_forgetting, course, figure, run_rows, text_frame, which_ngrams
+from unlearn.analysis.report.trade_off import figure as trade_off
+from unlearn.analysis.report.training import course
+from unlearn.analysis.settings import Setting
 from unlearn.paper.claims import texts as claims
 from unlearn.paper.claims.document import document
 from unlearn.paper.claims.evidence import Evidence
+from unlearn.paper.claims.texts import at_equal_forgetting, run_rows
+from unlearn.records.names import text_role
+from unlearn.records.scores import Score
 
 CORPORA = {"retain": {"wiki": ""}, "forget": {"bio": "", "cyber": ""}}
 TEXTS = {"corpora": CORPORA, "documents": None, "words": 80, "place": "quarter", "inserted": 1}
@@ -26,18 +33,29 @@ def text_run(root, c, nu, seed, *, forgotten, cost, retained=0.01, control=0.1, 
         "identity.eval.tasks": {},
         "identity.eval.queries": ["default", "perturbed", "control"],
         "identity.eval.texts": TEXTS,
-        "inputs.texts": {"retain_text_wiki": "t" * 64},
         **(changes or {}),
     }
-    folder = made_up_run(root / f"{c}-{nu}-{seed}", argument={"c": c}, nu=nu, seed=seed, changes=changes, samples=False)
-    wiki, metrics = "retain_text_wiki", {}
-    metrics[f"base/{wiki}/perturbed/default_difference"] = base
-    metrics[f"unlearned/{wiki}/perturbed/default_difference"] = cost
-    metrics[f"unlearned/{wiki}/control/default_difference"] = control
-    metrics[f"unlearned/{wiki}/default/base_difference"] = retained
-    for task, more in (("bio", 0.5), ("cyber", -0.5)):
-        metrics[f"unlearned/forget_text_{task}/default/base_difference"] = forgotten + more
-    (folder / "metrics.json").write_text(json.dumps(metrics))
+    scores = [
+        replace(text("wiki", "perturbed", "default", base), model="base"),
+        text("wiki", "perturbed", "default", cost),
+        text("wiki", "control", "default", control),
+        text("wiki", "default", "base", retained),
+        text("bio", "default", "base", forgotten + 0.5),
+        text("cyber", "default", "base", forgotten - 0.5),
+    ]
+    folder = root / f"{c}-{nu}-{seed}"
+    return made_up_run(folder, argument={"c": c}, nu=nu, seed=seed, changes=changes, scores=scores)
+
+
+def text(corpus, query, against, value):
+    """A difference of nats a token of the unlearned model."""
+    role = "retain" if corpus == "wiki" else "forget"
+    return difference(text_role(role), corpus, query, "nats", value, against)
+
+
+def maxlogits(mean, spread, model="unlearned"):
+    place = (model, text_role("retain"), "wiki", None, "perturbed")
+    return [Score(*place, "maxlogit_mean", mean), Score(*place, "maxlogit_std", spread)]
 
 
 @pytest.fixture(scope="module")
@@ -58,19 +76,17 @@ def test_the_measures_of_a_run_are_means_over_its_texts(material):
     assert len(rows) == 18
     first = rows[(rows["coefficient"] == "c=2") & (rows["seed"] == 0)].iloc[0]
     assert (first["forgotten"], first["cost"], first["control"]) == (3.0, 0.75, 0.1)
-    of_setting = text_frame(rows)
-    row = of_setting[(of_setting["coefficient"] == "c=2")].iloc[0]
+    data = trade_off(material).data
+    row = data[(data["coefficient"] == "c=2")].iloc[0]
     assert row["seeds"] == 3
-    assert math.isclose(row["cost"], 0.75 + 0.02 / 3, abs_tol=1e-4)
-    assert row["cost_low"] < row["cost"] < row["cost_high"]
+    assert math.isclose(row["token_cost"], 0.75 + 0.02 / 3, abs_tol=1e-4)
+    assert row["token_cost_low"] < row["token_cost"] < row["token_cost_high"]
 
 
 def test_of_two_runs_of_a_seed_the_one_with_most_measures_is_taken(tmp_path):
     for name in ("a", "b", "c"):
         text_run(tmp_path / name, 2, 0, 0, forgotten=3.0, cost=0.9)
-    file = next((tmp_path / "b").glob("*/metrics.json"))
-    more = {f"{m}/retain_text_wiki/perturbed/maxlogit_mean": value for m, value in (("base", 9), ("unlearned", 8))}
-    file.write_text(json.dumps(json.loads(file.read_text()) | more))
+    add_scores(tmp_path / "b/2-0-0", [*maxlogits(9.0, 1.0, "base"), *maxlogits(8.0, 1.0)])
     assert list(run_rows(gather(collect([tmp_path])))["maxlogit"]) == [-1]
 
 
@@ -84,7 +100,7 @@ def test_rna_is_compared_at_equal_forgetting(material):
 def test_no_comparison_across_a_wide_gap_or_beyond_the_ends():
     def rows(*plain, rna):
         values = [(0, f, f) for f in plain] + [(1, rna, 0.0)]
-        return pd.DataFrame(values, columns=["nu", "forgotten", "cost"]).assign(seed=0, setting="[{}, {}]")
+        return pd.DataFrame(values, columns=["nu", "forgotten", "cost"]).assign(seed=0, setting=Setting(frozenset()))
 
     assert at_equal_forgetting(rows(1.0, 2.0, rna=1.5), "cost") == {0: -1.5}
     assert at_equal_forgetting(rows(1.0, 4.0, rna=1.5), "cost") == {}
@@ -141,22 +157,16 @@ def test_a_nu_of_too_few_seeds_is_shown_and_not_judged(tmp_path):
     assert "0.2 (too few seeds)" in document(evidence, "Claims")
 
 
-def test_how_sure_models_are_after_a_text_is_a_panel_and_two_claims(tmp_path):
+def test_how_sure_models_are_after_a_text_is_two_claims(tmp_path):
     for seed in range(2):
         text_run(tmp_path, 2, 0, seed, forgotten=3.0, cost=0.9)
         text_run(tmp_path, 2, 0.1, seed, forgotten=2.5, cost=0.5)
-        file = tmp_path / f"2-0-{seed}/metrics.json"
-        values = {"base": (15.0, 4.0), "unlearned": (11.0 + seed, 5.0)}
-        names = ("maxlogit_mean", "maxlogit_std")
-        more = {f"{m}/retain_text_wiki/perturbed/{n}": v[i] for m, v in values.items() for i, n in enumerate(names)}
-        file.write_text(json.dumps(json.loads(file.read_text()) | more))
+        add_scores(tmp_path / f"2-0-{seed}", [*maxlogits(15.0, 4.0, "base"), *maxlogits(11.0 + seed, 5.0)])
     material = gather(collect([tmp_path]))
     [(_, rows)] = claims.by_method(Evidence(material)).items()
     surer, spread = (claim for claim in claims.CLAIMS if "MaxLogit" in claim.measured or "MaxLogit" in claim.says)
     assert surer.effect(rows).difference == pytest.approx(-3.5)
     assert spread.verdict(spread.effect(rows)) == "contrary"
-    drawn = json.dumps(figure(material).chart(SCREEN).to_dict())
-    assert "MaxLogit after retained texts" in drawn
 
 
 def test_a_claim_is_contrary_where_it_is_the_other_way(tmp_path):
@@ -169,15 +179,11 @@ def test_a_claim_is_contrary_where_it_is_the_other_way(tmp_path):
     assert verdicts[1] == verdicts[2] == verdicts[4] == "contrary"
 
 
-def test_the_figure_has_a_point_for_each_setting(material):
-    drawn = figure(material)
-    assert len(drawn.data) == 6
+def test_the_trade_off_has_a_point_for_each_setting(material):
+    drawn = trade_off(material)
+    assert len(drawn.data) == 7  # and the base model, which has a cost of its own
     assert set(drawn.data["rna"]) == {"without", "with RNA"}
-
-
-def test_runs_without_texts_have_no_such_figure(tmp_path):
-    made_up_run(tmp_path / "run")
-    assert "Nothing to show" in figure(gather(collect([tmp_path]))).caption
+    assert "forgotten texts" in json.dumps(drawn.chart(SCREEN).to_dict())
 
 
 def test_the_course_of_training_is_a_figure(tmp_path):
@@ -186,7 +192,6 @@ def test_the_course_of_training_is_a_figure(tmp_path):
     (tmp_path / "2-0.1-0/course.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     drawn = course(gather(collect([tmp_path])))
     assert list(drawn.data["step"]) == [0, 5]
-    assert drawn.chart is not None
     assert "forgotten texts" in json.dumps(drawn.chart(SCREEN).to_dict())
 
 
@@ -194,7 +199,7 @@ def test_a_torn_course_is_told_and_ends_nothing(tmp_path):
     text_run(tmp_path, 2, 0.1, 0, forgotten=2.5, cost=0.9)
     (tmp_path / "2-0.1-0/course.jsonl").write_text('{"step": 0}\n{"st')
     material = gather(collect([tmp_path]))
-    assert "Nothing to show" in course(material).caption
+    assert course(material) is None
     assert any("2-0.1-0" in run for run in material.problems)
 
 
@@ -204,16 +209,14 @@ def test_ngrams_in_texts_are_a_figure_and_two_claims(tmp_path):
     for seed in range(2):
         text_run(tmp_path, 2, 0, seed, forgotten=3.0, cost=0.9)
         text_run(tmp_path, 2, 0.1, seed, forgotten=2.5, cost=0.5)
-        file = tmp_path / f"2-0-{seed}/metrics.json"
-        costs = {f"retain_text_wiki/{kind}/default_difference": 0.05 for kind in kinds}
-        own = {f"unlearned/retain_text_wiki/{k}/default_difference": 0.05 + v + seed / 100 for k, v in kinds.items()}
-        both = {f"base/{name}": value for name, value in costs.items()} | own
-        file.write_text(json.dumps(json.loads(file.read_text()) | both))
+        scores = [replace(text("wiki", kind, "default", 0.05), model="base") for kind in kinds]
+        scores += [text("wiki", kind, "default", 0.05 + value + seed / 100) for kind, value in kinds.items()]
+        add_scores(tmp_path / f"2-0-{seed}", scores)
     material = gather(collect([tmp_path]))
-    drawn = which_ngrams(material)
-    assert len(drawn.data) == 7
-    assert drawn.data.set_index(["kind", "gram"]).loc[("length", "4"), "cost"] == pytest.approx(0.405)
-    assert "gram" in json.dumps(drawn.chart(SCREEN).to_dict())
+    drawn = figure_4(material)
+    lengths = drawn.data[drawn.data["group"] == "RMU"].set_index("n")["mean"]
+    assert lengths[4] == pytest.approx(0.455)
+    assert "cost in retained texts" in json.dumps(drawn.chart(SCREEN).to_dict())
     [(_, rows)] = claims.by_method(Evidence(material)).items()
     similar, longer = (claim.effect(rows) for claim in claims.CLAIMS[-2:])
     assert similar.difference == pytest.approx(0.2)

@@ -1,23 +1,21 @@
-"""Paired differences of the chosen settings: the drop under perturbation, and the effect of RNA.
+"""Differences of accuracy, paired by question, over the seeds of two settings.
 
 A role's difference is the mean over its tasks, as its accuracy is, then over seeds.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
 
 from unlearn.analysis.collect import Run
-from unlearn.analysis.compare import differing_questions
-from unlearn.analysis.report.choose import Chosen, family
+from unlearn.analysis.frames import mean_interval
 from unlearn.analysis.report.material import Material
-from unlearn.evaluate.statistics import CONFIDENCE, NORMAL, paired
+from unlearn.evaluate.statistics import NORMAL, paired
 
 # Task -> (its part, question) -> whether it is right, or a weighted sum of such.
 Answers = dict[str, dict[tuple[str, int], float]]
@@ -39,69 +37,16 @@ class Contrast:
     why_not: str = ""
 
 
-EFFECTS = {
-    "perturbation, without RNA": ("plain", "plain", "default", "perturbed"),
-    "perturbation, with RNA": ("rna", "rna", "default", "perturbed"),
-    "RNA, default": ("plain", "rna", "default", "default"),
-    "RNA, perturbed": ("plain", "rna", "perturbed", "perturbed"),
-}  # name -> setting and query of one side, of the other
-OTHERWISE = "of another model, trained on other texts, or asked other tasks"
-
-
-def contrasts_of(m: Material, choice: Chosen, role: str) -> dict[str, Contrast]:
-    """The EFFECTS for which both sides exist."""
-    found = {}
-    for name, (one, other, query, other_query) in EFFECTS.items():
-        settings = getattr(choice, one), getattr(choice, other)
-        if None not in settings:
-            before, after = (m.runs_of(str(setting)) for setting in settings)
-            found[name] = _contrast(m, before, after, role, query, other_query)
-        elif one != other and (why := _why_alone(m, choice, query)) is not None:
-            found[name] = Contrast(why_not=why)
-    return found
-
-
-def _why_alone(m: Material, choice: Chosen, query: str) -> str | None:
-    """Why a choice has no counterpart, although settings exist that differ in RNA alone; None if there are none."""
-    [(setting, rna)] = choice.settings.items()
-    configuration, _ = json.loads(family(setting))
-    for run, other, nu in zip(m.runs, m.about["setting"], m.about["nu"], strict=True):
-        if run.done and (nu == 0) == rna and json.loads(family(other))[0] == configuration:
-            [own, *_] = m.runs_of(setting).values()
-            return differing_questions(own, run, query) or OTHERWISE
-    return None
-
-
-def _contrast(
-    m: Material, a: Mapping[int, Run], b: Mapping[int, Run], role: str, query_a: str, query_b: str
-) -> Contrast:
-    """Compare runs b in one query with runs a in another, seed by seed."""
-    common = sorted(a.keys() & b.keys())
-    if not common:
-        return Contrast(why_not=f"no seed of both: {', '.join(map(str, a))} and {', '.join(map(str, b))}")
-    pairs = []
-    for seed in common:
-        why = differing_questions(a[seed], b[seed], query_a, role) if query_a == query_b else None
-        if why is not None:
-            return Contrast(why_not=why)
-        sides = answers(m, a[seed], role, query_a), answers(m, b[seed], role, query_b)
-        if all(sides):
-            pairs.append(sides)
-    if not pairs:
-        return Contrast(why_not="no answers of both are there (samples.parquet)")
-    return contrast(pairs)
-
-
 def answers(m: Material, run: Run, role: str, query: str, model: str = "unlearned") -> Answers:
     """Which questions a run's "unlearned" or "base" model answered correctly, by task; a group counts as one task."""
-    found: Answers = {}
+    right: Answers = {}
     with m.reading(run):
         groups = {score.task: score.part_of for score in run.scores if score.role == role}
         for sample in run.samples():
             if (sample.model, sample.role, sample.query) == (model, role, query) and sample.correct is not None:
                 task = groups.get(sample.task) or sample.task
-                found.setdefault(task, {})[sample.task, sample.id] = float(sample.correct)
-    return found
+                right.setdefault(task, {})[sample.task, sample.id] = float(sample.correct)
+    return right
 
 
 def contrast(pairs: Sequence[tuple[Answers, Answers]]) -> Contrast:
@@ -138,10 +83,9 @@ def contrast(pairs: Sequence[tuple[Answers, Answers]]) -> Contrast:
 
 def mean_over_seeds(values: Sequence[float]) -> Contrast:
     """The mean of a value for each seed, with interval and p of Student's t; of one seed, without them."""
-    mean = float(np.mean(values))
+    mean, low, high = mean_interval(values)
     if len(values) < 2:
         return Contrast(mean, seeds=len(values))
     error = float(stats.sem(values))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * error
     p = float(2 * stats.t.sf(abs(mean) / error, len(values) - 1)) if error else float(mean == 0)
-    return Contrast(mean, seeds=len(values), seeds_low=mean - half, seeds_high=mean + half, seeds_p=p)
+    return Contrast(mean, seeds=len(values), seeds_low=low, seeds_high=high, seeds_p=p)
