@@ -18,7 +18,8 @@ from unlearn.screen import plain
 from unlearn.storage.files import write_atomically
 
 PNG_SCALE = 4  # pixels for each point: about 300 dots an inch
-FORMULA = re.compile(r"^[=+\-@\t\r](?![\d.]|inf\b)")  # a cell that a spreadsheet would compute
+FORMULA = re.compile(r"[=+\-@]")  # how a cell begins that a spreadsheet would compute
+DIFFERENCE = re.compile(r"[+-][\d.]+( \([+-][\d.]+ \.\. [+-][\d.]+\))?( q)?")  # a number, with its interval
 
 
 def write_figures(folder: Path, figures: Iterable[Figure]) -> int:
@@ -79,7 +80,7 @@ def _line(text: str) -> str:
 
 def _csv(text: str) -> str:
     line = _line(text)
-    return f"'{line}" if FORMULA.match(line) else line
+    return f"'{line}" if FORMULA.match(line) and not DIFFERENCE.fullmatch(line) else line
 
 
 def _markdown(text: str) -> str:
