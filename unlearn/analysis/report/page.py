@@ -33,7 +33,8 @@ def page(m: Material, tables: Sequence[Table], figures: Sequence[Figure], *, tit
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     template = environment.from_string((files(__package__) / "page.html").read_text(encoding="utf-8"))
-    by_name: dict[str, Table | Figure] = {part.name: part for part in (*tables, *figures)}
+    everything: list[Table | Figure] = [*tables, *figures]
+    by_name = {part.name: part for part in everything}
     by_name.pop("scores", None)  # its rows are too many
     between = [name for name in by_name if name not in FIRST + LAST]
     parts = [by_name[name] for name in (*FIRST, *between, *LAST) if name in by_name]
