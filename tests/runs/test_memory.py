@@ -98,7 +98,7 @@ def test_texts_need_memory_for_as_long_as_they_are(short, shape, tmp_path, monke
         file.write_text(("river " * words).strip() + "\n")
     config = short(
         "data=jsonl", f"+data.topics.a={{forget: {corpora['forget']}, retain: {corpora['retain']}, max_length: 99}}",
-        "method=dpo", f"method.preferred={corpora['preferred']}", "data.on_exhausted=cycle",
+        "method=dpo", f"method.preferred={corpora['preferred']}", "data.on_exhausted=cycle", "data.held_out=0",
     )  # fmt: skip
     [[forget, retain, preferred]] = load_inputs(config).lengths
     assert (retain - forget, preferred - retain) == (1, 1)
