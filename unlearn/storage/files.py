@@ -85,7 +85,7 @@ def read_object(file: Path) -> dict[str, Any]:
     """A JSON object. Raises UserError if the file cannot be read or holds no object."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last one, of brackets within brackets
         raise UserError(f"{file}: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{file}: not a JSON object")
