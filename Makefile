@@ -98,8 +98,8 @@ real-forgetting-rsv: $(INSTALLED) smollm2
 test: $(INSTALLED) ## run the quick tests, a few minutes: make test ARGS="-k rmu"
 	$(BIN)/python -m pytest $(ARGS)
 
-test-all: $(INSTALLED) smollm2 $(SLURM_INSTALLED) $(BROWSER_INSTALLED) ## all tests: also SLURM, browser, ten kills (15 to 50 minutes)
-	$(BIN)/python -m pytest -m "not short" --kills 10 $(ARGS)
+test-all: $(INSTALLED) smollm2 $(SLURM_INSTALLED) $(BROWSER_INSTALLED) ## all tests: also SLURM, browser, ten kills
+	$(BIN)/python -m pytest -m "" --kills 10 $(ARGS)
 
 test-slurm: $(INSTALLED) $(SLURM_INSTALLED) ## the tests of sweeps on a real SLURM of one node (installed by apt, as root)
 	$(BIN)/python -m pytest -m slurm -n 0 $(ARGS)

@@ -600,6 +600,7 @@ def test_the_training_that_a_run_took_over_is_shown(tmp_path):
     assert m.problems == {}
 
 
+@pytest.mark.slow  # alone draws the figures into files
 def test_figures_as_pdf_png_and_csv(grid, tmp_path):
     main(["report", str(grid), "--figures", str(tmp_path / "figures"), "-o", str(tmp_path / "r.html")])
     written = {file.name for file in (tmp_path / "figures").iterdir()}

@@ -57,6 +57,7 @@ def assert_methods_on_likelihoods(rows):
     assert estimates[1] < estimates[0]  # recomputing saves memory
 
 
+@pytest.mark.slow  # alone runs the cases of the GPU bench in processes of their own
 def test_a_case_that_fails_is_a_row_and_the_others_go_on(tmp_path, monkeypatch, capsys):
     def broken(*_):
         raise RuntimeError("CUDA out of memory")
@@ -89,6 +90,7 @@ def test_no_section_begins_after_the_time_is_over(tmp_path):
     assert [(row["section"], row["case"]) for row in rows] == [(s, "skipped") for s in ("a", "b", "c", "n", "p", "f")]
 
 
+@pytest.mark.slow  # alone runs the memory section of the GPU bench
 def test_memory_alone_runs_what_has_a_bound(tmp_path):
     code, rows = measured(tmp_path / "gpu.json", "--sections", "d")
     memory = [row for row in rows if row["section"] == "d"]

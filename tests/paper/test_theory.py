@@ -281,6 +281,7 @@ def two_runs(conf, tmp_path_factory):
     return [run(conf(*quick, f"rna.nu={nu}", f"output_dir={root / name}")) for nu, name in ((0.09, "rna"), (0, "rm"))]
 
 
+@pytest.mark.slow  # alone runs the whole of `unlearn theory`
 def test_the_command_measures_all_of_it_and_again_the_same(two_runs, monkeypatch, capsys):
     rna, rm = map(str, two_runs)
     arguments = ["theory", rna, "--against", rm, "--limit", "8", "--draws", "2", "--directions", "2", "--batch", "4"]

@@ -11,6 +11,8 @@ import multiprocessing
 import random
 import signal
 
+import pytest
+
 from tests.conftest import read_jsonl, untimed
 from tests.runs import victim
 from unlearn.records.scores import flat
@@ -50,6 +52,7 @@ def everything(folder):
     return found
 
 
+@pytest.mark.slow  # alone kills runs at random moments, also while files are written
 def test_killed_runs_end_as_uninterrupted_ones(conf, tmp_path, pytestconfig):
     wanted = pytestconfig.getoption("--kills")
     least = wanted // 5

@@ -25,6 +25,7 @@ def sweep(tmp_path, *arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow  # alone finds what leaks from one point of a pack into another, W&B included
 def test_every_job_is_as_if_it_had_run_alone(conf, tmp_path):
     points = [(f"method={m}", f"rna.nu={nu}") for m in ("rmu", "adaptive_rmu", "rsv") for nu in ("0.01", "0.09")]
     done = sweep(tmp_path, "rna.nu=0.01,0.09", "method=rmu,adaptive_rmu,rsv", "tracker=wandb")
@@ -51,6 +52,7 @@ def test_every_job_is_as_if_it_had_run_alone(conf, tmp_path):
         assert len(list((packed / "wandb").glob("offline-run-*"))) == 1
 
 
+@pytest.mark.slow  # alone has a point of a real sweep fail beside others
 def test_a_job_that_fails_fails_alone_and_the_sweep_says_which_and_why(conf, tmp_path):
     done = sweep(tmp_path, "method.c=2,1e30,-1", "eval=none", "tracker=none")
     assert done.returncode == 1

@@ -97,6 +97,7 @@ def test_make_reproduce_runs_all_that_the_embedded_model_lists():
         assert f"{default:g}" not in listed, name
 
 
+@pytest.mark.slow  # alone starts a sweep of several grids outside of the checkout
 def test_a_sweep_over_several_grids_from_another_folder(tmp_path):
     command = [sys.executable, str(ROOT / "launch.py"), "-m", "sweep=figure_2", *QUICK, "model.grids.rmu_c='2,3,2'"]
     done = subprocess.run(
@@ -146,6 +147,7 @@ def job_folder(sweep, number):
     return Path(sweep.jobs[number].folder)
 
 
+@pytest.mark.slow  # alone retries the jobs of a real sweep
 def test_the_view_and_the_retry_of_a_sweep_that_ran_here(tmp_path):
     good = tmp_path / "good.jsonl"
     arguments = (*QUICK, f"output_root={tmp_path}", "data=jsonl", "rna.nu=0.01,0.02")
@@ -325,6 +327,7 @@ def test_what_is_finished_is_seen_without_loading_anything(short, tmp_path):
     assert not finished(config)
 
 
+@pytest.mark.slow  # alone starts a sweep where no SLURM is installed
 def test_without_slurm_nothing_answers(monkeypatch, tmp_path):
     """sbatch and scontrol may be installed where no controller runs: a mock of the latter says so."""
     for name in ("scontrol", "sbatch", "srun"):
@@ -377,6 +380,7 @@ def cluster(monkeypatch, tmp_path):
     return submitted
 
 
+@pytest.mark.slow  # alone compares the dry run with what sbatch gets
 def test_a_dry_run_shows_the_scripts_that_are_submitted(cluster, tmp_path):
     """The three seeds share a job, four numbers of steps do not, and an array has three tasks at most: two arrays."""
     (tmp_path / "conf/hydra/launcher/cluster").mkdir(parents=True)

@@ -282,6 +282,7 @@ def test_name_config_group_tags_and_end(whole):
     assert [e.exit_code for e in of_kind(whole.found, "exit")] == [0]
 
 
+@pytest.mark.slow  # alone follows a sweep's group and tags from Hydra to W&B
 def test_a_sweep_is_a_group(tmp_path):
     command = [
         sys.executable, "launch.py", "-m", "sweep=noise_scale", "method=rmu,rsv", "model.grids.nu='0.01,0'",
@@ -363,6 +364,7 @@ runpy.run_path("launch.py", run_name="__main__")
 """
 
 
+@pytest.mark.slow  # alone kills W&B's process during a training
 def test_a_run_survives_the_death_of_wandb(tmp_path):
     """W&B's process is killed before the second of three steps."""
     arguments = ["train.steps=3", "tracker.delta=true", *ASKED, f"output_root={tmp_path}"]
@@ -443,6 +445,7 @@ def test_logged_in_but_out_of_reach_goes_offline_without_a_question(tmp_path, mo
     assert b"x" * 40 not in written  # the key is in no file
 
 
+@pytest.mark.slow  # alone looks for secrets in every file of a run
 def test_no_secret_is_in_any_file_or_on_the_screen(tmp_path):
     secrets = {"WANDB_API_KEY": "f00d" * 10, "HF_TOKEN": "hf_" + "s3cr" * 8, "AWS_SECRET_ACCESS_KEY": "q9Zk" * 10}
     command = [
