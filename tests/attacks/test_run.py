@@ -283,8 +283,8 @@ def test_a_failed_attack_leaves_the_run_finished(tmp_path, conf, monkeypatch):
     ("overrides", "said"),
     {
         ("attacks=[lense]",): r"attacks=lense is not allowed\. Did you mean 'lens'\?",
-        ("attacks=[lens]", "eval=none"): "attacks need something to ask",
-        ("attacks=[lens]", "model.device=balanced"): r"attacks with model\.device=balanced: .* on one device only",
+        ("attacks=[lens]", "eval=none"): "attacks need an evaluation",
+        ("attacks=[lens]", "model.device=balanced"): r"attacks need the model on one device, and model\.device=bal",
     }.items(),
 )
 def test_attacks_are_checked_at_the_start(conf, overrides, said):

@@ -71,8 +71,8 @@ def test_cfg_job_shows_the_configuration_without_heavy_imports(tmp_path):
         ("data.use=[bioo]", "data.use: unknown topic 'bioo'. Did you mean 'bio'? Allowed: bio, cyber."),
         (
             "model=qwen3_8b",
-            "method.c: the configuration of model 'qwen3_8b' holds no such value for method 'rmu' (it has values for: "
-            "adaptive_rmu). Set method.c=NUMBER, or add it below `methods` in conf/model/qwen3_8b.yaml.",
+            "method.c: model 'qwen3_8b' has no default value for method 'rmu'; it has defaults for: adaptive_rmu. Set "
+            "method.c=NUMBER, or add it below `methods` in conf/model/qwen3_8b.yaml.",
         ),
     ],
 )
@@ -139,25 +139,32 @@ def test_a_slurm_job_does_not_get_hydras_variable(tmp_path):
     ("override", "told"),
     [
         ("method.alpha=3", "method.alpha: unknown key. Did you mean 'model.alpha'?"),
-        ("method.norm=sample", "method.norm: a key of method=adaptive_rmu only."),
-        ("method.beta=3", "method.beta: a key of method=adaptive_rmu, method=dpo, method=npo, method=simnpo only."),
-        ("eval.asked_of.control=[retain]", "eval.asked_of.control: not there yet; +eval.asked_of.control=... adds it."),
+        ("method.norm=sample", "method.norm exists only with method=adaptive_rmu."),
+        ("method.beta=3", "method.beta exists only with method=adaptive_rmu, method=dpo, method=npo, method=simnpo."),
+        (
+            "eval.asked_of.control=[retain]",
+            "eval.asked_of.control: there is no such entry. Add it with +eval.asked_of.control=...",
+        ),
         (
             "eval.texts.corpora.retain.wiki=x.txt",
-            "eval.texts.corpora.retain.wiki: not there yet; +eval.texts.corpora.retain.wiki=... adds it.",
+            "eval.texts.corpora.retain.wiki: there is no such entry. Add it with +eval.texts.corpora.retain.wiki=...",
         ),
         ("eval.tasks.retian=[mmlu]", "+eval.tasks.retian=... adds it. Did you mean 'retain'?"),
         (
             "data.topics.chem.forget=F",
-            "data.topics.chem: not there yet; '+data.topics.chem={forget: ..., retain: ..., max_length: ...}' adds it.",
+            "data.topics.chem: there is no such entry. Add it with "
+            "'+data.topics.chem={forget: ..., retain: ..., max_length: ...}'.",
         ),
-        ("+method.c=1", "method.c: the key is there already. Leave the + out: method.c=VALUE."),
+        ("+method.c=1", "method.c: the key exists already. Leave out the +: method.c=VALUE."),
         ("hydra.launcher.dry_rnu=true", "hydra.launcher.dry_rnu: unknown key. Did you mean 'hydra.launcher.dry_run'?"),
         ("metod=rmu", "metod: unknown key. Did you mean 'method'?"),
         ("eval=nome", "eval=nome: no such option. Did you mean 'none'?"),
         ("model.layer=1", "model.layer=1 is not allowed"),
         ("train.steps=many", "train.steps: Value 'many'"),
-        ("rna.nu=0,1", "rna.nu=0,1: several values. With -m each of them is a job of its own; a list is KEY=[A,B]."),
+        (
+            "rna.nu=0,1",
+            "rna.nu=0,1: several values were given. Add -m to run a job for each, or write a list as KEY=[A,B].",
+        ),
         ("rna.nu=[", "rna.nu=[: cannot be read as KEY=VALUE. Put quotes around a value with commas"),
         ("rna", "rna: cannot be read as KEY=VALUE."),
     ],
@@ -199,7 +206,7 @@ def test_ctrl_c_is_one_line(capsys, monkeypatch):
     with pytest.raises(SystemExit) as stop, one_sentence():
         raise KeyboardInterrupt
     assert stop.value.code == 130
-    assert capsys.readouterr().err == "Interrupted. The same command goes on where this one was.\n"
+    assert capsys.readouterr().err == "Interrupted. Run the same command again to resume.\n"
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
@@ -207,7 +214,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
     done = launch("eval=none", tmp_path=tmp_path / "file")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert done.stderr.endswith(": Not a directory. Choose where files go with output_root=DIR.\n")
+    assert done.stderr.endswith(": Not a directory. Choose another output folder with output_root=DIR.\n")
 
 
 def test_the_arguments_of_attack_are_sorted_by_kind(tmp_path, monkeypatch):
@@ -226,8 +233,8 @@ def test_the_arguments_of_attack_are_sorted_by_kind(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("word", "told"),
     [
-        ("relearning", "relearning: no run is there. Did you mean 'attack=relearning'?"),
-        ("./no/run", "no run is there."),
+        ("relearning", "relearning is not the folder of a run. Did you mean 'attack=relearning'?"),
+        ("./no/run", "is not the folder of a run."),
     ],
 )
 def test_a_word_that_is_no_folder_starts_no_attack(tmp_path, word, told):

@@ -40,12 +40,12 @@ BAD = {
     "data.on_exhausted=stop": r"data\.on_exhausted=stop is not allowed.*Allowed: error, cycle",
     "data.use=[bioo]": r"data\.use: unknown topic 'bioo'\. Did you mean 'bio'\? Allowed: bio, cyber",
     "data.use=[]": r"data\.use=\[\] is not allowed",
-    "data.use=[bio,bio]": r"data\.use names topic 'bio' 2 times: steps take the topics in turn, so name each once",
+    "data.use=[bio,bio]": r"data\.use names topic 'bio' 2 times\. Steps take the topics in turn: name each",
     "data=jsonl": r"data=jsonl has no topics",
     "+data.topics.chem={forget: a.jsonl, retain: b.txt}": r"data\.topics\.chem\.max_length: no value was given",
     "data.topics.bio.max_length=0": r"data\.topics\.bio\.max_length=0 is not allowed",
-    "~model.methods.rmu": r"method\.c: the configuration of model 'toy' holds no such value for method 'rmu'",
-    "model=qwen3_8b": r"model 'qwen3_8b' holds no such value for method 'rmu' \(it has values for: adaptive_rmu\)",
+    "~model.methods.rmu": r"method\.c: model 'toy' has no default value for method 'rmu'",
+    "model=qwen3_8b": r"model 'qwen3_8b' has no default value for method 'rmu'; it has defaults for: adaptive_rmu",
     "train.schedule=linea": r"train\.schedule=linea is not allowed\. Did you mean 'linear'\?",
     "+eval.asked_of.perturbed=[retian]": r"eval\.asked_of\.perturbed=retian is not allowed\. Did you mean 'retain'\?",
     "+eval.asked_of.perturbd=[retain]": r"eval\.asked_of=perturbd is not allowed",
@@ -73,7 +73,9 @@ def test_refused_with_key_value_and_what_is_allowed(conf, override):
 
 
 def test_maxlogit_needs_a_role_with_tasks(conf):
-    with pytest.raises(UserError, match=r"eval\.maxlogit: role retain has no tasks \(eval\.tasks\.retain\)"):
+    with pytest.raises(
+        UserError, match=r"eval\.maxlogit\.roles names role retain, which has no tasks \(eval\.tasks\.re"
+    ):
         conf("eval=toy_paper", "eval.tasks.retain=[]")
     conf("eval=toy_paper", "eval.tasks.retain=[]", "eval.maxlogit.tokens=0")
     texts = conf("eval=real", "eval.maxlogit={roles: [retain_text], queries: [perturbed], tokens: 15}")
@@ -194,7 +196,7 @@ def test_arguments_of_methods_on_likelihoods_are_checked(conf):
 def test_what_the_published_code_did_goes_with_its_mask(conf):
     with pytest.raises(UserError, match=r"method\.published=maybe is not allowed: it must be true or false"):
         conf("method=npo", "method.published=maybe")
-    with pytest.raises(UserError, match=r"method\.published=true with loss\.mask=padding_and_bos: what the published"):
+    with pytest.raises(UserError, match=r"method\.published=true needs loss\.mask=none, but loss\.mask=padding"):
         conf("method=npo", "method.published=true")
     for method in ("npo", "simnpo", "dpo", "grad_diff"):
         paper = conf(f"method={method}", "preset=paper")
@@ -252,7 +254,7 @@ def test_the_evaluation_follows_the_data(conf):
 
 
 def test_held_out_texts_are_no_dialogues_and_not_trained_on(conf):
-    with pytest.raises(UserError, match=r"eval=jsonl measures texts, and documents are dialogues"):
+    with pytest.raises(UserError, match=r"eval=jsonl measures texts, but the documents are dialogues"):
         conf(*OWN, "data.chat_template=true")
     with pytest.raises(UserError, match=r"eval\.texts\.last=50 with data\.held_out=40: training would use some"):
         conf(*OWN, "eval.texts.last=50")
@@ -266,7 +268,9 @@ def test_texts_of_ones_own_are_asked_without_an_evaluation(conf):
 
 def test_another_model_is_asked_about_the_embedded_world_only_if_the_user_says_so(conf):
     other = ("model=zephyr_7b_beta",)
-    with pytest.raises(UserError, match=r"eval=toy asks what only model=toy was taught, and model\.name=zephyr_7b"):
+    with pytest.raises(
+        UserError, match=r"eval=toy asks about facts that only model=toy was taught, but model\.name=zep"
+    ):
         conf(*other)
     assert run_name(conf(*other, "eval.for_model=null")).startswith("rmu-zephyr_7b_beta-")
 
@@ -277,9 +281,11 @@ def test_files_with_too_few_lines_are_refused_before_they_are_read(conf, tmp_pat
     topic = f"+data.topics.chem={{forget: {tmp_path}/a.jsonl, retain: {tmp_path}/wiki.txt, max_length: 9}}"
     own = ("data=jsonl", topic, "train.batch_size=2", "train.steps=5")
     check_documents(conf(*own, "data.held_out=2"))
-    with pytest.raises(UserError, match=r"chem\.forget: .*a\.jsonl has 12 lines, training needs 10 documents and data"):
+    with pytest.raises(
+        UserError, match=r"chem\.forget: .*a\.jsonl has 12 lines, but training needs 10 documents, and "
+    ):
         check_documents(conf(*own, "data.held_out=3"))
-    with pytest.raises(UserError, match=r"a\.jsonl has 12 lines, training needs 14 documents\. Lower"):
+    with pytest.raises(UserError, match=r"a\.jsonl has 12 lines, but training needs 14 documents\. Give"):
         check_documents(conf(*own, "data.held_out=0", "eval=none", "train.steps=7"))
     check_documents(conf(*own, "data.held_out=3", "data.on_exhausted=cycle"))
     with pytest.raises(UserError, match=r"a\.jsonl has 12 lines"):

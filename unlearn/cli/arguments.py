@@ -42,5 +42,7 @@ def attack_arguments(arguments: list[str]) -> AttackArguments:
 
 def _folder(argument: str) -> Path:
     if not Path(argument).is_dir():
-        raise UserError(f"{argument}: no run is there.{nearest(argument, [f'{CHOSEN}{n}' for n in attack_names()])}")
+        raise UserError(
+            f"{argument} is not the folder of a run.{nearest(argument, [f'{CHOSEN}{n}' for n in attack_names()])}"
+        )
     return Path(argument)

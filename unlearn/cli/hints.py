@@ -20,7 +20,7 @@ MERGING = "Error merging override "  # Hydra's words for an override whose value
 
 
 def explain(error: BaseException) -> str:
-    """A user's mistake as it is; an error of Hydra or OmegaConf in a sentence: our hint, or else its first line."""
+    """The message of a UserError; for an error of Hydra or OmegaConf a hint, or else the first line of its message."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OverrideParseException):
@@ -46,9 +46,9 @@ def _first_line(message: str) -> str:
 def _hint(message: str) -> str:
     """A sentence for some of Hydra's messages, else an empty string."""
     if match := re.search(r"Ambiguous value for argument '(.*)'", message):
-        return f"{match[1]}: several values. With -m each of them is a job of its own; a list is KEY=[A,B]."
+        return f"{match[1]}: several values were given. Add -m to run a job for each, or write a list as KEY=[A,B]."
     if match := re.search(r"An item is already at '([^']+)'", message):
-        return f"{match[1]}: the key is there already. Leave the + out: {match[1]}=VALUE."
+        return f"{match[1]}: the key exists already. Leave out the +: {match[1]}=VALUE."
     if match := re.search(r"Could not find '([\w/]+)/([^/']+)'", message):
         group, name = match.groups()
         options = sorted(file.stem for file in (CONF / group).glob("*.yaml"))
@@ -63,7 +63,7 @@ def _unknown_key(key: str, composed: DictConfig | dict[str, Any]) -> str:
     group, _, rest = key.partition(".")
     owners = [file.stem for file in sorted((CONF / group).glob("*.yaml")) if rest in yaml.safe_load(file.read_text())]
     if owners:
-        return f"{key}: a key of {', '.join(f'{group}={owner}' for owner in owners)} only."
+        return f"{key} exists only with {', '.join(f'{group}={owner}' for owner in owners)}."
     groups = [folder.name for folder in CONF.iterdir() if folder.is_dir()]
     keys = [other for other in [*_keys(composed), *groups] if other.startswith("hydra.") == key.startswith("hydra.")]
     same_name = [other for other in keys if other.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
@@ -71,9 +71,9 @@ def _unknown_key(key: str, composed: DictConfig | dict[str, Any]) -> str:
 
 
 def _new_entry(key: str, composed: Any) -> str:
-    """A sentence about a new entry of a dictionary whose names are free, as eval.texts.corpora.ROLE.NAME; else empty.
+    """How to add an entry to a dictionary with free names, such as eval.texts.corpora.ROLE.NAME; empty for other keys.
 
-    Not of a method's arguments, which its class names.
+    The arguments of a method are not free: its class names them.
     """
     schema: Any = Config
     names = key.split(".")
@@ -81,10 +81,11 @@ def _new_entry(key: str, composed: Any) -> str:
         is_free = get_origin(schema) is dict
         if is_free and name not in composed and names[0] != "method":
             entry, value = ".".join(names[: depth + 1]), get_args(schema)[1]
-            if not is_dataclass(value):  # all that is missing below is added with it
-                return f"{key}: not there yet; +{key}=... adds it.{nearest(name, composed)}"
+            if not is_dataclass(value):
+                return f"{key}: there is no such entry. Add it with +{key}=...{nearest(name, composed)}"
             needed = [f"{field.name}: ..." for field in fields(value) if field.default in (MISSING, "???")]
-            return f"{entry}: not there yet; '+{entry}={{{', '.join(needed)}}}' adds it.{nearest(name, composed)}"
+            example = f"'+{entry}={{{', '.join(needed)}}}'"
+            return f"{entry}: there is no such entry. Add it with {example}.{nearest(name, composed)}"
         composed = composed.get(name) if isinstance(composed, (dict, DictConfig)) else None
         composed = {} if composed is None else composed
         hints = get_type_hints(schema) if is_dataclass(schema) else {}

@@ -22,23 +22,23 @@ from unlearn.config.hydra_job import FULL_ERROR, raising_errors, to_config, user
 from unlearn.errors import UserError
 from unlearn.screen import plain
 
-INTERRUPTED = 130  # the exit status of a program that was ended by Ctrl-C
+INTERRUPTED = 130  # the exit status after Ctrl-C
 OVERRIDE = re.compile(r"[^-=][^=]*=|~")
 MISTAKES = (UserError, HydraException, OmegaConfBaseException)
 
-# Of Hydra's own launcher, with their mistakes; None: tracebacks are shown.
+# Jobs of Hydra's own launcher that failed, with their messages; None: tracebacks are shown.
 _failed_jobs: list[str] | None = None
 
 
 def launch() -> None:
-    """Run what this process's command line says; Hydra reads it."""
+    """Run the job or sweep of this process's command line, which Hydra reads."""
     with one_sentence():
         _job()
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _job(raw: DictConfig) -> None:
-    """Check the configuration (nothing heavy is imported for that), then run."""
+    """Check the configuration before anything heavy is imported, then run."""
     with of_one_job():
         config, hydra_folder = to_config(raw)
         from unlearn.experiment import run
@@ -71,16 +71,16 @@ def one_sentence() -> Iterator[None]:
     except OSError as error:
         if error.filename is None:
             raise
-        sys.exit(plain(f"{error.filename}: {error.strerror}. Choose where files go with output_root=DIR."))
+        sys.exit(plain(f"{error.filename}: {error.strerror}. Choose another output folder with output_root=DIR."))
     except KeyboardInterrupt:
-        print("Interrupted. The same command goes on where this one was.", file=sys.stderr)
+        print("Interrupted. Run the same command again to resume.", file=sys.stderr)
         sys.exit(INTERRUPTED)
     finally:
         _failed_jobs = None
 
 
 def options_first(arguments: list[str]) -> list[str]:
-    """The arguments with KEY=VALUE and ~KEY behind all options, where Hydra wants them."""
+    """The arguments with KEY=VALUE and ~KEY after all options, as Hydra needs them."""
     overrides = [argument for argument in arguments if OVERRIDE.match(argument)]
     return [argument for argument in arguments if argument not in overrides] + overrides
 
@@ -92,16 +92,16 @@ def check_arguments(arguments: list[str]) -> None:
             raise UserError(f"{argument}: cannot be read as KEY=VALUE.")
     if {"-c", "--cfg"} & set(arguments) and {"-m", "--multirun"} & set(arguments):
         raise UserError(
-            "--cfg shows the configuration of a single job: leave -m and the values of a grid out. With -m, "
-            "hydra.launcher.dry_run=true shows what a sweep would run."
+            "--cfg shows the configuration of a single job: leave out -m and the values of the grid. To see the jobs "
+            "of a sweep, use -m with hydra.launcher.dry_run=true."
         )
 
 
 @contextmanager
 def of_one_job() -> Iterator[None]:
-    """`one_sentence` inside a job. With Hydra's own launcher the other jobs follow, and the errors come at the end.
+    """`one_sentence` for a job. With Hydra's own launcher the other jobs still run; errors are shown at the end.
 
-    Hydra prints the overrides of a job that raises an error, so a mistake must not reach it.
+    A mistake must not reach Hydra, which would print the job's overrides.
     """
     try:
         with users_environment():

@@ -24,16 +24,16 @@ app = typer.Typer(
 )
 
 Trust = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run code of the base model's checkpoint, if it has some.")
+    bool, typer.Option("--trust-remote-code", help="Allow code that comes with the base model's checkpoint to run.")
 ]
-Folders = Annotated[list[Path], typer.Argument(metavar="DIR", help="A run, a sweep, or a folder that holds such.")]
+Folders = Annotated[list[Path], typer.Argument(metavar="DIR", help="A run, a sweep, or a folder of runs or sweeps.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="OVERRIDE", help="As for launch.py: eval=NAME, KEY=VALUE.")
 ]
 
 
 class Format(StrEnum):
-    """What a report is written as."""
+    """The format of a report."""
 
     html = "html"
     md = "md"
@@ -49,7 +49,8 @@ class Format(StrEnum):
 def run(context: typer.Context) -> None:
     """Start a run, or with -m a sweep.
 
-    The same as `python launch.py` in a checkout. `unlearn run --help` lists the keys: KEY=VALUE sets one.
+    KEY=VALUE sets a key of the configuration; `unlearn run --help` lists them. In a checkout, `python launch.py` does
+    the same.
     """
     from unlearn.cli.launch import launch
 
@@ -61,12 +62,12 @@ def run(context: typer.Context) -> None:
 def evaluate(
     what: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT|model=NAME")], overrides: Overrides = None
 ) -> None:
-    """Evaluate a finished run once more, or any checkpoint.
+    """Evaluate a finished run again, or any checkpoint.
 
-    RUN is a run's folder. The evaluation is eval=NAME, by default the run's own; eval.KEY=VALUE changes a key of it.
-    model.path=PATH: the base model was moved there. model.device=DEVICE: evaluate there. Results go to
-    RUN/evaluations/. CHECKPOINT is a folder or an id of the hub, and model=NAME a file of conf/model: these are
-    evaluated as base models.
+    RUN is a run's folder. eval=NAME chooses the evaluation (default: the run's own), and eval.KEY=VALUE changes one of
+    its keys. Set model.path=PATH if the base model was moved, and model.device=DEVICE to use another device. Results go
+    to RUN/evaluations/. CHECKPOINT is a folder or a hub id, and NAME is a file of conf/model; both are evaluated as
+    base models.
     """
     from unlearn.runs.evaluation import evaluate as run
 
@@ -77,22 +78,22 @@ def evaluate(
 def attack(
     arguments: Annotated[list[str], typer.Argument(metavar="RUN... [attack=NAME,...] [OVERRIDE...]")],
     retrained: Annotated[
-        str | None, typer.Option(help="A checkpoint like the base model, trained without what was forgotten.")
+        str | None, typer.Option(help="A checkpoint like the base model that never saw the forget texts in training.")
     ] = None,
 ) -> None:
-    """Attack finished runs: does what was forgotten come back?
+    """Attack finished runs: does the forgotten knowledge come back?
 
-    Each attack of conf/attack (attack=all, the default; docs/attacks.md lists them) changes the unlearned model, or
-    reads its states, at several levels; so it does with the base model and the --retrained one, for comparison. At each
-    level the run's own evaluation is repeated, or that of eval=NAME, with default and perturbed queries: 300 questions
-    of each role, unless eval.subset=N (null: all) says otherwise. attack.KEY=VALUE changes a single attack. model.path,
-    model.device as for `unlearn evaluate`. Results go to RUN/attacks; what is there is not measured again.
+    An attack of conf/attack (docs/attacks.md lists them; the default is attack=all) changes the unlearned model or
+    reads its states, at several levels. The base model, and the --retrained model if given, are attacked too, for
+    comparison. Each level repeats the run's evaluation, or eval=NAME, with default and perturbed queries: 300 questions
+    per role, or eval.subset=N (null: all). attack.KEY=VALUE changes a key of a single attack. model.path and
+    model.device are as in `unlearn evaluate`. Results go to RUN/attacks; existing results are not measured again.
     """
     from unlearn.cli.arguments import attack_arguments
 
     parsed = attack_arguments(arguments)
     if not parsed.folders:
-        raise typer.BadParameter("name the folder of a finished run.")
+        raise typer.BadParameter("give the folder of a finished run.")
     from unlearn.attacks.make import plan
     from unlearn.attacks.run import attack as run
 
@@ -106,7 +107,7 @@ def compare(
 ) -> None:
     """Compare two runs question by question.
 
-    For each task and query: the difference of accuracies (B minus A), its 95 % interval, and McNemar's test.
+    Prints, for each task and query, the difference in accuracy (B minus A), its 95 % interval, and McNemar's test.
     """
     from unlearn.analysis.compare import show_comparison
 
@@ -117,31 +118,31 @@ def compare(
 def report(
     folders: Folders,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Default: report.html; tables go to the terminal.")
+        Path | None, typer.Option("-o", "--output", help="Default: report.html for the page, the terminal for a table.")
     ] = None,
-    format: Annotated[Format, typer.Option(help="Of the page (html) or of one table.")] = Format.html,  # noqa: A002
+    format: Annotated[Format, typer.Option(help="html: the page; others: one table.")] = Format.html,  # noqa: A002
     table: Annotated[
         str | None,
         typer.Option(
-            help="With md, latex or csv: settings, contrasts, table_1, runs, scores or unusable; with --paper also "
-            "published, published_table_1.",
+            help="For md, latex and csv: settings, contrasts, table_1, runs, scores or unusable; with --paper also "
+            "published and published_table_1.",
             show_default="settings",
         ),
     ] = None,
     figures: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write each figure there, as PDF, PNG and CSV.")
+        Path | None, typer.Option(metavar="DIR", help="Also write each figure to DIR, as PDF, PNG and CSV.")
     ] = None,
     paper: Annotated[
-        bool, typer.Option("--paper", help="Add the paper's published numbers, and its phases of nu.")
+        bool, typer.Option("--paper", help="Add the paper's published numbers and its phases of nu.")
     ] = False,
-    title: Annotated[str, typer.Option()] = "Unlearning report",
+    title: Annotated[str, typer.Option(help="Title of the page.")] = "Unlearning report",
 ) -> None:
     """Write figures and tables of any runs.
 
-    As an HTML page with the paper's figures and tables, or as one table in Markdown, LaTeX or CSV.
+    The report is an HTML page with the paper's figures and tables, or one table in Markdown, LaTeX or CSV.
     """
     if format is Format.html and table is not None:
-        raise typer.BadParameter("--table goes with --format md, latex or csv: the page has all tables.")
+        raise typer.BadParameter("--table needs --format md, latex or csv; the HTML page has all tables.")
     from unlearn.analysis.report.write import Additions, write_report
 
     additions = Additions()
@@ -157,19 +158,19 @@ def claims(
     folders: Folders,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Default: the terminal.")] = None,
     theory: Annotated[
-        bool, typer.Option("--theory", help="First run `unlearn theory` on a seed of each method.")
+        bool, typer.Option("--theory", help="First run `unlearn theory` on one seed of each method.")
     ] = False,
-    limit: Annotated[int, typer.Option(min=2, help="Questions of --theory.")] = 100,
-    title: Annotated[str, typer.Option()] = "The paper's claims",
+    limit: Annotated[int, typer.Option(min=2, help="Number of questions for --theory.")] = 100,
+    title: Annotated[str, typer.Option(help="Title of the document.")] = "The paper's claims",
     preface: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Markdown to begin with, such as what was run and why.")
+        Path | None, typer.Option(metavar="FILE", help="Markdown to put first, for example what was run and why.")
     ] = None,
 ) -> None:
     """Judge the paper's claims on any runs.
 
-    Each claim gets a verdict, with its numbers. Needed are, of each method and in at least two seeds: runs without
-    RNA, runs that differ from them in nu alone, and runs without RNA that differ from them in c or beta, or in the
-    layer, alone (sweep=figure_2, figure_3, layers; sweep=seeds eval=paper for the other claims).
+    Each claim gets a verdict with its numbers. For each method and at least two seeds it needs: a run without RNA, runs
+    that differ from it only in nu, and runs without RNA that differ from it only in c or beta, or only in the layer
+    (sweep=figure_2, figure_3, layers). The other claims need sweep=seeds eval=paper.
     """
     from unlearn.paper.claims.write import write_claims
 
@@ -179,24 +180,26 @@ def claims(
 @app.command()
 def theory(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run.")],
-    against: Annotated[Path | None, typer.Option(metavar="RM_RUN", help="The same without RNA (rna.nu=0).")] = None,
-    query: Annotated[str, typer.Option(help="The kind of query whose options are replaced.")] = "perturbed",
+    against: Annotated[
+        Path | None, typer.Option(metavar="RM_RUN", help="The corresponding run without RNA (rna.nu=0).")
+    ] = None,
+    query: Annotated[str, typer.Option(help="The kind of query with replaced options.")] = "perturbed",
     role: Annotated[str, typer.Option(help="The role whose tasks are asked.")] = "retain",
-    limit: Annotated[int, typer.Option(min=2, help="Questions, in proportion from all tasks.")] = 200,
-    draws: Annotated[int, typer.Option(min=2, help="Draws of noise for each question and variance.")] = 64,
+    limit: Annotated[int, typer.Option(min=2, help="Number of questions, in proportion to the tasks' sizes.")] = 200,
+    draws: Annotated[int, typer.Option(min=2, help="Draws of noise per question and variance.")] = 64,
     directions: Annotated[int, typer.Option(min=2, help="Directions along which spreads are measured.")] = 32,
     batch: Annotated[int, typer.Option(min=2, help="Noisy copies of a token in memory at a time.")] = 64,
-    seed: Annotated[int, typer.Option(help="Of noise and directions.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of noise and directions.")] = 0,
     injected: Annotated[
-        bool, typer.Option(help="Measure Theorems 4.3 and 5.2 with injected noise: nearly all of the time.")
+        bool, typer.Option(help="Measure Theorems 4.3 and 5.2 with injected noise, which takes nearly all the time.")
     ] = True,
     trust_remote_code: Trust = False,
 ) -> None:
     """Measure the paper's theorems on a finished run.
 
-    Assumptions 4.2 and 5.1 and Theorems 4.3 and 5.2. A verdict on each is shown here; all numbers go to
-    RUN/theory.json, or RUN/theory-ROLE-QUERY.json for another role or query.
-    The model runs in float32, a question at a time.
+    It measures Assumptions 4.2 and 5.1 and Theorems 4.3 and 5.2, and prints a verdict on each. All numbers go to
+    RUN/theory.json, or to RUN/theory-ROLE-QUERY.json for another role or query. The model runs in float32, one
+    question at a time.
     """
     from unlearn.paper.theory.measure import Effort, measure_and_show
 
@@ -213,17 +216,19 @@ def theory(
 
 @app.command()
 def status(
-    sweep: Annotated[Path | None, typer.Argument(metavar="SWEEP", help="Default: the last one of outputs/.")] = None,
+    sweep: Annotated[
+        Path | None, typer.Argument(metavar="SWEEP", help="Default: the latest sweep in outputs/.")
+    ] = None,
     retry: Annotated[
-        bool, typer.Option("--retry", help="First start again the jobs that failed or were interrupted.")
+        bool, typer.Option("--retry", help="First restart the jobs that failed or were interrupted.")
     ] = False,
-    once: Annotated[bool, typer.Option("--once", help="Show the table once, in a terminal, too.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Show the table once, even in a terminal.")] = False,
 ) -> None:
     """Show the jobs of a sweep, or retry them.
 
-    In a terminal the table is live until all jobs have ended. A retry uses the configuration of the sweep's
-    beginning, and its code, unless the sweep ran in the launcher's own process. Exit status: 0 all done, 1 some failed,
-    3 not finished.
+    In a terminal the table is updated until all jobs have ended. A retry uses the configuration and the code with which
+    the sweep was started (the current code if the sweep ran in the launcher's own process). Exit status: 0 all done,
+    1 some failed, 3 not finished.
     """
     from unlearn.sweeps.status import show_status
 
@@ -232,10 +237,10 @@ def status(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, outputs/runs/NAME-HASH.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Folder to write, new or empty.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder: outputs/runs/NAME-HASH.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="The folder to write; it must be new or empty.")],
     model: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Where the base model is now, if it was moved.")
+        str | None, typer.Option(metavar="PATH", help="The base model's current path, if it was moved.")
     ] = None,
     trust_remote_code: Trust = False,
 ) -> None:
@@ -248,11 +253,11 @@ def export(
 
 @app.command()
 def prefetch(overrides: Overrides = None) -> None:
-    """Fetch and check all that a job will need.
+    """Download and check everything that a job needs.
 
-    For a node with a network: model, tokenizer, corpora and evaluation data of a configuration, for example
-    experiment=zephyr_wmdp. With
-    HF_HUB_OFFLINE=1 (and the same HF_HOME) the job then needs no network.
+    Run it where there is a network, with the job's configuration, for example experiment=zephyr_wmdp. It downloads the
+    model, tokenizer, corpora and evaluation data. The job then needs no network if HF_HUB_OFFLINE=1 is set and HF_HOME
+    is the same.
     """
     from unlearn.config.compose import composed
     from unlearn.config.settle import settle
@@ -265,13 +270,15 @@ def prefetch(overrides: Overrides = None) -> None:
 def scale(
     model: Annotated[str, typer.Argument(metavar="CHECKPOINT|model=NAME")],
     overrides: Overrides = None,
-    layer: Annotated[int | None, typer.Option(help="l.", show_default="as deep as 7 of 32 layers, the paper's")] = None,
-    documents: Annotated[int, typer.Option(min=1, help="Retained documents of each topic.")] = 32,
+    layer: Annotated[
+        int | None, typer.Option(help="The layer l.", show_default="at the paper's depth, 7 of 32 layers")
+    ] = None,
+    documents: Annotated[int, typer.Option(min=1, help="Number of retain documents per topic.")] = 32,
 ) -> None:
-    """Measure a model's scale, and print coefficients to begin with.
+    """Measure a model's scale and print starting values for its coefficients.
 
-    Norms of states and spreads of their coordinates at each layer, on the retain corpora (data=real by default), and
-    from them values of c, beta, nu and lr for a file in conf/model.
+    It measures the norms of the states and the spreads of their coordinates at each layer, on the retain corpora
+    (default: data=real). From these it computes c, beta, nu and lr and prints a file for conf/model.
     """
     from unlearn.config.compose import composed, of_model
     from unlearn.config.settle import settle
@@ -285,15 +292,17 @@ def scale(
 
 @app.command()
 def dashboard(
-    project: Annotated[str | None, typer.Option(help="Of W&B.", show_default="that of conf/tracker/wandb.yaml")] = None,
-    entity: Annotated[str | None, typer.Option(help="Of W&B.", show_default="your own")] = None,
+    project: Annotated[
+        str | None, typer.Option(help="The W&B project.", show_default="the one in conf/tracker/wandb.yaml")
+    ] = None,
+    entity: Annotated[str | None, typer.Option(help="The W&B entity.", show_default="your own")] = None,
     file: Annotated[
         Path | None, typer.Option("-o", metavar="FILE", help="Write the dashboard's definition to a file instead.")
     ] = None,
 ) -> None:
     """Create the dashboard in Weights & Biases.
 
-    Each call adds a saved view to the project. Where nobody is logged in, its definition is written to a file.
+    Each call adds a saved view to the project. If you are not logged in, its definition is written to a file.
     """
     from unlearn.tracking.dashboard import create_dashboard
 
@@ -302,28 +311,28 @@ def dashboard(
 
 @app.command()
 def toy(
-    out: Annotated[Path | None, typer.Option(help="Folder to write to.", show_default="the package's own")] = None,
-    seed: Annotated[int, typer.Option(help="Of the world and of the training.")] = 0,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 2000,
+    out: Annotated[Path | None, typer.Option(help="The folder to write to.", show_default="the package's own")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the world and of the training.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Number of training steps.")] = 2000,
     ignorant: Annotated[
-        bool, typer.Option("--ignorant", help="A model that never sees what is to be forgotten.")
+        bool, typer.Option("--ignorant", help="Train a model that never sees the knowledge to be forgotten.")
     ] = False,
 ) -> None:
     """Rebuild the embedded world and model.
 
-    From a seed, in about 15 minutes on two cores.
+    The result depends only on the seed. It takes about 15 minutes on two cores.
     """
     from unlearn.toy.build import build
 
     if ignorant and out is None:
-        raise typer.BadParameter("--ignorant needs --out: the package's own model knows what is to be forgotten.")
+        raise typer.BadParameter("--ignorant needs --out: it must not replace the package's own model.")
     build(out, seed, steps, ignorant=ignorant)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command line, this process's own by default. Returns if it succeeds.
 
-    Raises SystemExit: 2 for a wrong command line; a sentence, which is exit status 1, for what the user can mend.
+    Raises SystemExit: status 2 for a wrong command line; a message (status 1) for a mistake that the user can fix.
     """
     try:
         app(arguments, prog_name="unlearn")
@@ -333,7 +342,7 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         sys.exit(plain(f"Error: {error}"))
     except Exception as error:
-        if type(error).__module__.partition(".")[0] in ("hydra", "omegaconf"):  # not imported for that
+        if type(error).__module__.partition(".")[0] in ("hydra", "omegaconf"):  # without importing them
             from unlearn.cli.hints import explain
 
             sys.exit(plain(f"Error: {explain(error)}"))

@@ -26,7 +26,7 @@ SIZE = re.compile(r"\d+(\.\d+)?[KMG]i?B")
 
 
 def _ranges(c: Config) -> Iterator[str]:
-    """What the fields of the schema allow."""
+    """Values outside the ranges of the schema."""
     yield from _of_fields(c, "")
     if len(c.train.betas) != 2 or not all(0 <= b < 1 for b in c.train.betas):
         yield f"train.betas={c.train.betas} is not allowed: it must be two numbers in [0, 1)."
@@ -64,9 +64,11 @@ def _alpha(c: Config) -> Iterator[str]:
 
 
 def _alpha_of_unknown_topics(c: Config) -> Iterator[str]:
-    # A model's own values may be of topics that these data lack.
-    own = c.model.methods.get(str(c.method.get("name")), {}).get("alpha") == c.loss.alpha
-    for topic in c.loss.alpha.keys() - c.data.topics.keys() if isinstance(c.loss.alpha, dict) and not own else ():
+    # A model's default may name topics that this data configuration lacks.
+    is_default = c.model.methods.get(str(c.method.get("name")), {}).get("alpha") == c.loss.alpha
+    if is_default or not isinstance(c.loss.alpha, dict):
+        return
+    for topic in c.loss.alpha.keys() - c.data.topics.keys():
         allowed = ", ".join(c.data.topics)
         yield f"loss.alpha: unknown topic {topic!r}.{nearest(str(topic), c.data.topics)} Allowed: {allowed}."
 
@@ -75,9 +77,9 @@ def _attacks(c: Config) -> Iterator[str]:
     for name in c.attacks:
         yield from _problem(check_choice, "attacks", name, attack_names())
     if c.attacks and c.model.device == "balanced":
-        yield "attacks with model.device=balanced: attacks change weights, on one device only. Choose e.g. auto."
+        yield "attacks need the model on one device, and model.device=balanced. Set model.device=auto, for example."
     if c.attacks and not c.eval.roles:
-        yield "attacks need something to ask: eval.tasks and eval.texts are empty."
+        yield "attacks need an evaluation, but eval.tasks and eval.texts.corpora are empty."
 
 
 def _max_memory(c: Config) -> Iterator[str]:
@@ -86,12 +88,12 @@ def _max_memory(c: Config) -> Iterator[str]:
     if c.model.max_memory is None:
         return
     if c.model.device != "balanced":
-        yield f"model.max_memory needs model.device=balanced, and model.device={c.model.device}."
+        yield f"model.max_memory needs model.device=balanced, but model.device={c.model.device}."
     for device, size in c.model.max_memory.items():
         if not (str(device).isdecimal() or device == "cpu") or not SIZE.fullmatch(size):
             yield (
-                f"model.max_memory={{{device}:{size}}} is not allowed: it must be numbers of GPUs, or cpu, each with a "
-                "size, e.g. {0:40GiB,cpu:100GiB}. What does not fit goes to the disk."
+                f"model.max_memory={{{device}:{size}}} is not allowed: it must map GPU numbers, or cpu, to sizes, e.g. "
+                "{0:40GiB,cpu:100GiB}. The rest of the model goes to the disk."
             )
 
 
@@ -128,13 +130,13 @@ def _trained_matrices(c: Config) -> Iterator[str]:
 def _published(c: Config) -> Iterator[str]:
     if c.method.get("published") is True and c.loss.mask != "none":
         yield (
-            f"method.published=true with loss.mask={c.loss.mask}: what the published code did is defined with "
-            "loss.mask=none only. Set that, or method.published=false."
+            f"method.published=true needs loss.mask=none, but loss.mask={c.loss.mask}. Set loss.mask=none or "
+            "method.published=false."
         )
 
 
 def _method_and_rna(c: Config) -> Iterator[str]:
-    """The classes check their arguments. Only a training asks for them: a run's folder must not import code."""
+    """Problems that the constructors of RNA and of the method's class report. A user's own class is imported."""
     rna = RNA(0.0)
     try:
         rna = RNA(c.rna.nu, c.rna.scale)
@@ -165,13 +167,13 @@ def _topics(c: Config) -> Iterator[str]:
         for field in fields(TopicConfig):
             value = getattr(topic, field.name)
             if value == MISSING:
-                yield f"data.topics.{name}.{field.name}: no value was given. A topic has {', '.join(names)}."
+                yield f"data.topics.{name}.{field.name}: no value was given. The keys of a topic: {', '.join(names)}."
 
 
 def _topics_twice(c: Config) -> Iterator[str]:
     for name, count in Counter(c.data.use).items():
         if count > 1:
-            yield f"data.use names topic {name!r} {count} times: steps take the topics in turn, so name each once."
+            yield f"data.use names topic {name!r} {count} times. Steps take the topics in turn: name each topic once."
 
 
 def _forget_tokens(c: Config) -> Iterator[str]:
@@ -191,31 +193,31 @@ def _forget_tokens(c: Config) -> Iterator[str]:
 def _asks_what_was_taught(c: Config) -> Iterator[str]:
     if c.eval.for_model not in (None, c.model.name):
         yield (
-            f"eval={c.eval.name} asks what only model={c.eval.for_model} was taught, and model.name={c.model.name}. "
-            "Choose another evaluation: eval=jsonl (held-out documents of data=jsonl), real, quick, none, ...; or ask "
-            "all the same with eval.for_model=null."
+            f"eval={c.eval.name} asks about facts that only model={c.eval.for_model} was taught, but "
+            f"model.name={c.model.name}. Choose another evaluation: eval=jsonl (held-out documents of data=jsonl), "
+            "real, quick, none, ... To ask these questions anyway, set eval.for_model=null."
         )
 
 
 def _asked_in_some_query(c: Config) -> Iterator[str]:
     if c.eval.roles and not c.eval.queries:
-        yield "eval.queries=[] asks nothing of eval.tasks and eval.texts. Set e.g. eval.queries=[default]."
+        yield "eval.queries=[] asks none of eval.tasks and eval.texts. Set eval.queries=[default], for example."
 
 
 def _held_out(c: Config) -> Iterator[str]:
     last, held_out = c.eval.texts.last, c.data.held_out
     if last is not None and last > held_out and c.eval.name == c.data.name:
-        yield f"eval.texts.last={last} with data.held_out={held_out}: training would use some of these texts."
+        yield f"eval.texts.last={last} exceeds data.held_out={held_out}: training would use some of these texts."
     if last is not None and c.data.chat_template and c.eval.name == c.data.name:
         yield (
-            f"eval={c.eval.name} measures texts, and documents are dialogues (data.chat_template=true). Choose another "
-            "evaluation, e.g. eval=none."
+            f"eval={c.eval.name} measures texts, but the documents are dialogues (data.chat_template=true). Choose "
+            "another evaluation, e.g. eval=none."
         )
 
 
 def _subset(c: Config) -> Iterator[str]:
     if c.eval.limit is not None and c.eval.subset is not None:
-        yield "eval.limit and eval.subset are both set: give one of them, the other null."
+        yield "eval.limit and eval.subset are both set. Set one of them to null."
 
 
 def _course(c: Config) -> Iterator[str]:
@@ -223,7 +225,7 @@ def _course(c: Config) -> Iterator[str]:
     if c.eval.every is not None and not measured:
         yield (
             f"eval.every={c.eval.every}: there is nothing to measure. Give held-out texts (eval=real, "
-            "eval.texts.corpora) or eval.every_questions, the number of questions of each role."
+            "eval.texts.corpora), or set eval.every_questions, the number of questions per role."
         )
 
 
@@ -231,7 +233,10 @@ def _max_logit(c: Config) -> Iterator[str]:
     plan = c.eval.maxlogit
     for role in plan.roles if plan.tokens else ():
         if not c.eval.roles.get(role):
-            yield f"eval.maxlogit: role {role} has no tasks (eval.tasks.{role}); eval.maxlogit.roles=[] measures none."
+            yield (
+                f"eval.maxlogit.roles names role {role}, which has no tasks (eval.tasks.{role}). Leave it out; "
+                "eval.maxlogit.roles=[] turns MaxLogit off."
+            )
         for query in plan.queries:
             if not is_asked(c.eval.asked_of, query, role):
                 yield f"eval.maxlogit: {query} queries are not asked of role {role} (eval.asked_of.{query})."
@@ -258,5 +263,5 @@ CHECKS = (
     _published,
     _topics_twice,
 )
-# What a training is made of. Nothing that reads a finished run asks for its method: its folder must import no code.
+# Only for a new training: reading a finished run must not import code that the run's folder names.
 CHECKS_OF_TRAINING = (_method_and_rna,)

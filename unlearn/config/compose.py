@@ -19,49 +19,49 @@ CONF = Path(__file__).parents[1] / "conf"  # a link to the checkout's conf/; in 
 
 
 def attack_names() -> list[str]:
-    """The files of conf/attack, and `all`, which stands for all of them."""
+    """The names of the attacks in conf/attack, and `all`."""
     return [*sorted(file.stem for file in (CONF / "attack").glob("*.yaml")), ALL]
 
 
 def composed(overrides: list[str], name: str = "config") -> Any:
-    """A file of conf/ with these overrides, by default launch.py's; not yet checked. Raises Hydra's errors."""
-    if GlobalHydra.instance().is_initialized():  # inside of launch.py, which reads conf/ as well
+    """Compose a file of conf/, by default the main one, with overrides. Nothing is checked. Raises Hydra's errors."""
+    if GlobalHydra.instance().is_initialized():  # inside launch.py, which reads conf/ as well
         return compose(name, overrides)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(name, overrides)
 
 
 def is_override(argument: str) -> bool:
-    """Whether an argument is KEY=VALUE, and no path in which an equals sign occurs."""
+    """Whether an argument is KEY=VALUE, not a path that contains an equals sign."""
     return "=" in argument and "/" not in argument.partition("=")[0] and not Path(argument).is_dir()
 
 
 def of_model(what: str) -> list[str]:
-    """Overrides that choose a model: one as it is (model=NAME); a folder or an id of the hub, which give it its name.
+    """The overrides that choose a model: model=NAME, a folder, or a hub id. The last two also set the model's name.
 
-    Raises UserError for what is none of these.
+    Raises UserError for anything else.
     """
     from huggingface_hub.utils import HFValidationError, validate_repo_id  # takes longer than composing
 
     if is_override(what):
         return [what]
-    told = f"{what}: no run and no checkpoint is there, and it is no id of the hub (NAME or OWNER/NAME)."
+    message = f"{what} is neither a folder with a run or a checkpoint, nor a model id of the hub (NAME or OWNER/NAME)."
     if not Path(what).is_dir():
         try:
             validate_repo_id(what)
         except HFValidationError:
-            raise UserError(told) from None
+            raise UserError(message) from None
         if "/" in what and Path(what).parent.is_dir():  # a mistyped folder beside others
-            raise UserError(told)
+            raise UserError(message)
     chosen = {"model.path": what, "model.name": Path(what).resolve().name}
     return [f"{key}={QuotedString(value, Quote.single).with_quotes()}" for key, value in chosen.items()]
 
 
 def changed(config: DictConfig, overrides: list[str]) -> None:
-    """Override keys of a configuration that is composed already. Raises Hydra's errors."""
+    """Apply overrides to a composed configuration, in place. Raises Hydra's errors."""
     parsed = OverridesParser.create().parse_overrides(overrides)
     for override in parsed:
         if override.is_sweep_override():
-            raise UserError(f"{override.input_line}: one value is needed here.")
+            raise UserError(f"{override.input_line} is not allowed: give a single value.")
     OmegaConf.set_struct(config, True)
     ConfigLoaderImpl._apply_overrides_to_config(parsed, config)

@@ -1,4 +1,4 @@
-"""Whether files of the user's own can hold as many documents as training needs, before anything heavy is imported."""
+"""Check that a user's corpus files have enough documents for training, before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from unlearn.errors import UserError
 
 
 def documents_needed(config: Config) -> int:
-    """The documents that training takes from each corpus, if the topics are used in turn."""
+    """The number of documents that training takes from each corpus: steps take the topics in turn."""
     topics = len(config.data.use or config.data.topics)
     return -(-config.train.steps // topics) * config.train.batch_size
 
@@ -29,11 +29,11 @@ def check_documents(config: Config) -> None:
                 continue
             lines = _lines(file, least + data.held_out)
             if lines < least + data.held_out:
-                beside = f" and data.held_out={data.held_out} are kept back for the evaluation" if data.held_out else ""
+                held_out = f", and data.held_out={data.held_out} keeps back as many" if data.held_out else ""
                 raise UserError(
-                    f"data.topics.{name}.{part}: {file} has {lines} lines, training needs {needed} documents{beside}. "
-                    "Lower train.steps or train.batch_size, or set data.on_exhausted=cycle to use documents again, or "
-                    "give more documents."
+                    f"data.topics.{name}.{part}: {file} has {lines} lines, but training needs {needed} "
+                    f"documents{held_out}. Give more documents, lower train.steps or train.batch_size, or set "
+                    "data.on_exhausted=cycle to use documents again."
                 )
 
 

@@ -27,7 +27,7 @@ _users_values: list[str | None] = []  # of HYDRA_FULL_ERROR, outside of each `ra
 def to_config(raw: DictConfig) -> tuple[Config, Path]:
     """The checked configuration, and the folder that holds Hydra's own files of this job.
 
-    Raises UserError for what is wrong with it, and for a sweep without -m, which would be one job of the defaults.
+    Raises UserError for a bad configuration, and for a sweep without -m, which would run one job with the defaults.
     """
     hydra = HydraConfig.get()
     chosen = hydra.runtime.choices.get("sweep")
@@ -43,7 +43,7 @@ def to_config(raw: DictConfig) -> tuple[Config, Path]:
 
 @contextmanager
 def raising_errors() -> Iterator[None]:
-    """Inside the block Hydra raises errors, which it would otherwise print with lines of its own before and after."""
+    """Inside the block Hydra raises errors instead of printing them between lines of its own."""
     _users_values.append(os.environ.get(FULL_ERROR))
     _set("1")
     try:
@@ -54,7 +54,7 @@ def raising_errors() -> Iterator[None]:
 
 @contextmanager
 def users_environment() -> Iterator[None]:
-    """Inside the block HYDRA_FULL_ERROR is as the user has it: for SLURM jobs and whatever else is started there."""
+    """Inside the block HYDRA_FULL_ERROR has the user's value, for SLURM jobs and other processes started there."""
     if not _users_values:
         yield
         return

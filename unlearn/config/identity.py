@@ -12,7 +12,7 @@ from unlearn.config.schema import Config, as_float
 from unlearn.methods.make import is_built_in, own_file
 from unlearn.storage.hashing import json_sha256
 
-# Raise by hand when the same configuration would give other numbers than before.
+# Increase this by hand when the same configuration gives other numbers than before.
 RESULTS_VERSION = 3
 RUNS = "runs"  # below output_root
 
@@ -27,11 +27,11 @@ def identity(config: Config) -> dict[str, Any]:
     model, data, evaluation = plain["model"], plain["data"], plain["eval"]
     for key in ("path", "gguf_file", "device", "max_memory", "num_layers", "trust_remote_code"):
         model.pop(key)
-    for key in ("methods", "grids", "masks", "schedules", "alpha", "lr"):  # other keys take their values from these
+    for key in ("methods", "grids", "masks", "schedules", "alpha", "lr"):  # defaults of other keys
         model.pop(key)
     plain["method"].pop("preferred", None)
     plain["method"] = {key: as_float(value) for key, value in plain["method"].items()}  # method.c=3 is 3.0
-    if data["use"] is None and list(data["topics"]) != sorted(data["topics"]):  # whose order the names do not tell
+    if data["use"] is None and list(data["topics"]) != sorted(data["topics"]):  # hashing sorts keys; order matters
         data["use"] = list(data["topics"])
     for topic in data["topics"].values():
         for key in ("forget", "retain"):
@@ -51,7 +51,7 @@ def identity(config: Config) -> dict[str, Any]:
 
 
 def paths(config: Mapping[str, Any]) -> list[str | None]:
-    """Where the inputs of a configuration, given as a dictionary, are: `identity` leaves it out, and takes hashes."""
+    """The paths of a configuration's inputs. `identity` leaves them out: the run records hashes of the files."""
     evaluation, model = config["eval"], config["model"]
     files = [model["path"], model["gguf_file"], config["method"].get("preferred")]
     target = config["method"]["_target_"]
@@ -69,12 +69,12 @@ def run_name(config: Config) -> str:
 
 
 def name_of(identity: dict[str, Any]) -> str:
-    """The same, from an identity as run.json keeps it."""
+    """`run_name` of an identity, such as run.json holds."""
     return f"{prefix(identity)}{json_sha256(identity)[:10]}"
 
 
 def prefix(identity: dict[str, Any]) -> str:
-    """METHOD-MODEL-, with which the names of all runs of this method and model begin."""
+    """METHOD-MODEL-, with which the name of every run of this method and model begins."""
     return f"{identity['method']['name']}-{identity['model']['name']}-"
 
 

@@ -1,6 +1,6 @@
 """The typed schema of the configuration: every key, its type and its range.
 
-YAML under conf/ gives the values. A default here is for a file of the user's own that leaves the key out.
+YAML under conf/ gives the values. A default in the schema is for a user's own file that leaves the key out.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class PresetConfig:
 
 @dataclass
 class ModelConfig:
-    """A decoder language model, and what belongs to its scale."""
+    """A decoder language model, and the coefficients that depend on its scale."""
 
     name: str = MISSING
     path: str = MISSING
@@ -158,7 +158,7 @@ class TrainConfig:
 
 @dataclass
 class MaxLogitConfig:
-    """MaxLogit (Eq. 11): the roles and kinds of query it is measured on, and the number of greedy tokens (0: off)."""
+    """MaxLogit (Eq. 11): the roles and queries that it is measured on, and the number of greedy tokens (0: off)."""
 
     roles: list[str] = MISSING
     queries: list[str] = MISSING
@@ -222,13 +222,13 @@ class EvalConfig:
 
     @property
     def roles(self) -> dict[str, list[str]]:
-        """All that is asked: the tasks of each role, and those of its texts as the role ROLE_text."""
+        """The tasks of each role; held-out texts are tasks of the role ROLE_text."""
         return {**self.tasks, **text_tasks(self.texts.corpora)}
 
 
 @dataclass
 class TrackerConfig:
-    """Where curves and metrics go beside the run's folder."""
+    """Where curves and metrics go, in addition to the run's folder."""
 
     name: str = one_of("wandb", "none")
     project: str | None = MISSING
@@ -243,7 +243,7 @@ class TrackerConfig:
 
 @dataclass
 class Config:
-    """Everything a run needs to know."""
+    """The whole configuration of a run."""
 
     preset: PresetConfig = MISSING
     model: ModelConfig = MISSING
@@ -261,16 +261,16 @@ class Config:
 
 
 def unshared(a: Config, b: Config) -> Iterator[str]:
-    """The keys in which two configurations differ, of those that runs of one process share.
+    """The keys in which two configurations differ although runs of one process must agree in them.
 
-    They are `SHARED`, and the seed where it draws the order of the documents.
+    They are `SHARED`, and the seed if it determines the order of the documents.
     """
     keys = (*SHARED, "seed") if a.data.shuffle else SHARED
     return (key for key in keys if _value(a, key) != _value(b, key))
 
 
 def _value(config: Config, key: str) -> Any:
-    """The value of a dotted key; None for a method's argument that it does not have."""
+    """The value of a dotted key; None for an argument that the method lacks."""
     group, _, name = key.partition(".")
     return config.method.get(name) if group == "method" else attrgetter(key)(config)
 

@@ -37,7 +37,7 @@ def _package(name: str) -> str:
 
 
 def _corpora_by_role(topics: DictConfig, use: list[str] | None) -> DictConfig:
-    """The corpora of the topics that are used, as in eval.texts.corpora; one that several topics share only once."""
+    """The corpora of the used topics, in the form of eval.texts.corpora. A corpus of several topics appears once."""
     corpora: dict[str, dict[str, str]] = {"retain": {}, "forget": {}}
     for name, topic in topics.items():
         for role, by_name in corpora.items():
@@ -47,7 +47,7 @@ def _corpora_by_role(topics: DictConfig, use: list[str] | None) -> DictConfig:
     return OmegaConf.create(corpora)
 
 
-# Hydra takes launchers only from the namespace `hydra_plugins`, of which this is a part.
+# Hydra finds launchers only in the namespace `hydra_plugins`. This folder holds a part of it.
 sys.path.append(_asset("sweeps/plugins"))
 OmegaConf.register_new_resolver("asset", _asset, replace=True)
 OmegaConf.register_new_resolver("package", _package, replace=True)
@@ -57,9 +57,9 @@ OmegaConf.register_new_resolver("corpora_by_role", _corpora_by_role, replace=Tru
 def settle(raw: DictConfig, *, trained: bool = False) -> Config:
     """Hydra's composed configuration as a typed, resolved, checked `Config`.
 
-    The method of a run that is `trained` is not looked at: a run's folder must import no code that it names.
+    With `trained`, the method is not checked: reading a finished run must not import code that its folder names.
 
-    Raises UserError, naming the key, what was given and what is allowed.
+    Raises UserError, which names the key, what was given and what is allowed.
     """
     resolved = _resolve(raw)
     schema = OmegaConf.structured(Config)
@@ -89,7 +89,7 @@ def _name_own_method(config: Config) -> None:
         config.method["name"] = target.rpartition(".")[2].lower()
 
 
-# What OmegaConf says of a value of another type -> what is allowed.
+# A part of OmegaConf's message about a value of the wrong type -> what is allowed.
 _ALLOWED = {
     "converted to Float": "a number, as 0.05 or 3e-3",
     "converted to Integer": "a whole number",
@@ -121,8 +121,8 @@ def _resolve(raw: DictConfig) -> DictConfig:
             raise UserError(f"{key}: no value was given. Set it with {key}=VALUE.") from None
         except OmegaConfBaseException as error:
             # OmegaConf keeps only the message of an error in a resolver.
-            if own := re.search(r"UserError raised while resolving interpolation: (.*)", str(error)):
-                raise UserError(f"{key}: {own[1]}.") from None
+            if message := re.search(r"UserError raised while resolving interpolation: (.*)", str(error)):
+                raise UserError(f"{key}: {message[1]}.") from None
             raise UserError(_missing_reference(resolved, key, str(node))) from None
     OmegaConf.resolve(resolved)
     return resolved
@@ -131,12 +131,12 @@ def _resolve(raw: DictConfig) -> DictConfig:
 def _missing_reference(config: DictConfig, key: str, reference: str) -> str:
     model, method = config.model.get("name"), config.method.get("name")
     if "model.methods" in reference:
-        known = ", ".join(config.model.methods) or "none"
+        methods = ", ".join(config.model.methods) or "none"
         return (
-            f"{key}: the configuration of model {model!r} holds no such value for method {method!r} "
-            f"(it has values for: {known}). Set {key}=NUMBER, or add it below `methods` in conf/model/{model}.yaml."
+            f"{key}: model {model!r} has no default value for method {method!r}; it has defaults for: {methods}. Set "
+            f"{key}=NUMBER, or add it below `methods` in conf/model/{model}.yaml."
         )
-    return f"{key}: the reference {reference} leads nowhere. Set {key}=VALUE."
+    return f"{key} refers to {reference}, which does not exist. Set {key}=VALUE."
 
 
 def _leaves(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
