@@ -128,7 +128,7 @@ def test_a_model_in_memory_and_token_ids(tiny_llama):
         ({"lr": [1e-3, 1e-3]}, "^lr has 2 values for 1 methods"),
         ({"alpha": {"cyber": 1.0}}, "^alpha has no value for topic 'bio'"),
         ({"mask": "paddin"}, "^mask=paddin is not allowed. Did you mean 'padding'"),
-        ({"steps": 9}, "^topic bio, forget: there are 8 texts, and training needs 36"),
+        ({"steps": 9}, "^topic bio, forget: there are 8 texts, but training needs 36"),
         ({"topics": {}}, "^topics is empty"),
         ({"topics": {"bio": ([[]], ROWS)}}, "^topic bio, forget: text 0 is neither a string nor a list of token ids"),
         ({"methods": unlearn.DPO(0.1)}, "needs preferred texts"),

@@ -65,7 +65,7 @@ def test_cfg_job_shows_the_configuration_without_heavy_imports(tmp_path):
             "Allowed: adaptive_rmu, dpo, grad_diff, npo, rmu, rsv, simnpo.",
         ),
         ("rna.nu=-1", "rna.nu=-1 is not allowed: it must be a finite number >= 0."),
-        ("+method.d=3", "method.d: unknown key. Did you mean 'method.c'?"),
+        ("+method.d=3", "method.d: unknown key. RMU takes: c."),
         ("=3", "=3: cannot be read as KEY=VALUE."),
         ("sweep=figure_2", "sweep=figure_2 needs -m (python launch.py -m sweep=figure_2 ...)."),
         ("data.use=[bioo]", "data.use: unknown topic 'bioo'. Did you mean 'bio'? Allowed: bio, cyber."),
@@ -149,7 +149,7 @@ def test_a_slurm_job_does_not_get_hydras_variable(tmp_path):
             "eval.texts.corpora.retain.wiki=x.txt",
             "eval.texts.corpora.retain.wiki: there is no such entry. Add it with +eval.texts.corpora.retain.wiki=...",
         ),
-        ("eval.tasks.retian=[mmlu]", "+eval.tasks.retian=... adds it. Did you mean 'retain'?"),
+        ("eval.tasks.retian=[mmlu]", "Add it with +eval.tasks.retian=... Did you mean 'retain'?"),
         (
             "data.topics.chem.forget=F",
             "data.topics.chem: there is no such entry. Add it with "
@@ -182,7 +182,7 @@ def test_only_keys_of_the_composed_configuration_are_suggested(data):
         with pytest.raises(HydraException) as error:
             settle(composed([data, "eval=none", f"{key}=F"]))
         told = explain(error.value)
-        assert "adds it." in told
+        assert "Add it with" in told
         assert ("Did you mean 'bio'?" in told) is (key.startswith("data.") and data == "data=toy")
         assert "security" not in told
 
@@ -322,7 +322,7 @@ def test_files_are_checked_before_weights_are_loaded(tmp_path):
         f"model.path={model}", f"data.topics.bio.forget={tmp_path / 'empty.jsonl'}", "eval=none", tmp_path=tmp_path
     )
     assert done.returncode != 0
-    assert f"data.topics.bio.forget: {tmp_path / 'empty.jsonl'} has no documents." in done.stderr
+    assert f"data.topics.bio.forget: {tmp_path / 'empty.jsonl'} has 0 lines, but training needs" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -256,13 +256,13 @@ def test_the_evaluation_follows_the_data(conf):
 def test_held_out_texts_are_no_dialogues_and_not_trained_on(conf):
     with pytest.raises(UserError, match=r"eval=jsonl measures texts, but the documents are dialogues"):
         conf(*OWN, "data.chat_template=true")
-    with pytest.raises(UserError, match=r"eval\.texts\.last=50 with data\.held_out=40: training would use some"):
+    with pytest.raises(UserError, match=r"eval\.texts\.last=50 exceeds data\.held_out=40: training would use some"):
         conf(*OWN, "eval.texts.last=50")
 
 
 def test_texts_of_ones_own_are_asked_without_an_evaluation(conf):
     assert conf("eval=none", "+eval.texts.corpora.retain.wiki=x.txt").eval.queries == ["default"]
-    with pytest.raises(UserError, match=r"eval\.queries=\[\] asks nothing"):
+    with pytest.raises(UserError, match=r"eval\.queries=\[\] asks none of eval\.tasks"):
         conf("eval=none", "+eval.texts.corpora.retain.wiki=x.txt", "eval.queries=[]")
 
 

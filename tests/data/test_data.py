@@ -47,8 +47,8 @@ def tokenizer():
     ("name", "content", "message"),
     [
         ("a.jsonl", '{"text": "x"}\n{"text": \n', "a.jsonl:2: not valid JSON"),
-        ("a.jsonl", '{"text": "x"}\n{"body": "y"}\n', 'a.jsonl:2: no "text"'),
-        ("a.jsonl", '{"text": "x"}\n["text"]\n', 'a.jsonl:2: no "text"'),
+        ("a.jsonl", '{"text": "x"}\n{"body": "y"}\n', 'a.jsonl:2: there is no "text"'),
+        ("a.jsonl", '{"text": "x"}\n["text"]\n', 'a.jsonl:2: there is no "text"'),
         ("a.jsonl", '{"text": "x"}\n{"text": 3}\n', 'a.jsonl:2: "text" is int, not a string'),
         ("a.jsonl", '{"text": "x"}\n{"text": "  \\t"}\n', 'a.jsonl:2: "text" is blank'),
         ("a.jsonl", '{"text": "x"}\n   \n{"text": "y"}\n', "a.jsonl:2: the line is blank"),
@@ -59,9 +59,9 @@ def tokenizer():
         (
             "a.json",
             '[{"text": "x"}, {"body": "y"}]',
-            'a.json, entry 2: no "text" among body. Write {"text": "..."}, or',
+            'a.json, entry 2: there is no "text"; it has body. Write {"text": "..."}, or',
         ),
-        ("a.csv", "body\nx\n", 'a.csv: no "text" among body. Write'),
+        ("a.csv", "body\nx\n", 'a.csv: there is no "text"; it has body. Write'),
         ("a.parquet", "no parquet", "a.parquet: cannot be read as parquet"),
         ("a.jsonl.zst", "no zst", "a.jsonl.zst: cannot be decompressed"),
         ("a.pdf", "x", "a.pdf: unknown format. Allowed: .jsonl, .json, .txt, .csv, .parquet, a folder"),
@@ -211,7 +211,7 @@ def test_documents_are_cut_to_their_parts_length(tmp_path, tokenizer):
 
 
 def test_a_text_without_tokens_of_its_own_is_named(tmp_path, tokenizer):
-    with pytest.raises(UserError, match=r"a\.txt:2: the model's tokenizer makes no tokens of this text"):
+    with pytest.raises(UserError, match=r"a\.txt:2: this text gives no tokens with the model's tokenizer"):
         topic_of(tmp_path, tokenizer, ["river", "<s> <s>"])
 
 
@@ -234,7 +234,7 @@ def test_a_topic_of_texts_in_memory_is_that_of_their_file(tmp_path, tokenizer):
         (["river", 3], "topic bio, retain: text 1: .* is int, not a string"),
         (["river", " "], "text 1: .* is blank"),
         (["river\0"], "text 0: .*U\\+0000"),
-        (["<s>"], "text 0: the model's tokenizer makes no tokens"),
+        (["<s>"], "text 0: this text gives no tokens"),
     ],
 )
 def test_a_bad_text_in_memory_is_named(tokenizer, texts, message):
@@ -245,7 +245,7 @@ def test_a_bad_text_in_memory_is_named(tokenizer, texts, message):
 
 
 def test_steps_beyond_the_data(tmp_path, tokenizer):
-    with pytest.raises(UserError, match=r"has 2 documents and training needs 3.*data\.on_exhausted=cycle"):
+    with pytest.raises(UserError, match=r"has 2 documents, but training needs 3.*data\.on_exhausted=cycle"):
         topic_of(tmp_path, tokenizer, ["river", "ruler"], documents=3)
     topic = topic_of(tmp_path, tokenizer, ["river", "ruler"], documents=3, on_exhausted="cycle")
     taken = [b.forget.ids_BT[0, 1].item() for b in batches([topic], steps=4, batch_size=1, pad_id=1, side="right")]
@@ -357,7 +357,9 @@ def test_what_is_no_dialogue_is_named_with_file_and_line(tmp_path, conf, chatty,
 def test_a_dialogue_that_the_template_refuses_is_named(tmp_path, conf, chatty):
     chatty.chat_template = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('begin with user') }}{% endif %}x"
     file = write_jsonl(tmp_path / "a.jsonl", [{"text": DIALOGUE}, {"text": DIALOGUE[1:]}])
-    with pytest.raises(UserError, match=r"a\.jsonl:2: the model's chat template refuses this dialogue: begin with"):
+    with pytest.raises(
+        UserError, match=r"a\.jsonl:2: the model's chat template does not accept this dialogue: begin with"
+    ):
         read_corpus(str(file), KEY, reading_of(conf, chatty))
 
 
@@ -366,9 +368,9 @@ def test_the_last_documents_are_held_out_from_training(tokenizer, tmp_path):
     whole = topic_of(tmp_path, tokenizer, texts).forget
     assert topic_of(tmp_path, tokenizer, texts, held_out=2).forget == whole
     assert topic_of(tmp_path, tokenizer, texts, held_out=3, on_exhausted="cycle").forget == whole[:1]
-    with pytest.raises(UserError, match=r"4 documents and training needs 2 beside 3 held-out ones \(data\.held_out\)"):
+    with pytest.raises(UserError, match=r"4 documents, but training needs 2 and data\.held_out=3 more are kept back"):
         topic_of(tmp_path, tokenizer, texts, held_out=3)
-    with pytest.raises(UserError, match="4 documents and training needs 2 beside 4 held-out"):
+    with pytest.raises(UserError, match=r"4 documents, but training needs 2 and data\.held_out=4"):
         topic_of(tmp_path, tokenizer, texts, held_out=4, on_exhausted="cycle")
 
 

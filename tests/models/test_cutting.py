@@ -90,7 +90,7 @@ def test_parameters_are_chosen_by_name_and_a_wrong_one_is_answered_with_the_righ
     assert parameter_names(layer, ["mlp.up_proj.weight"]) == ["mlp.up_proj.weight"]
     with pytest.raises(UserError, match=r"no parameter 'mlp.down.weight'.*mlp\.down_proj\.weight"):
         parameter_names(layer, ["mlp.down.weight"])
-    with pytest.raises(UserError, match="no MLP down projection of a known name"):
+    with pytest.raises(UserError, match="no MLP down projection with a known name"):
         parameter_names(torch.nn.Linear(2, 2), None)
     with pytest.raises(UserError, match=r"no layer from 1 to 3 has 'mlp.up\.weight'"):
         CutModel(tiny_llama, 3, parameters=["mlp.up_proj.weight", "mlp.up.weight"])

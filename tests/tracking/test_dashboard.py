@@ -153,7 +153,7 @@ def test_a_server_that_refuses_is_one_line(tmp_path, refusing):
     done = command("--entity", "e", cwd=tmp_path, WANDB_BASE_URL=refusing, WANDB_API_KEY="f00d" * 10)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("Error: W&B did not take the dashboard: ")
+    assert done.stderr.splitlines()[-1].startswith("Error: W&B rejected the dashboard: ")
     assert "f00d" not in done.stderr
     assert not (tmp_path / "outputs").exists()
 

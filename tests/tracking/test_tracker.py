@@ -339,8 +339,8 @@ def test_what_wandb_does_not_take_is_said_and_the_run_is_done(short, monkeypatch
     folder = run(short("tracker=wandb", *ASKED[:2]))
     assert RunFolder(folder).done
     said = capsys.readouterr().err
-    assert said.count("W&B did not take") == 2
-    assert "W&B did not take the table of accuracies (OSError: [Errno 28] No space left on device)" in said
+    assert said.count("W&B did not accept") == 2
+    assert "W&B did not accept the table of accuracies (OSError: [Errno 28] No space left on device)" in said
     assert [e.exit_code for e in of_kind(records(folder), "exit")] == [0]
     assert "retain/default/acc" in summary(records(folder))
 
@@ -380,7 +380,7 @@ def test_a_run_survives_the_death_of_wandb(tmp_path):
     assert len(read_jsonl(folder / "train.jsonl")) == 3
     assert "unlearned/toy_retain/perturbed/acc" in read_metrics(folder)
     # A step (once of two), metrics, two tables, histograms, the delta, the end.
-    assert done.stderr.count("W&B did not take") == 7
+    assert done.stderr.count("W&B did not accept") == 7
 
 
 def test_a_wandb_that_does_not_start_ends_no_run_unless_it_was_asked_for(short, monkeypatch, capsys):

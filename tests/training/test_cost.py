@@ -172,7 +172,7 @@ def test_what_a_backward_pass_keeps_is_within_what_was_estimated_and_more_than_h
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         h_BTD = cut.span(calls, weights)
     h_BTD.sum().backward()
-    for outputs in calls[0].known.values():
+    for outputs in calls[0].recorded.values():
         for output in outputs:
             for tensor in output if isinstance(output, tuple) else (output,):
                 if isinstance(tensor, torch.Tensor):

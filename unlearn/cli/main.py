@@ -275,7 +275,7 @@ def scale(
     ] = None,
     documents: Annotated[int, typer.Option(min=1, help="Number of retain documents per topic.")] = 32,
 ) -> None:
-    """Measure a model's scale and print starting values for its coefficients.
+    """Measure a model's scale and print starting coefficients.
 
     It measures the norms of the states and the spreads of their coordinates at each layer, on the retain corpora
     (default: data=real). From these it computes c, beta, nu and lr and prints a file for conf/model.

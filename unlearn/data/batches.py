@@ -31,7 +31,7 @@ class Padded:
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """A tensor on another device. A copy to a GPU is made from pinned memory: the host does not wait for it."""
+    """A tensor on another device. Copies to a GPU use pinned memory, so the host does not wait."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
@@ -43,11 +43,11 @@ class Batch:
     topic: str
     forget: Padded
     retain: Padded
-    preferred: Padded | None = None  # texts that a method prefers to the forget texts
+    preferred: Padded | None = None  # texts that the method prefers to the forget texts
 
     @property
     def parts(self) -> dict[Part, Padded]:
-        """Its parts by name."""
+        """The forget, retain and, if there are any, preferred texts."""
         parts: dict[Part, Padded] = {"forget": self.forget, "retain": self.retain}
         return parts if self.preferred is None else parts | {"preferred": self.preferred}
 
@@ -73,10 +73,10 @@ def batches(
     preferred: list[list[int]] | None = None,
     first_preferred: bool = False,
 ) -> Iterator[Batch]:
-    """Algorithm 1's data from step `start` on: step t takes topic t mod n, and of that topic the batch number t // n.
+    """The batches of Algorithm 1 from step `start` on: of n topics, step t takes batch t // n of topic t mod n.
 
-    Each topic reads its own retain documents; step t takes batch number t of the `preferred` texts, or with
-    `first_preferred` always their first batch. Past the end of a corpus the documents start over.
+    Each topic has its own retain documents. Step t takes batch number t of the `preferred` texts, or always their first
+    batch if `first_preferred` is set. After the last document of a corpus, its documents start over.
     `side` ("right" or "left") is where padding goes.
     """
     for step in range(start, steps):
@@ -109,12 +109,12 @@ def pad(rows: list[list[int]], pad_id: int, side: str) -> Padded:
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase | None, vocabulary: int) -> int:
-    """The token id of padding. Where the model has none, any will do: it is masked or comes last."""
+    """The token id of padding. If the model has none, any id will do: padding is masked or comes last."""
     ids = () if tokenizer is None else (tokenizer.pad_token_id, tokenizer.eos_token_id)
     # A tokenizer may have more ids than the model, with [PAD] added.
     return next((i for i in ids if i is not None and i < vocabulary), 0)
 
 
 def documents_needed(steps: int, batch_size: int, topics: int) -> int:
-    """The number of documents that training takes from each corpus, at most."""
+    """The most documents that training takes from a corpus."""
     return -(-steps // topics) * batch_size

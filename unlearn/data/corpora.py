@@ -1,7 +1,7 @@
 """Corpora as token ids: the forget and retain documents of each topic, read in order, checked and tokenised.
 
-Documents are texts, or dialogues (data.chat_template): lists of messages with "role" and "content", of which the
-tokenizer's template makes texts. `formats.py` lists what a corpus can be.
+Documents are texts or, with data.chat_template, dialogues: lists of messages with "role" and "content". The tokenizer's
+chat template turns a dialogue into a text. `formats.py` lists the formats of a corpus.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from unlearn.screen import say
 from unlearn.storage.hashing import json_sha256
 
 INVALID = re.compile("[\x00\ud800-\udfff]")  # NUL and lone surrogates, which are not text
-CHARACTERS_PER_TOKEN = 16  # how much of a long text is tokenised first; if that is too little, all of it is
-MARGIN = 64  # tokens that may differ because the text was cut behind them
-UNKNOWN = 0.5  # the share of unknown tokens from which on a corpus does not suit the tokenizer
+CHARACTERS_PER_TOKEN = 16  # the part of a long text that is tokenised first; the whole text follows if it is too short
+MARGIN = 64  # tokens before the cut of a text that the cut may change
+UNKNOWN = 0.5  # a warning is printed if more than this share of the tokens is unknown
 
 Message = dict[str, str]  # role and content
 
 
 def _contents(messages: list[Message]) -> str:
-    """What the messages of a dialogue say, one below the other."""
+    """The contents of a dialogue's messages, each on its own line."""
     return "\n".join(message["content"] for message in messages)
 
 
@@ -47,10 +47,10 @@ class Reading:
     """How documents are read.
 
     Args:
-        column: holds the document, in files and data sets that have several columns.
-        errors: "error" raises for invalid characters, "replace" makes them U+FFFD.
-        chat: documents are dialogues.
-        render: makes a text of a dialogue's messages.
+        column: the column with the document, in files and data sets with several columns.
+        errors: "error" raises for invalid characters, "replace" replaces them by U+FFFD.
+        chat: whether documents are dialogues.
+        render: turns a dialogue's messages into a text.
     """
 
     column: str = "text"
@@ -60,9 +60,9 @@ class Reading:
 
     @classmethod
     def of(cls, settings: ReadingSettings, tokenizer: PreTrainedTokenizerBase | None = None) -> Reading:
-        """As the configuration says. Without a tokenizer, dialogues become their messages' contents.
+        """The reading that the configuration describes. Without a tokenizer, a dialogue becomes its messages' contents.
 
-        Raises UserError if a tokenizer has no chat template and needs one.
+        Raises UserError if documents are dialogues and the tokenizer has no chat template.
         """
         reading = cls(settings.text_column, settings.errors, settings.chat_template)
         if tokenizer is None or not reading.chat:
@@ -78,7 +78,7 @@ class Texts:
 
     Args:
         rows: token ids of each document.
-        size: how many documents the whole corpus has.
+        size: the number of documents of the whole corpus.
         sha256: of the whole corpus.
     """
 
@@ -116,11 +116,11 @@ class Topic:
             retain: the texts to retain.
             max_length: longer forget texts are cut to this many tokens.
             retain_max_length: the same of retain texts; None: `max_length`.
-            errors: "error" raises for characters that are not text, "replace" makes them U+FFFD.
+            errors: "error" raises for characters that are not text, "replace" replaces them by U+FFFD.
 
         Raises:
-            UserError: no text, a value that is not a string, a blank text, invalid characters, or a text of which the
-                tokenizer makes no tokens. The message names the topic, the part and the text's index.
+            UserError: there is no text, a value is not a string, a text is blank, has invalid characters, or gives no
+                tokens. The message names the topic, the part and the text's index.
         """
         retain_max_length = retain_max_length or max_length
         forgotten = tokenised(forget, f"topic {name}, forget", tokenizer, max_length=max_length, errors=errors)
@@ -144,9 +144,9 @@ def load_topic(
     """Read and tokenise one topic's corpora.
 
     Args:
-        documents: how many documents training takes from each corpus.
+        documents: the number of documents that training takes from each corpus.
         on_exhausted: if a corpus has fewer, "error" raises UserError and "cycle" starts over.
-        held_out: so many of the last documents of each corpus are left out.
+        held_out: the number of documents at the end of each corpus that are left out.
     """
 
     def loaded(part: str, path: str, length: int) -> Texts:
@@ -154,9 +154,9 @@ def load_topic(
         texts = load_texts(path, key, tokenizer, max_length=length, documents=documents, reading=reading)
         available = texts.size - held_out
         if available <= 0 or (available < documents and on_exhausted == "error"):
-            beside = f" beside {held_out} held-out ones (data.held_out)" if held_out else ""
+            kept_back = f" and data.held_out={held_out} more are kept back" if held_out else ""
             raise UserError(
-                f"{key}: the corpus has {texts.size} documents and training needs {documents}{beside}. Lower "
+                f"{key}: the corpus has {texts.size} documents, but training needs {documents}{kept_back}. Lower "
                 "train.steps or train.batch_size, or set data.on_exhausted=cycle to start over."
             )
         return replace(texts, rows=texts.rows[:available])
@@ -174,7 +174,7 @@ def load_texts(
     documents: int,
     reading: Reading = Reading(),
 ) -> Texts:
-    """Check a whole corpus, and tokenise its first `documents` documents. Raises what `documents` raises."""
+    """Check a whole corpus and tokenise its first `documents` documents. Raises the errors of `documents()`."""
     digest = hashlib.sha256()
     first, size = [], 0
     for document in _documents(path, key, reading, digest):
@@ -193,11 +193,11 @@ def corpus_sha256(path: str, key: str, reading: Reading = Reading()) -> str:
 
 
 def documents(path: str, key: str, reading: Reading = Reading()) -> Iterator[tuple[str, str]]:
-    """Yield the checked documents of a corpus, with the place of each. No more is read than is taken.
+    """Yield the checked documents of a corpus, with the place of each. The corpus is read as far as it is consumed.
 
     `key` is the configuration key that names the corpus. Raises UserError, with file and line, for a malformed line, a
-    missing or blank text, one with invalid characters, and an empty or missing file. For a gated data set the error
-    says how to get access.
+    missing or blank text, invalid characters, and an empty or missing file. For a gated data set the error says how to
+    get access.
     """
     return _documents(path, key, reading, hashlib.sha256())
 
@@ -239,8 +239,8 @@ def _of_dialogue(value: Any, where: str, reading: Reading) -> str:
         )
     try:
         return reading.render([{"role": m["role"], "content": m["content"]} for m in value])
-    except TemplateError as error:  # some templates want roles in a certain order
-        raise UserError(f"{where}: the model's chat template refuses this dialogue: {error}") from None
+    except TemplateError as error:  # some templates need roles in a certain order
+        raise UserError(f"{where}: the model's chat template does not accept this dialogue: {error}") from None
 
 
 def _is_message(value: Any) -> bool:
@@ -263,14 +263,14 @@ def tokenised(
 def _tokenise(
     texts: Iterable[tuple[str, str]], tokenizer: PreTrainedTokenizerBase, max_length: int, key: str, reading: Reading
 ) -> list[list[int]]:
-    """Token ids of texts, each with its place. Raises UserError for a text of which only special tokens are left."""
+    """Token ids of texts, each given with its place. Raises UserError for a text that gives only special tokens."""
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     rows = []
     for text, place in texts:
-        # A chat template writes BOS itself, if it wants one.
+        # A chat template writes BOS itself if the model needs one.
         ids = first_tokens(text, tokenizer, max_length, special=not reading.chat)
         if special.issuperset(ids):
-            raise UserError(f"{key}: {place}: the model's tokenizer makes no tokens of this text.")
+            raise UserError(f"{key}: {place}: this text gives no tokens with the model's tokenizer.")
         rows.append(ids)
     warn_of_unknown(rows, tokenizer, key)
     return rows
@@ -310,10 +310,9 @@ def warn_of_unknown(rows: Iterable[Sequence[int]], tokenizer: PreTrainedTokenize
 
 
 def first_tokens(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int, *, special: bool = True) -> list[int]:
-    """The first `max_length` token ids of a text, with BOS if `special`, without tokenising all of a long text.
+    """The first `max_length` token ids of a text, with BOS if `special` is set.
 
-    Of a long text, a beginning that ends at a space is tokenised, if that gives enough tokens: what follows many words
-    later does not change the tokens before.
+    A long text is tokenised only up to a space some way behind these tokens. Later words do not change them.
     """
     enough = CHARACTERS_PER_TOKEN * (max_length + MARGIN)
     end = text.rfind(" ", 0, enough)

@@ -1,10 +1,14 @@
-"""The files and data sets that a corpus can be: their documents in order, each with its place for error messages.
+"""The formats of a corpus: each yields its documents in order, with their places for error messages.
 
-A corpus is .jsonl (an object on each line; .json too), .json (an array), .txt (a document on each line), each also
-compressed (.gz, .zst, .bz2); .csv, .parquet; a folder of .txt files, a document each; or
-hub:REPOSITORY:CONFIGURATION:SPLIT.
-Tables and the hub are read by the library datasets. Lines are not: datasets names no line in its errors, and makes
-dates of texts that look like dates.
+A corpus is one of
+- .jsonl or .json with one object per line, .json with an array, .txt with one document per line; also compressed (.gz,
+  .zst, .bz2),
+- .csv, .parquet,
+- a folder of .txt files with one document each,
+- hub:REPOSITORY:CONFIGURATION:SPLIT.
+
+The library datasets reads tables and the hub. It does not read lines here: its errors name no line, and it turns texts
+that look like dates into dates.
 """
 
 from __future__ import annotations
@@ -29,17 +33,17 @@ NOTHING = object()  # the value of a row without a document, such as a blank lin
 
 
 class Row(NamedTuple):
-    """What stands at one place of a corpus."""
+    """An entry of a corpus."""
 
-    value: Any  # a text, a dialogue, NOTHING, or a mistake
+    value: Any  # a text, a dialogue, NOTHING, or anything else, which is a mistake
     place: str  # "FILE:LINE", "FILE, row N"
     content: bytes  # what the corpus's hash covers
 
 
 def read_rows(path: str, key: str, column: str) -> Iterator[Row]:
-    """Yield the rows of a corpus. `column` holds the document where a row has several.
+    """Yield the rows of a corpus. If rows have several columns, `column` has the document.
 
-    Raises UserError, with file and line, for a file that does not exist, of another kind, or malformed.
+    Raises UserError, with file and line, for a file that does not exist, has another format, or is malformed.
     """
     if path.startswith(HUB):
         return _hub(path, key, column)
@@ -92,7 +96,7 @@ def _raw_lines(file: Path, key: str) -> Iterator[bytes]:
 
 
 def _lines(file: Path, key: str, column: str | None) -> Iterator[Row]:
-    """A document on each line. In plain text (no column), blank lines are skipped, as in Wikitext-2 (raw)."""
+    """One document per line. In plain text (no column) blank lines are skipped, as in Wikitext-2 (raw)."""
     for number, raw in enumerate(_raw_lines(file, key), start=1):
         place = f"{file}:{number}"
         line = _decoded(raw, key, file, number).removesuffix("\n").removesuffix("\r")
@@ -123,12 +127,12 @@ def _array(file: Path, key: str, column: str) -> Iterator[Row]:
 def _in_column(row: Any, where: str, column: str) -> Any:
     if isinstance(row, dict) and column in row:
         return row[column]
-    among = f" among {', '.join(row)}" if isinstance(row, dict) and row else ""
-    raise UserError(f'{where}: no "{column}"{among}. Write {{"{column}": "..."}}, or set data.text_column.')
+    columns = f"; it has {', '.join(row)}" if isinstance(row, dict) and row else ""
+    raise UserError(f'{where}: there is no "{column}"{columns}. Write {{"{column}": "..."}}, or set data.text_column.')
 
 
 def _folder(folder: Path, key: str) -> Iterator[Row]:
-    """Each .txt file is a document, in the order of their names."""
+    """Each .txt file is a document. They are read in the order of their names."""
     for file in sorted(folder.glob("*.txt")):
         raw = file.read_bytes()
         text = _decoded(raw, key, file).replace("\r\n", "\n")
@@ -150,7 +154,7 @@ def _table(file: Path, kind: str, key: str, column: str) -> Iterator[Row]:
 
 
 def _hub(path: str, key: str, column: str) -> Iterator[Row]:
-    """A split of a data set of the hub, from which blank documents are left out."""
+    """A split of a data set on the hub, without blank documents."""
     import datasets  # takes seconds
     from huggingface_hub.errors import GatedRepoError
 
@@ -166,7 +170,7 @@ def _hub(path: str, key: str, column: str) -> Iterator[Row]:
         reason = "not found, or you have no access" if any(isinstance(e, no_access) for e in causes) else str(error)
         raise UserError(
             f"{key}={path}: {reason}. If it is gated, ask for access at https://huggingface.co/datasets/{repository} "
-            f'and log in with `hf auth login`. Or set {key}=FILE.jsonl to a copy of your own ({{"text": ...}} a line).'
+            f'and log in with `hf auth login`. Or set {key}=FILE.jsonl, your own copy ({{"text": ...}} per line).'
         ) from error
     for number, row in enumerate(rows):
         value = _in_column(row, f"{key}={path}", column)

@@ -1,6 +1,6 @@
-"""Packing: several short rows of a batch on one line, so that padding is not computed.
+"""Packing: several short rows of a batch share one line, so that less padding is computed.
 
-Sequences on a line do not attend to each other: transformers masks them where positions start again at 0.
+Sequences on one line do not attend to each other: transformers separates them where positions restart at 0.
 B batch, T tokens, D hidden size, R lines of L tokens.
 """
 
@@ -17,7 +17,7 @@ from unlearn.data.batches import Padded, to_device
 
 @dataclass(frozen=True)
 class Packed:
-    """Token ids and positions, int64 [R, L], and for each row of the batch its line, start and length."""
+    """Token ids and positions, int64 [R, L], and the line, start and length of each row of the batch."""
 
     ids_RL: Tensor
     positions_RL: Tensor
@@ -32,9 +32,9 @@ class Packed:
         return pad_sequence([h_RLD[r, start : start + n] for r, start, n in self.places], batch_first=True)
 
     def repack(self, h_BTD: Tensor) -> Tensor:
-        """The inverse of `unpack`; zeros on the rest of a line: [R, L, D]."""
+        """The inverse of `unpack`, with zeros on the rest of each line: [R, L, D]."""
         lines: list[list[Tensor]] = [[] for _ in self.ids_RL]
-        # First fit puts the rows of a line behind each other; those with a smaller start come first.
+        # The rows of a line lie behind each other without gaps, so the order of their starts is enough.
         for row in sorted(range(len(self.places)), key=lambda i: self.places[i][1]):
             line, _, n = self.places[row]
             lines[line].append(h_BTD[row, :n])
@@ -44,9 +44,9 @@ class Packed:
 
 
 def pack(part: Padded) -> Packed | None:
-    """A batch, padded on the right, on as few lines as its rows fit into, each as long as the longest row.
+    """Pack a right-padded batch into fewer lines, each as long as the longest row: first fit, longest rows first.
 
-    Returns None if that saves no line. First fit, longest rows first.
+    Returns None if that saves no line.
     """
     lengths = part.mask_BT.sum(dim=1).tolist()
     longest = part.ids_BT.shape[1]
@@ -60,7 +60,7 @@ def pack(part: Padded) -> Packed | None:
         filled[line] += lengths[row]
     if len(filled) == len(lengths):
         return None
-    # The rest of a line is one more sequence, whose output is not used.
+    # The rest of a line is one more sequence. Its output is not used.
     ids_RL = part.ids_BT.new_zeros(len(filled), longest)
     positions_RL = torch.stack([torch.arange(longest) - used for used in filled])
     for row, (line, start, n) in enumerate(places):

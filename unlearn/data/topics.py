@@ -1,4 +1,4 @@
-"""Topics of texts that a user has in memory, in files or on the hub."""
+"""Topics from a user's texts in memory, in files or on the hub."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unlearn.data.corpora import Texts, Topic, load_texts, tokenised
 from unlearn.errors import UserError
 from unlearn.storage.hashing import json_sha256
 
-# A file, a folder or a data set of the hub; texts; or token ids of each text.
+# The path of a file or folder, a data set on the hub, texts, or the token ids of each text.
 Corpus = str | Path | Sequence[str] | Sequence[Sequence[int]]
 
 
@@ -25,9 +25,9 @@ def make_topic(
     max_length: int = 512,
     documents: int,
 ) -> Topic:
-    """A topic of at most `documents` texts to forget and to retain, each cut to `max_length` tokens.
+    """A topic with at most `documents` forget texts and as many retain texts, each cut to `max_length` tokens.
 
-    Raises UserError for texts that cannot be used, and for texts without a tokenizer. The message names the topic.
+    Raises UserError for texts that cannot be used, and if texts are given without a tokenizer. It names the topic.
     """
     forgotten, retained = (
         token_rows(corpus, f"topic {name}, {part}", tokenizer, max_length, documents)
@@ -63,6 +63,6 @@ def check_enough(topics: Sequence[Topic], documents: int) -> None:
         for part, rows in (("forget", topic.forget), ("retain", topic.retain)):
             if len(rows) < documents:
                 raise UserError(
-                    f"topic {topic.name}, {part}: there are {len(rows)} texts, and training needs {documents}. Lower "
+                    f"topic {topic.name}, {part}: there are {len(rows)} texts, but training needs {documents}. Lower "
                     "steps or batch_size, or set on_exhausted='cycle' to start over."
                 )

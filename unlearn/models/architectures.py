@@ -1,4 +1,4 @@
-"""What differs between model families: where the decoder layers are, and what the MLP's down projection is called."""
+"""The differences between model families: where the decoder layers are, and the name of the MLP's down projection."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from unlearn.errors import UserError
 
 SPAN = 3  # trained layers: l-2, l-1 and l (section 6.2)
 
-KEPT = "kept"  # of a model that was cut: the names of its list of layers, shorter than configured, and of its decoder
+KEPT = "kept"  # attribute of a cut model: the names of its shortened list of layers and of its decoder
 
 # Names of the MLP's down projection inside a decoder layer, by architecture; the first that exists is trained. Experts
 # are one fused tensor. docs/models.md lists all families.
@@ -48,20 +48,20 @@ DOWN_PROJECTIONS = (
 
 
 def is_multimodal(config: PretrainedConfig) -> bool:
-    """Whether the language model is a part of what the configuration describes."""
+    """Whether the language model is only a part of the configured model."""
     return config.get_text_config() is not config
 
 
 def auto_class(config: PretrainedConfig) -> type[Any]:
-    """The class of transformers for the whole of a checkpoint: with its towers if it is multimodal."""
-    known = type(config) in AutoModelForMultimodalLM._model_mapping
-    if known and (is_multimodal(config) or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING):
+    """The class of transformers for a whole checkpoint, with the towers of a multimodal model."""
+    has_multimodal_class = type(config) in AutoModelForMultimodalLM._model_mapping
+    if has_multimodal_class and (is_multimodal(config) or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING):
         return AutoModelForMultimodalLM
     return AutoModelForCausalLM
 
 
 def layer_count(config: PretrainedConfig) -> int:
-    """The number of decoder layers. Raises UserError if the configuration is not that of a decoder."""
+    """The number of decoder layers. Raises UserError if the configuration does not describe a decoder."""
     try:
         text = config.get_text_config()
         count = text.num_hidden_layers
@@ -73,33 +73,32 @@ def layer_count(config: PretrainedConfig) -> int:
 
 
 def without_weights(config: PretrainedConfig) -> PreTrainedModel:
-    """The whole model, whose weights are never made."""
+    """The whole model on the meta device, without memory for its weights."""
     with torch.device("meta"):
         return auto_class(config).from_config(config)
 
 
 def context_length(config: PretrainedConfig) -> int | None:
-    """The most tokens that the model can read, as its configuration has it; None if it says nothing."""
+    """The most tokens that the model can read, by its configuration; None if that says nothing."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def has_learned_positions(config: PretrainedConfig) -> bool:
-    """Whether the model has an embedding for each position, so that there are no positions beyond its context."""
+    """Whether the model has an embedding for each position, and so cannot read beyond its context."""
     model = without_weights(config)
     tables = (m for m in model.modules() if isinstance(m, nn.Embedding) and m is not model.get_input_embeddings())
     context = context_length(config)
-    return context is not None and any(
-        context <= table.num_embeddings <= context + 8 for table in tables
-    )  # OPT has 2 more
+    # OPT has two more embeddings than positions.
+    return context is not None and any(context <= table.num_embeddings <= context + 8 for table in tables)
 
 
 def parameter_count(config: PretrainedConfig) -> int:
-    """The number of a whole model's parameters, whose weights are never made."""
+    """The number of parameters of the whole model, without memory for its weights."""
     return sum(parameter.numel() for parameter in without_weights(config).parameters())
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
-    """Where a model's inputs have to be: with its embeddings. Other parts may be elsewhere, or offloaded."""
+    """The device of the embeddings, where inputs must be. Other parts may be on other devices or offloaded."""
     return model.get_input_embeddings().weight.device
 
 
@@ -121,14 +120,14 @@ def decoders(model: PreTrainedModel) -> list[PreTrainedModel]:
         return [model.get_submodule(getattr(model, KEPT)[1])]
     stack, head = decoder_layers(model), head_of(model)
     parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
-    found = [part for part in parts if stack in (inside := set(part.modules())) and head not in inside]
-    if not found:
+    without_head = [part for part in parts if stack in (inside := set(part.modules())) and head not in inside]
+    if not without_head:
         raise UserError(f"{type(model).__name__} has no part without its head: it cannot be cut.")
-    return found
+    return without_head
 
 
 def head_of(model: PreTrainedModel) -> nn.Linear | None:
-    """The head, which may belong to a model inside the model; None if there is none."""
+    """The head, which may belong to an inner model; None if there is none."""
     parts = (part for part in model.modules() if isinstance(part, PreTrainedModel))
     return next((head for part in parts if (head := part.get_output_embeddings()) is not None), None)
 
@@ -139,32 +138,33 @@ def hidden_of(output: Any) -> torch.Tensor:
 
 
 def keep_up_to(model: PreTrainedModel, layer: int) -> None:
-    """Take out of a model, in place, what the states at `layer` do not need: later layers, the head, the towers."""
+    """Remove from a model, in place, what the states at `layer` do not need: later layers, the head, the towers."""
     stack, decoder = decoder_layers(model), decoders(model)[0]
     names = {module: name for name, module in model.named_modules()}
-    setattr(model, KEPT, (names[stack], names[decoder]))  # and not the configuration: layers may compute with it
+    # The configuration keeps the number of layers, as layers may compute with it.
+    setattr(model, KEPT, (names[stack], names[decoder]))
     del stack[layer + 1 :]
     head = head_of(model)
     for part in [m for m in model.modules() if stack in m.modules()]:
         for name, child in part.named_children():
             if child is head or (isinstance(child, PreTrainedModel) and stack not in child.modules()):
                 setattr(part, name, None)
-                part._is_hf_initialized = True  # some initialise their parts by name
+                part._is_hf_initialized = True  # some models initialise their parts by name
     left = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     tied = model.all_tied_weights_keys.items()
     model.all_tied_weights_keys = {target: source for target, source in tied if {target, source} <= left}
 
 
 def parameter_names(layer: nn.Module, wanted: list[str] | None) -> list[str]:
-    """Names, inside a decoder layer, of the parameters to train: those of the wanted ones that it has.
+    """The names, inside a decoder layer, of the parameters to train: the wanted ones that the layer has.
 
-    Raises UserError, listing the layer's parameters, if there is none, or no default applies.
+    Raises UserError, which lists the layer's parameters, if it has none of them.
     """
     existing = [name for name, _ in layer.named_parameters()]
-    found = [name for name in (DOWN_PROJECTIONS if wanted is None else wanted) if name in existing]
-    if not found:
-        problem = f"no parameter {wanted[0]!r}" if wanted else "no MLP down projection of a known name"
+    trained = [name for name in (DOWN_PROJECTIONS if wanted is None else wanted) if name in existing]
+    if not trained:
+        problem = f"no parameter {wanted[0]!r}" if wanted else "no MLP down projection with a known name"
         raise UserError(
             f"model.parameters: a decoder layer of this model has {problem}. Its parameters: {', '.join(existing)}."
         )
-    return found[:1] if wanted is None else found
+    return trained[:1] if wanted is None else trained

@@ -46,12 +46,12 @@ from unlearn.models.spread import keep_loaded
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments of a decoder layer's call, and the outputs of its modules that run before the trained matrix."""
+    """The arguments of a call to a decoder layer, and the outputs of the modules that run before its trained matrix."""
 
     hidden_BTD: Tensor
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    known: Outputs = field(default_factory=dict)
+    recorded: Outputs = field(default_factory=dict)
 
 
 def _hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
@@ -63,7 +63,7 @@ class _TrainedMatrixReached(Exception):
     pass
 
 
-def _known_outputs(layer: nn.Module, trained: list[str], call: Call) -> Outputs:
+def _outputs_before(layer: nn.Module, trained: list[str], call: Call) -> Outputs:
     """Run a layer up to the first module with a trained parameter; return the outputs of the modules before it."""
 
     def stop(*_args: Any, **_kwargs: Any) -> Any:
@@ -71,9 +71,9 @@ def _known_outputs(layer: nn.Module, trained: list[str], call: Call) -> Outputs:
 
     changed = owners(layer, trained)
     stopping = forward_replaced(dict.fromkeys(changed, stop))
-    with recorded(layer, changed) as known, stopping, suppress(_TrainedMatrixReached):
+    with recorded(layer, changed) as outputs, stopping, suppress(_TrainedMatrixReached):
         layer(call.hidden_BTD, *call.args, **call.kwargs)
-    return known
+    return outputs
 
 
 class CutModel:
@@ -87,11 +87,11 @@ class CutModel:
         layer: l, counted from 0. Layers l - 2, l - 1 and l are trained, so it is at least 2.
         span: how many layers are trained.
         parameters: names of the trained matrices inside a layer; None: the MLP's down projection.
-        tokenizer: of the model, for texts.
+        tokenizer: the model's tokenizer, needed if texts are given as strings.
         source: where the model was loaded from.
 
     Raises:
-        UserError: the model cannot be cut there. That is tried on a few tokens.
+        UserError: the model cannot be cut there. A few tokens are run through it to check this.
     """
 
     @classmethod
@@ -114,13 +114,13 @@ class CutModel:
         Args:
             path: a folder, or an id of the hub.
             layer, parameters: as for `CutModel`.
-            whole: False loads no layer above l, which suffices for training with methods on representations.
-            revision: of the hub's repository.
+            whole: False loads no layer above l. That is enough for training with methods on representations.
+            revision: a commit, tag or branch of the hub's repository.
             gguf_file: the name of a GGUF file in `path`.
-            trust_remote_code: let code that comes with the checkpoint run.
+            trust_remote_code: allow code that comes with the checkpoint to run.
             attn_implementation: as in transformers.
             dtype: "auto" is bfloat16 on a GPU and float32 on a CPU.
-            device: "auto" is cuda where there is one.
+            device: "auto" is cuda if there is a GPU, else cpu.
 
         Raises:
             UserError: there is no such model or device, or it cannot be cut at this layer.
@@ -165,7 +165,7 @@ class CutModel:
         self._span = range(layer - span + 1, layer + 1)
         stack_name = next(name for name, module in model.named_modules() if module is self._stack)
         head_less = not hasattr(model, "lm_head") and head_of(model) is None
-        inner = head_less and not is_multimodal(model.config)  # loaded as the base model of the whole one
+        inner = head_less and not is_multimodal(model.config)  # it was loaded as the base model of the whole model
         prefix = f"{model.base_model_prefix}." if inner and model.base_model_prefix else ""
         self._names = {
             number: {n: f"{prefix}{stack_name}.{number}.{n}" for n in parameter_names(self._stack[number], parameters)}
@@ -188,12 +188,12 @@ class CutModel:
 
     @property
     def name(self) -> str:
-        """Where the model comes from, as transformers has it."""
+        """The path or hub id of the model."""
         return self.source.path if self.source is not None else self.model.name_or_path
 
     @property
     def is_whole(self) -> bool:
-        """Whether all layers and the head are there."""
+        """Whether the model has all layers and the head."""
         return head_of(self.model) is not None and len(self._stack) == layer_count(self.model.config)
 
     @property
@@ -202,11 +202,11 @@ class CutModel:
         return padding_id(self.tokenizer, self.model.config.get_text_config().vocab_size)
 
     def export(self, folder: str | Path, weights: Mapping[str, Tensor]) -> None:
-        """Write the whole model with these matrices in place of its own, and the tokenizer: see `Variant.export`."""
+        """Write the whole model with `weights` in place of its matrices, and the tokenizer. See `Variant.export`."""
         if self.is_whole:
             write_checkpoint(Path(folder), self.model, weights, self.tokenizer, self.source)
         elif self.source is None:
-            raise UserError("the model has only the layers up to l: an export needs the whole model.")
+            raise UserError("an export needs the whole model, but this one has only the layers up to l.")
         else:
             dtype = str(self.dtype).removeprefix("torch.")
             source = replace(self.source, device="cpu", dtype=dtype)
@@ -235,10 +235,10 @@ class CutModel:
     def prefix(
         self, ids_BT: Tensor, attention_mask_BT: Tensor | None = None, positions_BT: Tensor | None = None
     ) -> list[Call]:
-        """Run layers 0 .. l-3, and layer l-2 as far as its trained matrix, once; record the calls into the span.
+        """Run layers 0 .. l-3, and layer l-2 up to its trained matrix, once; record the calls into the span.
 
-        `attention_mask_BT` may be left out where padding is on the right: real tokens do not see it. With
-        `positions_BT`, each row holds several sequences, their positions counted from 0.
+        `attention_mask_BT` may be left out if padding is on the right: real tokens do not attend to it. With
+        `positions_BT` each row has several sequences, with positions that start at 0.
         """
         recorded_calls: dict[int, Call] = {}
 
@@ -255,19 +255,19 @@ class CutModel:
             self._decode(ids_BT, attention_mask_BT, positions_BT)
         first, *others = [recorded_calls[number] for number in self._span]
         number = self._span[0]
-        known = _known_outputs(self._stack[number], list(self._names[number]), first)
-        return [replace(first, known=known), *others]
+        outputs = _outputs_before(self._stack[number], list(self._names[number]), first)
+        return [replace(first, recorded=outputs), *others]
 
     def span(self, calls: list[Call], weights: Mapping[str, Tensor]) -> Tensor:
         """h at layer l, [B, T, D], with `weights` in place of the span's own matrices.
 
-        Gradients reach only `weights`. Weights of another dtype (a float32 master copy) are cast on the way.
+        Only `weights` get gradients. Weights of another dtype (a float32 master copy) are cast.
         """
         h_BTD = calls[0].hidden_BTD
         for number, call in zip(self._span, calls, strict=True):
             layer = self._stack[number]
             swapped = {s: weights[full].to(h_BTD.dtype) for s, full in self._names[number].items()}
-            with replayed(call.known):
+            with replayed(call.recorded):
                 output = functional_call(layer, swapped, (h_BTD, *call.args), call.kwargs)
             h_BTD = hidden_of(output)
         return h_BTD
@@ -281,10 +281,10 @@ class CutModel:
         *,
         recompute: bool = False,
     ) -> Tensor:
-        """What the head takes, [B, T, D], of h at layer l: the later layers and the last norm. Needs the whole model.
+        """The head's input, [B, T, D], from h at layer l, by the later layers and last norm. Needs the whole model.
 
-        The other arguments are those of `prefix`. With `recompute`, a later layer keeps only its input for the backward
-        pass and runs again then (activation checkpointing); the gradients are the same.
+        The other arguments are those of `prefix`. With `recompute` (activation checkpointing), a later layer keeps only
+        its input and runs again in the backward pass; the gradients are the same.
         """
 
         def given(*_args: Any, **_kwargs: Any) -> Any:
@@ -296,7 +296,7 @@ class CutModel:
             return self._decode(ids_BT, attention_mask_BT, positions_BT)
 
     def logits(self, states_ND: Tensor) -> Tensor:
-        """The head's logits of states that `suffix` returned, and whatever the model does to them: [N, V]."""
+        """The logits, [N, V], of states that `suffix` returned, after anything that the model does behind its head."""
 
         def given(*_args: Any, **_kwargs: Any) -> Any:
             return self._output(last_hidden_state=states_ND[None])
@@ -306,11 +306,11 @@ class CutModel:
             return self.model(input_ids=unused, use_cache=False).logits[0]
 
     def _pass_on(self, *args: Any, **kwargs: Any) -> Any:
-        """In place of a layer's forward: its input."""
+        """Replaces a layer's forward: returns the input."""
         return self._returned(_hidden(args, kwargs))
 
     def _returned(self, hidden_BTD: Tensor) -> Any:
-        """What a layer returns with these states: themselves, or a tuple that begins with them."""
+        """These states in the form that the model's layers return: alone, or first in a tuple."""
         return hidden_BTD if self._rest is None else (hidden_BTD, *self._rest)
 
     def _decode(self, ids_BT: Tensor, attention_mask_BT: Tensor | None, positions_BT: Tensor | None) -> Tensor:
@@ -328,17 +328,19 @@ class CutModel:
         cut_NV = self.logits(self.suffix(h_BTD, ids_BT).flatten(0, 1))
         tolerance = 1e-5 if cut_NV.element_size() >= 4 else 2e-2  # the head runs on another shape
         if (cut_NV - whole_BTV.flatten(0, 1)).norm() > tolerance * whole_BTV.norm():
-            raise UserError(f"{type(self.model).__name__} cannot be cut at layer {self.layer}: other logits follow.")
+            raise UserError(
+                f"{type(self.model).__name__} cannot be cut at layer {self.layer}: the cut model gives other logits."
+            )
 
     @torch.no_grad()
     def _check(self) -> tuple[None, ...] | None:
-        """Check on a few tokens that cut and whole model agree; return what stands in for the rest of a layer's tuple.
+        """Check on a few tokens that the cut and the whole model agree.
 
-        None if the model's layers return no tuples.
+        Returns placeholders for the other entries of the tuples that layers return; None if they return no tuples.
         """
-        seen: dict[int, Any] = {}
+        outputs: dict[int, Any] = {}
         hooks = [
-            self._stack[number].register_forward_hook(lambda *call, number=number: seen.update({number: call[-1]}))
+            self._stack[number].register_forward_hook(lambda *call, number=number: outputs.update({number: call[-1]}))
             for number in self._span
         ]
         ids_BT = torch.arange(2, 10, device=self.device).view(2, 4)
@@ -348,35 +350,35 @@ class CutModel:
             for hook in hooks:
                 hook.remove()
         cannot = f"{type(self.model).__name__} cannot be cut at layer {self.layer}"
-        skipped = [number for number in self._span if number not in seen]
+        skipped = [number for number in self._span if number not in outputs]
         if skipped:
             raise UserError(f"{cannot}: it does not run layer {skipped[0]} on text.")
-        output = seen[self.layer]
+        output = outputs[self.layer]
         self._rest = (None,) * (len(output) - 1) if isinstance(output, (tuple, list)) else None
         whole_BTD = hidden_of(output)
         if whole_BTD.shape != (*ids_BT.shape, self.dim):
             raise UserError(f"{cannot}: its states are {tuple(whole_BTD.shape)}, not {(*ids_BT.shape, self.dim)}.")
         calls = self.prefix(ids_BT)
-        for cut_BTD in (self.span(calls, self.frozen), self.span(calls, self.frozen)):  # replaying changes nothing
+        for cut_BTD in (self.span(calls, self.frozen), self.span(calls, self.frozen)):  # a replay must change nothing
             if not torch.equal(cut_BTD, whole_BTD):
                 worst = (cut_BTD - whole_BTD).abs().max().item()
                 raise UserError(
                     f"{cannot}: replaying its layers gives other hidden states than the whole model (largest "
                     f"difference {worst:.3g})."
                 )
-        ids_BT[:, -1] += 2  # a token that earlier ones must not see
+        ids_BT[:, -1] += 2  # earlier tokens must not see this one
         self._check_equal_before_the_last(self.span(self.prefix(ids_BT), self.frozen), whole_BTD)
         return self._rest
 
     def _check_equal_before_the_last(self, h_BTD: Tensor, other_BTD: Tensor) -> None:
-        """Raise UserError if the states of earlier tokens differ."""
-        tolerance = 1e-4 if h_BTD.element_size() >= 4 else 0.2  # rounding may choose another expert
+        """Raise UserError if the states of tokens before the last one differ."""
+        tolerance = 1e-4 if h_BTD.element_size() >= 4 else 0.2  # by rounding, a token may go to another expert
         if (h_BTD - other_BTD)[:, :-1].norm() > tolerance * h_BTD[:, :-1].norm():
             raise UserError(f"{type(self.model).__name__} is not a decoder: states depend on later tokens.")
 
     @torch.no_grad()
     def _check_packing(self) -> bool:
-        """Whether sequences on one line do not attend to each other, in this model with its attention kernel."""
+        """Whether this model, with its attention kernel, keeps sequences on one line from attending to each other."""
         ids_RL = torch.arange(2, 14, device=self.device).view(2, 6)
         positions_RL = torch.tensor([[0, 1, 2, 3, 0, 1]] * 2, device=self.device)
         try:

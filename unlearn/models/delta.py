@@ -1,8 +1,8 @@
-"""The delta, which is what a run saves of its model: the changed matrices, the control vectors, and metadata.
+"""The delta, the part of its model that a run saves: the changed matrices, the control vectors, and metadata.
 
-`delta.safetensors` holds {full parameter name: matrix in the model's dtype}, {control.TOPIC: float32 [D]} and what a
-method measured. Its metadata names the base model and the SHA-256 of each matrix that it replaces. Equal runs
-leave equal bytes.
+`delta.safetensors` holds {full parameter name: matrix in the model's dtype}, {control.TOPIC: float32 [D]} and the
+values that a method measured. The metadata names the base model and the SHA-256 of each matrix that the delta replaces.
+Equal runs write equal bytes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from unlearn.models.spread import keep_loaded
 from unlearn.storage.files import write_atomically
 
 REPLACES = "replaces."
-METADATA = "unlearn"  # one JSON entry: safetensors keeps several in an order that is not fixed
+METADATA = "unlearn"  # a single JSON entry: safetensors does not keep the order of several
 
 
 def sha256(tensor: Tensor) -> str:
@@ -59,14 +59,14 @@ def load_delta(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _opened(file: Path) -> Iterator[tuple[Any, list[str], dict[str, str]]]:
     """An open delta, the names of its matrices, and the metadata."""
     if not file.is_file():
-        raise UserError(f"{file}: there is no such file; a finished run's folder holds one.")
+        raise UserError(f"{file}: there is no such file. The folder of a finished run has one.")
     with safe_open(file, framework="pt") as stored:
         metadata = json.loads((stored.metadata() or {}).get(METADATA, "{}"))
         yield stored, [key.removeprefix(REPLACES) for key in metadata if key.startswith(REPLACES)], metadata
 
 
 def dtype_of(file: Path) -> str:
-    """The dtype of a delta's matrices, which is that of the model that was trained: bfloat16, for instance.
+    """The dtype of a delta's matrices and so of the trained model, for example bfloat16.
 
     Raises UserError if there is no such file.
     """
@@ -75,31 +75,31 @@ def dtype_of(file: Path) -> str:
 
 
 def load_state(file: Path) -> dict[str, Tensor]:
-    """What a delta holds beside the matrices: control vectors, and what the method measured."""
+    """The control vectors of a delta, and the values that the method measured."""
     weights, _ = load_delta(file)
     with safe_open(file, framework="pt") as stored:
         return {name: stored.get_tensor(name) for name in stored.keys() if name not in weights}  # noqa: SIM118
 
 
 def check_delta(model: nn.Module, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Raise UserError if the model lacks a parameter of the delta, or its matrices are not those that it replaces.
+    """Raise UserError if the model lacks a parameter of the delta or, with `metadata`, if a replaced matrix differs.
 
-    The latter needs `metadata`. Those of them that are offloaded are loaded for good.
+    Matrices to replace that are offloaded are loaded permanently.
     """
-    known = {name for name, _ in model.named_parameters()}
+    parameters = {name for name, _ in model.named_parameters()}
     for name in weights:
-        if name not in known:
+        if name not in parameters:
             raise UserError(f"the model has no parameter {name!r}: the delta belongs to another model.")
     keep_loaded(model, weights)
     for name, w in weights.items():
         expected = (metadata or {}).get(f"{REPLACES}{name}")
         if expected is not None and sha256(model.get_parameter(name).to(w.dtype)) != expected:
-            raise UserError(f"{name}: the model's matrix is not the one that the delta replaces: another base model?")
+            raise UserError(f"{name}: the delta was made for another matrix. Is this another base model?")
 
 
 @torch.no_grad()
 def apply_delta(model: nn.Module, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Replace matrices of a whole language model in place, after `check_delta`."""
+    """Check a delta (`check_delta`), then replace the matrices of a whole language model in place."""
     check_delta(model, weights, metadata)
     parameters = dict(model.named_parameters())
     for name, w in weights.items():
@@ -108,7 +108,7 @@ def apply_delta(model: nn.Module, weights: Mapping[str, Tensor], metadata: Mappi
 
 @contextmanager
 def replaced(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Inside the block, a whole model has these matrices in place of its own, without a copy of either."""
+    """Inside the block, a whole model has these matrices in place of its own. Nothing is copied."""
     parameters = {name: model.get_parameter(name) for name in weights}
     originals = {name: parameter.data for name, parameter in parameters.items()}
     try:

@@ -1,6 +1,6 @@
-"""A model and its first layers: each depth with the model's own final norm and head, as members of a group.
+"""A model cut off after several layers, each time followed by the model's final norm and head, as members of a group.
 
-The layers run once for all depths. Only norm and head run for each.
+The layers run once for all depths. Only norm and head run once per depth.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from unlearn.models.replay import Outputs
 
 
 class Depths(ModelGroup):
-    """Members are the model without the layers after each of `last`.
+    """Each member is the model without the layers after one of `last`.
 
     Args:
-        last: numbers of layers, from 0, the deepest first: it has all that the others need.
+        last: numbers of layers, from 0, the deepest first: its outputs include those of the others.
     """
 
     def __init__(self, model: PreTrainedModel, last: Sequence[int]) -> None:
@@ -58,6 +58,6 @@ class Depths(ModelGroup):
                 hook.remove()
 
     def _for_member(self, recording: Outputs) -> Outputs:
-        """The last layer's output, from every layer: it is all that norm and head need."""
+        """Let every layer return the last layer's output, which is all that norm and head need."""
         layers = list(decoder_layers(self.model))
         return dict.fromkeys(layers, recording[layers[-1]])

@@ -16,16 +16,16 @@ def count_gpus() -> int:
 
 
 def visible_devices() -> list[str]:
-    """The GPUs that this process may use, by number or name, as CUDA_VISIBLE_DEVICES has them."""
+    """The GPUs that this process may use, by number or name, as in CUDA_VISIBLE_DEVICES."""
     listed, count = os.environ.get(VISIBLE), count_gpus()
     if listed is None:
         return [str(number) for number in range(count)]
-    # CUDA, too, stops at the first entry that it cannot read. Of several parts of a GPU it shows a process only one.
+    # CUDA also stops at the first entry that it cannot read. Of several parts of a GPU it shows a process only one.
     names = list(takewhile(is_device, (name.strip() for name in listed.split(","))))
     parts = any(name.startswith("MIG-") for name in names)
     return names if parts or not count else names[:count]
 
 
 def is_device(name: str) -> bool:
-    """Whether this is how CUDA_VISIBLE_DEVICES has a device: a number or a name."""
+    """Whether this is a device in the form of CUDA_VISIBLE_DEVICES: a number or a name."""
     return name.isdecimal() or name.startswith(("GPU-", "MIG-"))

@@ -17,19 +17,19 @@ from unlearn.errors import UserError
 from unlearn.models.delta import check_delta, dtype_of, load_delta, replaced
 from unlearn.models.loading import BALANCED, Source, cached, load_tokenizer, load_whole
 
-PROCESSORS = (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME)  # of images, of a multimodal checkpoint
+PROCESSORS = (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME)  # files of a multimodal checkpoint
 
 
 def export(run_dir: Path, out_dir: Path, model_path: str | None = None, *, trust_remote_code: bool = False) -> None:
-    """Base model plus delta, with tokenizer, in the dtype of the run; `from_pretrained(out_dir)` loads it.
+    """Write base model plus delta, and the tokenizer, in the run's dtype. `from_pretrained(out_dir)` loads it.
 
     A multimodal checkpoint keeps its towers and the configuration of its processors.
 
     Args:
-        run_dir: the folder of a run; what it needs is run.json and delta.safetensors.
+        run_dir: the folder of a run, with run.json and delta.safetensors.
         out_dir: a folder that does not exist or is empty.
-        model_path: where the base model is now, if no longer where the run found it.
-        trust_remote_code: whether code of the base model's checkpoint may run; what run.json says of it does not count.
+        model_path: the base model's current path, if it was moved.
+        trust_remote_code: whether code of the base model's checkpoint may run. The value in run.json is ignored.
 
     Raises:
         UserError: a folder is not as above, or the base model is not the one that the run trained.
@@ -56,7 +56,7 @@ def write_checkpoint(
     tokenizer: PreTrainedTokenizerBase | None,
     source: Source | None,
 ) -> None:
-    """Write a whole model with some matrices replaced. In memory, the model is afterwards as before.
+    """Write a whole model with some matrices replaced. The model in memory is not changed.
 
     Raises UserError if `out_dir` exists and is not an empty folder.
     """
@@ -75,7 +75,7 @@ def write_checkpoint(
 
 def _check_empty(out_dir: Path) -> None:
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
-        raise UserError(f"{out_dir} exists and is not an empty folder: choose another.")
+        raise UserError(f"{out_dir} exists and is not an empty folder. Choose another folder.")
 
 
 def _model_config(run_dir: Path) -> dict[str, Any]:

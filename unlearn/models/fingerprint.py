@@ -1,4 +1,4 @@
-"""Fingerprints of a checkpoint and of its tokenizer: they say what a run used, wherever the files are."""
+"""Fingerprints of a checkpoint and of its tokenizer. They identify what a run used, whatever the path."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from transformers.utils.hub import extract_commit_hash
 from unlearn.models.loading import Source, cached
 from unlearn.storage.hashing import json_sha256
 
-WHOLE_FILE_MAX = 1 << 26  # bytes; of a larger file, samples are hashed
+WHOLE_FILE_MAX = 1 << 26  # bytes; only samples of a larger file are hashed
 SAMPLE_BYTES = 1 << 13
 SAMPLES_PER_TENSOR = 8  # in safetensors
-STRIDE = 1 << 18  # bytes from one sample to the next in other files, where the places of tensors are not known
-# Letters of both cases, accents composed and not, spaces, digits, other scripts: what tokenizers treat differently.
+STRIDE = 1 << 18  # bytes from one sample to the next in other formats, which do not list their tensors
+# What tokenizers treat differently: upper and lower case, composed and other accents, spaces, digits, other scripts.
 PROBE = "An  unlearned\tModel's caf\u00e9 cafe\u0301, 12345.67 (na\u00efve)\n\u6a21\u578b \U0001f642 "
 
 
 def checkpoint_fingerprint(source: Source) -> str:
-    """The commit of a hub model; for a local folder a hash of its configuration and weight files.
+    """The commit of a hub model, or a hash of the configuration and weight files of a local folder.
 
-    Of files larger than 64 MiB, samples of each tensor are hashed: enough to notice that a single matrix is another,
-    without reading all of a 70B model.
+    Of files larger than 64 MiB only samples of each tensor are hashed. That is enough to notice a change of a single
+    matrix, without reading all of a 70B model.
     """
     folder = Path(source.path)
     if not folder.is_dir():
@@ -43,13 +43,13 @@ def checkpoint_fingerprint(source: Source) -> str:
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """A hash of the vocabulary and of the token ids of a text, special tokens included.
 
-    It does not depend on how a version of a library writes a tokenizer down.
+    It does not depend on the format in which a library's version saves a tokenizer.
     """
     return json_sha256([tokenizer.get_vocab(), tokenizer(PROBE)["input_ids"]])
 
 
 def _parts(file: Path) -> Iterator[bytes]:
-    """What is hashed of a file: all of a small one, else samples."""
+    """The hashed parts of a file: all of a small one, else samples."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         if size <= WHOLE_FILE_MAX:
@@ -61,9 +61,9 @@ def _parts(file: Path) -> Iterator[bytes]:
 
 
 def _starts(stream: BinaryIO, suffix: str, size: int) -> Iterator[int]:
-    """Where samples begin: in each tensor of safetensors, or all over another file.
+    """The starts of the samples: in each tensor of a safetensors file, and at regular distances in any other file.
 
-    The end of such a file is among them: PyTorch's have checksums there.
+    In other files the last sample is at the end, where PyTorch's files have checksums.
     """
     if suffix != ".safetensors":
         yield from range(0, size, STRIDE)

@@ -1,8 +1,8 @@
-"""Norms, rotary embeddings and gated activations as one kernel each, by torch.compile: `model.compile=true`.
+"""`model.compile=true`: torch.compile makes one kernel each of norms, rotary embeddings and gated activations.
 
-On a GPU they take a tenth of a training step and of an evaluation as separate kernels (docs/benchmarks.md). Compiled
-ones round differently, so a model's results with and without them differ by rounding. The matrix products stay as they
-are, so that modules can be cut, recorded and replayed as before.
+As separate kernels they take a tenth of a training step and of an evaluation on a GPU (docs/benchmarks.md). Compiled
+kernels round differently, so results with and without them differ by rounding. Matrix products are not compiled, so
+that modules can still be cut, recorded and replayed.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from transformers import PreTrainedModel
 from unlearn.models.architectures import decoder_layers
 
 ROTARY = "apply_rotary_pos_emb"
-RECOMPILE_LIMIT = 64  # dynamo's 8 are few: dimensions, types and gradients differ between a run's phases
+RECOMPILE_LIMIT = 64  # dynamo's limit of 8 is too low: dimensions, types and gradients differ between a run's phases
 GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}  # the parts of an MLP that computes down(act(gate(x)) * up(x))
 
 
 def fuse(model: PreTrainedModel) -> None:
-    """Compile what can be fused in every decoder layer, each kind of module once, when it first runs.
+    """Compile what can be fused in every decoder layer: each kind of module once, when it first runs.
 
-    Other models of this process stay as they are: derivatives in forward mode do not pass through compiled functions.
+    Other models in this process are not compiled: forward-mode derivatives do not work with compiled functions.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
     for module in decoder_layers(model).modules():
@@ -43,7 +43,7 @@ def fuse(model: PreTrainedModel) -> None:
 
 @cache
 def _with_compiled_rotary(forward: FunctionType) -> FunctionType:
-    """A copy of an attention's `forward`. The rotary embedding is a function of its module, so it sees another one."""
+    """A copy of an attention's `forward` that calls a compiled rotary embedding, a global function of its module."""
     names = {**forward.__globals__, ROTARY: _compiled(forward.__globals__[ROTARY])}
     copy = FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
     copy.__kwdefaults__ = forward.__kwdefaults__
@@ -55,7 +55,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, dynamic=True)
 
 
-# Functions of tensors alone: what a compiled one has to check before each call takes the host's time.
+# These take tensors only, so that a compiled function has little to check before each call.
 def _silu(gate: Tensor, up: Tensor) -> Tensor:
     return nn.functional.silu(gate) * up
 

@@ -1,6 +1,6 @@
-"""Several models that differ in a few matrices: one model in memory, with their matrices in turn.
+"""Several models that differ in a few matrices: one model in memory, with the matrices of each in turn.
 
-What runs before the first of these matrices is the same for all, and runs once for all (see `unlearn.models.replay`).
+The modules before the first of these matrices run once for all members (see `unlearn.models.replay`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class ModelGroup:
     """A model, and the matrices of each of its members: {full parameter name: tensor}; {} is the model itself.
 
     Args:
-        weights: are copied to the model's device. Names and shapes must be the model's (`check_delta`).
+        weights: each member's matrices, which are copied to the model's device. `check_delta` checks names and shapes.
     """
 
     def __init__(self, model: PreTrainedModel, weights: Iterable[Mapping[str, Tensor]] = ({},)) -> None:
@@ -48,7 +48,7 @@ class ModelGroup:
                 parameter.data = originals[name]
 
     def outputs(self, members: Sequence[int], **inputs: Any) -> Iterator[Any]:
-        """The model's output for the same inputs, without a cache, from each of these members in turn."""
+        """Yield each of these members' output for the same inputs. `inputs` must not use a cache."""
         recording: Outputs | None = None
         for number in members:
             with self.use(number):
@@ -67,18 +67,18 @@ class ModelGroup:
         """Record what runs before the first changed matrix."""
         with recorded(self.model, self._changed) as outputs:
             yield outputs
-        # The states after the last whole layer are all that the next one needs.
+        # The layer after the last recorded one needs only that one's output.
         whole = [layer for layer in decoder_layers(self.model) if layer in outputs]
         for layer in whole[:-1]:
             outputs[layer] = outputs[whole[-1]]
 
     def _for_member(self, recording: Outputs) -> Outputs:
-        """What the member in use takes from the recorded outputs."""
+        """The recorded outputs that the member in use replays."""
         return recording
 
     @torch.inference_mode()
     def _can_share(self) -> bool:
-        """Whether the replay changes nothing, to the bit, also when it is done twice."""
+        """Whether a replay, and a second one, give the same logits to the bit."""
         ids_BT = torch.arange(2, 10, device=input_device(self.model)).view(2, 4)
         members = [0, len(self) - 1, len(self) - 1]
         alone = [output.logits for n in members for output in self.outputs([n], input_ids=ids_BT, use_cache=False)]

@@ -1,4 +1,4 @@
 """Showing a run's progress and results: train.jsonl, the terminal, and Weights & Biases.
 
-It is given numbers and sends them on. Not here: run folders, training, evaluation.
+It receives numbers and displays or sends them. Not here: run folders, training, evaluation.
 """

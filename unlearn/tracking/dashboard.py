@@ -70,7 +70,7 @@ def workspace(project: str, entity: str) -> Workspace:
 
 
 def _scatter(x: str, y: str) -> ScatterPlot:
-    """A point for each run: a figure of its summary against another one or, as config:KEY, against a setting."""
+    """One point per run: a value of its summary against another value, or against a setting given as config:KEY."""
     import wandb_workspaces.reports.v2 as wr
 
     _, setting, key = x.rpartition("config:")
@@ -101,14 +101,14 @@ def _curve(name: str, x: str = "train/step") -> LinePlot:
 
 
 def definition(dashboard: Workspace) -> str:
-    """What the package would send to the server, as JSON."""
+    """The JSON that the package would send to the server."""
     return dashboard._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=2) + "\n"
 
 
 def create_dashboard(project: str | None, entity: str | None, file: Path | None) -> None:
-    """Create the dashboard on W&B's server, or write its definition to `file`, by default where nobody is logged in.
+    """Create the dashboard on W&B's server, or write its definition to a file: if `file` is given, or without a login.
 
-    Without a project, that of conf/tracker/wandb.yaml is taken. Raises UserError if the server does not take it.
+    The default project is that of conf/tracker/wandb.yaml. Raises UserError if the server rejects the dashboard.
     """
     tracker = yaml.safe_load((CONF / "tracker/wandb.yaml").read_text())
     default = Path(yaml.safe_load((CONF / "config.yaml").read_text())["output_root"]) / "dashboard.json"
@@ -116,12 +116,12 @@ def create_dashboard(project: str | None, entity: str | None, file: Path | None)
     if file is not None or automatic_mode(tracker["timeout_s"]) != "online":
         file = file or default
         write_atomically(file, definition(workspace(project, entity or "")))
-        say(f"The dashboard's definition is in {file}. Where you are logged in, this command creates it in W&B.")
+        say(f"Wrote the dashboard's definition to {file}. If you are logged in, this command creates it in W&B.")
         return
     try:
         saved = workspace(project, entity or wandb.Api().default_entity or "").save()
     except UserError:
         raise
-    except Exception as error:  # whatever the server or the package raise
-        raise UserError(f"W&B did not take the dashboard: {' '.join(describe(error).split())}") from error
+    except Exception as error:  # the errors of the server and the package share no base class
+        raise UserError(f"W&B rejected the dashboard: {' '.join(describe(error).split())}") from error
     say(f"Dashboard: {saved.url}")

@@ -26,9 +26,9 @@ Models = dict[tuple[str, str, str], dict[str, Score]]  # (role, task, query) -> 
 
 @contextmanager
 def training_progress(steps: int) -> Iterator[Callable[[Record], None]]:
-    """A progress bar with the time left, losses, tokens per second and memory. Yields the function that updates it.
+    """A progress bar with the remaining time, losses, tokens per second and memory. Yields the function to update it.
 
-    Without a terminal, it is a line at each tenth of the steps.
+    Without a terminal, a line is printed at each tenth of the steps.
     """
     columns = (
         TextColumn("training"),
@@ -39,14 +39,14 @@ def training_progress(steps: int) -> Iterator[Callable[[Record], None]]:
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("", total=steps)
-        said = 0  # tenths
+        printed_tenths = 0
 
         def show(record: Record) -> None:
-            nonlocal said
+            nonlocal printed_tenths
             done = record.step + 1
             progress.update(bar, completed=done, description=_figures(record))
-            if not console.is_terminal and 10 * done // steps > said:
-                said = 10 * done // steps
+            if not console.is_terminal and 10 * done // steps > printed_tenths:
+                printed_tenths = 10 * done // steps
                 left = progress.tasks[bar].time_remaining
                 eta = "" if left is None else f"  {timedelta(seconds=int(left))} left"
                 say(f"training {done}/{steps}{eta}  {_figures(record)}")
@@ -55,19 +55,18 @@ def training_progress(steps: int) -> Iterator[Callable[[Record], None]]:
 
 
 def _figures(record: Record) -> str:
-    """Losses, speed and memory in a few words."""
+    """Losses, speed and memory in one line."""
     losses = f"forget {record.forget_loss:.4g}  retain {record.retain_loss:.4g}"
     return f"{losses}  {record.tokens_per_second:,.0f} tokens/s  {record.memory_mb:,.0f} MB"
 
 
 def show_result(scores: Sequence[Score], folder: Path, curves: str | None) -> None:
-    """Base, unlearned and difference of each task and query, the run's folder, and where the curves are.
+    """Print both models' scores and their difference by task and query, the run's folder, and the curves' address.
 
-    Accuracies are in percent, those of held-out texts nats a token. Tasks with neither have a table for each of their
-    measures.
+    Accuracies are in percent, scores of held-out texts in nats per token. Other measures have a table each.
     """
     asked = [score for score in in_order(scores) if score.part_of is None]
-    shown = {"acc": ("Accuracy in %", 100, 1), "nats": ("Texts, nats a token", 1, 3)}
+    shown = {"acc": ("Accuracy in %", 100, 1), "nats": ("Texts, nats per token", 1, 3)}
     shown |= {measure: (measure, 1, 3) for measure in _of_other_tasks(asked)}
     for measure, (unit, scale, digits) in shown.items():
         models: Models = {}
@@ -82,7 +81,7 @@ def show_result(scores: Sequence[Score], folder: Path, curves: str | None) -> No
 
 
 def show_result_line(scores: Sequence[Score], folder: Path, _curves: str | None) -> None:
-    """The same in one line, for a run among others: the folder, what is retained and what is forgotten."""
+    """`show_result` in one line, for a run of a sweep: the folder and the headline scores."""
     parts = []
     for name, figure in headline(scores).items():
         unit = " %" if figure.measure == "acc" else " nats"
@@ -92,7 +91,7 @@ def show_result_line(scores: Sequence[Score], folder: Path, _curves: str | None)
 
 
 def _show_table(title: str, models: Models, scale: int, digits: int) -> None:
-    """A row for each role, task and query, a section for each role."""
+    """Print a row for each role, task and query, and a section for each role."""
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
     for column in ("role", "task", "query"):
         table.add_column(column, overflow="fold")

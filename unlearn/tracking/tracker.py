@@ -43,7 +43,7 @@ KINDS: dict[str, Callable[[list[float]], float]] = {"min": min, "max": max, "mea
 
 
 class Tracker:
-    """Writes train.jsonl, and sends the same to W&B if there is a W&B run."""
+    """Writes train.jsonl, and sends the same lines to W&B if there is a W&B run."""
 
     def __init__(self, folder: Path, wandb_run: wandb.Run | None = None) -> None:
         self._file = folder / "train.jsonl"
@@ -53,7 +53,7 @@ class Tracker:
         self._failed: set[str] = set()  # kinds of data for which an error of W&B was reported
         if wandb_run is not None:
             with self._surviving("the steps of earlier attempts"):
-                if wandb_run.resumed:  # online; an offline run always begins empty
+                if wandb_run.resumed:  # only online: an offline run always begins empty
                     self._sent = wandb_run.summary.get("train/step", -1)
                 for line in self._read():
                     self._send_step(line)
@@ -67,7 +67,7 @@ class Tracker:
     ) -> None:
         if self._wandb is not None and error is not None and not isinstance(error, Exception):
             with self._surviving("that this run will go on"):
-                self._wandb.mark_preempting()  # a signal: another attempt will resume this run
+                self._wandb.mark_preempting()  # after a signal, another attempt will resume this run
         self.close(failed=error is not None)
 
     @property
@@ -97,7 +97,7 @@ class Tracker:
         self._lines = self._file.open("a", encoding="utf-8")
 
     def log_step(self, record: Record) -> None:
-        """One line of train.jsonl, flushed, and W&B's curves over `train/step`."""
+        """Write a line of train.jsonl, flush it, and send it to W&B's curves over `train/step`."""
         line = record.line()
         self._lines.write(json.dumps(line) + "\n")
         self._lines.flush()
@@ -105,17 +105,17 @@ class Tracker:
             self._send_step(line)
 
     def _send_step(self, line: Mapping[str, Any]) -> None:
-        """Send a step, unless the W&B run has it."""
+        """Send a step unless the W&B run has it already."""
         if self._wandb is not None and line["step"] > self._sent:
             self._wandb.log({f"train/{name}": value for name, value in line.items()})
             self._sent = line["step"]
 
     def sync(self) -> None:
-        """Write all lines to disk. A checkpoint needs the log up to its step."""
+        """Write all lines to disk. Call it before a checkpoint, which needs the log up to its step."""
         os.fsync(self._lines.fileno())
 
     def log_course(self, lines: Sequence[Mapping[str, float]]) -> None:
-        """W&B's curves course/* over `course/step`: measures of the model during its training."""
+        """Send measures of the model during its training to W&B's curves course/* over `course/step`."""
         if self._wandb is not None:
             with self._surviving("the course of the training"):
                 self._wandb.define_metric("course/step", hidden=True)
@@ -124,10 +124,7 @@ class Tracker:
                     self._wandb.log({f"course/{name}": value for name, value in line.items()})
 
     def log_scores(self, training: Mapping[str, float], scores: Sequence[Score]) -> None:
-        """Log scores and means over roles as a row of the W&B run, and write its summary, with the training's figures.
-
-        A figure of the base model whose name is also a task's is left out.
-        """
+        """Log scores and means over roles as a row of the W&B run, and write them and `training` to its summary."""
         if self._wandb is not None:
             with self._surviving("metrics"):
                 metrics = flat(nested(scores))
@@ -139,7 +136,7 @@ class Tracker:
                 self._wandb.summary.update({**figures, **final, **self._summaries()})
 
     def _summaries(self) -> dict[str, dict[str, float]]:
-        """SUMMARIES over all attempts. W&B itself would only have those of this attempt."""
+        """SUMMARIES over all attempts. W&B itself summarises this attempt only."""
         lines = self._read()
         return {
             f"train/{curve}": {kind: KINDS[kind]([line[curve] for line in lines]) for kind in kept.split(",")}
@@ -148,7 +145,7 @@ class Tracker:
         }
 
     def log_evaluation(self, scores: Sequence[Score], samples: Sequence[Sample], *, questions: bool) -> None:
-        """Log tables of accuracies and, if wanted, of questions, and histograms of MaxLogit by task, group and role."""
+        """Log a table of accuracies, histograms of MaxLogit and, with `questions`, a table of the questions."""
         if self._wandb is None:
             return
         from wandb import Table
@@ -179,8 +176,8 @@ class Tracker:
                 self._wandb.log_artifact(artifact)
 
     def close(self, failed: bool) -> None:
-        """Finish the W&B run, as failed if it did."""
-        with suppress(OSError):  # a line that the disk had no room for: the run has failed by it already
+        """Close the log and finish the W&B run, with the status failed if `failed` is set."""
+        with suppress(OSError):  # the disk is full; writing the line has failed the run already
             self._lines.close()
         run, self._wandb = self._wandb, None
         if run is not None:
@@ -195,14 +192,14 @@ class Tracker:
         except Exception as error:
             if what not in self._failed:
                 self._failed.add(what)
-                say(f"W&B did not take {what} ({describe(error)}); the run's files have it.")
+                say(f"W&B did not accept {what} ({describe(error)}). The run's files have it.")
 
 
 def _remove_earlier_attempts(folder: Path, run: wandb.Run) -> None:
-    """Remove the offline files of earlier attempts at a run, all of whose steps this attempt has.
+    """Remove the offline files of earlier attempts at a run. This attempt has logged all of their steps again.
 
-    `wandb sync` would not join them: each file overwrites the run's rows from the first on, and the upload stops at a
-    file of a killed process.
+    `wandb sync` does not merge attempts: each file overwrites the run's rows, and the upload stops at the file of a
+    killed process.
     """
     for earlier in folder.glob(f"wandb/offline-run-*-{run.id}"):
         if not Path(run.dir).is_relative_to(earlier):

@@ -30,10 +30,10 @@ def histograms(scores: Sequence[Score], samples: Sequence[Sample]) -> dict[str, 
 
 
 def question_tables(rows: list[Row]) -> dict[str, wandb.Table]:
-    """The rows as one table, or as several if there are more than W&B keeps of one (it drops the rest silently).
+    """The rows as one table, or as several if one table cannot hold them: W&B silently drops rows beyond its limit.
 
-    The limit is that of a table's artifact, which W&B shows. A second copy below media/, limited to 10,000 rows, is
-    not shown.
+    The limit is that of a table's artifact, which W&B shows. W&B does not show the second copy below media/, which is
+    limited to 10,000 rows.
     """
     size = wandb.Table.MAX_ARTIFACT_ROWS
     parts = [rows[start : start + size] for start in range(0, len(rows), size)]
@@ -55,10 +55,10 @@ def start_wandb(
     tags: list[str],
     timeout_s: int,
 ) -> wandb.Run:
-    """Start a W&B run in `folder`/wandb, or resume that of the same `run_id`.
+    """Start a W&B run in `folder`/wandb, or resume the one with this `run_id`.
 
-    `mode` "auto" is online if the user is logged in and the server answers within `timeout_s` seconds, else offline
-    without a question; `wandb sync` uploads an offline run later. WANDB_MODE, if set, wins over "auto".
+    `mode` "auto" is online if the user is logged in and the server answers within `timeout_s` seconds, and else
+    offline; `wandb sync` uploads an offline run later. WANDB_MODE, if set, overrides "auto".
     """
     if mode == "auto":
         mode = automatic_mode(timeout_s)
@@ -85,7 +85,7 @@ def start_wandb(
 
 
 def automatic_mode(timeout_s: int) -> str:
-    """The meaning of tracker.mode=auto: WANDB_MODE if it is set, else "online" if that will work, else "offline"."""
+    """The mode for tracker.mode=auto: WANDB_MODE if it is set, else "online" if the server answers, else "offline"."""
     return os.environ.get("WANDB_MODE") or ("online" if _server_answers(timeout_s) else "offline")
 
 

@@ -12,7 +12,7 @@ Cell = str | float | int | bool | None
 Row = list[Cell]
 COMPARED = [f"{other}_{figure}" for other in ("base", "default") for figure in ("difference", "low", "high", "p")]
 EVALUATION: list[str | int] = ["role", "task", "query", "model", "acc", "stderr", *COMPARED]
-TEXTS: list[str | int] = ["role", "task", "query", "model", "nats a token", "stderr", "perplexity", *COMPARED]
+TEXTS: list[str | int] = ["role", "task", "query", "model", "nats per token", "stderr", "perplexity", *COMPARED]
 QUESTIONS: list[str | int] = [
     "role", "task", "query", "question", "base correct", "unlearned correct", "base choice", "unlearned choice",
     "base margin", "unlearned margin",
@@ -32,19 +32,19 @@ SUMMARIES = {
 
 
 def evaluation_rows(scores: Iterable[Score]) -> list[Row]:
-    """EVALUATION of every role's tasks, queries and models: accuracy, and what it was compared with."""
+    """Rows of the table EVALUATION: each accuracy and its differences."""
     return [
-        [own.role, own.task, own.query, own.model, own.value, own.stderr, *_compared(others)]
-        for own, others in _values(scores, "acc")
+        [score.role, score.task, score.query, score.model, score.value, score.stderr, *_compared(differences)]
+        for score, differences in _values(scores, "acc")
     ]
 
 
 def text_rows(scores: Sequence[Score]) -> list[Row]:
-    """TEXTS of every role's held-out texts, queries and models."""
+    """Rows of the table TEXTS: each likelihood of held-out texts and its differences."""
     perplexities = {_place(score): score.value for score in scores if score.measure == "perplexity"}
     return [
-        [own.role, own.task, own.query, own.model, own.value, own.stderr, perplexities[_place(own)], *_compared(others)]
-        for own, others in _values(scores, "nats")
+        [*_place(score), score.value, score.stderr, perplexities[_place(score)], *_compared(differences)]
+        for score, differences in _values(scores, "nats")
     ]
 
 
@@ -53,15 +53,15 @@ def _place(score: Score) -> tuple[str, str, str, str]:
 
 
 def _values(scores: Iterable[Score], measure: str) -> Iterator[tuple[Score, dict[str, Score]]]:
-    """Each value of a measure of what was asked for, and its differences: {"base": ..., "default": ...}."""
+    """Each score of a measure, without parts of groups, and its differences: {"base": ..., "default": ...}."""
     by_place: dict[tuple[str, str, str, str], dict[str | None, Score]] = {}
     for score in in_order(scores):
         if score.measure == measure and score.part_of is None:
             by_place.setdefault(_place(score), {})[score.against] = score
     for of_place in by_place.values():
-        own = of_place.pop(None, None)
-        if own is not None:
-            yield own, {against: score for against, score in of_place.items() if against is not None}
+        value = of_place.pop(None, None)
+        if value is not None:
+            yield value, {against: score for against, score in of_place.items() if against is not None}
 
 
 def _compared(differences: Mapping[str, Score]) -> Iterator[float | None]:
@@ -72,9 +72,9 @@ def _compared(differences: Mapping[str, Score]) -> Iterator[float | None]:
 
 
 def question_rows(samples: Iterable[Sample]) -> Iterator[Row]:
-    """QUESTIONS of every task and query, both models side by side.
+    """Rows of the table QUESTIONS: every task, query and question, both models side by side.
 
-    A margin is the log-likelihood of the choice less that of the second; None for tasks without options.
+    A margin is the log-likelihood of the best option minus that of the second; None for tasks without options.
     """
     base: dict[tuple[str, str, str, int], Sample] = {}
     unlearned: dict[tuple[str, str, str, int], Sample] = {}
@@ -98,7 +98,7 @@ def _margin(sample: Sample) -> float | None:
 
 
 def max_logit_values(scores: Iterable[Score], samples: Iterable[Sample]) -> dict[tuple[str, str, str], list[float]]:
-    """(model, name of a task, group or role, query) -> the MaxLogits of all its questions, where they were measured."""
+    """(model, name of a task, group or role, query) -> the MaxLogits of all its questions that have some."""
     groups = {(score.role, score.task): score.part_of for score in scores}
     values: dict[tuple[str, str, str], list[float]] = {}
     for sample in samples:
@@ -110,10 +110,10 @@ def max_logit_values(scores: Iterable[Score], samples: Iterable[Sample]) -> dict
 
 
 def role_figures(scores: Sequence[Score], model: str = "unlearned") -> dict[str, float]:
-    """ROLE/QUERY/{acc,maxlogit_mean,nats} of one model, and robustness/drop and robustness/text_cost.
+    """ROLE/QUERY/{acc,maxlogit_mean,nats} of one model, robustness/drop and robustness/text_cost.
 
-    robustness/drop is what perturbation takes from the accuracy on retained knowledge, robustness/text_cost what one
-    forget-token costs in retained texts, in nats a token.
+    robustness/drop is the default minus the perturbed accuracy on retained knowledge. robustness/text_cost is the rise
+    of the loss on retained texts, in nats per token, when a forget-token is inserted.
     """
     figures = {
         f"{role}/{query}/{measure}": value
