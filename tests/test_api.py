@@ -191,7 +191,7 @@ def test_a_method_in_the_users_own_file_by_the_command_line(short, tmp_path, mon
     [variant] = train(toy, own(c=0.5, rna=RNA(0.5)), TOPICS, **how)
     assert all(torch.equal(w, delta[name]) for name, w in variant.weights.items())
     (tmp_path / "my_method.py").write_text(OWN.read_text().replace("-self.c", "-2 * self.c"))
-    with pytest.raises(UserError, match=r"holds a run of the same configuration over other inputs .*method"):
+    with pytest.raises(UserError, match=r"holds a run with the same configuration but other inputs.*method"):
         run(short("method._target_=my_method.Opposite", "method.c=0.5", *lengths))
     with pytest.raises(UserError, match=r"^method\.c=-1 is not allowed"):
         short("method._target_=my_method.Opposite", "method.c=-1")

@@ -330,8 +330,8 @@ def test_files_are_checked_before_weights_are_loaded(tmp_path):
     ("override", "told"),
     [
         ("model.path=/nope", "model.path=/nope: there is no such folder."),
-        ("model.device=gpu", "model.device=gpu: there is no such device here. Allowed: auto, cpu"),
-        ("model.device=cuda:99", "model.device=cuda:99: there is no such device here. Allowed: auto, cpu"),
+        ("model.device=gpu", "model.device=gpu: this machine has no such device. Allowed: auto, cpu"),
+        ("model.device=cuda:99", "model.device=cuda:99: this machine has no such device. Allowed: auto, cpu"),
     ],
 )
 def test_model_and_device_are_looked_for_first(override, told, conf):

@@ -36,7 +36,7 @@ def test_one_row_that_does_not_fit_is_an_error_and_other_errors_pass():
     def always(rows):
         raise torch.OutOfMemoryError("no memory")
 
-    with pytest.raises(UserError, match="out of memory with a batch of one row: no memory") as raised:
+    with pytest.raises(UserError, match="Out of memory, even with one row per batch: no memory") as raised:
         in_batches(always, torch.arange(7), 4)
     assert raised.value.__context__ is None  # which would keep the tensors of the failed attempt
     with pytest.raises(RuntimeError, match="another"):

@@ -125,7 +125,9 @@ def test_other_models(family, tmp_path):
 
 
 def test_what_cannot_be_spread_is_refused(short):
-    with pytest.raises(UserError, match=r"method=npo trains through the whole model, which has to fit on one device"):
+    with pytest.raises(
+        UserError, match=r"not allowed with method=npo, which trains through the whole model on one device"
+    ):
         run(short("method=npo", *MOST))
     with pytest.raises(UserError, match=r"model\.max_memory needs model\.device=balanced, and model\.device=auto\."):
         short("model.max_memory={cpu:1GiB}")

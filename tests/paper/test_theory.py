@@ -372,7 +372,7 @@ def test_a_model_that_does_not_fit_in_float32_is_told_before_it_is_loaded(two_ru
     measured.config.model.dtype = "bfloat16"
     count = parameter_count(AutoConfig.from_pretrained(ROOT / "unlearn/toy/model"))
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=3 * count, available=3 * count))
-    with pytest.raises(UserError, match=r"the whole model takes 0\.0 GB in torch\.float32, and cpu has 0\.0 GB"):
+    with pytest.raises(UserError, match=r"the whole model takes 0\.0 GB in torch\.float32, but cpu has 0\.0 GB"):
         load_suite_of(measured)
 
 

@@ -102,4 +102,4 @@ def test_a_full_disk_costs_a_point_of_the_course_and_no_run(short, monkeypatch, 
     monkeypatch.setattr(active, "save_delta", full)
     folder = run(short(*JOB, *EVERY))
     assert [line["step"] for line in read_jsonl(folder / "course.jsonl")] == [0, 4, 5]
-    assert "the weights after step 1 are not kept: No space left on device" in capsys.readouterr().err
+    assert "could not save the weights after step 1: No space left on device" in capsys.readouterr().err

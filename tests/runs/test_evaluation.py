@@ -99,7 +99,7 @@ def test_single_keys_change_the_runs_own_evaluation(short):
 
 def test_only_the_evaluation_can_be_chosen_anew(short):
     folder = RunFolder(run(short()))
-    with pytest.raises(UserError, match=r"rna\.nu=3: of a finished run only eval"):
+    with pytest.raises(UserError, match=r"rna\.nu=3 is not allowed: for a finished run only eval"):
         evaluate_run(folder, ["eval=toy", "rna.nu=3"])
 
 
@@ -144,7 +144,7 @@ def test_a_run_of_another_version_of_the_results_is_refused(short, arguments):
     record = json.loads((folder / "run.json").read_text())
     record["identity"]["results_version"] = 2
     (folder / "run.json").write_text(json.dumps(record))
-    with pytest.raises(SystemExit, match="version 2 of the results, which version 3 cannot read"):
+    with pytest.raises(SystemExit, match="results of version 2, but this package reads version 3"):
         main([str(folder) if argument == "RUN" else argument for argument in arguments])
     assert read_run(folder).status == "corrupt"
 
@@ -163,7 +163,7 @@ def test_the_command(short, capsys):
         (["evaluate", "RUN"], "eval.tasks and eval.texts are empty"),
         (["evaluate", "RUN", "eval.limt=2"], "eval.limt: unknown key. Did you mean 'eval.limit'?"),
         (["evaluate", "RUN", "eval.limit=2,3"], "eval.limit=2,3 is not allowed: give a single value."),
-        (["evaluate", "RUN", "evals.limit=2"], "evals.limit=2: of a finished run only eval"),
+        (["evaluate", "RUN", "evals.limit=2"], "evals.limit=2 is not allowed: for a finished run only eval"),
         (["evaluate", "RUN", "model.layer=3"], "only eval, its keys, and model.path, model.gguf_file"),
         (["evaluate", "/nowhere", "eval=toy"], "/nowhere is neither a folder with a run or a checkpoint"),
         (["evaluate", "outputs/runs/nope", "eval=toy"], "outputs/runs/nope is neither a folder with a run or"),
@@ -252,7 +252,7 @@ def test_prefetch_asks_for_no_device_and_no_memory(short, monkeypatch):
     monkeypatch.setattr("unlearn.runs.inputs.all_memory", lambda device: 1000)
     gpu = short("eval=toy", "model.device=cuda")
     if not torch.cuda.is_available():
-        with pytest.raises(UserError, match="there is no such device here"):
+        with pytest.raises(UserError, match="this machine has no such device"):
             run(gpu)
     with pytest.raises(UserError, match="eval: the whole model takes"):
         run(short("eval=toy"))

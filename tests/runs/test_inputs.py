@@ -149,8 +149,8 @@ def test_texts_longer_than_the_context_are_refused_where_positions_are_learned(s
     for name, config in (("learned", learned), ("rotary", rotary)):
         AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
-    told = r"data\.topics\.bio\.max_length: a text has \d+ tokens, and the model's context is 16\."
-    with pytest.raises(UserError, match=f"{told} Set max_length to that, or to less"):
+    told = r"data\.topics\.bio\.max_length: a text has \d+ tokens, but the model's context is 16\."
+    with pytest.raises(UserError, match=f"{told} Set max_length to at most 16"):
         run(short(f"model.path={tmp_path / 'learned'}"))
     lengths = [f"data.topics.{t}.{key}=16" for t in ("bio", "cyber") for key in ("max_length", "retain_max_length")]
     assert RunFolder(run(short(f"model.path={tmp_path / 'learned'}", *lengths))).done

@@ -119,7 +119,7 @@ def test_a_model_that_does_not_fit_is_told_before_it_is_loaded(short, monkeypatc
     there = whole - 1
     with pytest.raises(UserError) as told:
         load_evaluation_inputs(config)
-    assert str(told.value).startswith("eval: the whole model takes 0.0 GB in torch.float32, and cpu has 0.0 GB.")
+    assert str(told.value).startswith("eval: the whole model takes 0.0 GB in torch.float32, but cpu has 0.0 GB.")
     assert "model.device=balanced spreads it" in str(told.value)
     load_evaluation_inputs(short("eval=toy", "model.device=balanced"))
     there = whole
@@ -134,7 +134,7 @@ def test_a_training_that_does_not_fit_is_told_before_anything_is_loaded(short, m
     check_training_memory(config, Source.of(config.model), LENGTHS)
     there = 849
     monkeypatch.setattr("unlearn.experiment.load_up_to", None)
-    with pytest.raises(UserError, match=r"train: about 0\.0 GB are needed, and cpu has 0\.0 GB\. Lower train"):
+    with pytest.raises(UserError, match=r"train: this needs about 0\.0 GB, but cpu has 0\.0 GB\. Lower train"):
         run(config)
     assert RunFolder(run_folder(config)).record["status"] == "failed"
 

@@ -89,7 +89,7 @@ def test_what_a_process_that_dies_had_begun_is_computed_here(short, alone, patie
 
     monkeypatch.setattr(Others, "announce", announced)
     folder = run(short(*ASKED, "eval.devices=2", f"output_root={tmp_path / 'shared'}"))
-    assert "Process 1 of this evaluation has ended; its part was computed here." in capsys.readouterr().err
+    assert "Process 1 of this evaluation ended early. This process computed its part." in capsys.readouterr().err
     assert_equal_results(folder, alone)
 
 
@@ -150,7 +150,7 @@ def test_devices(gpus, visible, override, others, short, monkeypatch):
 def test_more_devices_than_there_are_is_told_at_the_start(short, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    with pytest.raises(UserError, match=r"eval\.devices=3: there are 2 GPUs, of which 2 can share an evaluation"):
+    with pytest.raises(UserError, match=r"eval\.devices=3 is not allowed: of 2 GPUs, 2 can share an evaluation"):
         run(short("eval.devices=3"))
     with pytest.raises(UserError, match=r"of which 1 can share an evaluation with model\.device=balanced"):
         run(short("eval.devices=2", "model.device=balanced"))

@@ -107,7 +107,7 @@ def test_a_training_in_another_dtype_is_not_taken(short, trained, auto_is_bfloat
     assert run(short()) == first  # it is finished
     record = json.loads((first / "run.json").read_text())
     (first / "run.json").write_text(json.dumps(record | {"status": "running"}))
-    with pytest.raises(UserError, match=r"this run was begun in float32, .* set model\.dtype=bfloat16 for a run"):
+    with pytest.raises(UserError, match=r"this run was started in float32, .* set model\.dtype=bfloat16 to start"):
         run(short())
     assert run(short("model.dtype=bfloat16")) not in (first, second)
     run(short("train.force=true"))
@@ -122,7 +122,7 @@ def test_a_run_is_evaluated_in_the_dtype_of_its_training(short, auto_is_bfloat16
 
 
 def test_float16_is_for_evaluation_alone(short):
-    with pytest.raises(UserError, match=r"model\.dtype=float16: in training, small gradients would become zero"):
+    with pytest.raises(UserError, match=r"model\.dtype=float16 is not allowed in training, where small gradients"):
         run(short("model.dtype=float16"))
 
 

@@ -389,9 +389,11 @@ def test_a_wandb_that_does_not_start_ends_no_run_unless_it_was_asked_for(short, 
 
     monkeypatch.setattr(wandb, "init", dead)
     assert RunFolder(run(short("tracker=wandb"))).done
-    assert "no W&B run (ConnectionResetError: Connection lost). Files are" in capsys.readouterr().err
+    assert "cannot start a W&B run (ConnectionResetError: Connection lost). The run" in capsys.readouterr().err
     asked_for = short("tracker=wandb", "tracker.mode=online", "tracker.entity=nope", "seed=1")
-    with pytest.raises(UserError, match=r"tracker\.mode=online, project=unlearn, entity=nope: no W&B run \(Connection"):
+    with pytest.raises(
+        UserError, match=r"tracker\.mode=online, project=unlearn, entity=nope: cannot start a W&B run \(C"
+    ):
         run(asked_for)
     assert not (run_folder(asked_for) / "train.jsonl").exists()  # before anything is trained
 

@@ -23,13 +23,13 @@ from unlearn.models import spread
 from unlearn.models.architectures import auto_class, decoder_layers, head_of, is_multimodal, keep_up_to, layer_count
 from unlearn.models.fusing import fuse
 
-# What the names of a tower's tensors begin with; deeper down, such a name belongs to the language model.
+# The beginning of the names of a tower's tensors. Deeper inside a name, these words belong to the language model.
 TOWER = re.compile(r"(\w+\.){0,2}(vision|visual|audio|image)\w*\.")
 BALANCED = "balanced"
 
 
 class SourceSettings(Protocol):
-    """What `Source.of` reads: the keys of a model's configuration that say where it is and how to load it."""
+    """The keys of a model's configuration that `Source.of` reads: where the model is and how to load it."""
 
     path: str
     revision: str | None
@@ -44,11 +44,15 @@ class SourceSettings(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from and how it is to be loaded.
+    """Where a model comes from and how to load it.
 
-    `path` is a hub id or a local folder; `gguf_file` the name of a GGUF file in it; `dtype` "auto" is bfloat16 on
-    a GPU and float32 on a CPU; `device` "auto" is cuda where there is one, "balanced" spreads whole models over all
-    GPUs, the CPU and the disk, within `max_memory`; `compile` is for `unlearn.models.fusing`.
+    Args:
+        path: a hub id or a local folder.
+        gguf_file: the name of a GGUF file in it.
+        compile: see `unlearn.models.fusing`.
+        dtype: "auto" is bfloat16 on a GPU and float32 on a CPU.
+        device: "auto" is cuda if there is a GPU; "balanced" spreads whole models over all GPUs, the CPU and the disk,
+            within `max_memory`.
     """
 
     path: str
@@ -68,15 +72,15 @@ class Source:
 
     @property
     def torch_device(self) -> torch.device:
-        """The device that `device` stands for here, the first of several. Raises UserError for one that is not here."""
+        """The device that `device` stands for, the first of several. Raises UserError if this machine lacks it."""
         if self.device in ("auto", BALANCED):
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         count = torch.cuda.device_count()
-        here = ["cpu", *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]
-        here += ["mps"] if torch.backends.mps.is_available() else []
-        if self.device not in here:
-            allowed = ", ".join(["auto", *here, BALANCED])
-            raise UserError(f"model.device={self.device}: there is no such device here. Allowed: {allowed}.")
+        devices = ["cpu", *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]
+        devices += ["mps"] if torch.backends.mps.is_available() else []
+        if self.device not in devices:
+            allowed = ", ".join(["auto", *devices, BALANCED])
+            raise UserError(f"model.device={self.device}: this machine has no such device. Allowed: {allowed}.")
         return torch.device(self.device)
 
     @property
@@ -96,10 +100,10 @@ class Source:
 
 
 def load_config(source: Source) -> transformers.PretrainedConfig:
-    """The model's own configuration. Raises UserError if there is none of a decoder at `source.path`."""
+    """The model's own configuration. Raises UserError if `source.path` has none, or not one of a decoder."""
     if Path(source.path).is_absolute() and not Path(source.path).is_dir():
         raise UserError(f"model.path={source.path}: there is no such folder.")
-    with _told(source, "cannot read a model's configuration there"):
+    with _user_errors(source, "cannot read a model's configuration there"):
         config = AutoConfig.from_pretrained(source.path, **source.origin())
     try:
         layer_count(config)
@@ -110,13 +114,13 @@ def load_config(source: Source) -> transformers.PretrainedConfig:
 
 def load_tokenizer(source: Source) -> transformers.PreTrainedTokenizerBase:
     """The model's tokenizer. Raises UserError if there is none at `source.path`."""
-    with _told(source, "cannot read a tokenizer there"):
+    with _user_errors(source, "cannot read a tokenizer there"):
         return AutoTokenizer.from_pretrained(source.path, **source.origin())
 
 
 @contextmanager
-def _told(source: Source, problem: str) -> Iterator[None]:
-    """What transformers raises for a checkpoint that it cannot load, as a UserError."""
+def _user_errors(source: Source, problem: str) -> Iterator[None]:
+    """Turn what transformers raises for a checkpoint that it cannot load into a UserError."""
     try:
         yield
     except (OSError, ValueError, ImportError) as error:
@@ -124,22 +128,22 @@ def _told(source: Source, problem: str) -> Iterator[None]:
 
 
 def check_weights(source: Source, layer: int | None) -> None:
-    """Raise UserError if weight files are missing and cannot be fetched: those up to `layer`, or all (None).
+    """Raise UserError if weight files up to `layer` (None: of all layers) are missing and cannot be downloaded.
 
-    It is called before training, which needs only a part of the files that the evaluation will need.
+    It is called before training, which reads only a part of the files that the evaluation will need.
     """
     folder = Path(source.path)
     if source.gguf_file is not None or not (folder.is_dir() or constants.HF_HUB_OFFLINE):
         return
     missing = _missing(source, "model.safetensors", layer)
-    # transformers reads the older form, too, with pickle's safe subset, and always whole.
+    # transformers also reads the older format, with pickle's safe subset, and always as a whole.
     if missing and _missing(source, "pytorch_model.bin", None):
-        advice = "" if folder.is_dir() else " `unlearn prefetch` fetches all that a job needs."
+        advice = "" if folder.is_dir() else " `unlearn prefetch` downloads everything that a job needs."
         raise UserError(f"model.path={source.path}: weight files are missing: {', '.join(missing)}.{advice}")
 
 
 def _missing(source: Source, name: str, layer: int | None) -> list[str]:
-    """Of the weight files of this name, one or several with an index, those that are not there."""
+    """The missing weight files: the file of this name, or the files in its index."""
     index_file = cached(source, f"{name}.index.json")
     files = {name}
     if index_file is not None:
@@ -161,10 +165,10 @@ def cached(source: Source, name: str) -> str | None:
 
 
 def load_whole(source: Source) -> transformers.PreTrainedModel:
-    """The whole model, for evaluation and export: in eval mode, nothing requires gradients.
+    """The whole model, for evaluation and export, in eval mode; nothing requires gradients.
 
-    A multimodal model has its towers, which the export needs. With `source.device` "balanced" it may be offloaded in
-    part (`unlearn.models.spread`).
+    A multimodal model keeps its towers, which the export needs. With `source.device` "balanced" a part of the model may
+    be offloaded (`unlearn.models.spread`).
     """
     cls = auto_class(load_config(source))
     if source.device != BALANCED:
@@ -177,10 +181,9 @@ def load_whole(source: Source) -> transformers.PreTrainedModel:
 
 
 def load_up_to(source: Source, layer: int) -> transformers.PreTrainedModel:
-    """The language model without head, up to and including `layer`: nothing else is read or stored.
+    """The language model without head, up to and including `layer`. Nothing else is read or stored.
 
-    The shards of a checkpoint that hold nothing but the rest are not even downloaded. A GGUF file is always converted
-    whole by transformers.
+    Shards that hold only later layers are not downloaded. transformers always converts a whole GGUF file.
     """
     config = load_config(source)
     cls = _cut_class(config, source, layer)
@@ -191,12 +194,12 @@ def load_up_to(source: Source, layer: int) -> transformers.PreTrainedModel:
 
 
 def _cut_class(config: transformers.PretrainedConfig, source: Source, layer: int) -> type:
-    """The model's class, but for its instances having only what the states at `layer` need."""
+    """A subclass of the model's class whose instances have only the parts that the states at `layer` need."""
     auto = auto_class(config) if is_multimodal(config) else AutoModel
     how: dict[str, Any] = {"trust_remote_code": source.trust_remote_code}
     if source.trust_remote_code and auto.__name__ in getattr(config, "auto_map", {}):
         how["code_revision"] = source.revision
-    with torch.device("meta"), _told(source, "cannot load the model"):
+    with torch.device("meta"), _user_errors(source, "cannot load the model"):
         cls: Any = type(auto.from_config(config, **how))
 
     def build(self: transformers.PreTrainedModel, *args: Any, **kwargs: Any) -> None:
@@ -207,14 +210,15 @@ def _cut_class(config: transformers.PretrainedConfig, source: Source, layer: int
 
 
 def _placed(model: transformers.PreTrainedModel, source: Source) -> transformers.PreTrainedModel:
-    """The model on its device, in eval mode; nothing requires gradients."""
+    """Move the model to its device and prepare it."""
     return _prepared(model.to(source.torch_device), source)
 
 
 def _prepared(model: transformers.PreTrainedModel, source: Source) -> transformers.PreTrainedModel:
+    """The model in eval mode, without gradients, compiled if wanted."""
     if source.torch_device.type == "cuda":
-        # cuDNN's attention prepares a plan for every new shape. Batches of an evaluation and steps of a generation have
-        # many: MaxLogit of 1000 questions took 22 s with it and 10 s without (docs/benchmarks.md).
+        # cuDNN's attention prepares a plan for every new shape, and evaluation and generation have many shapes:
+        # MaxLogit of 1000 questions took 22 s with it and 10 s without (docs/benchmarks.md).
         torch.backends.cuda.enable_cudnn_sdp(False)
     model.eval().requires_grad_(False)
     if source.compile:
@@ -225,22 +229,22 @@ def _prepared(model: transformers.PreTrainedModel, source: Source) -> transforme
 def _from_pretrained(cls: Any, path: str, source: Source, **kwargs: Any) -> transformers.PreTrainedModel:
     if source.attn_implementation is not None:
         kwargs["attn_implementation"] = source.attn_implementation
-    if source.gguf_file is not None:  # plain matrices, to be trained and saved, not GGUF's packed blocks
+    if source.gguf_file is not None:  # plain matrices can be trained and saved, GGUF's packed blocks cannot
         kwargs["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    with _quiet_transformers(), _told(source, "cannot load the model"):
+    with _quiet_transformers(), _user_errors(source, "cannot load the model"):
         model, info = cls.from_pretrained(path, dtype=source.torch_dtype, output_loading_info=True, **kwargs)
     parts = _read_parts(model)
     prefixes = tuple(f"{name}." for name, module in model.named_modules() if module in parts)
     missing = sorted(name for name in info["missing_keys"] if name.startswith(prefixes))
-    if missing:  # transformers would draw them at random
+    if missing:  # transformers would initialise them at random
         raise UserError(f"model.path={source.path}: the checkpoint lacks {', '.join(missing[:3])}.")
     return model
 
 
 def _read_parts(model: transformers.PreTrainedModel) -> list[nn.Module]:
-    """What the states, and the logits of a model with a head, are computed with.
+    """The parts that compute the states and, in a model with a head, the logits.
 
-    Other parts of a multimodal model are not among them: transformers saves some under names that it does not find.
+    Other parts of a multimodal model are left out: transformers saves some under names that it does not find again.
     """
     layers, head = decoder_layers(model), head_of(model)
     parts = [layers, model.get_input_embeddings()]
@@ -265,7 +269,7 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def _pruned_checkpoint(source: Source, layer: int, scratch: Path) -> str:
-    """A folder with links to the shards that hold layers 0 .. `layer`; `source.path` where there is no index."""
+    """A folder with links to the shards that hold layers 0 .. `layer`; `source.path` if there is no index."""
     index_file = None if source.gguf_file else cached(source, "model.safetensors.index.json")
     if index_file is None or source.trust_remote_code:
         return source.path

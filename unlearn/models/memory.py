@@ -1,4 +1,4 @@
-"""How much memory there is, and batches that are made smaller when it runs out."""
+"""The available memory, and batches that shrink when memory runs out."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Result = TypeVar("Result")
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free now, of the GPU or of the machine."""
+    """The free bytes of the GPU or, for other devices, of the machine."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def all_memory(device: torch.device) -> int:
-    """Bytes that this process could have: of a GPU what other processes leave, or all of the machine's."""
+    """The bytes that this process could use: what other processes leave of a GPU, or all of the machine's memory."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     return psutil.virtual_memory().total
@@ -32,7 +32,7 @@ def in_batches(function: Callable[[Rows], Result], rows: Rows, size: int) -> tup
     """Apply `function` to at most `size` rows at a time, and halve `size` whenever memory runs out.
 
     Results of earlier batches are kept. accelerate's `find_executable_batch_size` recognises the same errors, but it
-    starts over, and it collects garbage before every call, which takes longer than a batch of a small model.
+    starts over and collects garbage before every call, which takes longer than a batch of a small model.
 
     Returns:
         The results in order, and the batch size that was used last.
@@ -51,9 +51,9 @@ def in_batches(function: Callable[[Rows], Result], rows: Rows, size: int) -> tup
             if not (isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)):
                 raise
             message = str(error)
-        # Outside of the except block: the exception's traceback holds the tensors of the failed attempt.
+        # After the except block: within it, the traceback keeps the tensors of the failed attempt alive.
         if size == 1:
-            raise UserError(f"out of memory with a batch of one row: {message}")
+            raise UserError(f"Out of memory, even with one row per batch: {message}")
         gc.collect()
         torch.cuda.empty_cache()
         size = max(1, min(size, len(rows) - start) // 2)

@@ -1,7 +1,7 @@
 """Outputs of modules, recorded in one forward pass and replayed in others.
 
-Models that differ in a few matrices agree in all that runs before the first of them. So it runs once, and every
-further model gets what was recorded.
+Models that differ in a few matrices agree in all modules before the first of these. So these modules run once, and the
+other models replay the recorded outputs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-Outputs = dict[nn.Module, list[Any]]  # of each module, one entry for each of its calls
+Outputs = dict[nn.Module, list[Any]]  # module -> its output in each of its calls
 
 
 def owners(module: nn.Module, parameters: Iterable[str]) -> set[nn.Module]:
@@ -22,7 +22,7 @@ def owners(module: nn.Module, parameters: Iterable[str]) -> set[nn.Module]:
 
 @contextmanager
 def recorded(module: nn.Module, changed: set[nn.Module]) -> Iterator[Outputs]:
-    """Inside the block, record outputs until one of `changed` runs: those of the largest submodules without them."""
+    """Inside the block, record outputs of the largest submodules without a `changed` module, until one runs."""
     outputs: Outputs = {}
     reached = False
 
@@ -51,7 +51,7 @@ def recorded(module: nn.Module, changed: set[nn.Module]) -> Iterator[Outputs]:
 
 
 def replayed(outputs: Outputs) -> AbstractContextManager[None]:
-    """Inside the block, modules return their recorded outputs, one a call, and compute when there are no more."""
+    """Inside the block, modules return their recorded outputs, one per call. When there are no more, they compute."""
     return forward_replaced({part: _returning(part, recording) for part, recording in outputs.items()})
 
 

@@ -1,6 +1,6 @@
-"""A model larger than one GPU: its layers spread over all GPUs, the CPU and the disk, by accelerate.
+"""`model.device=balanced`: accelerate spreads the layers of a model over all GPUs, the CPU and the disk.
 
-Layers on the CPU or the disk are offloaded: each is loaded onto a GPU while it runs. `model.device=balanced`.
+Layers on the CPU or the disk are offloaded: each is loaded onto a GPU while it runs.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from unlearn.models.replay import owners
 
 
 def placement(max_memory: Mapping[Any, str] | None, folder: str) -> dict[str, Any]:
-    """Arguments for `from_pretrained`; `folder` takes weights that are written to the disk in another form."""
-    most = {int(k) if str(k).isdecimal() else k: size for k, size in max_memory.items()} if max_memory else None
-    return {"device_map": "balanced", "max_memory": most, "offload_folder": folder}
+    """Arguments for `from_pretrained`. Weights that have to be rewritten for offloading go to `folder`."""
+    limits = {int(k) if str(k).isdecimal() else k: size for k, size in max_memory.items()} if max_memory else None
+    return {"device_map": "balanced", "max_memory": limits, "offload_folder": folder}
 
 
 def prepare(model: PreTrainedModel, folder: tempfile.TemporaryDirectory[str]) -> None:
-    """Have the folder removed with the model, and load its embeddings for good: inputs go where they are."""
+    """Remove the folder when the model is deleted, and load the embeddings permanently: inputs go to their device."""
     weakref.finalize(model, folder.cleanup)
     _load(model.get_input_embeddings())
 
 
 def keep_loaded(model: nn.Module, names: Iterable[str]) -> None:
-    """Load the modules with these parameters for good, so that the parameters can be read and replaced."""
+    """Load the modules with these parameters permanently, so that the parameters can be read and replaced."""
     for module in owners(model, names):
         _load(module)
 

@@ -1,4 +1,4 @@
-"""A run while this process works on it: its folder, the folder's lock, its tracker, and its errors."""
+"""A run that this process works on: its folder, the folder's lock, its tracker, and its error."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class ActiveRun:
-    """A run that this process works on. `error` says why it failed, if it did; other runs go on."""
+    """A run that this process works on. `error` is the error that it failed with; other runs continue."""
 
     config: Config
     folder: RunFolder
@@ -44,17 +44,17 @@ class ActiveRun:
 
     @contextmanager
     def catching_errors(self) -> Iterator[None]:
-        """An error inside the block fails this run, and is not raised."""
+        """An error inside the block fails this run and is not raised."""
         try:
             yield
         except Exception as error:
             self.fail(error)
 
     def fail(self, error: Exception) -> None:
-        """Record the error that this run failed with."""
+        """Record an error and end this run with the status failed."""
         self.error = error
         self.tracker.close(failed=True)
-        if not isinstance(error, Lost):  # then the folder belongs to another process
+        if not isinstance(error, Lost):  # after Lost, the folder belongs to another process
             self.folder.fail(describe(error))
 
     def report(self, phase: str, done: int, total: int) -> None:
@@ -69,7 +69,7 @@ class ActiveRun:
         self.report("training", record.step + 1, self.config.train.steps)
 
     def restore(self, variant: Variant) -> None:
-        """Load the last checkpoint, if there is one, into a fresh variant, and cut the log back to it."""
+        """Load the last checkpoint, if there is one, into a new variant, and remove later lines from the log."""
         file = self.folder.file("checkpoint.safetensors")
         if file.is_file():
             try:
@@ -80,13 +80,13 @@ class ActiveRun:
         self.tracker.rewind(variant.progress.steps)
 
     def save(self, variant: Variant) -> None:
-        """Save a checkpoint. If the disk is full, training goes on: the last checkpoint is still there."""
+        """Save a checkpoint. If the disk is full, training continues and the last checkpoint stays."""
         self.lock.check()
         try:
             self.tracker.sync()
             save_checkpoint(self.folder.file("checkpoint.safetensors"), variant)
         except OSError as error:
-            say(f"{self.folder.path}: no checkpoint after step {variant.progress.steps - 1}: {error}")
+            say(f"{self.folder.path}: could not save a checkpoint after step {variant.progress.steps - 1}: {error}")
 
     def finish_training(self, variant: Variant, frozen: Mapping[str, Any]) -> None:
         """Save the delta of a trained variant. Raises UserError if its training stopped with an error."""
@@ -98,15 +98,15 @@ class ActiveRun:
         self.folder.finish_training(self._training_metrics())
 
     def keep_weights(self, variant: Variant, frozen: Mapping[str, Any]) -> None:
-        """Save the changed matrices for `eval.every`. If the disk is full, this step will not be measured."""
+        """Save the changed matrices for `eval.every`. If the disk is full, this step is not measured."""
         self.lock.check()
         try:
             self._save_weights(variant, frozen)
         except OSError as error:
-            say(f"{self.folder.path}: the weights after step {variant.progress.steps - 1} are not kept: {error}")
+            say(f"{self.folder.path}: could not save the weights after step {variant.progress.steps - 1}: {error}")
 
     def _save_weights(self, variant: Variant, frozen: Mapping[str, Any]) -> None:
-        """Save the changed matrices as they are now: as the delta, if that was the last step."""
+        """Save the current changed matrices; after the last step, as the delta."""
         model = self.config.model
         metadata = {"model": model.name, "layer": str(model.layer), "run": run_name(self.config)}
         file = self.folder.weights_after(variant.progress.steps, self.config.train.steps)
@@ -114,12 +114,12 @@ class ActiveRun:
         save_delta(file, variant.weights, frozen, variant.objective.state(), metadata)
 
     def keep_course(self, lines: list[dict[str, float]]) -> None:
-        """Write course.jsonl: a line for each step at which the run was measured."""
+        """Write course.jsonl, with a line for each measured step."""
         self.lock.check()
         write_atomically(self.folder.file("course.jsonl"), "".join(json.dumps(line) + "\n" for line in lines))
 
     def _training_metrics(self) -> dict[str, float]:
-        """Final figures of the training. Only the last three may differ between equal runs."""
+        """The final values of the training. Only the last three may differ between equal runs."""
         last = self._last
         assert last is not None
         return {
@@ -132,7 +132,7 @@ class ActiveRun:
         }
 
     def finish(self, answers: Answers) -> None:
-        """Complete the folder, then send it to the tracker, which comes last: whatever goes wrong there, it is done."""
+        """Complete the folder, then send the results to the tracker. Errors of the tracker come too late to matter."""
         self.lock.check()
         self.folder.finish(answers)
         self._publish(answers)
@@ -156,14 +156,14 @@ class ActiveRun:
 
 @contextmanager
 def open_run(config: Config, inputs: dict[str, Any], hydra_folder: Path | None) -> Iterator[ActiveRun | None]:
-    """Lock a run's folder, set its status to "running" and start its tracker; afterwards it is "done" or "failed".
+    """Lock a run's folder, set its status to "running" and start its tracker. At the end it is "done" or "failed".
 
-    Yields None if this very run is there, done. A run whose training another run has finished takes that over.
-    What ends the process, a signal for instance, leaves the status "running": the next attempt resumes.
+    Yields None if this run is finished already. A run takes over the training of a finished run that differs only in
+    the evaluation. If a signal ends the process, the status stays "running", and the next attempt resumes.
 
     Args:
         inputs: hashes of what the run reads (`Inputs.hashes`).
-        hydra_folder: has Hydra's own record of the configuration, in .hydra/.
+        hydra_folder: the folder with Hydra's own record of the configuration, .hydra/.
 
     Raises:
         UserError: the folder holds another run.
@@ -181,7 +181,7 @@ def open_run(config: Config, inputs: dict[str, Any], hydra_folder: Path | None) 
         return
     with FolderLock(folder.path) as lock, _failing(folder):
         folder.read()
-        if _finished(config, folder, inputs):  # by another process, meanwhile
+        if _finished(config, folder, inputs):  # another process has finished it in the meantime
             yield None
             return
         anew = config.train.force and not folder.begun_by_this_job
@@ -200,11 +200,11 @@ def open_run(config: Config, inputs: dict[str, Any], hydra_folder: Path | None) 
 def _take_training_over(config: Config, folder: RunFolder, inputs: dict[str, Any]) -> None:
     other = find_training(config, inputs)
     if other is not None and take_over(folder, other):
-        say(f"{folder.path}: takes over the training of {other.path}, which differs in eval alone.")
+        say(f"{folder.path}: uses the training of {other.path}, which differs only in eval.")
 
 
 def _finished(config: Config, folder: RunFolder, inputs: dict[str, Any]) -> bool:
-    """Whether this very run is in `folder`, done. Raises UserError if it saw other inputs."""
+    """Whether this run is in `folder`, finished. Raises UserError if it read other inputs."""
     if not folder.done or (config.train.force and not folder.begun_by_this_job):
         return False
     folder.verify(inputs)
@@ -213,7 +213,7 @@ def _finished(config: Config, folder: RunFolder, inputs: dict[str, Any]) -> bool
 
 @contextmanager
 def _failing(folder: RunFolder) -> Iterator[None]:
-    """An error inside the block is written into run.json, unless the run has ended before, and raised."""
+    """Write an error inside the block into run.json, unless the run has ended already, and raise it."""
     try:
         yield
     except Lost:  # the folder belongs to another process now
@@ -225,9 +225,9 @@ def _failing(folder: RunFolder) -> Iterator[None]:
 
 
 def _wandb_run(config: Config, folder: RunFolder) -> wandb.Run | None:
-    """The W&B run of this folder, new or resumed. With tracker.mode=auto, None and a message if that fails.
+    """The W&B run of this folder, new or resumed. If that fails with tracker.mode=auto: a message, and None.
 
-    Raises UserError if it fails in another mode, before anything is trained: no server, project or entity.
+    In other modes, raises UserError before anything is trained.
     """
     if config.tracker.name != "wandb":
         return None
@@ -254,7 +254,9 @@ def _wandb_run(config: Config, folder: RunFolder) -> wandb.Run | None:
         )
     except Exception as error:
         if tracker.mode != "auto":
-            told = f"tracker.mode={tracker.mode}, project={tracker.project}, entity={tracker.entity}: no W&B run"
-            raise UserError(f"{told} ({describe(error)}). tracker.mode=auto goes on without one.") from error
-        say(f"{folder.path}: no W&B run ({describe(error)}). Files are written as always.")
+            given = f"tracker.mode={tracker.mode}, project={tracker.project}, entity={tracker.entity}"
+            raise UserError(
+                f"{given}: cannot start a W&B run ({describe(error)}). tracker.mode=auto continues without one."
+            ) from error
+        say(f"{folder.path}: cannot start a W&B run ({describe(error)}). The run continues; its files are complete.")
         return None

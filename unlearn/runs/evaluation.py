@@ -1,4 +1,4 @@
-"""Evaluating a finished run once more, or a checkpoint, without training."""
+"""Evaluating a finished run again, or a checkpoint, without training."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from unlearn.storage.hashing import json_sha256
 from unlearn.storage.lock import FolderLock
 from unlearn.tracking.terminal import show_result
 
-# The same model, in another place, or with code of its own.
+# Keys that say where the same model is and whether its own code may run.
 WHERE = ("model.path", "model.gguf_file", "model.device", "model.max_memory", "model.trust_remote_code")
 
 
 def evaluate(what: str, overrides: list[str]) -> Path:
-    """Evaluate a run's folder, a checkpoint, or the model of a configuration (model=NAME); returns the results' folder.
+    """Evaluate a run's folder, a checkpoint, or the model of a configuration (model=NAME). Returns the results' folder.
 
     Raises UserError if that cannot be done.
     """
@@ -46,9 +46,9 @@ def evaluate(what: str, overrides: list[str]) -> Path:
 
 
 def run_config(folder: RunFolder, overrides: list[str]) -> Config:
-    """The configuration of a run, with `eval=NAME` as its evaluation, or with keys of its own one changed.
+    """The configuration of a run with another evaluation (`eval=NAME`), or with keys of its own evaluation changed.
 
-    Its base model may be in another place now, or on another device. Raises UserError for overrides of anything else.
+    The base model may have another path or device than before. Raises UserError for overrides of anything else.
     """
     places = tuple(f"{key}{end}" for key in WHERE for end in "=.")  # model.max_memory.cpu=10GiB, too
     place = [override for override in overrides if override.lstrip("+").startswith(places)]
@@ -56,7 +56,7 @@ def run_config(folder: RunFolder, overrides: list[str]) -> Config:
     for override in overrides:
         if override.lstrip("+~").partition("=")[0].partition(".")[0] != "eval":
             allowed = f"eval, its keys, and {', '.join(WHERE)}"
-            raise UserError(f"{override}: of a finished run only {allowed} can be chosen anew.")
+            raise UserError(f"{override} is not allowed: for a finished run only {allowed} can be changed.")
     raw = recorded_config(folder.path, folder.record)
     if any(override.startswith("eval=") for override in overrides):
         raw.eval = composed(overrides).eval
@@ -67,22 +67,22 @@ def run_config(folder: RunFolder, overrides: list[str]) -> Config:
 
 
 def recorded_config(folder: Path, record: Mapping[str, Any], *, trust_remote_code: bool = False) -> DictConfig:
-    """The configuration of a trained run from its run.json, not yet settled, to use its model once more.
+    """The configuration in the run.json of a trained run, not yet settled, to use its model again.
 
-    Code of a checkpoint is not trusted because a run's folder says so. Raises UserError if there is no delta, and for a
-    run of another version of the results.
+    Whether a checkpoint's code may run is never read from a run's folder. Raises UserError if there is no delta, and
+    for another version of the results.
     """
     check_version(folder, record)
     raw = OmegaConf.create(dict(record["config"]))
-    raw.model.dtype = dtype_of(folder / "delta.safetensors")  # auto could be another one on this device
+    raw.model.dtype = dtype_of(folder / "delta.safetensors")  # auto could mean another dtype on this device
     raw.model.trust_remote_code = trust_remote_code
     return raw
 
 
 def evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
-    """Evaluate a run once more; returns the folder of the results, RUN/evaluations/NAME."""
+    """Evaluate a run again. Returns the folder of the results, RUN/evaluations/NAME."""
     with FolderLock(folder.path):
-        folder.read()  # as another process may have left it
+        folder.read()  # another process may have changed it
         return _evaluate_run(folder, overrides)
 
 
@@ -91,7 +91,7 @@ def _evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
     inputs = load_evaluation_inputs(config)
     name = _name(config, inputs)
     home = folder.file(EVALUATIONS) / name
-    partial = folder.file("partial") / name  # beside what the run's own evaluation has left there
+    partial = folder.file("partial") / name  # the run's own evaluation has its journals in partial/ itself
     with open_evaluator(config, inputs) as evaluator:
         [answers] = evaluator.evaluate([Unlearned(folder.file("delta.safetensors"), partial)])
     if "default" not in config.eval.queries:
@@ -100,14 +100,14 @@ def _evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
     write_evaluation(home, asdict(config.eval), questions.suite.hashes, questions.word_hashes)
     write_results(home, answers, folder.trained or {})
     shutil.rmtree(partial, ignore_errors=True)
-    with suppress(OSError):  # unless there is more in it
+    with suppress(OSError):  # it is not empty
         partial.parent.rmdir()
     show_result(answers.scores, home, None)
     return home
 
 
 def _with_differences(folder: RunFolder, config: Config, inputs: Inputs, answers: Answers) -> Answers:
-    """The answers with differences from the run's default query, where that was asked about the same questions."""
+    """The answers with differences from the run's default query, for the questions that the run was asked too."""
     if not folder.file(SAMPLES).is_file():
         return answers
     unchanged = replace(config, eval=replace(config.eval, queries=["default"]))
@@ -130,14 +130,14 @@ def _with_differences(folder: RunFolder, config: Config, inputs: Inputs, answers
 
 
 def _name(config: Config, inputs: Inputs) -> str:
-    """The name of an evaluation: its configuration's name and the hash of what determines it."""
+    """The name of an evaluation: NAME-HASH, with the name of its configuration."""
     return f"{config.eval.name}-{json_sha256([identity(config)['eval'], inputs.hashes])[:10]}"
 
 
 def evaluate_checkpoint(overrides: list[str]) -> Path:
     """Evaluate a configuration's model as the base model, into OUTPUT_ROOT/evaluations; returns the folder."""
     if any(override.startswith("eval=") for override in overrides):
-        overrides = ["eval.for_model=null", *overrides]  # it may be an exported model of the embedded world
+        overrides = ["eval.for_model=null", *overrides]  # it may be an exported model that was taught the same facts
     config = settle(composed(overrides))
     inputs = load_evaluation_inputs(config)
     with open_evaluator(config, inputs) as evaluator:

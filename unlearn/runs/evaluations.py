@@ -18,14 +18,14 @@ RECORD = "evaluation.json"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was asked, and where the results are.
+    """What an evaluation asked, and where its results are.
 
     Args:
-        folder: of scores.parquet and samples.parquet.
+        folder: the folder of scores.parquet and samples.parquet.
         config: the `eval` group of the configuration.
-        questions: query -> role -> hash of all that its figures are computed from (`Suite.hashes`).
-        query_words: query -> hash of the words that options became, or that were inserted.
-        time: when it ended, in seconds since 1970; 0 for the run's own.
+        questions: query -> role -> hash of everything that the scores depend on (`Suite.hashes`).
+        query_words: query -> hash of the words that replaced options or were inserted.
+        time: the time of its end, in seconds since 1970; 0 for the run's own evaluation.
     """
 
     folder: Path
@@ -40,9 +40,9 @@ class Evaluation:
         return {**self.config["tasks"], **text_tasks(self.config.get("texts", {}).get("corpora", {}))}
 
     def asks(self, query: str, role: str) -> bool:
-        """Whether it asked a kind of query of a role."""
-        is_there = bool(self.roles.get(role)) and query in self.config["queries"]
-        return is_there and is_asked(self.config.get("asked_of", {}), query, role)
+        """Whether this query was asked of this role."""
+        has_both = bool(self.roles.get(role)) and query in self.config["queries"]
+        return has_both and is_asked(self.config.get("asked_of", {}), query, role)
 
 
 def evaluations_of(run: Path, record: Mapping[str, Any]) -> list[Evaluation]:

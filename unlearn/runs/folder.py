@@ -1,10 +1,10 @@
-"""A run's folder: its files and the order in which they appear. It is either complete or can be resumed.
+"""A run's folder and its files. A run is either complete or can be resumed.
 
 run.json                 configuration, versions, hashes, attempts, status (running, done, failed)
 train.jsonl              a line per logged step
 scores.parquet           a row for each model, task, query and measure (`unlearn.records.scores`)
 samples.parquet          a row for each question and text (`unlearn.records.samples`)
-metrics.json             the scores for people: model, task, query, measure; and the final figures of the training
+metrics.json             the scores in readable form: model, task, query, measure; and the final values of the training
 evaluations/NAME/        the same three files of a later evaluation, and evaluation.json, which says what was asked
 delta.safetensors        the changed matrices
 course.jsonl             measures every `eval.every` steps, if it is set
@@ -16,8 +16,8 @@ and until it is complete:
 steps/                   the changed matrices every `eval.every` steps
 checkpoint.safetensors   the state of the training (`unlearn.training.checkpoint`)
 partial/                 journals of the evaluation (`unlearn.evaluate.journal`)
-alive.json               the process that works on it (`unlearn.storage.lock`)
-progress.json            its progress
+alive.json               the process that works on the run (`unlearn.storage.lock`)
+progress.json            the progress of that process
 """
 
 from __future__ import annotations
@@ -77,38 +77,39 @@ class RunFolder:
         if other is not None and other != identity:
             differing = ", ".join(sorted(_differences(other, identity))) or "version of the results"
             raise UserError(
-                f"{self.path} holds another run (it differs in {differing}). Choose another output_dir, or leave it "
-                f"out: runs then get a folder of their own."
+                f"{self.path} holds another run, which differs in {differing}. Choose another output_dir, or leave it "
+                "out to give each run its own folder."
             )
 
     def check_files(self) -> None:
-        """Raise UserError if this folder holds no run, and files that one would replace."""
-        found = [name for name in REPLACED if any(self.path.glob(name))]
-        if found and not self.file("run.json").is_file():
+        """Raise UserError if this folder has no run but files that a run would replace."""
+        files = [name for name in REPLACED if any(self.path.glob(name))]
+        if files and not self.file("run.json").is_file():
             raise UserError(
-                f"output_dir={self.path}: there is no run (no run.json), and a run would replace {', '.join(found)}. "
-                "Choose another folder."
+                f"output_dir={self.path} is not the folder of a run (it has no run.json), and a run would replace "
+                f"{', '.join(files)}. Choose another folder."
             )
 
     def check_dtype(self, inputs: dict[str, Any]) -> None:
         """Raise UserError if this folder's run was trained in another dtype: model.dtype=auto depends on the device."""
-        seen, here = self.record.get("inputs", {}).get("dtype", inputs["dtype"]), inputs["dtype"]
+        dtype = inputs["dtype"]
+        recorded_dtype = self.record.get("inputs", {}).get("dtype", dtype)
         begun = any(self.file(name).is_file() for name in ("checkpoint.safetensors", "delta.safetensors"))
-        if begun and seen != here:
+        if begun and recorded_dtype != dtype:
             raise UserError(
-                f"{self.path}: this run was begun in {seen}, as model.dtype=auto was there; on this device it is "
-                f"{here}. Go on there, or set model.dtype={here} for a run of its own."
+                f"{self.path}: this run was started in {recorded_dtype}, but model.dtype=auto is {dtype} on this "
+                f"device. Resume it on a device like the first, or set model.dtype={dtype} to start another run."
             )
 
     def verify(self, inputs: dict[str, Any]) -> None:
         """Raise UserError if this folder's run used other data or another model under the same names."""
-        inputs = {key: value for key, value in inputs.items() if key != "dtype"}  # it was another device: never mind
+        inputs = {key: value for key, value in inputs.items() if key != "dtype"}  # a finished run may be on any device
         if not same_inputs(self.record, inputs):
-            known = {key: value for key, value in self.record["inputs"].items() if key in inputs}
-            differing = ", ".join(sorted(_differences(known, {key: inputs[key] for key in known})))
+            recorded = {key: value for key, value in self.record["inputs"].items() if key in inputs}
+            differing = ", ".join(sorted(_differences(recorded, {key: inputs[key] for key in recorded})))
             raise UserError(
-                f"{self.path} holds a run of the same configuration over other inputs (they differ in {differing}). "
-                f"Set data.name, model.name or eval.name to tell them apart, or choose an output_dir."
+                f"{self.path} holds a run with the same configuration but other inputs; they differ in {differing}. "
+                "Set data.name, model.name or eval.name to tell them apart, or choose an output_dir."
             )
 
     def start(
@@ -116,7 +117,7 @@ class RunFolder:
     ) -> None:
         """Write run.json. Files of an unfinished run of the same identity and inputs are kept, unless `anew`.
 
-        Where only what is asked has changed, those of the training are kept. The caller must hold the folder's lock.
+        If only the questions have changed, the files of the training are kept. The caller must hold the folder's lock.
         """
         same = self.record.get("identity") == identity and not self.done and not anew
         continued = same and same_inputs(self.record, inputs)
@@ -124,7 +125,7 @@ class RunFolder:
         before = self.record if trained else {}
         kept = ["trained", "training_from", "wandb_id"]
         if not trained:
-            write_json(self.file("run.json"), {})  # if this is interrupted, it says that the others are a run's
+            write_json(self.file("run.json"), {})  # it marks the other files as a run's if this is interrupted
             for name in ("train.jsonl", "delta.safetensors"):
                 self.file(name).unlink(missing_ok=True)
             self._remove_unfinished()
@@ -184,30 +185,30 @@ class RunFolder:
 
     @property
     def begun_by_this_job(self) -> bool:
-        """Whether the last attempt was made by this SLURM job, which was interrupted and restarted."""
+        """Whether this SLURM job made the last attempt before it was interrupted and restarted."""
         last = self.last_attempt
         same = slurm_job.job_id() is not None and last.get("slurm_job") == slurm_job.job_id()
         return same and last["slurm_restarts"] < slurm_job.restarts()
 
     @property
     def last_attempt(self) -> dict[str, Any]:
-        """The last attempt: where and when a process began to work on this run."""
+        """The last attempt: the place and time at which a process began to work on this run."""
         attempts = self.record.get("attempts") or [{}]
         return attempts[-1]
 
     @property
     def interruptions(self) -> int:
-        """The number of attempts that did not end by themselves before another one began."""
+        """The number of earlier attempts that were interrupted."""
         return sum("ended" not in attempt for attempt in self.record.get("attempts", [])[:-1])
 
     @property
     def untidy(self) -> bool:
-        """Whether there are files that a finished run does not leave."""
+        """Whether there are files that a finished run removes."""
         left = ("checkpoint.safetensors", "partial", "steps", LOCK, PROGRESS)
         return any(self.file(name).exists() for name in left) or any(temporary_files(self.path))
 
     def tidy(self) -> None:
-        """Remove files of a process that was killed after its work and before its end."""
+        """Remove files that remain if the process was killed between its last result and its end."""
         self._remove_unfinished()
         remove_temporary_files(self.path)
 
@@ -236,12 +237,12 @@ class RunFolder:
 
 
 def check_version(folder: Path, record: Mapping[str, Any]) -> None:
-    """Raise UserError if a run is of another version of the results, whose files this version does not read."""
+    """Raise UserError if a run has another version of the results, which this version cannot read."""
     version = record.get("identity", {}).get("results_version")
     if version != RESULTS_VERSION:
         raise UserError(
-            f"{folder}: a run of version {version} of the results, which version {RESULTS_VERSION} cannot read. Run "
-            "the same command again: the run gets a new folder."
+            f"{folder} has results of version {version}, but this package reads version {RESULTS_VERSION}. Run the "
+            "same command again: the run gets a new folder."
         )
 
 
@@ -252,7 +253,7 @@ def write_results(folder: Path, answers: Answers, training: Mapping[str, float])
 
 
 def same_inputs(record: Mapping[str, Any], inputs: Mapping[str, Any], keys: Collection[str] | None = None) -> bool:
-    """Whether a run read these inputs, or those of them that `keys` names. A run that was never begun read none."""
+    """Whether a run read these inputs, or with `keys` these of them. True for a run that has not started."""
     if "inputs" not in record:
         return True
     return all(record["inputs"].get(key) == inputs[key] for key in inputs if keys is None or key in keys)
@@ -260,11 +261,11 @@ def same_inputs(record: Mapping[str, Any], inputs: Mapping[str, Any], keys: Coll
 
 def _differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> set[str]:
     """Dotted keys at which two nested dictionaries differ."""
-    found: set[str] = set()
+    keys: set[str] = set()
     for key in a.keys() | b.keys():
         x, y = a.get(key), b.get(key)
         if isinstance(x, dict) and isinstance(y, dict):
-            found |= _differences(x, y, f"{prefix}{key}.")
+            keys |= _differences(x, y, f"{prefix}{key}.")
         elif x != y:
-            found.add(f"{prefix}{key}")
-    return found
+            keys.add(f"{prefix}{key}")
+    return keys

@@ -1,4 +1,4 @@
-"""What a run reads, loaded and checked once, before any weight: model, tokenizer, corpora, questions."""
+"""The inputs of a run, loaded and checked before any weight: model, tokenizer, corpora, questions."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class Inputs:
     tokenizer: PreTrainedTokenizerBase
     questions: Questions | None
     topics: list[Topic] = field(default_factory=list)
-    preferred: Texts | None = None  # what the method prefers to the forget texts, if it has such texts
+    preferred: Texts | None = None  # texts that the method prefers to the forget texts
 
     @cached_property
     def hashes(self) -> dict[str, Any]:
-        """What run.json keeps of the inputs: the same configuration over other inputs is another run."""
+        """The hashes that run.json keeps: the same configuration with other inputs is another run."""
         return {
             "model": self.model_hash,
             "dtype": str(self.source.torch_dtype).removeprefix("torch."),  # model.dtype=auto depends on the device
@@ -62,7 +62,7 @@ class Inputs:
 
     @property
     def lengths(self) -> list[list[int]]:
-        """Of each topic's forget, retain and, if there are any, preferred texts: the longest, in tokens."""
+        """The longest text, in tokens, of each topic's forget, retain and, if there are any, preferred texts."""
         preferred = [self.preferred.rows] if self.preferred else []
         return [[max(map(len, rows)) for rows in (t.forget, t.retain, *preferred)] for t in self.topics]
 
@@ -73,9 +73,9 @@ class Inputs:
 
 
 def load_inputs(config: Config, *, elsewhere: bool = False) -> Inputs:
-    """The inputs of training and evaluation. Raises UserError for what is wrong with the files that `config` names.
+    """The inputs of training and evaluation. Raises UserError for mistakes in the files that `config` names.
 
-    With `elsewhere` the run will be on another machine, whose device and memory are not known here.
+    With `elsewhere`, another machine will run the job, so device and memory are not checked.
     """
     source = Source.of(config.model)
     if elsewhere:
@@ -83,8 +83,8 @@ def load_inputs(config: Config, *, elsewhere: bool = False) -> Inputs:
     _ = source.torch_device  # is there
     if source.torch_dtype == torch.float16:
         raise UserError(
-            "model.dtype=float16: in training, small gradients would become zero. Set bfloat16 or float32; float16 is "
-            "for evaluation alone."
+            "model.dtype=float16 is not allowed in training, where small gradients would become zero. Set bfloat16 or "
+            "float32; float16 is for evaluation only."
         )
     _check_layers(config, load_config(source).get_text_config().num_hidden_layers)
     tokenizer = load_tokenizer(source)
@@ -94,8 +94,8 @@ def load_inputs(config: Config, *, elsewhere: bool = False) -> Inputs:
     _check_lengths(topics, preferred, source)
     if needs_logits(config.method) and config.model.device == BALANCED:
         raise UserError(
-            f"model.device={BALANCED}: method={config.method['name']} trains through the whole model, which has to fit "
-            "on one device. Methods of representation misdirection need layers 0 to model.layer only."
+            f"model.device={BALANCED} is not allowed with method={config.method['name']}, which trains through the "
+            "whole model on one device. Methods of representation misdirection need layers 0 to model.layer only."
         )
     whole = config.eval.roles or needs_logits(config.method)
     check_weights(source, None if whole else config.model.layer)
@@ -106,7 +106,7 @@ def load_inputs(config: Config, *, elsewhere: bool = False) -> Inputs:
 
 
 def load_evaluation_inputs(config: Config) -> Inputs:
-    """The inputs of an evaluation without training. Raises UserError also if there is nothing to ask."""
+    """The inputs of an evaluation without training. Also raises UserError if the configuration has no evaluation."""
     source = Source.of(config.model)
     _ = source.torch_device  # is there
     load_config(source)
@@ -131,7 +131,7 @@ def _load_questions(config: Config, source: Source, tokenizer: PreTrainedTokeniz
 def make_evaluator(
     config: Config, inputs: Inputs, sharing: Sharing = ALONE, announce: Callable[[Task], None] = lambda _: None
 ) -> Evaluator:
-    """The evaluator of these inputs; see `Evaluator` for the other arguments."""
+    """The evaluator of these inputs. See `Evaluator` for the other arguments."""
     from unlearn.evaluate.evaluator import Evaluator
     from unlearn.evaluate.harness import MaxLogitPlan
     from unlearn.evaluate.questions import CACHE
@@ -153,8 +153,8 @@ def make_evaluator(
 def _check_layers(config: Config, layers: int) -> None:
     if layers != config.model.num_layers:
         raise UserError(
-            f"model.num_layers={config.model.num_layers}, but the model at {config.model.path} has {layers} layers: "
-            f"set model.num_layers={layers} and choose model.layer and the coefficients for that model."
+            f"model.num_layers={config.model.num_layers}, but the model at {config.model.path} has {layers} layers. "
+            f"Set model.num_layers={layers}, and choose model.layer and the coefficients for that model."
         )
 
 
@@ -167,10 +167,7 @@ def _check_rows(topics: list[Topic], preferred: Texts | None, config: Config, so
 
 
 def _check_lengths(topics: list[Topic], preferred: Texts | None, source: Source) -> None:
-    """Raise UserError for texts that are longer than the model's context, where positions are learned.
-
-    Other models can read them: this is said.
-    """
+    """Raise UserError for texts longer than the context of a model with learned positions. Warn for other models."""
     config = load_config(source)
     context = context_length(config)
     if context is None:
@@ -180,26 +177,26 @@ def _check_lengths(topics: list[Topic], preferred: Texts | None, source: Source)
     lengths |= {"method.preferred": preferred.rows} if preferred else {}
     for key, rows in lengths.items():
         if (longest := max(map(len, rows))) > context:
-            told = f"{key}: a text has {longest} tokens, and the model's context is {context}."
+            message = f"{key}: a text has {longest} tokens, but the model's context is {context}."
             if not source.trust_remote_code and has_learned_positions(config):
-                raise UserError(f"{told} Set max_length to that, or to less.")
-            say(told)
+                raise UserError(f"{message} Set max_length to at most {context}.")
+            say(message)
 
 
 def check_memory(config: Config, source: Source) -> None:
     """Raise UserError if the memory of the device cannot hold the whole model, which the evaluation needs.
 
-    Models with code of their own are not checked, as that code would have to run.
+    Models with their own code are not checked, because their code would have to run.
     """
     if not config.eval.roles or source.device == BALANCED or source.trust_remote_code:
         return
-    need = source.torch_dtype.itemsize * parameter_count(load_config(source))
-    there = all_memory(source.torch_device)
-    if need > there:
+    needed = source.torch_dtype.itemsize * parameter_count(load_config(source))
+    available = all_memory(source.torch_device)
+    if needed > available:
         raise UserError(
-            f"eval: the whole model takes {need / 1e9:.1f} GB in {source.torch_dtype}, and {source.torch_device} has "
-            f"{there / 1e9:.1f} GB. model.device={BALANCED} spreads it over all GPUs, the CPU and the disk; eval=none "
-            "only trains."
+            f"eval: the whole model takes {needed / 1e9:.1f} GB in {source.torch_dtype}, but {source.torch_device} has "
+            f"{available / 1e9:.1f} GB. Set model.device={BALANCED} to spread it over all GPUs, the CPU and the disk, "
+            "or eval=none to train only."
         )
 
 
@@ -219,7 +216,7 @@ def _load_topics(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[Top
     names = data.use or list(data.topics)
     documents = documents_needed(config.train.steps, config.train.batch_size, len(names))
     if data.held_out:
-        say(f"Kept back from training: the last {data.held_out} documents of each corpus (data.held_out)")
+        say(f"Training leaves out the last {data.held_out} documents of each corpus (data.held_out)")
     topics = [
         load_topic(
             name,

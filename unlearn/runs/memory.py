@@ -1,4 +1,4 @@
-"""The memory that runs in one process need: whether it is there, and whether activations are recomputed for it."""
+"""The memory that runs in one process need: whether it is available, and whether activations must be recomputed."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from unlearn.models.loading import Source, load_config
 from unlearn.models.memory import all_memory, free_memory
 from unlearn.training.cost import Memory, Shape, likelihood_memory, training_memory
 
-RESERVE = 0.1  # share of the free memory that is kept free, since the estimate is rough
-TOO_HIGH = 0.15  # by which the estimate of training may exceed what is needed
+RESERVE = 0.1  # share of the free memory that is kept free, because the estimate is rough
+TOO_HIGH = 0.15  # share by which the estimate for training may be too high
 
-Lengths = list[list[int]]  # of each topic's parts of a batch: the longest row, in tokens (`Inputs.lengths`)
+Lengths = list[list[int]]  # for each topic, the longest row of each part of a batch, in tokens (`Inputs.lengths`)
 
 
 def needed_memory(
     configs: Sequence[Config], shape: Shape, *, weight_bytes: int, recompute: bool, lengths: Lengths | None = None
 ) -> Memory:
-    """The estimate for runs that agree in `SHARED`, without `lengths` for those that are configured.
+    """The estimate for runs that agree in `SHARED`. Without `lengths`, the configured maxima are used.
 
-    `recompute` matters to methods that need logits only.
+    `recompute` matters only for methods that need logits.
     """
     first = configs[0]
     lengths = lengths or _configured_lengths(first)
@@ -41,16 +41,16 @@ def needed_memory(
 
 
 def _configured_lengths(config: Config) -> Lengths:
-    """The most that rows of the forget, the retain and, if there are any, the preferred texts can have."""
+    """The configured maxima of the lengths of forget, retain and, if there are any, preferred texts."""
     topics = [config.data.topics[name] for name in config.data.use or config.data.topics]
     preferred = [max(t.max_length for t in topics)] if config.method.get("preferred") else []
     return [[t.max_length, t.retain_max_length or t.max_length, *preferred] for t in topics]
 
 
 def least_memory(configs: Sequence[Config], source: Source, lengths: Lengths | None = None) -> Memory:
-    """`needed_memory` of a checkpoint, its activations recomputed unless that is forbidden.
+    """`needed_memory` of a checkpoint. Activations are recomputed unless `train.recompute` forbids it.
 
-    Raises UserError if the model's configuration cannot be read, or its layers hold nothing to train.
+    Raises UserError if the model's configuration cannot be read, or its layers have nothing to train.
     """
     first = configs[0]
     shape = Shape.of(load_config(source), first.model.layer, first.model.parameters)
@@ -62,7 +62,7 @@ def least_memory(configs: Sequence[Config], source: Source, lengths: Lengths | N
 def check_training_memory(config: Config, source: Source, lengths: Lengths) -> None:
     """Raise UserError if the memory of the device cannot hold the training of this run alone.
 
-    Models with code of their own are not checked, as that code would have to run.
+    Models with their own code are not checked, because their code would have to run.
     """
     if source.trust_remote_code:
         return
@@ -70,15 +70,15 @@ def check_training_memory(config: Config, source: Source, lengths: Lengths) -> N
     available = all_memory(source.torch_device)
     if (1 - TOO_HIGH) * needed > available:
         raise UserError(
-            f"train: about {needed / 1e9:.1f} GB are needed, and {source.torch_device} has {available / 1e9:.1f} GB. "
+            f"train: this needs about {needed / 1e9:.1f} GB, but {source.torch_device} has {available / 1e9:.1f} GB. "
             "Lower train.batch_size or data.topics.TOPIC.max_length, or set model.dtype=bfloat16."
         )
 
 
 def must_recompute(configs: Sequence[Config], model: PreTrainedModel, lengths: Lengths, made: int) -> bool:
-    """`train.recompute`; if it is auto, whether these runs would not fit otherwise.
+    """Whether to recompute activations: by `train.recompute`, or if that is auto and the runs would not fit otherwise.
 
-    Their whole model is loaded, and their variants have `made` bytes.
+    The whole model is loaded, and the variants take `made` bytes already.
     """
     chosen = configs[0].train.recompute
     if chosen != "auto" or not any(needs_logits(c.method) for c in configs):
@@ -89,5 +89,5 @@ def must_recompute(configs: Sequence[Config], model: PreTrainedModel, lengths: L
 
 
 def usable(device: torch.device) -> int:
-    """Bytes of the free memory that may be used."""
+    """The part of the free memory that may be used, in bytes."""
     return int((1 - RESERVE) * free_memory(device))

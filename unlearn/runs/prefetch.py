@@ -1,8 +1,7 @@
-"""Fetching all that a job needs, on a node with a network.
+"""Downloading everything that a job needs, on a machine with a network.
 
-Model, tokenizer, corpora and evaluation data of the configuration are checked as a job checks them at its start, but
-for its device and its memory, which are another machine's. With HF_HUB_OFFLINE=1 (and the same HF_HOME) the job then
-needs no network.
+Model, tokenizer, corpora and evaluation data are checked as at the start of a job, except for device and memory, which
+are those of another machine. The job then needs no network if HF_HUB_OFFLINE=1 is set and HF_HOME is the same.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ FILES = ["*.json", "tokenizer*", "*.model", "*.txt", "*.py"]
 
 
 def prefetch(config: Config) -> None:
-    """Fetch and check. Raises UserError for what cannot be fetched."""
+    """Download and check the inputs of a configuration. Raises UserError for what cannot be downloaded."""
     _fetch("model.path", Source.of(config.model))
     if config.eval.ngrams.encoder is not None and NGRAM_QUERIES.keys() & set(config.eval.queries):
         _fetch("eval.ngrams.encoder", Source(config.eval.ngrams.encoder))
@@ -39,18 +38,18 @@ def prefetch(config: Config) -> None:
 
 
 def _fetch(key: str, source: Source) -> None:
-    """Fetch a model, unless it is in a folder. Raises UserError, with the key that names it, if that fails."""
+    """Download a model unless it is a local folder. Raises UserError, with the key that names it, if that fails."""
     if Path(source.path).is_dir():
         return
     try:
         weights = source.gguf_file or ("*.safetensors" if HF_HUB_OFFLINE else _weights(source))
         snapshot_download(source.path, revision=source.revision, allow_patterns=[*FILES, weights])
     except Exception as error:  # the hub's errors share no base class
-        raise UserError(f"{key}={source.path}: cannot be fetched: {error}") from error
+        raise UserError(f"{key}={source.path}: cannot be downloaded: {error}") from error
 
 
 def _weights(source: Source) -> str:
-    """The weight files of a model of the hub, in one format."""
-    there = list_repo_files(source.path, revision=source.revision)
-    safe = any(name.endswith(".safetensors") and "/" not in name for name in there)
+    """The pattern of a hub model's weight files, in one format."""
+    files = list_repo_files(source.path, revision=source.revision)
+    safe = any(name.endswith(".safetensors") and "/" not in name for name in files)
     return "*.safetensors" if safe else "*.bin"

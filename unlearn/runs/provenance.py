@@ -1,4 +1,4 @@
-"""What produced a run: the code's version, the packages' versions, and the process on its machine."""
+"""The origin of a run: the versions of the code and of packages, and the process and machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from unlearn import __version__
 from unlearn.storage import slurm_job
 
-CODE = ("unlearn", "conf", "sweeps", "launch.py")  # what determines what a run does
+CODE = ("unlearn", "conf", "sweeps", "launch.py")  # what determines a run's results
 NOT_CODE = "conf/hydra/launcher/cluster"  # settings of a cluster determine only where it runs
 
 
@@ -25,7 +25,7 @@ PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "lm_eval", "hydra
 
 
 def attempt() -> dict[str, Any]:
-    """Where and when this process began to work on a run: an entry of `attempts` in run.json."""
+    """The place and time at which this process began to work on a run: an entry of `attempts` in run.json."""
     return {
         "began": time.time(),
         "host": socket.gethostname(),
@@ -49,7 +49,7 @@ def _package_version(name: str) -> str | None:
 
 
 def code_version() -> dict[str, Any]:
-    """This package's version, and the commit of the checkout, or sweep's copy of one, that it was run from."""
+    """This package's version, and the commit of its checkout or of a sweep's copy of it."""
     root = Path(__file__).parents[2]
     if (root / CODE_VERSION).is_file():
         return json.loads((root / CODE_VERSION).read_text())
@@ -61,10 +61,10 @@ def code_version() -> dict[str, Any]:
             return None
         return ran.stdout.strip() if ran.returncode == 0 else None
 
-    own = (root / "launch.py").is_file()  # not some repository that happens to hold a virtual environment
-    status = git("status", "--porcelain", "--", *CODE, f":(exclude){NOT_CODE}") if own else None
+    is_checkout = (root / "launch.py").is_file()  # not another repository with a virtual environment inside
+    status = git("status", "--porcelain", "--", *CODE, f":(exclude){NOT_CODE}") if is_checkout else None
     return {
         "version": __version__,
-        "commit": git("rev-parse", "HEAD") if own else None,
+        "commit": git("rev-parse", "HEAD") if is_checkout else None,
         "changed": bool(status) if status is not None else None,
     }

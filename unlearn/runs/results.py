@@ -14,7 +14,7 @@ from unlearn.tracking.wandb_tables import role_figures
 
 
 def results_of(runs: list[ActiveRun], evaluator: Evaluator, steps: int | None = None) -> dict[Path, Answers]:
-    """The results by the runs' folders, but for runs that fail; after so many steps, by default after the last."""
+    """The results after `steps` steps (default: the last), by the folders of the runs. Runs that fail are left out."""
     folders = [active.folder for active in runs]
     models = []
     for active in runs:
@@ -28,15 +28,15 @@ def results_of(runs: list[ActiveRun], evaluator: Evaluator, steps: int | None = 
         if len(runs) == 1:
             runs[0].fail(error)
             return {}
-        # The error may be that of one run. Nothing is lost: the journals have all that was computed.
-        say(f"Evaluating the runs together failed ({describe(error)}): one after another.")
+        # One run may have caused the error. The journals keep what was computed.
+        say(f"Evaluating the runs together failed ({describe(error)}). They are evaluated one after another.")
     return {path: result for active in runs for path, result in results_of([active], evaluator, steps).items()}
 
 
 def measure_course(runs: list[ActiveRun], shared: Config, evaluator: Evaluator) -> None:
-    """The runs' models as they were every `eval.every` steps, step by step, into course.jsonl.
+    """Measure the runs' models after every `eval.every` steps and write course.jsonl.
 
-    A run whose course was measured by an earlier attempt is left out.
+    Runs whose course an earlier attempt has measured are left out.
     """
     last = shared.train.steps
     assert shared.eval.every is not None

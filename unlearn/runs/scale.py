@@ -1,7 +1,7 @@
-"""A model's scale: what its states and its trained matrices look like at each layer, and coefficients made from that.
+"""A model's scale: the size of its states and of the inputs of its trained matrices, and coefficients computed from it.
 
-`unlearn scale MODEL` prints a file for conf/model. Its values are a place to begin a search, not its result. H norm of
-a state, D hidden size, T tokens.
+`unlearn scale MODEL` prints a file for conf/model. Its values are the start of a search, not its result. H norm of a
+state, D hidden size, T tokens.
 
 - c and beta: the paper's, in units of the states' norm at layer l (Zephyr-7B has 3.2 at its layer 7).
 - nu: the paper's, in units of a coordinate's spread over tokens (0.05 there).
@@ -33,18 +33,18 @@ from unlearn.screen import console
 
 # The paper's setting (section 6.2), Zephyr-7B at layer 7 of 32.
 PAPER_LAYER, PAPER_NORM, PAPER_SPREAD = 7 / 32, 3.2, 0.05
-NUS = (0.0, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32)  # of the grids
+NUS = (0.0, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32)  # values of nu in the printed grids
 PAPER_C = {"rmu": 6.5, "rsv": 10.0}
 PAPER_BETA = 3.0
 PAPER_NU = {"rmu": 0.03, "adaptive_rmu": 0.08, "rsv": 0.09}
-# How often a coordinate could reach its target in a run, if all steps went its way (docs/log/real_model.md).
+# The distance that a coordinate could move in a run, in distances to its target (docs/log/real_model.md).
 REACH = 10.0
 ALPHA = {"constant": 1200.0, "linear": 300.0}
 
 
 @dataclass(frozen=True)
 class LayerScale:
-    """Of a layer, over the tokens of the retain corpora."""
+    """The scale of a layer over the tokens of the retain corpora."""
 
     layer: int
     norm: float  # mean norm of the layer's output
@@ -78,7 +78,7 @@ def measure(model: nn.Module, ids: Sequence[Tensor], parameters: list[str] | Non
 
 
 class _Sums:
-    """A layer's sums over tokens, as forward hooks: the states themselves would not fit into memory."""
+    """A layer's sums over tokens, collected by forward hooks: the states themselves would not fit into memory."""
 
     def __init__(self) -> None:
         self._norms: list[Tensor] = []  # [T] of each document
@@ -87,7 +87,7 @@ class _Sums:
         self._squares_D: Tensor | float = 0.0
 
     def add_output(self, _module: nn.Module, _args: object, output: object) -> None:
-        """The states that the layer returns."""
+        """Add the states that the layer returns."""
         hidden = hidden_of(output)
         assert isinstance(hidden, Tensor)
         hidden_TD = hidden.flatten(0, -2).double()
@@ -96,11 +96,11 @@ class _Sums:
         self._squares_D += hidden_TD.square().sum(dim=0).cpu()
 
     def add_input(self, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        """The input of the trained matrix."""
+        """Add the input of the trained matrix."""
         self._inputs.append(args[0].flatten(0, -2).double().abs().sum(dim=-1).cpu())
 
     def scale(self, layer: int) -> LayerScale:
-        """What the sums say."""
+        """The layer's scale, from the sums."""
         norms_T, inputs_T = torch.cat(self._norms), torch.cat(self._inputs)
         assert isinstance(self._sum_D, Tensor)
         assert isinstance(self._squares_D, Tensor)
@@ -111,14 +111,14 @@ class _Sums:
 
 
 def coefficients(scales: Sequence[LayerScale], layer: int, dim: int, config: Config) -> dict[str, object]:
-    """Values for conf/model at a layer, from the paper's; see the head of this module.
+    """Values for conf/model at a layer, scaled from the paper's as the docstring of this module explains.
 
-    `config.train` gives the number of steps and the schedule, of which a lower lr goes with more steps.
+    `config.train` gives the number of steps and the schedule. lr falls with the number of steps.
     """
-    here = scales[layer]
-    larger, noisier = here.norm / PAPER_NORM, here.spread / PAPER_SPREAD
-    farthest = max(PAPER_BETA * here.norm, *(c * larger for c in PAPER_C.values())) / sqrt(dim)
-    inputs = sum(scale.input_norm for scale in scales[layer - SPAN + 1 : layer + 1])
+    scale = scales[layer]
+    larger, noisier = scale.norm / PAPER_NORM, scale.spread / PAPER_SPREAD
+    farthest = max(PAPER_BETA * scale.norm, *(c * larger for c in PAPER_C.values())) / sqrt(dim)
+    inputs = sum(trained.input_norm for trained in scales[layer - SPAN + 1 : layer + 1])
     decay = 0.5 if config.train.schedule == "linear" else 1.0
     nu = {method: _rounded(value * noisier) for method, value in PAPER_NU.items()}
     return {
@@ -142,9 +142,9 @@ def _rounded(value: float) -> float:
 
 
 def show_scale(config: Config, layer: int | None, count: int) -> None:
-    """Measure a configuration's model on its retain corpora: a table, and on standard output a file for conf/model.
+    """Measure a configuration's model on its retain corpora; print a table, and a file for conf/model on stdout.
 
-    Raises UserError for a layer that the model cannot be trained at.
+    Raises UserError if the model cannot be trained at this layer.
     """
     source = Source.of(config.model)
     layers = load_config(source).get_text_config().num_hidden_layers
@@ -163,7 +163,7 @@ def show_scale(config: Config, layer: int | None, count: int) -> None:
     scales = measure(
         model, [torch.tensor([ids], device=source.torch_device) for ids in encoded], config.model.parameters
     )
-    title = f"{config.model.name}: {len(texts)} retained documents of at most {length} tokens"
+    title = f"{config.model.name}: {len(texts)} retain documents of at most {length} tokens"
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
     for column in ("layer", "norm", "median norm", "spread", "L1 norm of the matrix's input"):
         table.add_column(column, justify="right")
@@ -174,19 +174,21 @@ def show_scale(config: Config, layer: int | None, count: int) -> None:
         )
     console.print(table)
     t = config.train
-    found = coefficients(scales, chosen, model.config.get_text_config().hidden_size, config)
+    values = coefficients(scales, chosen, model.config.get_text_config().hidden_size, config)
     print(f"# Starting values at layer {chosen} for {t.steps} steps at a {t.schedule} rate (unlearn scale), not tuned.")
-    print(yaml.safe_dump(_place(config, len(scales)) | found, sort_keys=False, default_flow_style=None).rstrip())
+    print(yaml.safe_dump(_model_keys(config, len(scales)) | values, sort_keys=False, default_flow_style=None).rstrip())
 
 
-def _place(config: Config, layers: int) -> dict[str, object]:
-    """The part of a file of conf/model that says what the model is and how it is loaded."""
+def _model_keys(config: Config, layers: int) -> dict[str, object]:
+    """The part of a file of conf/model that says which model it is and how to load it."""
     m = config.model
     path = m.path.rstrip("/")
-    known: dict[str, object] = {"name": m.name if m.num_layers == layers else path.rpartition("/")[2], "path": path}
-    known |= {"revision": m.revision, "gguf_file": m.gguf_file, "trust_remote_code": m.trust_remote_code}
     return {
-        **known,
+        "name": m.name if m.num_layers == layers else path.rpartition("/")[2],
+        "path": path,
+        "revision": m.revision,
+        "gguf_file": m.gguf_file,
+        "trust_remote_code": m.trust_remote_code,
         "attn_implementation": "${preset.attn_implementation}",
         "compile": m.compile,
         "num_layers": layers,

@@ -1,8 +1,8 @@
-"""Evaluating on several devices at once: a further process for each, which does a part of what this one announces.
+"""Evaluating on several devices at once: one more process per device, which does a part of each task of this process.
 
-Each process loads the model and all questions, plans all batches, and computes those that are in no journal yet,
-beginning with a part of its own (`unlearn.evaluate.journal`). Answers reach this process through the journals, so they
-are the same to the bit. Where another process ends early, its part is computed here.
+Each process loads the model and all questions, plans all batches, and computes the batches that are in no journal yet,
+its own part first (`unlearn.evaluate.journal`). This process reads the answers from the journals, so they are the same
+to the bit. If another process ends early, this process computes its part.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ def open_evaluator(config: Config, inputs: Inputs) -> Iterator[Evaluator]:
 
 
 def other_devices(config: Config) -> list[str | None]:
-    """Values of CUDA_VISIBLE_DEVICES for the further processes; None stands for the CPU.
+    """The values of CUDA_VISIBLE_DEVICES for the other processes; None is the CPU.
 
-    Raises UserError if `eval.devices` is more than there are. On a machine without a GPU, it is the number of
-    processes.
+    Raises UserError if `eval.devices` exceeds the number of GPUs. On a machine without a GPU, `eval.devices` is the
+    number of processes.
     """
     wanted, device = config.eval.devices, config.model.device
     if device == "cpu" or not count_gpus():
@@ -64,14 +64,14 @@ def other_devices(config: Config) -> list[str | None]:
     usable = len(visible) if device in ("auto", "cuda") else 1
     if wanted is not None and wanted > usable:
         raise UserError(
-            f"eval.devices={wanted}: there are {len(visible)} GPUs, of which {usable} can share an evaluation with "
+            f"eval.devices={wanted} is not allowed: of {len(visible)} GPUs, {usable} can share an evaluation with "
             f"model.device={device}."
         )
     return list(visible[1 : wanted or usable])
 
 
 class Others:
-    """The further processes, which are started by the first announcement."""
+    """The other processes. The first announcement starts them."""
 
     def __init__(self, config: Config, devices: list[str | None], logs: Path) -> None:
         self.sharing = Sharing(0, len(devices) + 1)
@@ -79,7 +79,7 @@ class Others:
         self._processes: list[subprocess.Popen[str]] = []
 
     def announce(self, task: Task) -> None:
-        """Let them do their part of this task."""
+        """Let the other processes do their part of this task."""
         if not self._processes:
             self._processes = [self._start(place, device) for place, device in enumerate(self._devices, 1)]
             say(f"Evaluating on {len(self._devices) + 1} devices at once")
@@ -87,11 +87,12 @@ class Others:
             _write(process, asdict(task))
 
     def end(self) -> None:
-        """End them, by closing their stdin. Of one that ended earlier, show the last lines of its output."""
+        """End the processes by closing their stdin. If one has ended early, show the last lines of its output."""
         for place, process in enumerate(self._processes, 1):
             if process.poll() is not None:
                 lines = self._log(place).read_text(errors="replace").strip().splitlines()[-3:]
-                say("\n".join([f"Process {place} of this evaluation has ended; its part was computed here.", *lines]))
+                message = f"Process {place} of this evaluation ended early. This process computed its part."
+                say("\n".join([message, *lines]))
             assert process.stdin is not None
             with suppress(BrokenPipeError):
                 process.stdin.close()
@@ -108,7 +109,7 @@ class Others:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches the first process alone, which then ends the others
+                start_new_session=True,  # Ctrl-C reaches only the first process, which then ends the others
                 text=True,
             )
         _write(process, asdict(self._config))
@@ -140,7 +141,7 @@ def main() -> None:
 
 
 def _read_tasks(tasks: SimpleQueue[Task]) -> None:
-    """Queue what is announced. At the end of stdin, end this process at once: what it computed is in the journals."""
+    """Queue the announced tasks. At the end of stdin, end this process at once: its results are in the journals."""
     for line in sys.stdin:
         message = json.loads(line)
         tasks.put(Task([(delta, partial) for delta, partial in message["models"]], message["course"]))

@@ -1,4 +1,4 @@
-"""Using the training of a finished run for one that differs from it in the evaluation alone."""
+"""Using the training of a finished run for a run that differs only in the evaluation."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from unlearn.storage.files import replacing
 
 
 def find_training(config: Config, inputs: dict[str, Any]) -> RunFolder | None:
-    """A run below `output_root` whose training is finished and is the training of this configuration.
+    """A run below `output_root` that has finished the same training as this configuration needs.
 
-    Its evaluation is another one, and may be unfinished or failed. Model and corpora must have the same hashes.
+    It has another evaluation, which may be unfinished or failed. Model and corpora must have the same hashes.
     """
     whole = identity(config)
     for file in sorted((Path(config.output_root) / RUNS).glob(f"{escape(prefix(whole))}*/run.json")):
@@ -37,9 +37,9 @@ def _same_training(run: RunFolder, whole: dict[str, Any], inputs: dict[str, Any]
 
 
 def take_over(folder: RunFolder, other: RunFolder) -> bool:
-    """Copy the delta, the training log and the final figures of `other`; false if it has changed meanwhile.
+    """Copy the delta, the training log and the final values of `other`. False if `other` has changed in the meantime.
 
-    Only for whoever holds the lock of `folder`.
+    The caller must hold the lock of `folder`.
     """
     before = dict(other.record)
     try:

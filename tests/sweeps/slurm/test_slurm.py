@@ -256,7 +256,7 @@ def test_a_disk_full_in_the_middle_of_a_checkpoint_does_not_end_training(filled,
     code, output = ended(process)
     assert code == 0, output
     [log] = (tmp_path / "sweep/.submitit").glob("*/*_log.err")
-    assert "no checkpoint after step" in log.read_text()
+    assert "could not save a checkpoint after step" in log.read_text()
     assert "No space left on device" in log.read_text()
     equal_runs(folder, whole)
 
