@@ -65,7 +65,7 @@ def test_another_run_or_other_inputs_are_refused_by_name(tmp_path):
     again = RunFolder(tmp_path)
     again.claim({"rna": {"nu": 0.1}, "seed": 0})
     again.verify({"data": {"bio": "abc"}})
-    with pytest.raises(UserError, match=r"another run \(it differs in rna\.nu\)"):
+    with pytest.raises(UserError, match=r"another run, which differs in rna\.nu\. "):
         again.claim({"rna": {"nu": 0.2}, "seed": 0})
     with pytest.raises(UserError, match=r"they differ in data\.bio"):
         again.verify({"data": {"bio": "xyz"}})
