@@ -85,7 +85,7 @@ def test_files_that_are_no_runs_are_not_replaced(short, tmp_path, name):
     own = tmp_path / "mine" / name
     own.parent.mkdir()
     own.write_text("the user's own")
-    with pytest.raises(UserError, match=r"mine: there is no run \(no run\.json\), and a run would replace"):
+    with pytest.raises(UserError, match=r"mine is not the folder of a run .*, and a run would replace"):
         run(short(f"output_dir={own.parent}"))
     assert own.read_text() == "the user's own"
     assert [file.name for file in own.parent.iterdir()] == [name]
