@@ -272,6 +272,7 @@ def test_the_models_layers_must_be_as_many_as_stated(short):
         run(short("model.num_layers=32"))
 
 
+@pytest.mark.slow  # alone scans all of lm-eval's tasks for a wrong name
 def test_wrong_tasks_are_named_before_anything_is_trained(short):
     config = short("eval=toy", "eval.tasks={retain: [toy_retan]}")
     with pytest.raises(UserError, match=r"unknown lm-eval task 'toy_retan'\. Did you mean 'toy_retain'\?"):

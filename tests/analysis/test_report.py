@@ -641,6 +641,7 @@ def test_every_score_as_csv(grid, tmp_path):
     assert row["value"].item() == pytest.approx(score)
 
 
+@pytest.mark.slow  # alone reads runs of every kind of damage
 def test_what_was_not_used_is_said_and_a_mistake_ends_with_one_line(grid, tmp_path, capsys):
     main(["report", str(grid), "-o", str(tmp_path / "r.html")])
     told = capsys.readouterr().err

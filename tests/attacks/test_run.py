@@ -180,6 +180,7 @@ def test_runs_that_share_a_model_load_it_once_and_find_it_as_it_was(finished, tm
         assert a == b
 
 
+@pytest.mark.slow  # alone attacks a retrained model
 def test_a_retrained_model_is_attacked_too(finished, tmp_path, capsys):
     folder, retrained = tmp_path / "run", tmp_path / "retrained"
     shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("attacks"))
@@ -231,6 +232,7 @@ def test_a_run_whose_folder_has_an_equals_sign_in_its_path_is_attacked(short, tm
     assert any((folder / "attacks").glob("pruning-*"))
 
 
+@pytest.mark.slow  # alone makes the attacks that a configuration names
 def test_a_run_makes_the_attacks_of_its_configuration_and_keeps_its_name(tmp_path, conf):
     short = ("train.steps=2", "eval=toy", "eval.subset=12", "tracker=none", f"output_root={tmp_path}")
     folder = run(conf(*short, "attacks=[projection]"))
@@ -244,6 +246,7 @@ def test_a_run_makes_the_attacks_of_its_configuration_and_keeps_its_name(tmp_pat
     assert read_attack(of_projection) == rows
 
 
+@pytest.mark.slow  # alone has points that differ in their attacks only
 def test_points_of_a_grid_that_differ_in_their_attacks_are_one_run_with_all_of_them(tmp_path, conf):
     short = ("train.steps=2", "eval=toy", "eval.subset=12", "tracker=none", f"output_root={tmp_path}")
     a, b = run_together([conf(*short, f"attacks=[{name}]") for name in ("projection", "pruning")])
@@ -292,6 +295,7 @@ def test_attacks_are_checked_at_the_start(conf, overrides, said):
         conf(*overrides)
 
 
+@pytest.mark.slow  # alone attacks a grid from the command line
 def test_a_grid_from_the_command_line_is_attacked(tmp_path):
     """In launch.py's own process Hydra is at work already."""
     short = ("train.steps=1", "eval.subset=8", "eval.queries=[default]", "tracker=none", f"output_root={tmp_path}")

@@ -82,6 +82,7 @@ def test_a_mistake_is_one_sentence_at_once_without_heavy_imports(override, told,
     assert done.stdout == "imported: []\n"
 
 
+@pytest.mark.slow  # alone sees what a failed grid prints
 def test_a_mistake_of_a_grid_is_told_with_the_jobs_and_nothing_else(tmp_path):
     done = launch("-m", "rna.nu=-1,-2", "hydra/launcher=packed", f"hydra.sweep.dir={tmp_path / 's'}", tmp_path=tmp_path)
     assert done.returncode == 1
@@ -93,6 +94,7 @@ def test_a_mistake_of_a_grid_is_told_with_the_jobs_and_nothing_else(tmp_path):
     assert "Error executing job" not in done.stderr
 
 
+@pytest.mark.slow  # alone uses Hydra's own launcher
 def test_hydras_own_launcher_runs_the_jobs_after_one_that_failed(tmp_path):
     jobs = ("rna.nu=-1,0.1,-2", "train.steps=1", "eval=none", "tracker=none", "hydra/launcher=basic")
     done = launch("-m", *jobs, f"hydra.sweep.dir={tmp_path / 's'}", tmp_path=tmp_path)

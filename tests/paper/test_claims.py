@@ -492,6 +492,7 @@ def test_one_seed_is_not_measured_and_no_pair_is_an_error(tmp_path, capsys):
         main(["claims", str(tmp_path / "0.0")])
 
 
+@pytest.mark.slow  # alone writes the whole page of claims
 def test_the_page_is_written(tmp_path, subject):
     folders = {str(run.folder) for run in subject.evidence.material.runs}
     main(["claims", *sorted(folders), "-o", str(tmp_path / "claims.md"), "--title", "Mine"])

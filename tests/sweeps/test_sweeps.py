@@ -233,6 +233,7 @@ def test_the_error_of_a_former_sweep_in_the_folder_is_forgotten(one_job, short):
     assert sweep.states()[0].name == "missing"
 
 
+@pytest.mark.slow  # alone waits for the run of another process
 def test_a_run_that_another_process_works_on_is_waited_for(one_job, short, monkeypatch):
     from unlearn.sweeps import worker
 
