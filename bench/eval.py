@@ -28,9 +28,9 @@ from bench.worker import gemm_peak
 from unlearn.config.compose import composed
 from unlearn.config.schema import Config
 from unlearn.config.settle import settle
-from unlearn.evaluate.harness import evaluate
-from unlearn.evaluate.scorer import Scorer
-from unlearn.evaluate.suite import Suite, load_suite
+from unlearn.evaluation.harness import evaluate
+from unlearn.evaluation.scorer import Scorer
+from unlearn.evaluation.suite import Suite, load_suite
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_tokenizer, load_whole
 from unlearn.records.answers import Answers

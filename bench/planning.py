@@ -18,9 +18,9 @@ from bench.eval import QUERIES, SUBJECTS
 from bench.work import forward_flops
 from unlearn.config.compose import composed
 from unlearn.config.settle import settle
-from unlearn.evaluate.rows import LARGEST_TREE, Request, Row, by_length, make_rows
-from unlearn.evaluate.scorer import Scorer
-from unlearn.evaluate.suite import Suite, load_suite
+from unlearn.evaluation.rows import LARGEST_TREE, Request, Row, by_length, make_rows
+from unlearn.evaluation.scorer import Scorer
+from unlearn.evaluation.suite import Suite, load_suite
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_tokenizer, load_whole
 from unlearn.training.cost import Shape

@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from bench.flops import forward
-from unlearn.evaluate.tree import shared_length
+from unlearn.evaluation.tree import shared_length
 from unlearn.training.cost import Shape
 
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForMultimodalLM, AutoTokenizer, Gemma3Config
 from tests.conftest import ROOT, assert_same_results, read_jsonl, read_metrics, untimed, write_jsonl
 from unlearn.config.identity import run_folder
 from unlearn.errors import UserError
-from unlearn.evaluate.harness import evaluate
+from unlearn.evaluation.harness import evaluate
 from unlearn.experiment import run, run_together
 from unlearn.models.delta import load_delta, save_delta
 from unlearn.models.export import export
@@ -186,7 +186,7 @@ def test_runs_evaluated_together_have_the_files_of_runs_alone(short, tmp_path):
 def test_a_delta_of_another_model_fails_its_run_alone(short, monkeypatch, capsys):
     configs = [short("eval=toy", "eval.limit=1", f"seed={seed}") for seed in range(3)]
     with monkeypatch.context() as patched:
-        patched.setattr("unlearn.evaluate.evaluator.evaluate", None)
+        patched.setattr("unlearn.evaluation.evaluator.evaluate", None)
         assert all(outcome.error for outcome in run_together(configs))
     delta = run_folder(configs[1]) / "delta.safetensors"
     frozen = {name: w + 1 for name, w in load_delta(delta)[0].items()}
@@ -208,7 +208,7 @@ def test_one_of_several_fails_alone_in_each_stage(short, monkeypatch):
             raise RuntimeError("out of memory")
         return real(model, *args, label=label, **kwargs)
 
-    monkeypatch.setattr("unlearn.evaluate.evaluator.evaluate", failing)
+    monkeypatch.setattr("unlearn.evaluation.evaluator.evaluate", failing)
     outcomes = run_together(configs)
     records = [json.loads((outcome.folder / "run.json").read_text()) for outcome in outcomes]
     assert [type(outcome.error) for outcome in outcomes] == [RuntimeError, UserError, UserError, RuntimeError]
@@ -218,7 +218,7 @@ def test_one_of_several_fails_alone_in_each_stage(short, monkeypatch):
     assert "the loss became" in str(outcomes[1].error)
     assert "holds another run" in str(outcomes[2].error)
     assert (outcomes[0].folder / "delta.safetensors").exists()
-    monkeypatch.setattr("unlearn.evaluate.evaluator.evaluate", real)
+    monkeypatch.setattr("unlearn.evaluation.evaluator.evaluate", real)
     assert run_together([configs[0], configs[0]])[1].error is None  # given twice, run once
 
 
@@ -258,7 +258,7 @@ def test_an_unexpected_failure_is_recorded_too(short, monkeypatch):
     def fail(*_args, **_kwargs):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("unlearn.evaluate.evaluator.evaluate", fail)
+    monkeypatch.setattr("unlearn.evaluation.evaluator.evaluate", fail)
     config = short("eval=toy", "eval.limit=1")
     with pytest.raises(RuntimeError, match="out of memory"):
         run(config)

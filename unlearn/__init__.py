@@ -4,7 +4,7 @@ The public names below are what a user's own code imports (docs/api.md); the com
 imported when they are used, so that `import unlearn` takes no time.
 
 `experiment.py` is the whole run on one page. The rooms, from top to bottom: cli, paper, analysis, sweeps, experiment,
-attacks, runs, tracking, evaluate, config, training, methods, models, data, records, toy, real, storage, arguments,
+attacks, runs, tracking, evaluation, config, training, methods, models, data, records, toy, real, storage, arguments,
 screen, errors. A room imports only from rooms below it: `lint-imports` checks that (pyproject.toml).
 """
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from unlearn.analysis.results import results
     from unlearn.data.corpora import Topic
     from unlearn.errors import UserError
-    from unlearn.evaluate.in_memory import evaluate
+    from unlearn.evaluation.in_memory import evaluate
     from unlearn.methods.adaptive_rmu import AdaptiveRMU
     from unlearn.methods.dpo import DPO
     from unlearn.methods.grad_diff import GradDiff
@@ -67,7 +67,7 @@ _MODULES = {
     "Topic": "unlearn.data.corpora",
     "UserError": "unlearn.errors",
     "Variant": "unlearn.training.variant",
-    "evaluate": "unlearn.evaluate.in_memory",
+    "evaluate": "unlearn.evaluation.in_memory",
     "results": "unlearn.analysis.results",
     "train": "unlearn.training.train",
 }  # of the public names; methods are all in one module

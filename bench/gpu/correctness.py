@@ -73,8 +73,8 @@ def _deviation(ours: list[Record], reference: list[Record]) -> float:
 
 
 def _choices(device: str, weights: dict[str, torch.Tensor]) -> list[int]:
-    from unlearn.evaluate.scorer import Scorer
-    from unlearn.evaluate.suite import load_suite
+    from unlearn.evaluation.scorer import Scorer
+    from unlearn.evaluation.suite import load_suite
 
     source = Source(str(TOY / "model"), device=device, dtype="float32")
     model = load_whole(source)
@@ -139,7 +139,7 @@ def _family(name: str, dtype: torch.dtype, device: torch.device) -> dict[str, An
     CutModel(fused, 3)
     found: dict[str, Any] = {"cut": "exact", "packs": cut.packs, "evaluated_together": group.shares}
     if find_spec("lm_eval") is not None:
-        from unlearn.evaluate.scorer import Scorer
+        from unlearn.evaluation.scorer import Scorer
 
         found["trees"] = Scorer(ModelGroup(model), load_tokenizer(Source(str(TOY / "model"))), 512).shares_prefixes
     return found

@@ -47,7 +47,7 @@ def measure(
     results.add("c", "work", questions=questions, tokens=sum(map(len, every)), distinct_tokens=distinct_tokens(every))
 
     def ours() -> dict[str, Any]:
-        from unlearn.evaluate.scorer import Scorer
+        from unlearn.evaluation.scorer import Scorer
 
         scorer = Scorer(ModelGroup(model), load_tokenizer(Source(TOKENIZER)), tokens_per_batch)
         scorer._loglikelihood_tokens(_requests(prompts[:16]))  # warm
@@ -86,7 +86,7 @@ def measure(
 
 def ours(model: PreTrainedModel, questions: int, device: torch.device) -> dict[str, Any]:
     """Seconds of the log-likelihoods of so many questions, the second time."""
-    from unlearn.evaluate.scorer import Scorer
+    from unlearn.evaluation.scorer import Scorer
 
     requests = _requests([prompt for part in _prompts(questions, model.config.vocab_size) for prompt in part])
     scorer = Scorer(ModelGroup(model), load_tokenizer(Source(TOKENIZER)), TOKENS_PER_BATCH)
@@ -98,7 +98,7 @@ def _together(
     model: PreTrainedModel, requests: list[Request], device: torch.device, tokens_per_batch: int
 ) -> dict[str, Any]:
     """Seconds of a grid's log-likelihoods, its points one after another and together."""
-    from unlearn.evaluate.scorer import Scorer
+    from unlearn.evaluation.scorer import Scorer
 
     tokenizer = load_tokenizer(Source(TOKENIZER))
     deltas = [shapes.random_delta(model, shapes.LAYER, seed) for seed in range(POINTS)]
@@ -158,8 +158,8 @@ def _max_logits(
     device: torch.device,
     tokens_per_batch: int,
 ) -> dict[str, Any]:
-    from unlearn.evaluate.maxlogit import continue_greedily
-    from unlearn.evaluate.rows import by_length
+    from unlearn.evaluation.maxlogit import continue_greedily
+    from unlearn.evaluation.rows import by_length
 
     plan = by_length([len(prompt) + GREEDY for prompt in prompts], tokens_per_batch)
     continue_greedily(model, prompts[:4], 2)

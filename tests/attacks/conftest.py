@@ -3,7 +3,7 @@
 import pytest
 
 from tests.conftest import ROOT
-from unlearn.evaluate.suite import load_suite
+from unlearn.evaluation.suite import load_suite
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,8 @@ from unlearn.attacks.relearning import Relearning, next_token_loss
 from unlearn.attacks.run import _possible
 from unlearn.data.batches import pad
 from unlearn.errors import UserError
-from unlearn.evaluate.harness import evaluate
-from unlearn.evaluate.suite import Suite
+from unlearn.evaluation.harness import evaluate
+from unlearn.evaluation.suite import Suite
 from unlearn.models.architectures import decoder_layers
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_tokenizer, load_whole

@@ -14,7 +14,7 @@ from unlearn.attacks.lens import LogitLens
 from unlearn.attacks.probe import Probe
 from unlearn.attacks.relearning import Relearning, adapters
 from unlearn.errors import UserError
-from unlearn.evaluate.suite import Suite, load_suite
+from unlearn.evaluation.suite import Suite, load_suite
 from unlearn.models.architectures import decoder_layers
 from unlearn.models.loading import load_tokenizer, load_whole
 from unlearn.records.scores import role_means

@@ -25,7 +25,7 @@ from unlearn.data.corpora import (
     load_topic,
 )
 from unlearn.errors import UserError
-from unlearn.evaluate.questions import load_questions
+from unlearn.evaluation.questions import load_questions
 from unlearn.models.loading import Source, load_tokenizer
 
 KEY = "data.topics.bio.forget"

@@ -29,7 +29,7 @@ from tests.models.tiny import WAYS, Sizes, shrink
 from unlearn.data.batches import batches
 from unlearn.data.corpora import Topic
 from unlearn.errors import UserError
-from unlearn.evaluate.scorer import Scorer
+from unlearn.evaluation.scorer import Scorer
 from unlearn.methods.misdirection_loss import Misdirection
 from unlearn.methods.noise import Augmentation
 from unlearn.methods.rmu import RMU

@@ -15,8 +15,8 @@ from transformers import AutoTokenizer
 
 from tests.conftest import ROOT
 from tests.models.families import one_step
-from unlearn.evaluate.maxlogit import max_logits
-from unlearn.evaluate.scorer import Scorer
+from unlearn.evaluation.maxlogit import max_logits
+from unlearn.evaluation.scorer import Scorer
 from unlearn.models.architectures import auto_class, decoder_layers
 from unlearn.models.cutting import CutModel
 from unlearn.models.delta import save_delta

@@ -7,12 +7,12 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT, assert_same_results, read_metrics, untimed
-from tests.evaluate.test_scorer import prompts, requests
+from tests.evaluation.test_scorer import prompts, requests
 from tests.models.families import build, families
 from unlearn.cli.main import main
 from unlearn.errors import UserError
-from unlearn.evaluate.maxlogit import max_logits
-from unlearn.evaluate.scorer import Scorer
+from unlearn.evaluation.maxlogit import max_logits
+from unlearn.evaluation.scorer import Scorer
 from unlearn.experiment import run
 from unlearn.methods.randomness import generator
 from unlearn.models.cutting import CutModel

@@ -14,7 +14,7 @@ from unlearn.analysis.collect import read_run
 from unlearn.analysis.compare import differing_questions
 from unlearn.cli.main import main
 from unlearn.errors import UserError
-from unlearn.evaluate import harness
+from unlearn.evaluation import harness
 from unlearn.experiment import run
 from unlearn.records.samples import read_samples
 from unlearn.records.scores import read_scores
@@ -216,7 +216,8 @@ def test_the_base_models_answers_are_computed_once(short, monkeypatch):
     asked = []
     real = harness.evaluate
     monkeypatch.setattr(
-        "unlearn.evaluate.evaluator.evaluate", lambda *a, label, **k: asked.append(label) or real(*a, label=label, **k)
+        "unlearn.evaluation.evaluator.evaluate",
+        lambda *a, label, **k: asked.append(label) or real(*a, label=label, **k),
     )
     jobs = ("eval=toy_paper", "~eval.asked_of", "eval.limit=2", "eval.ngrams.documents=2")  # every role, every query
     folders = [run(short(*jobs, f"seed={seed}")) for seed in (0, 1)]

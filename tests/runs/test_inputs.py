@@ -93,7 +93,7 @@ def test_a_failed_run_whose_questions_have_changed_keeps_its_training(asked, key
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as broken:
-        broken.setattr("unlearn.evaluate.evaluator.evaluate", fails)
+        broken.setattr("unlearn.evaluation.evaluator.evaluate", fails)
         with pytest.raises(RuntimeError, match="out of memory"):
             run(asked())
     folder = run_folder(asked())
@@ -109,7 +109,7 @@ def test_an_evaluation_made_before_a_run_was_resumed_stays(short, asked, monkeyp
 
     config = asked()
     with monkeypatch.context() as broken:
-        broken.setattr("unlearn.evaluate.evaluator.evaluate", fails)
+        broken.setattr("unlearn.evaluation.evaluator.evaluate", fails)
         with pytest.raises(RuntimeError, match="killed"):
             run(config)
     evaluate_run(RunFolder(run_folder(config)), ["eval=toy", "eval.limit=2"])

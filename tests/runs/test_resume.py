@@ -12,8 +12,8 @@ from tests.runs import victim
 from tests.tracking.test_tracker import all_records, of_kind, rows, summary
 from unlearn.config.identity import run_folder
 from unlearn.errors import UserError
-from unlearn.evaluate.journal import Journals
-from unlearn.evaluate.scorer import Scorer
+from unlearn.evaluation.journal import Journals
+from unlearn.evaluation.scorer import Scorer
 from unlearn.experiment import run, run_together
 from unlearn.models.cutting import CutModel
 from unlearn.models.loading import Source, load_up_to

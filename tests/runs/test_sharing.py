@@ -14,8 +14,8 @@ import torch
 
 from tests.conftest import ROOT, assert_same_results, read_metrics, untimed
 from unlearn.errors import UserError
-from unlearn.evaluate.journal import Journals, Sharing, journaled
-from unlearn.evaluate.scorer import Scorer
+from unlearn.evaluation.journal import Journals, Sharing, journaled
+from unlearn.evaluation.scorer import Scorer
 from unlearn.experiment import run
 from unlearn.runs.evaluation import evaluate_run
 from unlearn.runs.folder import RunFolder

@@ -10,7 +10,7 @@ import safetensors.torch
 
 from unlearn import experiment
 from unlearn.config.schema import Config
-from unlearn.evaluate.journal import Journal
+from unlearn.evaluation.journal import Journal
 from unlearn.runs import active
 from unlearn.storage import files
 from unlearn.tracking.tracker import Tracker

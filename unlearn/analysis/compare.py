@@ -18,7 +18,7 @@ from rich.table import Table
 
 from unlearn.analysis.collect import OF_QUESTIONS, Run, read_run
 from unlearn.errors import UserError
-from unlearn.evaluate.statistics import Paired, PairedMeans, paired, paired_means
+from unlearn.evaluation.statistics import Paired, PairedMeans, paired, paired_means
 from unlearn.records.samples import Sample
 from unlearn.screen import console, say
 from unlearn.storage.files import read_object

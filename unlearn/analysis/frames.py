@@ -11,7 +11,7 @@ from scipy import stats
 
 from unlearn.analysis.collect import Run
 from unlearn.analysis.settings import SETTING, missing_seeds
-from unlearn.evaluate.statistics import CONFIDENCE, NORMAL
+from unlearn.evaluation.statistics import CONFIDENCE, NORMAL
 
 MEAN = "mean"  # the task of the rows of a whole role
 PLACE = ["model", "role", "task", "query", "measure", "against"]

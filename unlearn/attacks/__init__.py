@@ -1,7 +1,7 @@
 """Attacks on unlearned models: does what was forgotten come back?
 
 An attack is a class that changes a model, or reads its states, at several levels; `run.py` measures the model at each.
-Not here: evaluation itself (`evaluate`), and training for unlearning (`training`).
+Not here: evaluation itself (`evaluation`), and training for unlearning (`training`).
 """
 
 import logging

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from unlearn.arguments import is_number
 from unlearn.data.corpora import Reading
 from unlearn.errors import UserError
-from unlearn.evaluate.harness import evaluate
-from unlearn.evaluate.suite import Suite
+from unlearn.evaluation.harness import evaluate
+from unlearn.evaluation.suite import Suite
 from unlearn.models.group import ModelGroup
 from unlearn.records.attacks import UNLEARNED
 from unlearn.records.scores import Score

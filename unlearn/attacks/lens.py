@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from unlearn.attacks.attack import Attack, Measured, Target, check_levels
 from unlearn.errors import UserError
-from unlearn.evaluate.harness import evaluate
+from unlearn.evaluation.harness import evaluate
 from unlearn.models.architectures import decoder_layers
 from unlearn.models.depths import Depths
 

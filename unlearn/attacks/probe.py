@@ -22,8 +22,8 @@ from torch import Tensor
 from unlearn.attacks.attack import Attack, Measured, Target
 from unlearn.attacks.lens import check_layers, chosen_layers
 from unlearn.data.batches import pad
-from unlearn.evaluate.chat import encode_prompts
-from unlearn.evaluate.rows import by_length
+from unlearn.evaluation.chat import encode_prompts
+from unlearn.evaluation.rows import by_length
 from unlearn.models.architectures import decoder_layers, hidden_of
 from unlearn.models.memory import in_batches
 from unlearn.records.scores import Score

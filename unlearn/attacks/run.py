@@ -24,8 +24,8 @@ from unlearn.config.identity import RESULTS_VERSION
 from unlearn.config.schema import Config
 from unlearn.data.corpora import Reading
 from unlearn.errors import UserError
-from unlearn.evaluate.cache import cache_place
-from unlearn.evaluate.questions import CACHE
+from unlearn.evaluation.cache import cache_place
+from unlearn.evaluation.questions import CACHE
 from unlearn.methods.misdirection_loss import CONTROL
 from unlearn.models.delta import check_delta, load_delta, load_state
 from unlearn.models.fingerprint import checkpoint_fingerprint

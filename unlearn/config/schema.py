@@ -177,7 +177,7 @@ class NgramConfig:
 
 @dataclass
 class TextConfig:
-    """Held-out texts, and how words are inserted into them (`unlearn.evaluate.texts`)."""
+    """Held-out texts, and how words are inserted into them (`unlearn.evaluation.texts`)."""
 
     corpora: dict[str, dict[str, str]] = field(default_factory=dict)  # role -> name -> corpus, as in data.topics
     skip: int = at_least(0, 0)

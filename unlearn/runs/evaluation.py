@@ -16,9 +16,9 @@ from unlearn.config.identity import identity
 from unlearn.config.schema import Config
 from unlearn.config.settle import settle
 from unlearn.errors import UserError
-from unlearn.evaluate.evaluator import Unlearned
-from unlearn.evaluate.harness import against_default
-from unlearn.evaluate.questions import load_questions
+from unlearn.evaluation.evaluator import Unlearned
+from unlearn.evaluation.harness import against_default
+from unlearn.evaluation.questions import load_questions
 from unlearn.models.delta import dtype_of
 from unlearn.records.answers import Answers
 from unlearn.records.samples import SAMPLES, read_samples

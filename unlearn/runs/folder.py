@@ -15,7 +15,7 @@ and until it is complete:
 
 steps/                   the changed matrices every `eval.every` steps
 checkpoint.safetensors   the state of the training (`unlearn.training.checkpoint`)
-partial/                 journals of the evaluation (`unlearn.evaluate.journal`)
+partial/                 journals of the evaluation (`unlearn.evaluation.journal`)
 alive.json               the process that works on the run (`unlearn.storage.lock`)
 progress.json            the progress of that process
 """

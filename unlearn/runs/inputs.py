@@ -15,7 +15,7 @@ from unlearn.config.schema import Config
 from unlearn.data.batches import documents_needed, padding_id
 from unlearn.data.corpora import Reading, Texts, Topic, check_rows, load_texts, load_topic
 from unlearn.errors import UserError
-from unlearn.evaluate.journal import ALONE, Sharing
+from unlearn.evaluation.journal import ALONE, Sharing
 from unlearn.methods.make import needs_logits
 from unlearn.methods.randomness import generator
 from unlearn.models.architectures import context_length, has_learned_positions, parameter_count
@@ -25,8 +25,8 @@ from unlearn.models.memory import all_memory
 from unlearn.screen import say
 
 if TYPE_CHECKING:  # where nothing is evaluated, lm-eval is not imported, which takes as long as all the rest
-    from unlearn.evaluate.evaluator import Evaluator, Task
-    from unlearn.evaluate.questions import Questions
+    from unlearn.evaluation.evaluator import Evaluator, Task
+    from unlearn.evaluation.questions import Questions
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def load_evaluation_inputs(config: Config) -> Inputs:
 def _load_questions(config: Config, source: Source, tokenizer: PreTrainedTokenizerBase) -> Questions | None:
     if not config.eval.roles:
         return None
-    from unlearn.evaluate.questions import load_questions
+    from unlearn.evaluation.questions import load_questions
 
     return load_questions(config, source, tokenizer)
 
@@ -132,9 +132,9 @@ def make_evaluator(
     config: Config, inputs: Inputs, sharing: Sharing = ALONE, announce: Callable[[Task], None] = lambda _: None
 ) -> Evaluator:
     """The evaluator of these inputs. See `Evaluator` for the other arguments."""
-    from unlearn.evaluate.evaluator import Evaluator
-    from unlearn.evaluate.harness import MaxLogitPlan
-    from unlearn.evaluate.questions import CACHE
+    from unlearn.evaluation.evaluator import Evaluator
+    from unlearn.evaluation.harness import MaxLogitPlan
+    from unlearn.evaluation.questions import CACHE
 
     plan = config.eval.maxlogit
     return Evaluator(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from unlearn.config.schema import Config
 from unlearn.errors import describe
-from unlearn.evaluate.evaluator import Evaluator, Unlearned
+from unlearn.evaluation.evaluator import Evaluator, Unlearned
 from unlearn.records.answers import Answers
 from unlearn.runs.active import ActiveRun
 from unlearn.screen import say

@@ -1,8 +1,8 @@
 """Evaluating on several devices at once: one more process per device, which does a part of each task of this process.
 
 Each process loads the model and all questions, plans all batches, and computes the batches that are in no journal yet,
-its own part first (`unlearn.evaluate.journal`). This process reads the answers from the journals, so they are the same
-to the bit. If another process ends early, this process computes its part.
+its own part first (`unlearn.evaluation.journal`). This process reads the answers from the journals, so they are the
+same to the bit. If another process ends early, this process computes its part.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from omegaconf import OmegaConf
 from unlearn.config.schema import Config
 from unlearn.config.settle import settle
 from unlearn.errors import UserError
-from unlearn.evaluate.journal import Sharing
+from unlearn.evaluation.journal import Sharing
 from unlearn.models.devices import VISIBLE, count_gpus, visible_devices
 from unlearn.runs.inputs import Inputs, load_evaluation_inputs, make_evaluator
 from unlearn.screen import say
 
 if TYPE_CHECKING:
-    from unlearn.evaluate.evaluator import Evaluator, Task
+    from unlearn.evaluation.evaluator import Evaluator, Task
 
 CODE = Path(__file__).parents[2]  # the folder that holds the package
 

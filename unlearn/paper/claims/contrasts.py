@@ -15,7 +15,7 @@ from scipy import stats
 from unlearn.analysis.collect import Run
 from unlearn.analysis.frames import mean_interval
 from unlearn.analysis.report.material import Material
-from unlearn.evaluate.statistics import NORMAL, paired
+from unlearn.evaluation.statistics import NORMAL, paired
 
 # Task -> (its part, question) -> whether it is right, or a weighted sum of such.
 Answers = dict[str, dict[tuple[str, int], float]]

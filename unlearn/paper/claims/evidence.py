@@ -23,7 +23,7 @@ from unlearn.analysis.compare import differing_questions
 from unlearn.analysis.report.choose import family
 from unlearn.analysis.report.material import Material
 from unlearn.analysis.settings import Setting
-from unlearn.evaluate.statistics import NORMAL
+from unlearn.evaluation.statistics import NORMAL
 from unlearn.paper.claims.contrasts import Answers, Contrast, answers, contrast, mean_over_seeds
 from unlearn.paper.phases import turning_points
 from unlearn.records.scores import role_means

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from unlearn.config.schema import Config
 from unlearn.errors import UserError, nearest
-from unlearn.evaluate.scorer import Scorer
-from unlearn.evaluate.suite import Suite
+from unlearn.evaluation.scorer import Scorer
+from unlearn.evaluation.suite import Suite
 from unlearn.models.delta import apply_delta, load_delta
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import BALANCED, Source, load_tokenizer, load_whole

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from unlearn.evaluate.statistics import CONFIDENCE, RESAMPLES
+from unlearn.evaluation.statistics import CONFIDENCE, RESAMPLES
 from unlearn.methods.randomness import generator
 
 Interval = dict[str, float]

@@ -9,8 +9,8 @@ from torch.nn.functional import cosine_similarity
 from tests.conftest import ROOT, write_jsonl
 from unlearn.data.corpora import documents
 from unlearn.errors import UserError
-from unlearn.evaluate.ngrams import Best, _words, embedded, in_context, rank_ngrams
-from unlearn.evaluate.questions import query_words
+from unlearn.evaluation.ngrams import Best, _words, embedded, in_context, rank_ngrams
+from unlearn.evaluation.questions import query_words
 from unlearn.models.cutting import CutModel
 from unlearn.models.loading import Source, load_tokenizer, load_up_to
 from unlearn.records.names import NGRAM_SIZES
@@ -91,7 +91,7 @@ def test_words_of_queries_come_from_the_forget_corpora_and_are_kept(conf, tmp_pa
         assert len(words[query]) == 10
         assert all(len(word.split()) == n and word in plain for word in words[query])
     assert words["default"] == []
-    monkeypatch.setattr("unlearn.evaluate.questions.rank_ngrams", None)  # not computed again
+    monkeypatch.setattr("unlearn.evaluation.questions.rank_ngrams", None)  # not computed again
     assert query_words(config, source, load_tokenizer(source)) == words
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from unlearn.evaluate.journal import fingerprint
-from unlearn.evaluate.tree import Tree, chain, grow
+from unlearn.evaluation.journal import fingerprint
+from unlearn.evaluation.tree import Tree, chain, grow
 
 LARGEST_TREE = 2048  # tokens; attention over larger trees would cost more than sharing saves
 

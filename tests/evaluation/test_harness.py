@@ -11,12 +11,12 @@ from tests.conftest import ROOT, metrics_of
 from unlearn.analysis.compare import by_place, compare
 from unlearn.config.schema import TextConfig
 from unlearn.errors import UserError
-from unlearn.evaluate.harness import MaxLogitPlan, against_base, evaluate
-from unlearn.evaluate.maxlogit import continue_greedily, max_logits
-from unlearn.evaluate.statistics import paired
-from unlearn.evaluate.suite import load_suite
-from unlearn.evaluate.texts import load_passages
-from unlearn.evaluate.tokens import read_forget_tokens
+from unlearn.evaluation.harness import MaxLogitPlan, against_base, evaluate
+from unlearn.evaluation.maxlogit import continue_greedily, max_logits
+from unlearn.evaluation.statistics import paired
+from unlearn.evaluation.suite import load_suite
+from unlearn.evaluation.texts import load_passages
+from unlearn.evaluation.tokens import read_forget_tokens
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_tokenizer, load_whole
 from unlearn.records.answers import Answers

@@ -1,6 +1,6 @@
 """lm-eval's Hugging Face model class, with the same log-likelihoods computed faster.
 
-- What several prompts share at their beginning is computed once (`unlearn.evaluate.tree`).
+- What several prompts share at their beginning is computed once (`unlearn.evaluation.tree`).
 - The head runs at the scored positions only.
 - A batch holds rows of similar length, and is bounded by tokens, not by rows.
 - Prompts are tokenised in one call.
@@ -23,9 +23,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from unlearn.evaluate.forward import read_logits, takes_trees
-from unlearn.evaluate.journal import NO_JOURNALS, Journals, journaled
-from unlearn.evaluate.rows import LARGEST_TREE, Request, Row, by_length, make_rows, plan_of
+from unlearn.evaluation.forward import read_logits, takes_trees
+from unlearn.evaluation.journal import NO_JOURNALS, Journals, journaled
+from unlearn.evaluation.rows import LARGEST_TREE, Request, Row, by_length, make_rows, plan_of
 from unlearn.models.architectures import input_device
 from unlearn.models.group import ModelGroup
 from unlearn.models.memory import in_batches

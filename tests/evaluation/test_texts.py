@@ -9,8 +9,8 @@ from tests.conftest import ROOT, read_metrics
 from unlearn.analysis.compare import compare_runs
 from unlearn.config.schema import TextConfig
 from unlearn.errors import UserError
-from unlearn.evaluate.statistics import PairedMeans, paired_means
-from unlearn.evaluate.texts import load_passages
+from unlearn.evaluation.statistics import PairedMeans, paired_means
+from unlearn.evaluation.texts import load_passages
 from unlearn.experiment import run
 from unlearn.models.loading import Source, load_tokenizer, load_whole
 from unlearn.records.samples import Sample

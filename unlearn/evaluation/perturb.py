@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unlearn.errors import UserError
-from unlearn.evaluate.forms import options
+from unlearn.evaluation.forms import options
 
 
 def perturb(

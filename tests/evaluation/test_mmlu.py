@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from unlearn.evaluate.local_data import load_local
-from unlearn.evaluate.perturb import perturb
+from unlearn.evaluation.local_data import load_local
+from unlearn.evaluation.perturb import perturb
 
 # A few questions of the kinds that MMLU has: numbers, long options, "None of the above", equal options.
 SAMPLE = [

@@ -9,7 +9,7 @@ from scipy import stats
 from tests.analysis.made_up import made_up_run
 from unlearn.analysis.compare import compare, compare_runs
 from unlearn.cli.main import main
-from unlearn.evaluate.statistics import paired
+from unlearn.evaluation.statistics import paired
 from unlearn.records.samples import Sample
 
 

@@ -11,10 +11,10 @@ from lm_eval.tasks import TaskManager
 
 from tests.conftest import ROOT, metrics_of, read_metrics, write_jsonl
 from unlearn.errors import UserError
-from unlearn.evaluate.chat import Chat, encode_prompts
-from unlearn.evaluate.harness import MaxLogitPlan, against_base, evaluate
-from unlearn.evaluate.journal import Journals
-from unlearn.evaluate.suite import load_suite
+from unlearn.evaluation.chat import Chat, encode_prompts
+from unlearn.evaluation.harness import MaxLogitPlan, against_base, evaluate
+from unlearn.evaluation.journal import Journals
+from unlearn.evaluation.suite import load_suite
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_tokenizer, load_whole
 from unlearn.runs.evaluation import evaluate_checkpoint

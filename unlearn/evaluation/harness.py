@@ -10,12 +10,12 @@ from typing import Any
 from lm_eval.evaluator import evaluate as harness_evaluate
 from transformers import PreTrainedTokenizerBase
 
-from unlearn.evaluate import texts
-from unlearn.evaluate.journal import Journals
-from unlearn.evaluate.maxlogit import MaxLogits, max_logits
-from unlearn.evaluate.scorer import Scorer
-from unlearn.evaluate.statistics import Paired, PairedMeans, paired, paired_means
-from unlearn.evaluate.suite import Place, Suite
+from unlearn.evaluation import texts
+from unlearn.evaluation.journal import Journals
+from unlearn.evaluation.maxlogit import MaxLogits, max_logits
+from unlearn.evaluation.scorer import Scorer
+from unlearn.evaluation.statistics import Paired, PairedMeans, paired, paired_means
+from unlearn.evaluation.suite import Place, Suite
 from unlearn.models.group import ModelGroup
 from unlearn.records.answers import Answers
 from unlearn.records.samples import Sample

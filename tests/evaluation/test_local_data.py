@@ -8,8 +8,8 @@ import pytest
 
 from tests.conftest import write_jsonl
 from unlearn.errors import UserError
-from unlearn.evaluate.local_data import load_local
-from unlearn.evaluate.suite import load_suite
+from unlearn.evaluation.local_data import load_local
+from unlearn.evaluation.suite import load_suite
 
 ROWS = [("Is 'NA' a word?", ["None", "1, 2", "3\n4", "yes"], 3), ("1 + 1?", ["1", "2", "3", "4"], 1)]
 BOTH = {"default": [], "perturbed": ["SARS-CoV-2"]}

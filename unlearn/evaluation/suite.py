@@ -1,7 +1,7 @@
 """lm-eval's tasks with their documents, and held-out texts, loaded and perturbed before any weight is loaded.
 
 A query is a kind of question: "default" as lm-eval has it; any other one with options replaced by the words of a
-list (see `unlearn.evaluate.tokens`).
+list (see `unlearn.evaluation.tokens`).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from lm_eval.tasks import TaskManager
 from tqdm import tqdm
 
 from unlearn.errors import UserError, nearest
-from unlearn.evaluate.chat import Chat
-from unlearn.evaluate.forms import with_documents, with_fair_examples
-from unlearn.evaluate.local_data import local_data
-from unlearn.evaluate.perturb import perturb
-from unlearn.evaluate.texts import Passages
+from unlearn.evaluation.chat import Chat
+from unlearn.evaluation.forms import with_documents, with_fair_examples
+from unlearn.evaluation.local_data import local_data
+from unlearn.evaluation.perturb import perturb
+from unlearn.evaluation.texts import Passages
 from unlearn.records.names import is_asked
 from unlearn.screen import say
 from unlearn.storage.hashing import json_sha256
@@ -205,7 +205,7 @@ def load_suite(
         queries: kind of query -> words that its options get; "default" needs none.
         asked_of: query -> the roles whose tasks it is asked of; one that is missing: all.
         include_path: a folder with task definitions beside lm-eval's own.
-        local_dir: a folder with MMLU and WMDP (see `unlearn.evaluate.local_data`).
+        local_dir: a folder with MMLU and WMDP (see `unlearn.evaluation.local_data`).
         limit: the first so many questions of each task.
         subset: so many questions of each role, drawn from its tasks in proportion to their size, but at least one of
             each: where these are more, it is said.

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from unlearn.arguments import check_integer
 from unlearn.config.schema import TextConfig
 from unlearn.errors import UserError
-from unlearn.evaluate import harness
-from unlearn.evaluate.harness import against_base
-from unlearn.evaluate.suite import Suite, load_suite
-from unlearn.evaluate.texts import load_passages
-from unlearn.evaluate.tokens import read_forget_tokens
+from unlearn.evaluation import harness
+from unlearn.evaluation.harness import against_base
+from unlearn.evaluation.suite import Suite, load_suite
+from unlearn.evaluation.texts import load_passages
+from unlearn.evaluation.tokens import read_forget_tokens
 from unlearn.models.cutting import CutModel
 from unlearn.models.group import ModelGroup
 from unlearn.records.answers import Answers

@@ -11,9 +11,9 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GPT2LMHeadModel, MistralConfig
 
 from tests.conftest import ROOT
-from unlearn.evaluate.forward import read_logits
-from unlearn.evaluate.scorer import Scorer
-from unlearn.evaluate.tree import grow
+from unlearn.evaluation.forward import read_logits
+from unlearn.evaluation.scorer import Scorer
+from unlearn.evaluation.tree import grow
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_tokenizer, load_whole
 
@@ -91,7 +91,7 @@ def test_shared_beginnings_are_computed_once(tokenizer, monkeypatch):
         computed += sum(len(tree.ids) for tree in trees)
         return read_logits(group, members, trees, *others)
 
-    monkeypatch.setattr("unlearn.evaluate.scorer.read_logits", counting)
+    monkeypatch.setattr("unlearn.evaluation.scorer.read_logits", counting)
     scorer.loglikelihood(requests(pairs))
     contexts = {context for context, _ in pairs}
     assert 0 < computed < 0.75 * sum(len(tokenizer(context)["input_ids"]) for context in contexts)
@@ -121,7 +121,7 @@ def test_too_little_memory_halves_the_batches_and_goes_on(tokenizer, monkeypatch
             raise torch.OutOfMemoryError
         return read_logits(group, members, trees, *others)
 
-    monkeypatch.setattr("unlearn.evaluate.scorer.read_logits", limited)
+    monkeypatch.setattr("unlearn.evaluation.scorer.read_logits", limited)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         answers = scorer.loglikelihood(requests(prompts()))

@@ -17,12 +17,12 @@ from unlearn.config.identity import RESULTS_VERSION
 from unlearn.config.schema import Config, EvalConfig
 from unlearn.data.corpora import Reading, documents, warn_of_unknown
 from unlearn.errors import UserError
-from unlearn.evaluate.cache import cache_place
-from unlearn.evaluate.chat import Chat
-from unlearn.evaluate.ngrams import embedded, in_context, rank_ngrams
-from unlearn.evaluate.suite import Suite, load_suite
-from unlearn.evaluate.texts import load_passages
-from unlearn.evaluate.tokens import control_tokens, corpus_tokens, read_forget_tokens
+from unlearn.evaluation.cache import cache_place
+from unlearn.evaluation.chat import Chat
+from unlearn.evaluation.ngrams import embedded, in_context, rank_ngrams
+from unlearn.evaluation.suite import Suite, load_suite
+from unlearn.evaluation.texts import load_passages
+from unlearn.evaluation.tokens import control_tokens, corpus_tokens, read_forget_tokens
 from unlearn.models.architectures import context_length
 from unlearn.models.cutting import CutModel
 from unlearn.models.fingerprint import checkpoint_fingerprint, tokenizer_fingerprint

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from unlearn.evaluate.tree import Tree, chain, grow, mask
+from unlearn.evaluation.tree import Tree, chain, grow, mask
 from unlearn.models.architectures import head_of, input_device
 from unlearn.models.group import ModelGroup
 

@@ -16,9 +16,9 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unlearn.data.batches import pad
-from unlearn.evaluate.chat import encode_prompts
-from unlearn.evaluate.journal import NO_JOURNALS, Journals, fingerprint, journaled
-from unlearn.evaluate.rows import by_length
+from unlearn.evaluation.chat import encode_prompts
+from unlearn.evaluation.journal import NO_JOURNALS, Journals, fingerprint, journaled
+from unlearn.evaluation.rows import by_length
 from unlearn.models.architectures import context_length, input_device
 from unlearn.models.group import ModelGroup
 from unlearn.models.memory import in_batches

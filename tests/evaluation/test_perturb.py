@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unlearn.errors import UserError
-from unlearn.evaluate.perturb import perturb
-from unlearn.evaluate.tokens import control_tokens, corpus_tokens, read_forget_tokens
+from unlearn.evaluation.perturb import perturb
+from unlearn.evaluation.tokens import control_tokens, corpus_tokens, read_forget_tokens
 
 TOKENS = ["SARS-CoV-2", "exploit"]
 

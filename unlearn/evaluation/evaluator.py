@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unlearn.config.identity import RESULTS_VERSION
-from unlearn.evaluate.cache import CachedAnswers, cache_place
-from unlearn.evaluate.harness import MaxLogitPlan, against_base, evaluate
-from unlearn.evaluate.journal import ALONE, Journals, Report, Sharing
-from unlearn.evaluate.suite import Suite
+from unlearn.evaluation.cache import CachedAnswers, cache_place
+from unlearn.evaluation.harness import MaxLogitPlan, against_base, evaluate
+from unlearn.evaluation.journal import ALONE, Journals, Report, Sharing
+from unlearn.evaluation.suite import Suite
 from unlearn.models.delta import check_delta, load_delta
 from unlearn.models.fingerprint import tokenizer_fingerprint
 from unlearn.models.group import ModelGroup

@@ -2,7 +2,7 @@
 
 A query's kind names its source: "perturbed" the forget-tokens of `eval.forget_tokens`, "control" words of the retain
 corpora of the same length and frequency, so that "any odd word hurts" can be told from "forget-tokens hurt";
-"similarity-..." and "ngram-..." lists from `unlearn.evaluate.ngrams`.
+"similarity-..." and "ngram-..." lists from `unlearn.evaluation.ngrams`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,4 @@
+"""Evaluation: lm-eval tasks, perturbed queries, the scorer, MaxLogit, n-grams, statistics.
+
+A new measure goes here. Not here: training, run folders, W&B, and figures of many runs (analysis).
+"""
