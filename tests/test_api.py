@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 from unlearn import RMU, RNA, CutModel, Optimizer, UserError, evaluate, train
 from unlearn.config.settle import settle
 from unlearn.experiment import run
-from unlearn.methods.make import make_method
+from unlearn.methods.make import make_method, method_class
 
 TOY = ROOT / "unlearn" / "toy"
 RETAIN = TOY / "data" / "retain.jsonl"
@@ -238,3 +238,28 @@ def test_the_example_of_the_document_is_python():
         imported = [n for n in ast.walk(ast.parse(block)) if isinstance(n, ast.ImportFrom) and n.module == "unlearn"]
         assert {alias.name for node in imported for alias in node.names} <= set(unlearn.__all__)
     assert len(blocks) >= 2
+
+
+@pytest.mark.parametrize("target", ["{}.Opposite", ".{}.Opposite", "..own.Opposite", "Opposite"])
+def test_a_target_names_no_file_of_another_folder(tmp_path, monkeypatch, target):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "own.py").write_text("raise SystemExit('imported')\n")
+    (tmp_path / "own.py").write_text("raise SystemExit('imported')\n")
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    with pytest.raises(UserError, match="is not allowed"):
+        method_class(target.format(elsewhere / "own"))
+
+
+def test_what_is_no_method_or_no_noise_is_refused(tiny_llama):
+    model = CutModel(tiny_llama, layer=4)
+    ids = [[1, 2, 3]] * 8
+    common = {"topics": {"a": (ids, ids)}, "steps": 1, "lr": 1e-3, "alpha": 1.0}
+    with pytest.raises(UserError, match="is no method"):
+        train(model, RMU, **common)
+    with pytest.raises(UserError, match=r"rna=0\.1 is not allowed"):
+        train(model, RMU(c=3, rna=0.1), **common)
+    with pytest.raises(UserError, match="topic a: give two corpora"):
+        train(model, RMU(c=3), **(common | {"topics": {"a": "forget.jsonl"}}))

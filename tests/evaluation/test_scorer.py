@@ -1,6 +1,7 @@
 """Our model class against lm-eval's own: the same log-likelihoods, whatever is shared and however it is batched."""
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GPT2LMHeadModel, MistralConfig
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from tests.conftest import ROOT
 from unlearn.evaluation.forward import read_logits
@@ -171,3 +179,30 @@ def test_every_sequence_is_a_path_of_one_tree(sequences, largest):
             for depth, node in enumerate(path):
                 assert visible[node].nonzero().flatten().tolist() == sorted(path[: depth + 1])
         assert visible[-1].nonzero().flatten().tolist() == [len(tree.ids) + 1]
+
+
+def test_a_sequence_longer_than_the_sliding_window_has_the_same_value_beside_shared_beginnings(tokenizer):
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=16,
+        initializer_range=0.3,
+    )
+    model = MistralForCausalLM(config).eval()
+    long = SimpleNamespace(args=("the river of the soil " * 8, "harbour"), request_type="loglikelihood")
+    short = [
+        SimpleNamespace(args=("the river of the", f" {end}"), request_type="loglikelihood")
+        for end in ("soil and harbour", "soil of", "harbour of the")
+    ]
+
+    def value_among(requests):
+        scorer = Scorer(ModelGroup(model), tokenizer, 4096)
+        scorer.prepare(requests)
+        return scorer.loglikelihood(requests)[0][0]
+
+    assert value_among([long]) == pytest.approx(value_among([long, *short]), abs=1e-4)

@@ -50,6 +50,38 @@ def test_what_was_asked_twice_is_read_as_it_was_asked_first(short):
     assert found.scores == read_scores(folder)
 
 
+def test_questions_of_other_settings_or_tasks_do_not_mix_with_a_runs_own(short):
+    folder = run(short("eval=toy", "eval.subset=5", "eval.queries=[default,perturbed]"))
+    before = read_run(folder)
+    shots = evaluate_run(RunFolder(folder), ["eval.queries=[default,control]", "eval.subset=8", "eval.num_fewshot=1"])
+    other = "eval.tasks={retain: [toy_near_bio], near: [], forget: []}"
+    evaluate_run(RunFolder(folder), [other, "eval.queries=[default]"])
+    after = read_run(folder)
+    assert after.scores == before.scores
+    assert after.samples() == before.samples()
+    assert any(score.query == "control" for score in read_scores(shots))
+
+
+def test_a_later_query_over_more_questions_has_no_difference_from_the_default_one(short):
+    folder = run(short("eval=toy", "eval.subset=5", "eval.queries=[default]"))
+    home = evaluate_run(RunFolder(folder), ["eval.queries=[perturbed]", "eval.subset=20"])
+    assert "default" not in {score.against for score in read_scores(home)}
+
+
+def test_the_default_query_of_a_later_evaluation_is_compared_with_one_that_comes_after_it(short):
+    folder = run(short("eval=none"))
+    evaluate_run(RunFolder(folder), ["eval=toy", "eval.limit=3", "eval.queries=[default]"])
+    home = evaluate_run(RunFolder(folder), ["eval=toy", "eval.limit=3", "eval.queries=[perturbed]"])
+    assert "default" in {score.against for score in read_scores(home)}
+
+
+def test_maxlogits_of_a_later_evaluation_are_put_beside_a_runs_own_answers(short):
+    folder = run(short("eval=toy", "eval.limit=2", "eval.queries=[default]"))
+    evaluate_run(RunFolder(folder), ["eval.maxlogit={roles: [retain], queries: [default], tokens: 2}"])
+    measured = [sample for sample in read_run(folder).samples() if sample.role == "retain"]
+    assert all(len(sample.maxlogits) == 2 for sample in measured)
+
+
 def test_another_evaluation_leaves_what_the_runs_own_had_begun(short):
     folder = run(short("eval=toy", "eval.limit=2", "eval.queries=[default]"))
     begun = folder / "partial" / "step-000001" / "journal"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from unlearn.config.identity import identity
 from unlearn.errors import UserError, describe
 from unlearn.records.samples import SAMPLES, Sample, read_samples
-from unlearn.records.scores import KEY, SCORES, Score, read_scores
+from unlearn.records.scores import KEY, Score, read_scores
 from unlearn.runs.evaluations import Evaluation, evaluations_of
 from unlearn.runs.folder import check_version
 from unlearn.storage.files import read_object
@@ -86,17 +86,49 @@ class Run:
 
     def samples(self) -> Sequence[Sample]:
         """What its models made of every question and text. Raises UserError for a file that cannot be read."""
-        return _samples(tuple(e.folder for e in self.evaluations if (e.folder / SAMPLES).is_file()))
+        places = [(e, roles) for e, roles in _counted(self.evaluations) if (e.folder / SAMPLES).is_file()]
+        files = [(e.folder, (e.folder / SAMPLES).stat().st_mtime_ns, frozenset(roles)) for e, roles in places]
+        return _samples(tuple(files))
 
 
 @lru_cache(maxsize=16)  # several figures are of the same runs
-def _samples(folders: tuple[Path, ...]) -> Sequence[Sample]:
-    """The samples of all evaluations, each question once."""
+def _samples(files: tuple[tuple[Path, int, frozenset[str]], ...]) -> Sequence[Sample]:
+    """The samples of evaluations, each question once, of the roles that count; the time of a file tells its state."""
     samples: dict[tuple[object, ...], Sample] = {}
-    for folder in folders:
+    for folder, _, roles in files:
         for sample in read_samples(folder):
-            samples.setdefault((sample.model, sample.role, sample.task, sample.query, sample.id), sample)
+            if sample.role in roles:
+                key = (sample.model, sample.role, sample.task, sample.query, sample.id)
+                first = samples.setdefault(key, sample)
+                if first.maxlogits is None and sample.maxlogits and first.question == sample.question:
+                    maxlogits = {"maxlogits": sample.maxlogits, "maxlogit_tokens": sample.maxlogit_tokens}
+                    samples[key] = replace(first, **maxlogits)  # type: ignore[arg-type]
     return tuple(samples.values())
+
+
+def _settings(evaluation: Evaluation, role: str) -> list[Any]:
+    """What determines the questions of a role, or its texts, beside the tasks."""
+    texts = {key: value for key, value in evaluation.config.get("texts", {}).items() if key != "corpora"}
+    is_text = role not in evaluation.config["tasks"]
+    return [*(evaluation.config.get(key) for key in OF_QUESTIONS), texts if is_text else None]
+
+
+def _counted(evaluations: Sequence[Evaluation]) -> list[tuple[Evaluation, set[str]]]:
+    """Each evaluation, and the roles that count in it: those that it asked as the first one did that asked them.
+
+    Other tasks or settings would make figures of a run that are not of the same questions. They stay in their folder.
+    """
+    first: dict[str, Evaluation] = {}
+    counted = []
+    for evaluation in evaluations:
+        roles = set()
+        for role, tasks in evaluation.roles.items():
+            if tasks:
+                other = first.setdefault(role, evaluation)
+                if other.roles[role] == tasks and _settings(other, role) == _settings(evaluation, role):
+                    roles.add(role)
+        counted.append((evaluation, roles))
+    return counted
 
 
 def collect(folders: Sequence[Path]) -> list[Run]:
@@ -145,21 +177,27 @@ def read_run(folder: Path) -> Run:
         if record.get("status") != "done":
             return Run(folder, "unfinished", "not finished, or interrupted", record)
         evaluations = evaluations_of(folder, record)
-        return Run(folder, "done", "", record, _scores(evaluations), evaluations)
+        scores, why = _scores(evaluations)
+        return Run(folder, "done", why, record, scores, evaluations)
     except UserError as error:
         return Run(folder, "corrupt", str(error))
 
 
-def _scores(evaluations: Sequence[Evaluation]) -> list[Score]:
-    """The scores of all evaluations, each once. Raises UserError for a value that is no number."""
+def _scores(evaluations: Sequence[Evaluation]) -> tuple[list[Score], str]:
+    """The scores of all evaluations, each once, and a sentence about those left out, which are no finite numbers.
+
+    Raises UserError for a file that cannot be read.
+    """
     scores: dict[tuple[object, ...], Score] = {}
-    for evaluation in evaluations:
+    problems = []
+    for evaluation, roles in _counted(evaluations):
         for score in read_scores(evaluation.folder):
             if not math.isfinite(score.value):
-                place = f"{score.model}, {score.task}, {score.query}, {score.measure}"
-                raise UserError(f"{evaluation.folder / SCORES}: the value of {place} is {score.value}.")
-            scores.setdefault(tuple(getattr(score, column) for column in KEY), score)
-    return list(scores.values())
+                problems.append(f"{score.model}, {score.task}, {score.query}, {score.measure}: {score.value}")
+            elif score.role in roles:
+                scores.setdefault(tuple(getattr(score, column) for column in KEY), score)
+    why = f"{len(problems)} scores are no finite numbers and are left out ({problems[0]})" if problems else ""
+    return list(scores.values()), why
 
 
 def _at(tree: Any, key: str) -> Any:

@@ -20,6 +20,7 @@ from unlearn.analysis.collect import OF_QUESTIONS, Run, read_run
 from unlearn.errors import UserError
 from unlearn.evaluation.statistics import Paired, PairedMeans, paired, paired_means
 from unlearn.records.samples import Sample
+from unlearn.runs.evaluations import evaluations_of
 from unlearn.screen import console, say
 from unlearn.storage.files import read_object
 
@@ -151,6 +152,8 @@ def _run_with_samples(folder: Path) -> Run:
     run = read_run(folder)
     if run.status == "corrupt":
         raise UserError(run.why if str(folder) in run.why else f"{folder}: {run.why}")
+    if not run.done:  # an evaluation of it may be there
+        run = replace(run, evaluations=evaluations_of(folder, run.record))
     if not by_place(run.samples()):
         raise UserError(f"{folder}: there are no samples of an unlearned model (samples.parquet).")
     return run

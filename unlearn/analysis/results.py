@@ -71,7 +71,9 @@ class Results:
         for run, frame in zip(self._done, frames, strict=True):
             columns = {**_place(run), **self._settings_of(run)}
             named.append(pd.concat([pd.DataFrame([columns] * len(frame), columns=list(columns)), frame], axis=1))
-        return pd.concat(named, ignore_index=True) if named else pd.DataFrame()
+        # An empty frame would make every column one of objects.
+        filled = [frame for frame in named if len(frame)] or named[:1]
+        return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame()
 
 
 def _place(run: Run) -> dict[str, str]:

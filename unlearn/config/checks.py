@@ -206,6 +206,8 @@ def _asked_in_some_query(c: Config) -> Iterator[str]:
 
 def _held_out(c: Config) -> Iterator[str]:
     last, held_out = c.eval.texts.last, c.data.held_out
+    if last == 0:
+        yield f"data.held_out=0 keeps back no documents for eval={c.eval.name}. Add eval=none, or another evaluation."
     if last is not None and last > held_out and c.eval.name == c.data.name:
         yield f"eval.texts.last={last} exceeds data.held_out={held_out}: training would use some of these texts."
     if last is not None and c.data.chat_template and c.eval.name == c.data.name:

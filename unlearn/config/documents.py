@@ -29,12 +29,19 @@ def check_documents(config: Config) -> None:
                 continue
             lines = _lines(file, least + data.held_out)
             if lines < least + data.held_out:
-                held_out = f", and data.held_out={data.held_out} keeps back as many" if data.held_out else ""
                 raise UserError(
-                    f"data.topics.{name}.{part}: {file} has {lines} lines, but training needs {needed} "
-                    f"documents{held_out}. Give more documents, lower train.steps or train.batch_size, or set "
-                    "data.on_exhausted=cycle to use documents again."
+                    f"data.topics.{name}.{part}: {file} has {lines} lines, but training needs {needed} documents"
+                    f"{advice(lines, data.held_out)}"
                 )
+
+
+def advice(documents: int, held_out: int) -> str:
+    """The end of the sentence about too few documents: how many are kept back, and what to do."""
+    kept_back = f", and data.held_out={held_out} more are kept back: lower data.held_out" if held_out else ""
+    if documents <= held_out:
+        return f"{kept_back}, or give more documents."
+    fewer = "lower train.steps or train.batch_size, or set data.on_exhausted=cycle to use documents again."
+    return f"{kept_back}, {fewer}" if held_out else f": {fewer}"
 
 
 def _lines(file: Path, enough: int) -> int:

@@ -182,7 +182,7 @@ class TextConfig:
     corpora: dict[str, dict[str, str]] = field(default_factory=dict)  # role -> name -> corpus, as in data.topics
     skip: int = at_least(0, 0)
     documents: int | None = at_least(1, None)
-    last: int | None = at_least(1, None)
+    last: int | None = at_least(0, None)
     words: int = at_least(FEWEST_WORDS, 80)
     place: str = one_of("start", "quarter", "random", default="quarter")
     inserted: int = at_least(1, 1)

@@ -157,7 +157,8 @@ def load_topic(
             kept_back = f" and data.held_out={held_out} more are kept back" if held_out else ""
             raise UserError(
                 f"{key}: the corpus has {texts.size} documents, but training needs {documents}{kept_back}. Lower "
-                "train.steps or train.batch_size, or set data.on_exhausted=cycle to start over."
+                f"{'data.held_out, ' if held_out else ''}train.steps or train.batch_size, or set "
+                "data.on_exhausted=cycle to start over."
             )
         return replace(texts, rows=texts.rows[:available])
 
@@ -284,6 +285,8 @@ def check_rows(rows: Mapping[str, Sequence[Sequence[int]]], vocabulary: int, *, 
     """
     for key, texts in rows.items():
         largest = max(max(ids) for ids in texts)
+        if min(min(ids) for ids in texts) < 0:
+            raise UserError(f"{key}: a token id is below 0.")
         if largest >= vocabulary:
             raise UserError(
                 f"{key}: token id {largest}, but the model has embeddings for ids below {vocabulary} only. Its "

@@ -88,7 +88,7 @@ def _answers(scorer: Scorer, suite: Suite, label: str) -> Answers:
             if place.task in asked:
                 samples += _samples(label, place, query, asked[place.task], hashes[place.task], suite)
             if place.task in figures:
-                n = sum(suite.is_drawn(place.role, leaf, s["doc_id"]) for leaf in place.leaves for s in asked[leaf])
+                n = sum(len(asked[leaf]) for leaf in place.leaves)  # all that were asked, also for another role
                 scores += _scores(label, place, query, figures[place.task], n)
             if truncated.get(place.task):
                 scores.append(_score(label, place, query, "truncated", float(truncated[place.task])))

@@ -148,9 +148,13 @@ class Scorer(HFLM):
     def _score_all(self, requests: Sequence[Request], members: list[int]) -> list[list[Answer]]:
         """Each of these members' answers, from its journal or computed, batch by batch."""
         rows = make_rows(requests, self.max_length, self._largest_tree(requests))
-        lengths = [len(row.tree.ids) for row in rows]
-        # All batches are planned before those in journals are skipped.
-        batches = [[rows[i] for i in batch] for batch in by_length(lengths, self.tokens_per_batch)]
+        # All batches are planned before those in journals are skipped. A tree's mask replaces a sliding window. Single
+        # sequences may be longer than the window: they have batches of their own.
+        batches = []
+        for is_chain in (True, False):
+            alike = [row for row in rows if row.tree.is_chain is is_chain]
+            lengths = [len(row.tree.ids) for row in alike]
+            batches += [[alike[i] for i in batch] for batch in by_length(lengths, self.tokens_per_batch)]
         plan = plan_of(batches)
         journals = [self._journals[member] for member in members]
         answers = [dict[int, Answer]() for _ in members]

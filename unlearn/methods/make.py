@@ -40,8 +40,8 @@ def make_method(config: Mapping[str, Any], rna: RNA) -> Method:
         return cls(**arguments, rna=rna)
     except UserError as error:
         raise UserError(f"method.{error}") from None
-    except (TypeError, ValueError) as error:  # of a user's own class
-        raise UserError(f"method ({target}): {error}") from error
+    except Exception as error:  # of a user's own class
+        raise UserError(f"method ({target}): {type(error).__name__}: {error}") from error
 
 
 def needs_logits(config: Mapping[str, Any]) -> bool:
@@ -76,7 +76,8 @@ def method_class(target: str) -> type[Method]:
             )
         return getattr(unlearn.methods, name)
     file = own_file(target)
-    if target.startswith("unlearn.") or not file.is_file():
+    is_name = "." in target and all(part.isidentifier() for part in target.split("."))  # no path of another folder
+    if target.startswith("unlearn.") or not is_name or not file.is_file():
         raise UserError(
             f"method._target_={target} is not allowed: it must name a class of unlearn.methods, or one in a file of "
             f"the current folder, as my_method.Opposite names one of {Path.cwd() / 'my_method.py'}."

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
+from unlearn.arguments import check_choice, check_integer
 from unlearn.data.batches import padding_id
 from unlearn.errors import UserError
 from unlearn.models.architectures import (
@@ -125,6 +126,8 @@ class CutModel:
         Raises:
             UserError: there is no such model or device, or it cannot be cut at this layer.
         """
+        check_integer("layer", layer, at_least=0)
+        check_choice("dtype", str(dtype).removeprefix("torch."), ("auto", "float32", "bfloat16", "float16"))
         source = Source(
             str(path),
             revision=revision,
@@ -132,7 +135,7 @@ class CutModel:
             trust_remote_code=trust_remote_code,
             attn_implementation=attn_implementation,
             dtype=str(dtype).removeprefix("torch."),
-            device=device,
+            device=str(device),
         )
         tokenizer = load_tokenizer(source)
         model = load_whole(source) if whole else load_up_to(source, layer)

@@ -76,7 +76,8 @@ def score_frame(scores: Iterable[Score]) -> pd.DataFrame:
     """The scores as a data frame, with the columns of `Score`."""
     import pandas as pd
 
-    return pd.DataFrame([asdict(score) for score in scores], columns=SCHEMA.names)
+    frame = pd.DataFrame([asdict(score) for score in scores], columns=SCHEMA.names)
+    return frame.astype({**dict.fromkeys(("value", "stderr", "low", "high", "p"), float), "n": "Int64"})
 
 
 def in_order(scores: Iterable[Score]) -> list[Score]:

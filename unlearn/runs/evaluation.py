@@ -21,8 +21,8 @@ from unlearn.evaluation.harness import against_default
 from unlearn.evaluation.questions import load_questions
 from unlearn.models.delta import dtype_of
 from unlearn.records.answers import Answers
-from unlearn.records.samples import SAMPLES, read_samples
-from unlearn.runs.evaluations import EVALUATIONS, write_evaluation
+from unlearn.records.samples import SAMPLES, Sample, read_samples
+from unlearn.runs.evaluations import EVALUATIONS, evaluations_of, write_evaluation
 from unlearn.runs.folder import RunFolder, check_version, write_results
 from unlearn.runs.inputs import Inputs, load_evaluation_inputs
 from unlearn.runs.sharing import open_evaluator
@@ -108,20 +108,23 @@ def _evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
 
 def _with_differences(folder: RunFolder, config: Config, inputs: Inputs, answers: Answers) -> Answers:
     """The answers with differences from the run's default query, for the questions that the run was asked too."""
-    if not folder.file(SAMPLES).is_file():
-        return answers
     unchanged = replace(config, eval=replace(config.eval, queries=["default"]))
     suite = load_questions(unchanged, inputs.source, inputs.tokenizer).suite
     leaves = [place.task for place in suite.places("default") if place.is_leaf]
     hashes = {leaf: suite.question_hashes("default", leaf) for leaf in leaves}
-    asked = {(sample.role, sample.task, sample.id) for sample in answers.samples}
-    default = [
-        sample
-        for sample in read_samples(folder.path)
-        if sample.query == "default"
-        and (sample.role, sample.task, sample.id) in asked
-        and hashes.get(sample.task, {}).get(sample.id) == sample.question
-    ]
+    asked: dict[tuple[str, str, str], set[int]] = {}
+    for sample in answers.samples:
+        asked.setdefault((sample.model, sample.role, sample.task), set()).add(sample.id)
+    earlier: dict[tuple[str, str, str], dict[int, Sample]] = {}
+    for evaluation in evaluations_of(folder.path, folder.record):
+        for sample in read_samples(evaluation.folder) if (evaluation.folder / SAMPLES).is_file() else ():
+            place = sample.model, sample.role, sample.task
+            is_same = hashes.get(sample.task, {}).get(sample.id) == sample.question
+            if sample.query == "default" and is_same and sample.id in asked.get(place, ()):
+                earlier.setdefault(place, {}).setdefault(sample.id, sample)
+    # A task is paired as a whole or not at all.
+    whole = [place for place, samples in earlier.items() if samples.keys() == asked[place]]
+    default = [earlier[place][number] for place in whole for number in sorted(asked[place])]
     scores = list(answers.scores)
     for label in ("base", "unlearned"):
         both = [sample for sample in (*default, *answers.samples) if sample.model == label]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from unlearn.errors import UserError
 from unlearn.methods.method import Method
 from unlearn.methods.noise import Ahead
 from unlearn.methods.objective import Alpha, Setup
+from unlearn.methods.rna import RNA
 from unlearn.models.cutting import CutModel
 from unlearn.training.loop import Record, Schedule, train_variants
 from unlearn.training.optimizer import Optimizer, schedule
@@ -146,7 +148,7 @@ def train(
     Raises:
         UserError: an argument is not allowed, or a text cannot be used.
     """
-    chosen = [methods] if isinstance(methods, Method) else list(methods)
+    chosen = [methods] if isinstance(methods, (Method, type)) else list(methods)
     _check(model, chosen, preferred, steps=steps, batch_size=batch_size, mask=mask, log_every=log_every)
     made = _topics(model, topics, max_length, documents_needed(steps, batch_size, max(1, len(topics))), on_exhausted)
     settings = _settings(chosen, lr, alpha, seed, optimizer, made)
@@ -245,6 +247,9 @@ def _topics(
     check_integer("max_length", max_length, at_least=1)
     check_choice("on_exhausted", on_exhausted, ("error", "cycle"))
     if isinstance(topics, Mapping):
+        for name, pair in topics.items():
+            if isinstance(pair, (str, Path)) or len(pair) != 2:
+                raise UserError(f"topic {name}: give two corpora, (texts to forget, texts to retain).")
         topics = [
             make_topic(name, forget, retain, model.tokenizer, max_length=max_length, documents=documents)
             for name, (forget, retain) in topics.items()
@@ -285,6 +290,10 @@ def _check(
             "a model in float16 is not allowed: small gradients would become zero. Use bfloat16 or float32."
         )
     for method in methods:
+        if not isinstance(method, Method):
+            raise UserError(f"methods: {method!r} is no method. Give for example RMU(c=6.5).")
+        if not isinstance(method.rna, RNA):
+            raise UserError(f"rna={method.rna!r} is not allowed: it must be RNA(nu=NUMBER).")
         if method.needs_logits and not model.is_whole:
             raise UserError(f"{method} needs the whole model: CutModel.load(..., whole=True).")
         if method.needs_preferred and not preferred:
