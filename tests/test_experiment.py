@@ -170,6 +170,7 @@ def test_several_configurations_share_one_process(short):
         run_together([short(), short("train.steps=4")])
 
 
+@pytest.mark.slow  # alone compares the files of runs evaluated together and alone
 def test_runs_evaluated_together_have_the_files_of_runs_alone(short, tmp_path):
     job = ("eval=toy", "eval.limit=3", "eval.maxlogit.tokens=2", "method.c=50")
     job += ("eval.maxlogit.roles=[near]", "eval.maxlogit.queries=[default,perturbed]")
@@ -183,6 +184,7 @@ def test_runs_evaluated_together_have_the_files_of_runs_alone(short, tmp_path):
     assert len(answers) == 3
 
 
+@pytest.mark.slow  # alone evaluates a wrong delta beside right ones
 def test_a_delta_of_another_model_fails_its_run_alone(short, monkeypatch, capsys):
     configs = [short("eval=toy", "eval.limit=1", f"seed={seed}") for seed in range(3)]
     with monkeypatch.context() as patched:
@@ -197,6 +199,7 @@ def test_a_delta_of_another_model_fails_its_run_alone(short, monkeypatch, capsys
     assert "one after another" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # alone fails one of several runs in each stage
 def test_one_of_several_fails_alone_in_each_stage(short, monkeypatch):
     configs = [short(f"method.c={c}", "eval=toy", "eval.limit=1") for c in (2, 1e30, 3, 4)]
     taken = RunFolder(run_folder(configs[2]))
@@ -293,6 +296,7 @@ def test_a_full_disk_is_named_before_training(short, monkeypatch):
         run(short())
 
 
+@pytest.mark.slow  # alone counts the bytes that runs write
 @pytest.mark.parametrize(
     ("overrides", "matrices"),
     [

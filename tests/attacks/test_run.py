@@ -77,6 +77,7 @@ def test_all_attacks_of_the_folder_are_planned():
         plan(["probe", "pruning"], ["attack.levels=[1]"])
 
 
+@pytest.mark.slow  # alone interrupts an attack between two levels
 def test_results_are_kept_after_each_stage_and_not_asked_again(finished, monkeypatch, capsys):
     asked = []
     real = measuring.evaluate
@@ -164,6 +165,7 @@ def test_the_table_fits_the_terminal_and_begins_with_what_was_to_be_forgotten(tm
     assert any("more columns do not fit" in line for line in lines) is (width == 80)
 
 
+@pytest.mark.slow  # alone attacks several runs in one process
 def test_runs_that_share_a_model_load_it_once_and_find_it_as_it_was(finished, tmp_path, monkeypatch):
     loaded = []
     monkeypatch.setattr("unlearn.attacks.run.load_whole", lambda source: loaded.append(source) or load_whole(source))

@@ -318,6 +318,7 @@ def test_what_the_paper_is_about_is_not_overwritten_by_another_query(tmp_path):
     assert result_file(tmp_path, "perturbed", "retain").name == "theory.json"
 
 
+@pytest.mark.slow  # alone measures the theorems on another evaluation
 def test_another_evaluation_can_be_asked(two_runs):
     asked = read_run(two_runs[0], "control", "retain", 8, ["eval=toy_paper"]).config.eval
     assert (asked.name, asked.queries, set(asked.tasks)) == ("toy_paper", ["default", "control"], {"retain"})

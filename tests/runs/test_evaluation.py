@@ -244,6 +244,7 @@ def test_a_checkpoint_of_any_name_is_evaluated(tmp_path, monkeypatch, name):
         assert read_metrics(metrics.parent)["base/toy_retain/default/acc"] == 1
 
 
+@pytest.mark.slow  # alone asks every role every query
 def test_the_base_models_answers_are_computed_once(short, monkeypatch):
     asked = []
     real = harness.evaluate
@@ -280,6 +281,7 @@ def test_the_whole_of_the_papers_evaluation_leaves_every_metric(short):
     assert ("retain", "perturbed") in measured
 
 
+@pytest.mark.slow  # alone prefetches for a machine with another device
 def test_prefetch_asks_for_no_device_and_no_memory(short, monkeypatch):
     """It runs on a login node."""
     monkeypatch.setattr("unlearn.runs.inputs.all_memory", lambda device: 1000)
@@ -308,6 +310,7 @@ def test_prefetch_fetches_weights_in_one_format(short, monkeypatch, there, weigh
     assert [p for p in patterns if fnmatch("model.safetensors", p) or fnmatch("pytorch_model.bin", p)] == [weights]
 
 
+@pytest.mark.slow  # alone prefetches all that a job needs
 def test_prefetch_checks_what_a_job_needs(short, tmp_path, capsys):
     prefetch(short("eval=toy"))
     told = capsys.readouterr().err

@@ -69,6 +69,7 @@ def test_an_interrupted_run_ends_in_the_same_bytes(short, tmp_path, monkeypatch,
     assert len(json.loads((folder / "run.json").read_text())["attempts"]) == 2
 
 
+@pytest.mark.slow  # alone resumes the points of a pack at different steps
 def test_points_that_were_interrupted_at_different_steps_go_on_together(short, tmp_path, monkeypatch):
     jobs = [("seed=0",), ("seed=1",), ("seed=2",)]
     shape = ("train.steps=9", "train.checkpoint_every=3")
@@ -82,6 +83,7 @@ def test_points_that_were_interrupted_at_different_steps_go_on_together(short, t
         assert [x["step"] for x in read_jsonl(run_folder(config) / "train.jsonl")] == list(range(9))
 
 
+@pytest.mark.slow  # alone has a forced run queued again
 def test_a_run_that_is_forced_starts_over_and_its_requeued_job_does_not(short, monkeypatch):
     config = short("train.steps=6", "train.checkpoint_every=2", "train.force=true")
     started = []
@@ -239,6 +241,7 @@ def test_wandb_has_every_step_of_an_interrupted_run_once(short, monkeypatch):
     assert summary(sent_records)["train/retain_loss"]["min"] == lines[0]["retain_loss"]  # of the other attempt
 
 
+@pytest.mark.slow  # alone kills a run that W&B follows
 @pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
 def test_wandb_misses_no_step_of_a_run_that_was_killed(short, late, monkeypatch):
     """SIGKILL at the fifth step's line: before it is written, and after it was sent."""
@@ -258,6 +261,7 @@ def test_wandb_misses_no_step_of_a_run_that_was_killed(short, late, monkeypatch)
 # --- The lock
 
 
+@pytest.mark.slow  # alone takes one folder of a pack away in each stage
 @pytest.mark.parametrize("phase", ["training", "scoring unlearned", "scoring base"])
 def test_one_folder_that_is_lost_does_not_end_the_others(short, phase, monkeypatch):
     job = ("train.steps=6", "eval=toy", "eval.limit=2", "eval.tokens_per_batch=300")

@@ -161,6 +161,7 @@ def two_jobs(short, tmp_path):
     return sweep
 
 
+@pytest.mark.slow  # alone starts a process for a GPU that is not there
 def test_a_process_that_does_not_see_its_gpu_does_not_use_the_cpu_instead(two_jobs, machine):
     machine(2)
     failed = local.run_on_devices(two_jobs, [[0], [1]], ["0", "1"])
@@ -170,6 +171,7 @@ def test_a_process_that_does_not_see_its_gpu_does_not_use_the_cpu_instead(two_jo
     assert two_jobs.states()[1].detail == failed[1]
 
 
+@pytest.mark.slow  # alone starts a process for each device by default
 def test_the_default_launcher_spreads_the_jobs(two_jobs, short, machine):
     machine(2)
     launcher = AutoLauncher(**SLURM | {"pack_size": 3})
