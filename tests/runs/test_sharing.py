@@ -15,7 +15,6 @@ import torch
 from tests.conftest import ROOT, assert_same_results, read_metrics, untimed
 from unlearn.errors import UserError
 from unlearn.evaluation.journal import Journals, Sharing, journaled
-from unlearn.evaluation.scorer import Scorer
 from unlearn.experiment import run
 from unlearn.runs.evaluation import evaluate_run
 from unlearn.runs.folder import RunFolder
@@ -63,19 +62,14 @@ def patient(monkeypatch):
     return journals
 
 
-def test_what_other_processes_compute_is_what_this_one_would(short, alone, patient, monkeypatch, tmp_path):
+def test_what_other_processes_compute_is_what_this_one_would(short, alone, patient, tmp_path):
     course = ("eval.every=2", "eval.every_questions=4")
-    scored = []
-    score = Scorer._score
-    monkeypatch.setattr(Scorer, "_score", lambda *arguments: scored.append(1) or score(*arguments))
     folder = run(short(*ASKED, *course, "eval.devices=3", f"output_root={tmp_path / 'shared'}"))
     assert {name.rpartition("-")[0] for name in patient} >= {"unlearned", "base"}
     assert len((folder / "course.jsonl").read_text().splitlines()) == 3
     assert not (folder / "partial").exists()
     assert_equal_results(folder, alone)
-    shared = len(scored)
     again = evaluate_run(RunFolder(folder), [*ASKED, "eval.seed=1", "eval.devices=2"])
-    assert len(scored) > shared
     assert_equal_results(again, evaluate_run(RunFolder(alone), [*ASKED, "eval.seed=1"]))
 
 
@@ -84,8 +78,9 @@ def test_what_a_process_that_dies_had_begun_is_computed_here(short, alone, patie
 
     def announced(self, task):
         wait(self, task)
-        os.kill(self._processes[0].pid, signal.SIGKILL)
-        self._processes[0].wait()
+        if self._processes[0].poll() is None:
+            os.kill(self._processes[0].pid, signal.SIGKILL)
+            self._processes[0].wait()
 
     monkeypatch.setattr(Others, "announce", announced)
     folder = run(short(*ASKED, "eval.devices=2", f"output_root={tmp_path / 'shared'}"))
@@ -152,7 +147,7 @@ def test_more_devices_than_there_are_is_told_at_the_start(short, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     with pytest.raises(UserError, match=r"eval\.devices=3 is not allowed: of 2 GPUs, 2 can share an evaluation"):
         run(short("eval.devices=3"))
-    with pytest.raises(UserError, match=r"of which 1 can share an evaluation with model\.device=balanced"):
+    with pytest.raises(UserError, match=r"of 2 GPUs, 1 can share an evaluation with model\.device=balanced"):
         run(short("eval.devices=2", "model.device=balanced"))
     with pytest.raises(UserError, match=r"eval\.devices=0 is not allowed"):
         short("eval.devices=0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,6 +23,8 @@ from unlearn.records.samples import Sample
 from unlearn.records.scores import Score
 from unlearn.screen import say
 
+# lm-eval would fork this process, with its threads, for the bootstrap of standard errors; the draws are the same.
+os.environ.setdefault("DISABLE_MULTIPROC", "1")
 STDERR_DRAWS = 100  # bootstrap samples for standard errors without a closed form (accuracy has one)
 UNJUDGED = ("alias", "sample_len")  # entries of lm-eval's results that are no metrics
 

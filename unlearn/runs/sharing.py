@@ -31,7 +31,7 @@ from unlearn.runs.inputs import Inputs, load_evaluation_inputs, make_evaluator
 from unlearn.screen import say
 
 if TYPE_CHECKING:
-    from unlearn.evaluation.evaluator import Evaluator, Task
+    from unlearn.evaluation.evaluator import Evaluator, Task  # in annotations
 
 CODE = Path(__file__).parents[2]  # the folder that holds the package
 
@@ -142,10 +142,14 @@ def main() -> None:
 
 def _read_tasks(tasks: SimpleQueue[Task]) -> None:
     """Queue the announced tasks. At the end of stdin, end this process at once: its results are in the journals."""
-    for line in sys.stdin:
-        message = json.loads(line)
-        tasks.put(Task([(delta, partial) for delta, partial in message["models"]], message["course"]))
-    os._exit(0)
+    from unlearn.evaluation.evaluator import Task  # imports lm-eval, which takes seconds
+
+    try:
+        for line in sys.stdin:
+            message = json.loads(line)
+            tasks.put(Task([(delta, partial) for delta, partial in message["models"]], message["course"]))
+    finally:
+        os._exit(0)
 
 
 if __name__ == "__main__":
