@@ -65,7 +65,9 @@ def test_a_multimodal_checkpoint_is_trained_asked_and_exported(short, tmp_path):
     tokenizer.save_pretrained(base)
     (base / "preprocessor_config.json").write_text('{"image_processor_type": "Gemma3ImageProcessor"}')
     model = (f"model.path={base}", "model.num_layers=6", "model.layer=3", "model.name=tiny")
-    folder = run(short(*model, "eval=toy", "eval.limit=3", "eval.maxlogit.tokens=2", "train.lr=1e-2"))
+    folder = run(
+        short(*model, "eval=toy", "eval.for_model=null", "eval.limit=3", "eval.maxlogit.tokens=2", "train.lr=1e-2")
+    )
     metrics = read_metrics(folder)
     assert {"base/toy_retain/default/acc", "unlearned/toy_retain/perturbed/acc"} <= metrics.keys()
     out = tmp_path / "exported"
@@ -232,16 +234,16 @@ def test_own_corpora_and_any_number_of_topics(short, tmp_path):
     for name in ("a", "b", "c"):
         file = write_jsonl(tmp_path / f"{name}.jsonl", [{"text": f"soil blossom {name}"}] * 8)
         topics.append(f"+data.topics.{name}={{forget: {file}, retain: {retain}, max_length: 8}}")
-    folder = run(short("data=jsonl", *topics, "train.steps=4"))
+    folder = run(short("data=jsonl", "data.held_out=0", *topics, "train.steps=4"))
     assert [line["topic"] for line in read_jsonl(folder / "train.jsonl")] == ["a", "b", "c", "a"]
 
 
 def test_other_data_under_the_same_name_are_not_taken_for_the_same_run(short, tmp_path):
     file = write_jsonl(tmp_path / "a.jsonl", [{"text": "soil blossom"}] * 16)
-    overrides = ("data=jsonl", f"+data.topics.a={{forget: {file}, retain: {file}, max_length: 8}}")
+    overrides = ("data=jsonl", "data.held_out=0", f"+data.topics.a={{forget: {file}, retain: {file}, max_length: 8}}")
     run(short(*overrides))
     write_jsonl(file, [{"text": "river ruler"}] * 16)
-    with pytest.raises(UserError, match=r"other inputs \(they differ in data\.a\.forget, data\.a\.retain\)"):
+    with pytest.raises(UserError, match=r"other inputs; they differ in data\.a\.forget, data\.a\.retain"):
         run(short(*overrides))
 
 

@@ -688,7 +688,7 @@ def test_a_log_that_is_no_file_does_not_hang_the_report(tmp_path):
 def test_options_that_do_not_go_together(grid, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["report", str(grid), "--table", "table_1"])
-    assert "goes with" in capsys.readouterr().err
+    assert "--table needs --format" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="published: no such table"):
         main(["report", str(grid), "--format", "md", "--table", "published"])
 

@@ -217,7 +217,7 @@ def test_the_attacked_run_must_be_finished_and_keeps_its_training(finished, tmp_
     planned = plan(["pruning"], [])
     with pytest.raises(UserError, match="no finished run"):
         attack([tmp_path], planned, [])
-    with pytest.raises(UserError, match=r"method=rsv: .* only eval"):
+    with pytest.raises(UserError, match=r"method=rsv is not allowed: .* only eval"):
         attack([finished], planned, ["method=rsv"])
 
 

@@ -69,4 +69,4 @@ def test_a_model_of_the_hub_is_known_by_its_commit_and_runs_offline(tmp_path):
         done = subprocess.run([sys.executable, *command, *job], cwd=ROOT, env=offline, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     [record] = (tmp_path / "runs").glob("*/run.json")
-    assert json.loads(record.read_text())["inputs"]["checkpoint"] == commit
+    assert json.loads(record.read_text())["inputs"]["model"] == commit

@@ -100,7 +100,7 @@ def test_a_run_and_its_export_are_the_same(short, tmp_path):
         main(["attack", str(folders[1]), "attack=lens"])
     assert "attacks change weights, on one device only. Add e.g. model.device=auto." in str(told.value)
     main(["attack", str(folders[1]), "attack=lens", "model.device=cpu", "model.max_memory=null"])
-    assert list((folders[1] / "attacks").glob("lens-*.json"))
+    assert list((folders[1] / "attacks").glob("lens-*/scores.parquet"))
 
 
 @pytest.mark.parametrize("family", ["gemma3", "gpt2", "llama4", "mixtral"])  # towers, tied heads, experts
@@ -129,7 +129,7 @@ def test_what_cannot_be_spread_is_refused(short):
         UserError, match=r"not allowed with method=npo, which trains through the whole model on one device"
     ):
         run(short("method=npo", *MOST))
-    with pytest.raises(UserError, match=r"model\.max_memory needs model\.device=balanced, and model\.device=auto\."):
+    with pytest.raises(UserError, match=r"model\.max_memory needs model\.device=balanced, but model\.device=auto\."):
         short("model.max_memory={cpu:1GiB}")
     with pytest.raises(UserError, match=r"model\.max_memory=\{gpu:1GiB\} is not allowed: .* \{0:40GiB,cpu:100GiB\}"):
         short("model.device=balanced", "model.max_memory={gpu:1GiB}")

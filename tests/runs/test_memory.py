@@ -120,7 +120,7 @@ def test_a_model_that_does_not_fit_is_told_before_it_is_loaded(short, monkeypatc
     with pytest.raises(UserError) as told:
         load_evaluation_inputs(config)
     assert str(told.value).startswith("eval: the whole model takes 0.0 GB in torch.float32, but cpu has 0.0 GB.")
-    assert "model.device=balanced spreads it" in str(told.value)
+    assert "Set model.device=balanced to spread it" in str(told.value)
     load_evaluation_inputs(short("eval=toy", "model.device=balanced"))
     there = whole
     load_evaluation_inputs(config)
@@ -159,4 +159,4 @@ def test_of_a_pack_only_the_runs_that_do_not_fit_alone_are_refused(short, shape,
     monkeypatch.setattr(memory, "TOO_HIGH", 0)
     errors = {name: o.error for name, o in zip(methods, run_together([*configs.values()]), strict=True)}
     assert errors["rmu"] is None
-    assert str(errors["npo"]).startswith("train: about")
+    assert str(errors["npo"]).startswith("train: this needs about")

@@ -108,7 +108,8 @@ def test_a_run_that_is_forced_starts_over_and_its_requeued_job_does_not(short, m
 def test_a_changed_text_starts_over(short, tmp_path, monkeypatch):
     text = tmp_path / "text.txt"
     text.write_text("soil blossom river\n" * 40)
-    job = ("data=jsonl", f"+data.topics.a={{forget: {text}, retain: {text}, max_length: 16}}", "train.steps=6")
+    topic = f"+data.topics.a={{forget: {text}, retain: {text}, max_length: 16}}"
+    job = ("data=jsonl", "data.held_out=0", topic, "train.steps=6")
     config = short(*job, "train.checkpoint_every=2")
     interrupted(config, 4, monkeypatch)
     text.write_text("river ruler harbour\n" * 40)
@@ -171,7 +172,7 @@ def test_an_interrupted_evaluation_does_not_repeat_what_was_scored(short, tmp_pa
     job = (
         "eval=toy",
         "eval.limit=4",
-        "eval.tokens_per_batch=300",
+        "eval.tokens_per_batch=120",
         "eval.maxlogit.tokens=2",
         "eval.maxlogit.roles=[near]",
         "eval.maxlogit.queries=[default]",

@@ -313,12 +313,13 @@ def test_what_is_finished_is_seen_without_loading_anything(short, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("soil blossom river\n" * 12)
     topic = f"+data.topics.a={{forget: {text}, retain: {text}, max_length: 16}}"
-    config = short("data=jsonl", topic)
+    topic = (topic, "data.held_out=0", "eval=none")
+    config = short("data=jsonl", *topic)
     assert not finished(config)
     folder = run(config)
     assert finished(config)
-    assert not finished(short("data=jsonl", topic, "seed=1"))
-    assert not finished(short("data=jsonl", topic, "train.force=true"))
+    assert not finished(short("data=jsonl", *topic, "seed=1"))
+    assert not finished(short("data=jsonl", *topic, "train.force=true"))
     config.attacks = ["lens"]  # its files are not looked for
     assert not finished(config)
     config.attacks = []
