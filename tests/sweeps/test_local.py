@@ -21,7 +21,7 @@ from unlearn.sweeps.local import chosen_devices, spread
 from unlearn.sweeps.packs import packs
 from unlearn.sweeps.sweep import Sweep
 
-GRID = ("tracker=none", "eval.subset=40", "train.steps=12", "seed=0,1,2,3,4,5")
+GRID = ("tracker=none", "eval.subset=40", "train.steps=60", "seed=0,1,2,3,4,5")
 SLURM = {"pack_size": None, "wait": True, "dry_run": False, "python": None}  # keys of the default launcher
 DEVICES = ("hydra/launcher=local", "hydra.launcher.devices=[5,7]")
 

@@ -150,7 +150,7 @@ def job_folder(sweep, number):
 @pytest.mark.slow  # alone retries the jobs of a real sweep
 def test_the_view_and_the_retry_of_a_sweep_that_ran_here(tmp_path):
     good = tmp_path / "good.jsonl"
-    arguments = (*QUICK, f"output_root={tmp_path}", "data=jsonl", "rna.nu=0.01,0.02")
+    arguments = (*QUICK, f"output_root={tmp_path}", "data=jsonl", "data.held_out=0", "rna.nu=0.01,0.02")
     named = os.path.relpath(good, ROOT)  # from where the sweep is started, and not from where it is retried
     topic = f"+data.topics.a={{forget: {named}, retain: {named}, max_length: 16}}"
     done = launch(*arguments, topic)
