@@ -21,7 +21,7 @@ from unlearn.sweeps.local import chosen_devices, spread
 from unlearn.sweeps.packs import packs
 from unlearn.sweeps.sweep import Sweep
 
-GRID = ("tracker=none", "eval.subset=40", "train.steps=60", "seed=0,1,2,3,4,5")
+GRID = ("tracker=none", "eval.subset=40", "train.steps=12", "seed=0,1,2,3,4,5")
 SLURM = {"pack_size": None, "wait": True, "dry_run": False, "python": None}  # keys of the default launcher
 DEVICES = ("hydra/launcher=local", "hydra.launcher.devices=[5,7]")
 
@@ -213,7 +213,7 @@ def assert_equal_runs(runs, others):
 def test_a_process_that_dies_fails_alone_and_the_same_command_completes_the_grid(tmp_path):
     runs = tmp_path / "runs"
     launcher = start(*DEVICES, *GRID, f"output_root={tmp_path}", f"hydra.sweep.dir={tmp_path / '1'}")
-    worker_of(launcher, "MIG-a", runs).kill()
+    worker_of(launcher, "7", runs).kill()
     _, told = launcher.communicate()
     assert launcher.returncode == 1
     log = tmp_path / "1/logs/3.log"
