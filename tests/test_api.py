@@ -216,17 +216,16 @@ def test_a_finished_runs_folder_imports_no_code(short, tmp_path, monkeypatch):
     assert config.method["_target_"] == "trap.Opposite"
 
 
-def test_the_scripts_and_the_notebook_of_the_examples_run(capsys):
+def test_the_scripts_and_the_notebook_of_the_examples_run(capsys, tmp_path):
     for file, arguments in (("own_method.py", {"steps": 2}), ("unlearn_in_memory.py", {"steps": 2, "questions": 8})):
         runpy.run_path(str(ROOT / "examples" / file))["main"](**arguments)
     assert "model.safetensors" in capsys.readouterr().out
     notebook = json.loads((ROOT / "examples" / "unlearn.ipynb").read_text())
     assert all(cell.get("outputs", []) == [] for cell in notebook["cells"])
-    names: dict = {}
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "code":
-            source = "".join(cell["source"]).replace("STEPS, QUESTIONS = 100, 40", "STEPS, QUESTIONS = 2, 8")
-            exec(compile(ast.parse(source), "unlearn.ipynb", "exec"), names)
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    script = tmp_path / "notebook.py"
+    script.write_text("\n".join(cells).replace("STEPS, QUESTIONS = 100, 40", "STEPS, QUESTIONS = 2, 8"))
+    names = runpy.run_path(str(script))
     assert names["table"].shape == (4, 3)
 
 

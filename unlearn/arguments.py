@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeGuard
 
 from unlearn.errors import UserError, nearest
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
     """Whether a value is an int or a float, and not a truth value."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def check_number(name: str, value: object, *, above: float | None = None, at_least: float | None = None) -> None:
     """Raise UserError unless the value is a finite number in this range."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
+    if not is_number(value):
         raise UserError(f"{name}={value!r} is not allowed: it must be a number.")
     in_range = (above is None or value > above) and (at_least is None or value >= at_least)
     if not (math.isfinite(value) and in_range):

@@ -6,10 +6,9 @@ import sys
 import pytest
 
 from unlearn.config import schema
-from unlearn.config.documents import check_documents, documents_needed
+from unlearn.config.documents import check_documents
 from unlearn.config.identity import identity, run_folder, run_name
 from unlearn.config.schema import unshared
-from unlearn.data import batches
 from unlearn.errors import UserError, nearest
 from unlearn.models import architectures
 
@@ -290,9 +289,3 @@ def test_files_with_too_few_lines_are_refused_before_they_are_read(conf, tmp_pat
     check_documents(conf(*own, "data.held_out=3", "data.on_exhausted=cycle"))
     with pytest.raises(UserError, match=r"a\.jsonl has 12 lines"):
         check_documents(conf(*own, "data.held_out=12", "data.on_exhausted=cycle"))
-
-
-def test_the_documents_of_the_check_are_those_of_training(conf):
-    """`unlearn.config` must not import `unlearn.data`, so the formula stands twice."""
-    config = conf("train.steps=7", "train.batch_size=3")
-    assert documents_needed(config) == batches.documents_needed(7, 3, 2)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, write_jsonl
-from unlearn.data.batches import batches, documents_needed, pad
+from unlearn.data.batches import batches, pad
 from unlearn.data.corpora import (
     Reading,
     Topic,
@@ -24,6 +24,7 @@ from unlearn.data.corpora import (
     load_texts,
     load_topic,
 )
+from unlearn.data.counting import documents_needed
 from unlearn.errors import UserError
 from unlearn.evaluation.questions import load_questions
 from unlearn.models.loading import Source, load_tokenizer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ import pandas as pd
 
 from unlearn.analysis.collect import Run, collect
 from unlearn.records.samples import sample_frame
-from unlearn.records.scores import score_frame
+from unlearn.records.scores import flat, score_frame
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Results:
     @cached_property
     def settings(self) -> list[str]:
         """Dotted keys in which the finished runs differ, beside method, nu and seed, which are always there."""
-        described = [flat_settings(run.identity) for run in self._done]
+        described = [flat(run.identity, ".") for run in self._done]
         keys = dict.fromkeys(key for settings in described for key in settings)
         always = ("method.name", "rna.nu", "seed")
         return [key for key in keys if key not in always and len({str(s.get(key)) for s in described}) > 1]
@@ -61,7 +61,7 @@ class Results:
         return [run for run in self.found if run.done]
 
     def _settings_of(self, run: Run) -> dict[str, Any]:
-        settings = flat_settings(run.identity)
+        settings = flat(run.identity, ".")
         first = {"method": settings.get("method.name"), "nu": settings.get("rna.nu"), "seed": settings.get("seed")}
         return first | {key: settings.get(key) for key in self.settings}
 
@@ -78,17 +78,6 @@ class Results:
 
 def _place(run: Run) -> dict[str, str]:
     return {"run": run.folder.name, "folder": str(run.folder)}
-
-
-def flat_settings(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested configuration under dotted keys."""
-    settings: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            settings |= flat_settings(value, f"{prefix}{key}.")
-        else:
-            settings[f"{prefix}{key}"] = value
-    return settings
 
 
 def results(folders: str | Path | Sequence[str | Path]) -> Results:

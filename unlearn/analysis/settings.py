@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 
 from unlearn.analysis.collect import OF_QUESTIONS, Run
-from unlearn.analysis.results import flat_settings
 from unlearn.arguments import is_number
+from unlearn.records.scores import flat
 from unlearn.storage.hashing import json_sha256
 
 METHODS = {
@@ -127,7 +127,7 @@ def _keys(run: Run) -> dict[str, Any]:
     """The dotted keys of a run's configuration that determine its result, numbers as floats: c=3 and c=3.0 are one."""
     keys = {}
     asked = tuple(f"eval.{key}" for key in OF_QUESTIONS)
-    for key, value in flat_settings(run.identity).items():
+    for key, value in flat(run.identity, ".").items():
         if not key.startswith(UNNAMED) or key in asked:
             keys[key] = json.dumps(value) if isinstance(value, list) else float(value) if is_number(value) else value
     if not keys.get("rna.nu", 1):  # without noise, its other keys have no meaning

@@ -113,8 +113,3 @@ def padding_id(tokenizer: PreTrainedTokenizerBase | None, vocabulary: int) -> in
     ids = () if tokenizer is None else (tokenizer.pad_token_id, tokenizer.eos_token_id)
     # A tokenizer may have more ids than the model, with [PAD] added.
     return next((i for i in ids if i is not None and i < vocabulary), 0)
-
-
-def documents_needed(steps: int, batch_size: int, topics: int) -> int:
-    """The most documents that training takes from a corpus."""
-    return -(-steps // topics) * batch_size

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from unlearn.data.counting import too_few
 from unlearn.data.formats import NOTHING, Row, read_rows
 from unlearn.errors import UserError
 from unlearn.screen import say
@@ -154,12 +155,8 @@ def load_topic(
         texts = load_texts(path, key, tokenizer, max_length=length, documents=documents, reading=reading)
         available = texts.size - held_out
         if available <= 0 or (available < documents and on_exhausted == "error"):
-            kept_back = f" and data.held_out={held_out} more are kept back" if held_out else ""
-            raise UserError(
-                f"{key}: the corpus has {texts.size} documents, but training needs {documents}{kept_back}. Lower "
-                f"{'data.held_out, ' if held_out else ''}train.steps or train.batch_size, or set "
-                "data.on_exhausted=cycle to start over."
-            )
+            count = f"the corpus has {texts.size} documents"
+            raise UserError(too_few(key, count, texts.size, documents, held_out))
         return replace(texts, rows=texts.rows[:available])
 
     forgotten, retained = loaded("forget", forget, max_length), loaded("retain", retain, retain_max_length)

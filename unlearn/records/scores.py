@@ -126,12 +126,12 @@ def nested(scores: Iterable[Score]) -> Metrics:
     return metrics
 
 
-def flat(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested metrics under names joined by slashes, as W&B wants them."""
+def flat(tree: Mapping[str, Any], separator: str = "/", prefix: str = "") -> dict[str, Any]:
+    """The values of nested dictionaries under joined names: slashes as W&B wants them, dots as in configurations."""
     names: dict[str, Any] = {}
-    for key, value in metrics.items():
+    for key, value in tree.items():
         if isinstance(value, Mapping):
-            names |= flat(value, f"{prefix}{key}/")
+            names |= flat(value, separator, f"{prefix}{key}{separator}")
         else:
             names[f"{prefix}{key}"] = value
     return names

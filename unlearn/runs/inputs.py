@@ -12,8 +12,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from unlearn.config.schema import Config
-from unlearn.data.batches import documents_needed, padding_id
+from unlearn.data.batches import padding_id
 from unlearn.data.corpora import Reading, Texts, Topic, check_rows, load_texts, load_topic
+from unlearn.data.counting import documents_needed
 from unlearn.errors import UserError
 from unlearn.evaluation.journal import ALONE, Sharing
 from unlearn.methods.make import needs_logits

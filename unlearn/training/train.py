@@ -12,8 +12,9 @@ import torch
 from tqdm.auto import tqdm
 
 from unlearn.arguments import check_choice, check_integer, check_number
-from unlearn.data.batches import Batch, batches, documents_needed
+from unlearn.data.batches import Batch, batches
 from unlearn.data.corpora import Topic, check_rows
+from unlearn.data.counting import documents_needed
 from unlearn.data.topics import Corpus, check_enough, make_topic, token_rows
 from unlearn.errors import UserError
 from unlearn.methods.method import Method
@@ -54,7 +55,7 @@ def begin(model: CutModel, setting: Setting, topics: Sequence[str], *, steps: in
     """A variant before its first step. `ahead` draws noise for all variants of a training."""
     setup = Setup(topics, model.dim, model.device, setting.seed, setting.alpha, mask, ahead)
     optimizer = setting.optimizer
-    variant = make_variant(
+    return make_variant(
         setting.method.objective(setup),
         model.frozen,
         lr=schedule(optimizer.schedule, setting.lr, steps),
@@ -63,9 +64,9 @@ def begin(model: CutModel, setting: Setting, topics: Sequence[str], *, steps: in
         weight_decay=optimizer.weight_decay,
         precision=optimizer.precision,
         optimizer=optimizer.name,
+        method=setting.method,
+        model=model,
     )
-    variant.method, variant.model = setting.method, model
-    return variant
 
 
 def is_padded_left(mask: str) -> bool:

@@ -108,13 +108,15 @@ def make_variant(
     weight_decay: float,
     precision: str,
     optimizer: str,
+    method: Method | None = None,
+    model: CutModel | None = None,
 ) -> Variant:
     """A variant that starts from the frozen matrices.
 
     `optimizer` is a name in `unlearn.training.optimizer.OPTIMIZERS`; `lr` one rate for all steps, or the rate of each.
 
     `precision` "master" trains float32 copies of the matrices; "model" trains in the model's dtype, where updates
-    below half a unit in the last place are lost.
+    below half a unit in the last place are lost. `method` and `model` are those of the variant.
     """
     weights = {
         n: w.detach().to(torch.float32 if precision == "master" and w.element_size() < 4 else w.dtype, copy=True)
@@ -126,4 +128,4 @@ def make_variant(
     update = OPTIMIZERS[optimizer](
         weights.values(), lr=rate(0), betas=betas, eps=eps, weight_decay=weight_decay, fused=True
     )
-    return Variant(objective, weights, update, rate)
+    return Variant(objective, weights, update, rate, method=method, model=model)

@@ -11,10 +11,10 @@ import pandas as pd
 from unlearn.analysis.collect import Run
 from unlearn.analysis.frames import MEAN, over_seeds, score_frame
 from unlearn.analysis.report.choose import Chosen, choose
-from unlearn.analysis.results import flat_settings
 from unlearn.analysis.settings import METHODS, Setting, missing_seeds, run_frame
 from unlearn.arguments import is_number
 from unlearn.errors import describe
+from unlearn.records.scores import flat
 
 LOSSES = ("forget_loss", "retain_loss")  # of the last logged step
 
@@ -125,7 +125,7 @@ class Material:
 
 def _order(run: Run) -> tuple[object, ...]:
     """Methods as the paper names them, then by coefficient, nu and seed."""
-    keys = flat_settings(run.identity)
+    keys = flat(run.identity, ".")
     method = str(keys.get("method.name", ""))
     place = list(METHODS).index(method) if method in METHODS else len(METHODS)
     numbers = [float(v) for k, v in sorted(keys.items()) if k.startswith("method.") and is_number(v)]
