@@ -26,7 +26,7 @@ from unlearn.runs.active import ActiveRun, open_run
 from unlearn.runs.folder import RunFolder
 from unlearn.runs.inputs import Inputs, load_inputs
 from unlearn.runs.memory import check_training_memory, must_recompute
-from unlearn.runs.sharing import open_evaluator, other_devices
+from unlearn.runs.sharing import check_devices, open_evaluator
 from unlearn.screen import say
 from unlearn.storage.files import check_space, check_writable
 from unlearn.storage.lock import FolderLock
@@ -62,7 +62,7 @@ def run(config: Config, hydra_folder: Path | None = None) -> Path:
 def run_together(
     configs: list[Config], hydra_folders: Sequence[Path | None] = (), show: ShowResult = show_result_line
 ) -> list[Outcome]:
-    """Run configurations that share model, data and schedule in one process, each as if it ran alone.
+    """Run configurations that share model, data, evaluation and steps in one process, each as if it ran alone.
 
     `show` prints the scores of each run when it is done.
 
@@ -71,7 +71,7 @@ def run_together(
     """
     shared = _shared(configs)
     check_writable(run_folder(shared).parent)
-    _ = other_devices(shared)  # are there
+    check_devices(shared)
     inputs = load_inputs(shared)
     _check_folders(configs)
     errors: dict[Path, Exception | None] = {}
@@ -122,7 +122,7 @@ def _check_folders(configs: list[Config]) -> None:
 
 
 def _shared(configs: list[Config]) -> Config:
-    """The configuration whose model, data and schedule all share. Raises UserError where they differ."""
+    """The configuration whose model, data, evaluation and steps all share. Raises UserError where they differ."""
     first, *others = configs
     differing = [key for other in others for key in unshared(first, other)]
     if differing:

@@ -369,7 +369,9 @@ def test_the_last_documents_are_held_out_from_training(tokenizer, tmp_path):
     whole = topic_of(tmp_path, tokenizer, texts).forget
     assert topic_of(tmp_path, tokenizer, texts, held_out=2).forget == whole
     assert topic_of(tmp_path, tokenizer, texts, held_out=3, on_exhausted="cycle").forget == whole[:1]
-    with pytest.raises(UserError, match=r"4 documents, but training needs 2 documents, and data\.held_out=3 more are kept back"):
+    with pytest.raises(
+        UserError, match=r"4 documents, but training needs 2 documents, and data\.held_out=3 more are kept back"
+    ):
         topic_of(tmp_path, tokenizer, texts, held_out=3)
     with pytest.raises(UserError, match=r"4 documents, but training needs 2 documents, and data\.held_out=4"):
         topic_of(tmp_path, tokenizer, texts, held_out=4, on_exhausted="cycle")

@@ -20,7 +20,7 @@ PERCENT = ("acc",)  # measures that are shown in percent
 DIGITS = 4  # of what is shown, behind the point
 
 
-def score_frame(runs: Sequence[Run]) -> pd.DataFrame:
+def scores_of_runs(runs: Sequence[Run]) -> pd.DataFrame:
     """A row for each score of each finished run, and for each role (task "mean" of its tasks).
 
     Columns: number (of the run), those of `PLACE` and `FIGURES`. `against` is "" for a value itself, whose interval is

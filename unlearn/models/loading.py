@@ -83,6 +83,10 @@ class Source:
             raise UserError(f"model.device={self.device}: this machine has no such device. Allowed: {allowed}.")
         return torch.device(self.device)
 
+    def check_device(self) -> None:
+        """Raise UserError if this machine lacks the device."""
+        _ = self.torch_device
+
     @property
     def torch_dtype(self) -> torch.dtype:
         """The dtype that `dtype` stands for on this device."""

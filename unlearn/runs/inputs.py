@@ -81,7 +81,7 @@ def load_inputs(config: Config, *, elsewhere: bool = False) -> Inputs:
     source = Source.of(config.model)
     if elsewhere:
         source = replace(source, device="cpu")
-    _ = source.torch_device  # is there
+    source.check_device()
     if source.torch_dtype == torch.float16:
         raise UserError(
             "model.dtype=float16 is not allowed in training, where small gradients would become zero. Set bfloat16 or "
@@ -109,7 +109,7 @@ def load_inputs(config: Config, *, elsewhere: bool = False) -> Inputs:
 def load_evaluation_inputs(config: Config) -> Inputs:
     """The inputs of an evaluation without training. Also raises UserError if the configuration has no evaluation."""
     source = Source.of(config.model)
-    _ = source.torch_device  # is there
+    source.check_device()
     load_config(source)
     check_weights(source, None)
     check_memory(config, source)

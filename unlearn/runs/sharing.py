@@ -70,6 +70,11 @@ def other_devices(config: Config) -> list[str | None]:
     return list(visible[1 : wanted or usable])
 
 
+def check_devices(config: Config) -> None:
+    """Raise UserError if `eval.devices` is more than there are."""
+    other_devices(config)
+
+
 class Others:
     """The other processes. The first announcement starts them."""
 

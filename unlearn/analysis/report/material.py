@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from unlearn.analysis.collect import Run
-from unlearn.analysis.frames import MEAN, over_seeds, score_frame
+from unlearn.analysis.frames import MEAN, over_seeds, scores_of_runs
 from unlearn.analysis.report.choose import Chosen, choose
 from unlearn.analysis.settings import METHODS, Setting, missing_seeds, run_frame
 from unlearn.arguments import is_number
@@ -135,7 +135,7 @@ def _order(run: Run) -> tuple[object, ...]:
 def gather(runs: Sequence[Run]) -> Material:
     """Make all frames of these runs."""
     runs = sorted(runs, key=_order)
-    about, scores = run_frame(runs), score_frame(runs)
+    about, scores = run_frame(runs), scores_of_runs(runs)
     means = over_seeds(scores, about)
     worlds = about[about["world"] != ""]["world"].value_counts()
     world = str(worlds.index[0]) if len(worlds) else ""
