@@ -74,5 +74,6 @@ def test_the_wheel_runs_evaluates_attacks_and_reports_without_a_network(unlearn,
 
 @pytest.mark.slow
 def test_the_wheel_starts_a_sweep_of_its_own_file(unlearn, tmp_path):
-    unlearn("run", "-m", "sweep=c_rmu", "model.grids.rmu_c='2,3'", "train.steps=1", "eval=none", "tracker=none")
+    grid = ("hydra/launcher=packed", "sweep=c_rmu", "model.grids.rmu_c='2,3'")
+    unlearn("run", "-m", *grid, "train.steps=1", "eval=none", "tracker=none")
     assert len(list((tmp_path / "outputs/runs").glob("*/delta.safetensors"))) == 2

@@ -1,9 +1,8 @@
 """A real language model on real texts: experiment=smollm2_real, in a few steps. Needs `make smollm2`."""
 
-import json
-
 import pytest
 
+from tests.conftest import read_metrics
 from unlearn.experiment import run
 
 
@@ -11,11 +10,7 @@ from unlearn.experiment import run
 def test_a_real_model_forgets_texts_it_was_not_trained_on_and_keeps_others(conf, tmp_path):
     few = ("train.steps=100", "eval.texts.documents=8", "eval.texts.words=60", "eval.queries=[default,perturbed]")
     asked = ("eval.asked_of={perturbed: [retain_text]}", "tracker=none", f"output_root={tmp_path}")
-    metrics = json.loads(
-        (
-            run(conf("experiment=smollm2_real", "method=adaptive_rmu", "rna=none", *few, *asked)) / "metrics.json"
-        ).read_text()
-    )
+    metrics = read_metrics(run(conf("experiment=smollm2_real", "method=adaptive_rmu", "rna=none", *few, *asked)))
     for corpus in ("microbiology", "security"):
         assert metrics[f"unlearned/forget_text_{corpus}/default/base_low"] > 1
     assert metrics["unlearned/retain_text_wikipedia/default/base_difference"] < 0.5

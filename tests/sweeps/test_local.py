@@ -221,7 +221,7 @@ def test_a_process_that_dies_fails_alone_and_the_same_command_completes_the_grid
     assert "Device 5: #0, #1, #2 done" in told
     assert f"Device 7: #3, #4, #5 failed; output: {log}" in told
     assert "3 of 6 jobs failed:" in told
-    assert f"#5 seed=5: its process on device 7 was ended by SIGKILL; output: {log}" in told
+    assert f"#3 and 2 more: its process on device 7 was ended by SIGKILL; output: {log}" in told
     sweep = Sweep.open(tmp_path / "1")
     assert [state.name for state in sweep.states().values()] == ["done"] * 3 + ["failed"] * 3
     assert devices_of(sweep) == ["5"] * 3 + ["7"] * 3

@@ -86,18 +86,17 @@ class Run:
 
     def samples(self) -> Sequence[Sample]:
         """What its models made of every question and text. Raises UserError for a file that cannot be read."""
-        places = [(e, roles) for e, roles in _counted(self.evaluations) if (e.folder / SAMPLES).is_file()]
-        files = [(e.folder, (e.folder / SAMPLES).stat().st_mtime_ns, frozenset(roles)) for e, roles in places]
-        return _samples(tuple(files))
+        places = [(e, roles) for e, roles in _asked_otherwise(self.evaluations) if (e.folder / SAMPLES).is_file()]
+        return _samples(tuple((e.folder, (e.folder / SAMPLES).stat().st_mtime_ns, roles) for e, roles in places))
 
 
 @lru_cache(maxsize=16)  # several figures are of the same runs
 def _samples(files: tuple[tuple[Path, int, frozenset[str]], ...]) -> Sequence[Sample]:
-    """The samples of evaluations, each question once, of the roles that count; the time of a file tells its state."""
+    """The samples of evaluations, each question once, without these roles; the time of a file tells its state."""
     samples: dict[tuple[object, ...], Sample] = {}
-    for folder, _, roles in files:
+    for folder, _, left_out in files:
         for sample in read_samples(folder):
-            if sample.role in roles:
+            if sample.role not in left_out:
                 key = (sample.model, sample.role, sample.task, sample.query, sample.id)
                 first = samples.setdefault(key, sample)
                 if first.maxlogits is None and sample.maxlogits and first.question == sample.question:
@@ -113,22 +112,22 @@ def _settings(evaluation: Evaluation, role: str) -> list[Any]:
     return [*(evaluation.config.get(key) for key in OF_QUESTIONS), texts if is_text else None]
 
 
-def _counted(evaluations: Sequence[Evaluation]) -> list[tuple[Evaluation, set[str]]]:
-    """Each evaluation, and the roles that count in it: those that it asked as the first one did that asked them.
+def _asked_otherwise(evaluations: Sequence[Evaluation]) -> list[tuple[Evaluation, frozenset[str]]]:
+    """Each evaluation, and the roles that an earlier one had asked with other tasks or settings.
 
-    Other tasks or settings would make figures of a run that are not of the same questions. They stay in their folder.
+    They do not count: a run's figures of a role are all of the same questions. They stay in their evaluation's folder.
     """
     first: dict[str, Evaluation] = {}
-    counted = []
+    otherwise = []
     for evaluation in evaluations:
         roles = set()
         for role, tasks in evaluation.roles.items():
             if tasks:
                 other = first.setdefault(role, evaluation)
-                if other.roles[role] == tasks and _settings(other, role) == _settings(evaluation, role):
+                if other.roles[role] != tasks or _settings(other, role) != _settings(evaluation, role):
                     roles.add(role)
-        counted.append((evaluation, roles))
-    return counted
+        otherwise.append((evaluation, frozenset(roles)))
+    return otherwise
 
 
 def collect(folders: Sequence[Path]) -> list[Run]:
@@ -177,27 +176,22 @@ def read_run(folder: Path) -> Run:
         if record.get("status") != "done":
             return Run(folder, "unfinished", "not finished, or interrupted", record)
         evaluations = evaluations_of(folder, record)
-        scores, why = _scores(evaluations)
-        return Run(folder, "done", why, record, scores, evaluations)
+        return Run(folder, "done", "", record, _scores(evaluations), evaluations)
     except UserError as error:
         return Run(folder, "corrupt", str(error))
 
 
-def _scores(evaluations: Sequence[Evaluation]) -> tuple[list[Score], str]:
-    """The scores of all evaluations, each once, and a sentence about those left out, which are no finite numbers.
-
-    Raises UserError for a file that cannot be read.
-    """
+def _scores(evaluations: Sequence[Evaluation]) -> list[Score]:
+    """The scores of all evaluations, each once. Raises UserError for a file that cannot be read and for no number."""
     scores: dict[tuple[object, ...], Score] = {}
-    problems = []
-    for evaluation, roles in _counted(evaluations):
+    for evaluation, left_out in _asked_otherwise(evaluations):
         for score in read_scores(evaluation.folder):
             if not math.isfinite(score.value):
-                problems.append(f"{score.model}, {score.task}, {score.query}, {score.measure}: {score.value}")
-            elif score.role in roles:
+                what = ", ".join((score.model, score.task, score.query, score.measure))
+                raise UserError(f"{evaluation.folder}: {what} is no finite number: {score.value}")
+            if score.role not in left_out:
                 scores.setdefault(tuple(getattr(score, column) for column in KEY), score)
-    why = f"{len(problems)} scores are no finite numbers and are left out ({problems[0]})" if problems else ""
-    return list(scores.values()), why
+    return list(scores.values())
 
 
 def _at(tree: Any, key: str) -> Any:
