@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-from omegaconf import OmegaConf
 
 from unlearn.config.schema import Config, as_float
 from unlearn.methods.make import is_built_in, own_file
@@ -22,8 +21,7 @@ def identity(config: Config) -> dict[str, Any]:
 
     Files that paths lead to are identified by their hashes, which the run records and verifies.
     """
-    plain = OmegaConf.to_container(OmegaConf.structured(config))
-    assert isinstance(plain, dict)
+    plain = asdict(config)
     model, data, evaluation = plain["model"], plain["data"], plain["eval"]
     for key in ("path", "gguf_file", "device", "max_memory", "num_layers", "trust_remote_code"):
         model.pop(key)
