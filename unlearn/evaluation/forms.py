@@ -36,11 +36,14 @@ def with_documents(task: Task, change: Callable[..., dict[str, Any]]) -> Task:
     Few-shot examples stay.
     """
     split = task.config.test_split or task.config.validation_split
-    documents = [change(d, task=task.task_name, question=i) for i, d in enumerate(task.eval_docs)]
+    rows = task.eval_docs
+    if isinstance(rows, datasets.Dataset):
+        rows = rows.to_list()  # many times faster than a row at a time
+    documents = [change(row, task=task.task_name, question=i) for i, row in enumerate(rows)]
     other = copy.copy(task)
     other._config = copy.copy(task._config)
     other._config.process_docs = None  # eval_docs has applied it
-    other.dataset = datasets.DatasetDict({**task.dataset, split: datasets.Dataset.from_list(documents)})
+    other.dataset = {**task.dataset, split: documents}
     return other
 
 
