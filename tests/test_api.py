@@ -127,6 +127,7 @@ def test_a_model_in_memory_and_token_ids(tiny_llama):
         ({"lr": -1}, "^lr=-1 is not allowed: it must be a finite number > 0"),
         ({"lr": [1e-3, 1e-3]}, "^lr has 2 values for 1 methods"),
         ({"alpha": {"cyber": 1.0}}, "^alpha has no value for topic 'bio'"),
+        ({"optimizer": "adamw"}, r"^optimizer='adamw' is not allowed: it must be Optimizer"),
         ({"mask": "paddin"}, "^mask=paddin is not allowed. Did you mean 'padding'"),
         ({"steps": 9}, "^topic bio, forget: there are 8 texts, but training needs 36"),
         ({"topics": {}}, "^topics is empty"),
@@ -195,7 +196,7 @@ def test_a_method_in_the_users_own_file_by_the_command_line(short, tmp_path, mon
         run(short("method._target_=my_method.Opposite", "method.c=0.5", *lengths))
     with pytest.raises(UserError, match=r"^method\.c=-1 is not allowed"):
         short("method._target_=my_method.Opposite", "method.c=-1")
-    with pytest.raises(UserError, match=r"^method\.norm: unknown key\. Opposite takes: c"):
+    with pytest.raises(UserError, match=r"^method\.norm: unknown key\. Opposite takes: c\. ~method\.norm takes out"):
         short("method._target_=my_method.Opposite", "method.c=1", "+method.norm=sample")
     (tmp_path / "broken.py").write_text("1 / 0")
     with pytest.raises(UserError, match=r"broken\.py cannot be imported: ZeroDivisionError"):

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from unlearn.config.compose import CONF
 from unlearn.config.schema import Config
 from unlearn.errors import UserError, nearest
+from unlearn.methods.make import BUILT_IN, is_built_in
 
 MERGING = "Error merging override "  # Hydra's words for an override whose value is of a wrong type
 
@@ -52,7 +53,8 @@ def _hint(message: str) -> str:
     if match := re.search(r"Could not find '([\w/]+)/([^/']+)'", message):
         group, name = match.groups()
         options = sorted(file.stem for file in (CONF / group).glob("*.yaml"))
-        return f"{group}={name}: no such option.{nearest(name, options)} Allowed: {', '.join(options)}."
+        default = " Where no eval is given, it has the name of data." if group == "eval" else ""
+        return f"{group}={name}: no such option.{nearest(name, options)} Allowed: {', '.join(options)}.{default}"
     return ""
 
 
@@ -61,6 +63,8 @@ def _unknown_key(key: str, composed: DictConfig | dict[str, Any]) -> str:
     if new := _new_entry(key, composed):
         return new
     group, _, rest = key.partition(".")
+    if group == "method" and not is_built_in(_target(composed)):
+        return f"{key}: there is no such key yet. +{key}=VALUE adds an argument of a class of your own."
     owners = [file.stem for file in sorted((CONF / group).glob("*.yaml")) if rest in yaml.safe_load(file.read_text())]
     if owners:
         return f"{key} exists only with {', '.join(f'{group}={owner}' for owner in owners)}."
@@ -68,6 +72,11 @@ def _unknown_key(key: str, composed: DictConfig | dict[str, Any]) -> str:
     keys = [other for other in [*_keys(composed), *groups] if other.startswith("hydra.") == key.startswith("hydra.")]
     same_name = [other for other in keys if other.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
     return f"{key}: unknown key.{nearest(key, same_name) or nearest(key, keys)}"
+
+
+def _target(composed: DictConfig | dict[str, Any]) -> str:
+    method = composed.get("method") or {}
+    return str(method.get("_target_", BUILT_IN))
 
 
 def _new_entry(key: str, composed: Any) -> str:

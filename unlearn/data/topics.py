@@ -40,7 +40,7 @@ def token_rows(
     corpus: Corpus, key: str, tokenizer: PreTrainedTokenizerBase | None, max_length: int, documents: int
 ) -> Texts:
     """The token ids of the first `documents` texts. `key` names the corpus in error messages."""
-    if not isinstance(corpus, (str, Path)) and corpus and not isinstance(corpus[0], str):
+    if not isinstance(corpus, (str, Path)) and len(corpus) > 0 and not isinstance(corpus[0], str):
         return _given_ids(corpus, key, max_length, documents)
     if tokenizer is None:
         raise UserError(f"{key}: texts need a tokenizer: CutModel(model, layer, tokenizer=tokenizer).")
@@ -50,7 +50,7 @@ def token_rows(
 
 
 def _given_ids(texts: Sequence[Any], key: str, max_length: int, documents: int) -> Texts:
-    rows = [list(ids)[:max_length] for ids in texts[:documents]]
+    rows = [list(ids)[:max_length] if isinstance(ids, Sequence) else [] for ids in texts[:documents]]
     for index, row in enumerate(rows):
         if not row or not all(isinstance(token, int) for token in row):
             raise UserError(f"{key}: text {index} is neither a string nor a list of token ids.")

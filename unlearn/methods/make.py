@@ -116,7 +116,8 @@ def _check_keys(cls: type[Method], arguments: Mapping[str, Any]) -> None:
     for key, value in arguments.items():
         if key not in taken:
             allowed = ", ".join(taken) or "none"
-            raise UserError(f"method.{key}: unknown key.{nearest(key, taken)} {cls.__name__} takes: {allowed}.")
+            based = "" if cls.__module__.startswith(BUILT_IN) else f" ~method.{key} takes it out."
+            raise UserError(f"method.{key}: unknown key.{nearest(key, taken)} {cls.__name__} takes: {allowed}.{based}")
         if isinstance(value, (dict, list)):
             raise UserError(f"method.{key}={value} is not allowed: a method's arguments are numbers and names.")
     for key, field in taken.items():

@@ -150,7 +150,16 @@ def train(
         UserError: an argument is not allowed, or a text cannot be used.
     """
     chosen = [methods] if isinstance(methods, (Method, type)) else list(methods)
-    _check(model, chosen, preferred, steps=steps, batch_size=batch_size, mask=mask, log_every=log_every)
+    _check(
+        model,
+        chosen,
+        preferred,
+        steps=steps,
+        batch_size=batch_size,
+        mask=mask,
+        optimizer=optimizer,
+        log_every=log_every,
+    )
     made = _topics(model, topics, max_length, documents_needed(steps, batch_size, max(1, len(topics))), on_exhausted)
     settings = _settings(chosen, lr, alpha, seed, optimizer, made)
     rows = None
@@ -278,6 +287,7 @@ def _check(
     steps: int,
     batch_size: int,
     mask: str,
+    optimizer: Optimizer,
     log_every: int,
 ) -> None:
     if not methods:
@@ -286,6 +296,8 @@ def _check(
     check_integer("batch_size", batch_size, at_least=1)
     check_integer("log_every", log_every, at_least=1)
     check_choice("mask", mask, MASKS)
+    if not isinstance(optimizer, Optimizer):
+        raise UserError(f"optimizer={optimizer!r} is not allowed: it must be Optimizer(...).")
     if model.dtype == torch.float16:
         raise UserError(
             "a model in float16 is not allowed: small gradients would become zero. Use bfloat16 or float32."
