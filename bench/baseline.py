@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from bench.shapes import ALPHA, ALPHA_NPO, BETA, LAYER, OPTIMIZER, SEED, C, control
 from unlearn.data.batches import Batch, Padded
-from unlearn.methods.noise import augment
+from unlearn.methods.noise import Augmentation
+from unlearn.methods.rna import RNA
 from unlearn.models.architectures import decoder_layers
 
 
@@ -106,8 +107,9 @@ def train_plainly(
     losses = []
     for batch in batches:
         batch = batch.to(updated.device)
+        augment = Augmentation(RNA(nu), SEED)
         noise = partial(augment, mask_BT=batch.retain.mask_BT, topic=batch.topic, step=batch.step)
-        forget, retain = losses_of(updated, frozen, batch, partial(noise, std=nu, seed=SEED))
+        forget, retain = losses_of(updated, frozen, batch, noise)
         (forget + alpha * retain).backward()
         optimizer.step()
         updated.zero_grad()

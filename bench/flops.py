@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from unlearn.models.architectures import SPAN
+from unlearn.arguments import SPAN
 from unlearn.training.cost import Shape
 
 Parts = dict[str, tuple[int, int]]  # "forget" and "retain" -> tokens of the batch, their sequences' length

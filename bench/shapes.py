@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, MistralConfig, PreTrainedModel
 
+from unlearn.arguments import SPAN
 from unlearn.data.corpora import Topic
 from unlearn.methods import NPO, RMU, RNA
 from unlearn.methods.method import Method
 from unlearn.methods.noise import Ahead
 from unlearn.methods.objective import Setup
 from unlearn.methods.randomness import generator
-from unlearn.models.architectures import SPAN, decoder_layers, parameter_names
+from unlearn.models.architectures import decoder_layers, parameter_names
 from unlearn.models.cutting import CutModel
+from unlearn.training.optimizer import Optimizer
 from unlearn.training.variant import Variant, make_variant
 
 LAYER, ALPHA, C, SEED = 7, 1200.0, 6.5, 0
@@ -100,9 +102,8 @@ def variants(cut: CutModel, nus: tuple[float, ...], precision: str = "master", m
         make_variant(
             replace(made, rna=RNA(nu)).objective(setup),
             cut.frozen,
-            **OPTIMIZER,
-            precision=precision,
-            optimizer="adamw",
+            OPTIMIZER["lr"],
+            Optimizer(precision=precision),  # else as OPTIMIZER
         )
         for nu in nus
     ]

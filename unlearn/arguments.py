@@ -8,6 +8,13 @@ from typing import TypeGuard
 
 from unlearn.errors import UserError, nearest
 
+# What arguments may be, in Python as on the command line.
+MASKS = ("padding", "padding_and_bos", "none")
+OPTIMIZERS = ("adamw", "adamw_published")
+PRECISIONS = ("master", "model")
+SCHEDULES = ("constant", "linear")
+SPAN = 3  # trained layers: l-2, l-1 and l (section 6.2)
+
 
 def is_number(value: object) -> TypeGuard[int | float]:
     """Whether a value is an int or a float, and not a truth value."""

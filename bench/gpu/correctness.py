@@ -90,21 +90,20 @@ def _choices(device: str, weights: dict[str, torch.Tensor]) -> list[int]:
 
 def _golden(device: torch.device) -> dict[str, Any]:
     """All trajectories of the published loops on the device."""
-    from tests.training.test_golden import OWN, replay, short  # with it comes pytest, which may be missing
+    from tests.training.test_golden import OWN, replays, short  # with it comes pytest, which may be missing
 
     losses = matrices = 0.0
-    names = sorted(file.stem for file in OWN.glob("*.safetensors"))
-    for name in names:
-        got = replay(OWN, name, device.type)
+    replayed = replays(OWN, device.type).values()
+    for got in replayed:
         alpha = got.golden["alpha"]
-        for record, step in zip(got.records, got.expected["log"], strict=True):
+        for record, step in zip(got.variant.records, got.expected["log"], strict=True):
             pairs = ((record.forget_loss, step["forget_loss"]), (alpha * record.retain_loss, step["retain_loss"]))
             losses = max(losses, *(abs(a - b) / max(abs(b), 1e-2) for a, b in pairs))
         for key, w in got.variant.weights.items():
             stored = got.stored[short(key, got.stored)]
             matrices = max(matrices, (w.detach().cpu() - stored).abs().max().item())
     passed = losses <= 1e-4 and matrices <= 1e-4
-    return {"trajectories": len(names), "losses": losses, "matrices": matrices, "passed": passed}
+    return {"trajectories": len(replayed), "losses": losses, "matrices": matrices, "passed": passed}
 
 
 def _resumed(device: torch.device) -> dict[str, Any]:

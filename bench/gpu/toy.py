@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 
 import unlearn
-from bench import shapes
 from unlearn.data.batches import batches
 from unlearn.data.corpora import Topic, load_topic
 from unlearn.methods.misdirection_loss import Misdirection
@@ -41,10 +40,8 @@ def toy_cut(device: str, dtype: str) -> CutModel:
 def toy_variant(cut: CutModel) -> Variant:
     """RMU with RNA, not yet trained."""
     controls = {t: RMU(C).control_vector(cut.dim, generator(0, "control", t)).to(cut.device) for t in ("bio", "cyber")}
-    settings = shapes.OPTIMIZER | {"lr": LR, "precision": "master", "optimizer": "adamw"}
-    return make_variant(
-        Misdirection(RMU(C), controls, ALPHA, "padding_and_bos", Augmentation(RNA(NU), 0)), cut.frozen, **settings
-    )
+    objective = Misdirection(RMU(C), controls, ALPHA, "padding_and_bos", Augmentation(RNA(NU), 0))
+    return make_variant(objective, cut.frozen, LR)
 
 
 def toy_train(

@@ -17,9 +17,9 @@ from bench.baseline import train_plainly
 from bench.flops import Parts, forward, published_step, training_step
 from bench.gpu.device import build, dtype_of, gemm_rate, peak_gb, release, seconds_of, synchronize
 from bench.gpu.results import Results
+from unlearn.arguments import SPAN
 from unlearn.data.batches import Batch, batches
 from unlearn.methods.noise import _noise
-from unlearn.models.architectures import SPAN
 from unlearn.models.cutting import CutModel
 from unlearn.models.fusing import fuse
 from unlearn.training.cost import Shape, training_memory

@@ -23,6 +23,7 @@ from unlearn.analysis.collect import collect
 from unlearn.analysis.report import write
 from unlearn.analysis.report.charts import PAPER, SCREEN
 from unlearn.analysis.report.curves import against, figure_3
+from unlearn.analysis.report.export import as_text, write_table
 from unlearn.analysis.report.figures import figures
 from unlearn.analysis.report.material import gather
 from unlearn.analysis.report.page import page
@@ -84,10 +85,12 @@ def test_corrupt_and_unfinished_runs_are_listed_and_not_used(tmp_path):
     made_up_run(tmp_path / "half", status="running")
     made_up_run(tmp_path / "bare")
     (tmp_path / "bare/run.json").write_text('{"status": "done"}')
+    for name, content in {"null": '{"config": null, "identity": null}', "deep": "[" * 200_000}.items():
+        (made_up_run(tmp_path / name) / "run.json").write_text(content)
     made_up_run(tmp_path / "older", changes={"identity.results_version": 2})
     m = gather(collect([tmp_path]))
     unusable = table("unusable", m).set_index("run")
-    corrupt = dict.fromkeys(("torn", "empty", "bare", "older"), "corrupt")
+    corrupt = dict.fromkeys(("torn", "empty", "bare", "null", "deep", "older"), "corrupt")
     assert dict(unusable["status"]) == {**corrupt, "half": "unfinished"}
     assert "scores.parquet" in unusable.loc["torn", "why"]
     assert "missing or of a wrong type: identity.model.name" in unusable.loc["bare", "why"]
@@ -147,24 +150,19 @@ def test_links_are_followed_once_and_loops_end(tmp_path):
     assert [run.done for run in collect([tmp_path / "runs"])] == [True]
 
 
-@pytest.mark.parametrize(
-    ("file", "content", "told"),
-    [
-        ("train.jsonl", '{"step": 0, "forget_loss": 1}\n{"step": 1, "forg', ""),
-        ("train.jsonl", "", ""),
-        ("samples.parquet", "PAR1", "samples.parquet"),
-    ],
-)
-def test_a_torn_file_of_one_run_ends_nothing_and_is_told(file, content, told, tmp_path):
-    for seed in (0, 1):
+def test_torn_files_of_some_runs_end_nothing_and_are_told(tmp_path):
+    torn = {"1": ("train.jsonl", '{"step": 0, "forget_loss": 1}\n{"step": 1, "forg'), "2": ("train.jsonl", "")}
+    torn["3"] = "samples.parquet", "PAR1"
+    for seed in range(4):
         made_up_run(tmp_path / f"runs/{seed}", seed=seed)
-    (tmp_path / "runs/1" / file).write_text(content)
+    for name, (file, content) in torn.items():
+        (tmp_path / "runs" / name / file).write_text(content)
     main(["report", str(tmp_path / "runs"), "-o", str(tmp_path / "r.html")])
     m = gather(collect([tmp_path / "runs"]))
     assert {"figure_1", "training"} <= {figure.name for figure in figures(m)}
-    [row] = table("unusable", m).to_dict("records")
-    assert (row["run"], row["status"]) == ("1", "partly unreadable")
-    assert told in row["why"]
+    unusable = table("unusable", m).set_index("run")
+    assert dict(unusable["status"]) == dict.fromkeys(torn, "partly unreadable")
+    assert "samples.parquet" in unusable.loc["3", "why"]
 
 
 @pytest.mark.parametrize(
@@ -550,9 +548,12 @@ def test_figures_for_which_there_are_results_are_drawn(material):
     assert set(value["missing"]) == {"seed 2 not there"}
 
 
-def test_the_first_screen_is_the_result(grid, tmp_path):
-    main(["report", str(grid), "-o", str(tmp_path / "r.html")])
-    text = (tmp_path / "r.html").read_text()
+def page_of(m, title=""):
+    return page(m, [made for make in TABLES.values() if (made := make(m))], list(figures(m)), title=title)
+
+
+def test_the_first_screen_is_the_result(material):
+    text = page_of(material)
     sections = re.findall(r'<section id="s-(\w+)"', text)
     assert sections[:2] == ["trade_off", "settings"]
     assert sections[-2:] == ["runs", "unusable"]
@@ -614,30 +615,22 @@ def test_figures_as_pdf_png_and_csv(grid, tmp_path):
     assert not pd.read_csv(tmp_path / "figures/figure_3.csv").empty
 
 
-@pytest.mark.parametrize("kind", ["md", "latex", "csv"])
-def test_tables_as_text(kind, grid, capsys):
-    main(["report", str(grid), "--format", kind, "--table", "table_1"])
-    text = capsys.readouterr().out
-    if kind == "csv":
-        assert set(pd.read_csv(io.StringIO(text))["method"]) == {"Base", "RMU", "Adaptive RMU", "RSV"}
-    elif kind == "md":
-        assert "| Adaptive RMU" in text
-    else:
-        assert r"\begin{tabular}" in text
-        assert r"near\_bio" in text
-        assert r"$\pm$" in text
+def test_tables_as_text(material):
+    text = {kind: as_text(TABLES["table_1"](material), kind) for kind in ("md", "latex", "csv")}
+    assert set(pd.read_csv(io.StringIO(text["csv"]))["method"]) == {"Base", "RMU", "Adaptive RMU", "RSV"}
+    assert "| Adaptive RMU" in text["md"]
+    for part in (r"\begin{tabular}", r"near\_bio", r"$\pm$"):
+        assert part in text["latex"]
 
 
-def test_every_score_as_csv(grid, tmp_path):
-    main(["report", str(grid), "--format", "csv", "--table", "scores", "-o", str(tmp_path / "a.csv")])
+def test_every_score_as_csv(tmp_path):
+    run = made_up_run(tmp_path / "runs/one")
+    main(["report", str(run), "--format", "csv", "--table", "scores", "-o", str(tmp_path / "a.csv")])
     rows = pd.read_csv(tmp_path / "a.csv")
-    row = rows[(rows["run"] == "rmu-0-0") & (rows["task"] == "mmlu") & (rows["query"] == "perturbed")]
+    row = rows[(rows["task"] == "mmlu") & (rows["query"] == "perturbed")]
     row = row[(row["model"] == "unlearned") & row["against"].isna()]
-    [score] = [
-        score.value
-        for score in read_scores(grid / "rmu-0-0")
-        if (score.model, score.task, score.query, score.against) == ("unlearned", "mmlu", "perturbed", None)
-    ]
+    place = ("unlearned", "mmlu", "perturbed", None)
+    [score] = [s.value for s in read_scores(run) if (s.model, s.task, s.query, s.against) == place]
     assert row["value"].item() == pytest.approx(score)
 
 
@@ -661,19 +654,12 @@ def test_text_of_runs_stays_in_its_cell_and_is_no_formula(kind, cell, tmp_path, 
     assert cell in line
 
 
-def test_a_terminal_in_ascii_gets_a_table(grid, monkeypatch):
+def test_a_terminal_in_ascii_gets_a_table(material, monkeypatch):
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", out)
-    main(["report", str(grid), "--format", "md"])
+    write_table(TABLES["settings"](material), "md", None)
     out.flush()
     assert "| RMU *" in out.buffer.getvalue().decode("ascii")
-
-
-@pytest.mark.parametrize("content", ['{"config": null, "identity": null}', "[" * 200_000])
-def test_a_damaged_record_does_not_end_the_report(content, tmp_path):
-    made_up_run(tmp_path / "good")
-    (made_up_run(tmp_path / "bad") / "run.json").write_text(content)
-    assert table("unusable", gather(collect([tmp_path])))["status"].tolist() == ["corrupt"]
 
 
 def test_a_log_that_is_no_file_does_not_hang_the_report(tmp_path):
@@ -706,8 +692,7 @@ def test_text_of_runs_cannot_become_markup(tmp_path):
     made_up_run(tmp_path / "a", changes={"error": "</script><img src=x onerror=alert(1)>"}, status="failed")
     made_up_run(tmp_path / "b", changes={"identity.model.name": "</script><b>x</b>"})
     made_up_run(tmp_path / "c")
-    m = gather(collect([tmp_path]))
-    text = page(m, [made for make in TABLES.values() if (made := make(m))], list(figures(m)), title="<i>t</i>")
+    text = page_of(gather(collect([tmp_path])), title="<i>t</i>")
     assert "<img src=x" not in text
     assert "</script><b>" not in text
     assert "<i>t</i>" not in text

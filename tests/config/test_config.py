@@ -5,12 +5,10 @@ import sys
 
 import pytest
 
-from unlearn.config import schema
 from unlearn.config.documents import check_documents
 from unlearn.config.identity import identity, run_folder, run_name
 from unlearn.config.schema import unshared
 from unlearn.errors import UserError, nearest
-from unlearn.models import architectures
 
 BAD = {
     "rna.nu=-1": r"rna\.nu=-1 is not allowed: it must be a finite number >= 0",
@@ -231,11 +229,6 @@ def test_a_configuration_is_checked_without_torch():
         "settle(composed(['method=dpo'])); assert not {'torch', 'transformers', 'pandas'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_the_trained_layers_of_the_check_are_those_of_the_cut():
-    """`unlearn.config` must not import `unlearn.models`, so the number stands twice."""
-    assert schema.SPAN == architectures.SPAN
 
 
 OWN = ("data=jsonl", "+data.topics.chem={forget: a.jsonl, retain: wiki.txt, max_length: 9}")

@@ -4,15 +4,17 @@ import pytest
 import torch
 
 from unlearn.errors import UserError
-from unlearn.methods.noise import augment
+from unlearn.methods.noise import Augmentation
 from unlearn.methods.rna import RNA
 
-KEY = {"seed": 0, "topic": "bio", "step": 0}
+
+def augment(h_BTD, mask_BT, nu, scale="std", seed=0, topic="bio", step=0):
+    return Augmentation(RNA(nu, scale), seed)(h_BTD, mask_BT, topic, step)
 
 
 def test_nu_zero_is_exactly_no_rna():
     h_BTD = torch.randn(2, 3, 4)
-    assert augment(h_BTD, torch.ones(2, 3, dtype=torch.bool), std=0.0, **KEY) is h_BTD
+    assert augment(h_BTD, torch.ones(2, 3, dtype=torch.bool), 0.0) is h_BTD
 
 
 def test_scale_says_what_nu_means():
@@ -31,7 +33,7 @@ def test_what_is_not_allowed_is_named():
 def test_noise_is_gaussian_with_that_spread(scale, std):
     """40,000 draws: standard errors of mean and std are std/200 and std/283; five of them are allowed."""
     mask_BT = torch.ones(2, 100, dtype=torch.bool)
-    noise = augment(torch.zeros(2, 100, 200), mask_BT, std=RNA(0.5, scale).std, **KEY).flatten()
+    noise = augment(torch.zeros(2, 100, 200), mask_BT, 0.5, scale).flatten()
     assert abs(noise.mean().item()) < 5 * std / 200
     assert noise.std().item() == pytest.approx(std, abs=5 * std / 283)
     assert ((noise.abs() < std).float().mean().item()) == pytest.approx(0.6827, abs=0.015)
@@ -39,9 +41,9 @@ def test_noise_is_gaussian_with_that_spread(scale, std):
 
 def test_padding_gets_no_noise_and_does_not_change_the_noise_of_tokens():
     mask_BT = torch.tensor([[True, True, False, False], [True, True, True, True]])
-    right = augment(torch.zeros(2, 4, 8), mask_BT, std=1.0, **KEY)
-    left = augment(torch.zeros(2, 4, 8), mask_BT.flip(1), std=1.0, **KEY)
-    alone = augment(torch.zeros(1, 2, 8), mask_BT[:1, :2], std=1.0, **KEY)
+    right = augment(torch.zeros(2, 4, 8), mask_BT, 1.0)
+    left = augment(torch.zeros(2, 4, 8), mask_BT.flip(1), 1.0)
+    alone = augment(torch.zeros(1, 2, 8), mask_BT[:1, :2], 1.0)
     assert (right[0, 2:] == 0).all()
     assert (left[0, :2] == 0).all()
     assert torch.equal(right[0, :2], left[0, 2:])
@@ -51,14 +53,14 @@ def test_padding_gets_no_noise_and_does_not_change_the_noise_of_tokens():
 def test_every_step_topic_seed_and_row_has_noise_of_its_own():
     mask_BT = torch.ones(2, 3, dtype=torch.bool)
     keys = [{}, {"step": 1}, {"topic": "cyber"}, {"seed": 1}]
-    draws = [augment(torch.zeros(2, 3, 4), mask_BT, std=1.0, **{**KEY, **key}) for key in keys]
+    draws = [augment(torch.zeros(2, 3, 4), mask_BT, 1.0, **key) for key in keys]
     rows = {tuple(row.flatten().tolist()) for draw in draws for row in draw}
     assert len(rows) == 8
-    assert torch.equal(draws[0], augment(torch.zeros(2, 3, 4), mask_BT, std=1.0, **KEY))
+    assert torch.equal(draws[0], augment(torch.zeros(2, 3, 4), mask_BT, 1.0))
 
 
 def test_half_precision_targets_keep_the_noise_in_float32():
     h_BTD = torch.full((1, 2, 4), 100.0, dtype=torch.bfloat16)
-    noisy = augment(h_BTD, torch.ones(1, 2, dtype=torch.bool), std=0.01, **KEY)
+    noisy = augment(h_BTD, torch.ones(1, 2, dtype=torch.bool), 0.01)
     assert noisy.dtype == torch.float32
     assert (noisy != 100).all()  # in bfloat16 all of the noise would round away

@@ -7,7 +7,6 @@ import torch
 
 from unlearn.data.batches import batches
 from unlearn.data.corpora import Topic
-from unlearn.methods.directions import gaussian_direction
 from unlearn.methods.likelihood import LikelihoodMethod
 from unlearn.methods.misdirection import MisdirectionMethod
 from unlearn.methods.objective import Setup
@@ -24,9 +23,6 @@ class Opposite(MisdirectionMethod):
     """On representations: forget representations are pushed to -c times the frozen ones."""
 
     c: float
-
-    def control_vector(self, dim, generator):
-        return gaussian_direction(dim, generator)
 
     def target(self, batch):
         return -self.c * batch.frozen()
@@ -47,8 +43,7 @@ def test_a_method_of_a_few_lines_trains_with_rna(tiny_llama, method, needs_logit
     before = {name: p.clone() for name, p in tiny_llama.named_parameters()}
     cut = CutModel(tiny_llama, layer=3)
     setup = Setup(["bio"], cut.dim, cut.device, 0, 1.0, "padding")
-    optimizer = {"lr": 1e-2, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "optimizer": "adamw"}
-    variant = make_variant(method.objective(setup), cut.frozen, precision="master", **optimizer)
+    variant = make_variant(method.objective(setup), cut.frozen, lr=1e-2)
     stream = batches([TOPIC], steps=6, batch_size=2, pad_id=0, side="right")
     train_variants(cut, [variant], stream, mask_padding=False)
     assert method.needs_logits is needs_logits

@@ -26,6 +26,7 @@ from transformers import (
 
 from tests.conftest import ROOT
 from tests.models.tiny import WAYS, Sizes, shrink
+from unlearn.arguments import SPAN
 from unlearn.data.batches import batches
 from unlearn.data.corpora import Topic
 from unlearn.errors import UserError
@@ -34,7 +35,7 @@ from unlearn.methods.misdirection_loss import Misdirection
 from unlearn.methods.noise import Augmentation
 from unlearn.methods.rmu import RMU
 from unlearn.methods.rna import RNA
-from unlearn.models.architectures import SPAN, auto_class, decoder_layers, layer_count
+from unlearn.models.architectures import auto_class, decoder_layers, layer_count
 from unlearn.models.cutting import CutModel
 from unlearn.models.delta import apply_delta
 from unlearn.models.group import ModelGroup
@@ -187,8 +188,7 @@ def one_step(cut: CutModel, lr: float = 1e-2) -> Variant:
     method = RMU(5.0)
     controls = {"bio": method.control_vector(cut.dim, torch.Generator().manual_seed(0))}
     objective = Misdirection(method, controls, 10.0, "padding", Augmentation(RNA(0.1), 0))
-    settings: dict[str, Any] = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
-    variant = make_variant(objective, cut.frozen, lr=lr, precision="master", optimizer="adamw", **settings)
+    variant = make_variant(objective, cut.frozen, lr)
     topic = Topic("bio", [[3, 4, 5, 6, 7, 8, 9, 10], [11, 12, 13]], [[14, 15, 16, 17], [18, 19]], {})
     stream = batches([topic], steps=1, batch_size=2, pad_id=1, side="right")
     train_variants(cut, [variant], stream, mask_padding=False)

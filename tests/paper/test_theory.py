@@ -14,12 +14,12 @@ from transformers import AutoConfig
 from tests.conftest import ROOT
 from unlearn.cli.main import main
 from unlearn.errors import UserError
-from unlearn.experiment import run
+from unlearn.experiment import run_together
 from unlearn.models.architectures import parameter_count
 from unlearn.paper.theory import theorem_4_3, theorem_5_2
 from unlearn.paper.theory.assumptions import describe, isotropy, isotropy_test, mean_test, normality
 from unlearn.paper.theory.finished_run import load_suite_of, plain_kernels, read_run
-from unlearn.paper.theory.measure import Effort, result_file, theory
+from unlearn.paper.theory.measure import Effort, theory
 from unlearn.paper.theory.predicted import Predicted, States
 from unlearn.paper.theory.theorem_4_3 import covariance_errors, noise_and_output, one_question, real_change
 from unlearn.paper.theory.theorem_5_2 import against, exact, injected, linear, published, rejected
@@ -276,9 +276,9 @@ def test_a_counterpart_with_planted_noise():
 @pytest.fixture(scope="module")
 def two_runs(conf, tmp_path_factory):
     """An RNA run and its counterpart, of a few steps and questions."""
-    root = tmp_path_factory.mktemp("theory")
-    quick = ("train.steps=4", "eval=toy", "eval.limit=2", "tracker=none", f"output_root={root}")
-    return [run(conf(*quick, f"rna.nu={nu}", f"output_dir={root / name}")) for nu, name in ((0.09, "rna"), (0, "rm"))]
+    quick = ("train.steps=4", "eval=toy", "eval.limit=2", "tracker=none")
+    root = f"output_root={tmp_path_factory.mktemp('theory')}"
+    return [outcome.folder for outcome in run_together([conf(*quick, root, f"rna.nu={nu}") for nu in (0.09, 0)])]
 
 
 @pytest.mark.slow  # alone runs the whole of `unlearn theory`
@@ -304,34 +304,6 @@ def test_the_command_measures_all_of_it_and_again_the_same(two_runs, monkeypatch
     assert "Theorem 4.3" not in capsys.readouterr().err.rpartition("Assumption 4.2")[2]
 
 
-def test_what_was_measured_goes_with_the_run(short):
-    folder = run(short())
-    for query in ("perturbed", "control"):
-        result_file(folder, query, "retain").write_text("{}")
-    run(short("train.force=true"))
-    assert not list(folder.glob("theory*"))
-
-
-def test_what_the_paper_is_about_is_not_overwritten_by_another_query(tmp_path):
-    files = {result_file(tmp_path, q, r).name for q in ("perturbed", "control") for r in ("retain", "near")}
-    assert len(files) == 4
-    assert result_file(tmp_path, "perturbed", "retain").name == "theory.json"
-
-
-@pytest.mark.slow  # alone measures the theorems on another evaluation
-def test_another_evaluation_can_be_asked(two_runs):
-    asked = read_run(two_runs[0], "control", "retain", 8, ["eval=toy_paper"]).config.eval
-    assert (asked.name, asked.queries, set(asked.tasks)) == ("toy_paper", ["default", "control"], {"retain"})
-
-
-def test_a_counterpart_of_another_method_is_told(conf, two_runs, tmp_path):
-    """Whose delta is its own."""
-    quick = ("train.steps=4", "eval=toy", "eval.limit=2", "tracker=none", f"output_root={tmp_path}")
-    rsv = run(conf(*quick, "method=rsv", "rna.nu=0"))
-    with pytest.raises(UserError, match=r"it trained rsv at layer 4, and .* rmu at layer 3"):
-        theory(two_runs[0], rsv)
-
-
 def edited(folder, place, change):
     """A copy of a run with another run.json."""
     shutil.copytree(folder, place)
@@ -345,9 +317,9 @@ def edited(folder, place, change):
     ("change", "told"),
     [
         (lambda r: r.update(status="failed"), "no finished run"),
-        (lambda r: r["config"]["eval"].update(queries=["default"]), "has no perturbed query"),
-        (lambda r: r["config"]["eval"]["tasks"].update(retain=[]), "asked of near, forget"),
-        (lambda r: r["config"]["eval"].update(asked_of={"perturbed": ["near"]}), "asked of near"),
+        (lambda r: r["config"]["eval"].update(queries=["default"]), "no perturbed queries"),
+        (lambda r: r["config"]["eval"]["tasks"].update(retain=[]), "no perturbed queries"),
+        (lambda r: r["config"]["eval"].update(asked_of={"perturbed": ["near"]}), "no perturbed queries"),
         (lambda r: r["inputs"].update(model="0"), "not the one that"),
     ],
 )
@@ -361,6 +333,7 @@ def test_a_run_that_cannot_be_measured_is_told_in_a_line(two_runs, tmp_path, mon
     [
         (lambda r: r["inputs"].update(model="0"), "it has another base model"),
         (lambda r: r["config"]["rna"].update(nu=0.03), "trained with RNA"),
+        (lambda r: r["config"]["method"].update(name="rsv"), "it trained rsv at layer 3, and .* rmu at layer 3"),
     ],
 )
 def test_a_counterpart_that_is_none_is_told_in_a_line(two_runs, tmp_path, change, told):
@@ -369,7 +342,7 @@ def test_a_counterpart_that_is_none_is_told_in_a_line(two_runs, tmp_path, change
 
 
 def test_a_model_that_does_not_fit_in_float32_is_told_before_it_is_loaded(two_runs, monkeypatch):
-    measured = read_run(two_runs[0], "perturbed", "retain", 8)
+    measured = read_run(two_runs[0], 8)
     measured.config.model.dtype = "bfloat16"
     count = parameter_count(AutoConfig.from_pretrained(ROOT / "unlearn/toy/model"))
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=3 * count, available=3 * count))
@@ -377,11 +350,8 @@ def test_a_model_that_does_not_fit_in_float32_is_told_before_it_is_loaded(two_ru
         load_suite_of(measured)
 
 
-def test_other_mistakes_are_told(two_runs, tmp_path):
+def test_other_mistakes_are_told(two_runs):
     for folder, options, told in (
-        (tmp_path, {}, "no finished run"),
-        (two_runs[0], {"role": "retian"}, "Did you mean 'retain'"),
-        (two_runs[0], {"query": "default"}, "choose one that changes options"),
         (two_runs[0], {"effort": Effort(limit=3)}, "3 questions are too few"),
         (two_runs[1], {"counterpart": two_runs[0]}, "trained without RNA"),
     ):

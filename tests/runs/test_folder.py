@@ -72,7 +72,14 @@ def test_another_run_or_other_inputs_are_refused_by_name(tmp_path):
 
 
 def test_starting_again_removes_what_was_left(tmp_path):
-    for name in ("train.jsonl", "metrics.json", "scores.parquet", "samples.parquet", "delta.safetensors"):
+    for name in (
+        "train.jsonl",
+        "metrics.json",
+        "scores.parquet",
+        "samples.parquet",
+        "theory.json",
+        "delta.safetensors",
+    ):
         (tmp_path / name).write_text("old")
     (tmp_path / "evaluations/toy").mkdir(parents=True)
     (tmp_path / "notes.txt").write_text("the user's own")

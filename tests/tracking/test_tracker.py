@@ -5,13 +5,15 @@ import json
 import os
 import subprocess
 import sys
-import time
+from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import wandb
+import wandb_workspaces.reports.v2 as wr
 import yaml
 
 from tests.conftest import ROOT, read_jsonl, read_metrics
@@ -22,6 +24,7 @@ from unlearn.experiment import run, run_together
 from unlearn.records.samples import read_samples
 from unlearn.records.scores import Score, role_means
 from unlearn.runs.folder import RunFolder
+from unlearn.tracking import dashboard
 from unlearn.tracking.tracker import Tracker
 from unlearn.tracking.wandb_run import question_tables, start_wandb
 from unlearn.tracking.wandb_tables import SUMMARIES
@@ -31,6 +34,11 @@ QUIET = {
     "config": {},
 }  # fmt: skip
 ASKED = ("eval=toy", "eval.limit=6", "eval.maxlogit={roles: [retain, near], queries: [perturbed], tokens: 3}")
+HELD_OUT = ROOT / "unlearn/real/data/wikipedia-heldout.jsonl"
+TEXTS = (
+    f"+eval.texts.corpora.retain.wiki={HELD_OUT}", f"+eval.texts.corpora.forget.wiki={HELD_OUT}",
+    "eval.texts.documents=2", "eval.every=2",
+)  # fmt: skip
 ROLES = {
     "retain": ["toy_retain"],
     "near": ["toy_near_bio", "toy_near_cyber"],
@@ -86,8 +94,8 @@ def table(folder, found, key):
 def whole(conf, tmp_path_factory):
     """A run with everything: its folder, its files' metrics, its W&B records."""
     config = conf(
-        "train.steps=3", "tracker.tags=[a]", "tracker.group=g", "tracker.delta=true", *ASKED,
-        f"output_root={tmp_path_factory.mktemp('whole')}",
+        "method=adaptive_rmu", "train.steps=3", "tracker.tags=[a]", "tracker.group=g", "tracker.delta=true", *ASKED,
+        *TEXTS, f"output_root={tmp_path_factory.mktemp('whole')}",
     )  # fmt: skip
     folder = run(config)
     metrics = read_metrics(folder)
@@ -115,7 +123,7 @@ def test_every_metric_is_in_a_row_and_in_the_summary(whole):
     assert {"train/seconds", "train/steps", "train/peak_memory_mb"} == others.keys()
     roles = row.keys() - evaluated.keys() - {"_step", "_runtime", "_timestamp"}
     assert {k: end[k] for k in roles} == {k: row[k] for k in roles}
-    assert len(roles) == 2 * (3 * 2 + 2) + 1
+    assert {"robustness/drop", "base/near/perturbed/maxlogit_mean", "base/forget_text/default/nats"} < roles
 
 
 def test_roles_have_means_whatever_the_tasks_are(whole):
@@ -150,8 +158,10 @@ def test_a_role_of_which_a_task_is_missing_has_no_mean():
 
 def test_metrics_are_defined(whole):
     found = {m.name or m.glob_name: m for m in of_kind(whole.found, "metric")}
-    assert found.keys() == {"train/step", "train/*", *(f"train/{name}" for name in SUMMARIES)}
-    assert {m.step_metric for name, m in found.items() if name != "train/step"} == {"train/step"}
+    of_training = {name: metric for name, metric in found.items() if not name.startswith("course/")}
+    assert found.keys() - of_training.keys() == {"course/step", "course/*"}
+    assert of_training.keys() == {"train/step", "train/*", *(f"train/{name}" for name in SUMMARIES)}
+    assert {m.step_metric for name, m in of_training.items() if name != "train/step"} == {"train/step"}
     kinds = ("min", "max", "mean", "last")
     for name, kept in {
         "loss": "min,last", "forget_loss": "min,last", "retain_loss": "min,last", "forget_cosine": "max,last",
@@ -162,14 +172,10 @@ def test_metrics_are_defined(whole):
 
 def test_curves_have_their_summaries(whole):
     lines, end = read_jsonl(whole.folder / "train.jsonl"), summary(whole.found)
-    of = {name: [line[name] for line in lines] for name in SUMMARIES}
-    assert end["train/loss"] == {"min": min(of["loss"]), "last": of["loss"][-1]}
-    assert end["train/forget_loss"] == {"min": min(of["forget_loss"]), "last": of["forget_loss"][-1]}
-    assert end["train/retain_loss"] == {"min": min(of["retain_loss"]), "last": of["retain_loss"][-1]}
-    assert end["train/forget_cosine"] == {"max": max(of["forget_cosine"]), "last": of["forget_cosine"][-1]}
-    assert end["train/gradient_norm"] == {"max": max(of["gradient_norm"])}
-    assert end["train/memory_mb"] == {"max": max(of["memory_mb"])}
-    assert end["train/tokens_per_second"] == {"mean": pytest.approx(sum(of["tokens_per_second"]) / 3)}
+    compute = {"min": min, "max": max, "mean": fmean, "last": lambda values: values[-1]}
+    for name, kept in SUMMARIES.items():
+        values = [line[name] for line in lines]
+        assert end[f"train/{name}"] == {kind: pytest.approx(compute[kind](values)) for kind in kept.split(",")}
     assert end["train/forget_norm"] == lines[-1]["forget_norm"]
 
 
@@ -214,18 +220,14 @@ def test_more_questions_than_a_table_holds_are_several_tables(monkeypatch):
     assert question_tables([]) == {}
 
 
-def test_more_questions_than_a_media_file_holds_are_whole_in_the_artifact(tmp_path):
+def test_more_questions_than_a_media_file_holds_are_whole_in_the_artifact(tmp_path, monkeypatch):
+    monkeypatch.setattr(wandb.Table, "MAX_ROWS", 8)
     started = start_wandb(tmp_path, run_id="abc", name="n", **QUIET)
     lines = [["retain", "t", "default", i, True, False, 0, 1, 0.5, 0.25] for i in range(wandb.Table.MAX_ROWS + 1)]
     started.log(question_tables(lines))
     started.finish()
     [artifact] = of_kind(records(tmp_path), "artifact")
     assert json.loads(Path(artifact.manifest.contents[0].local_path).read_text())["data"] == lines
-
-
-def test_no_table_of_questions_if_not_wanted(short):
-    folder = run(short("tracker=wandb", "tracker.questions=false", *ASKED[:2]))
-    assert {a.name.rpartition("-")[2] for a in of_kind(records(folder), "artifact")} == {"evaluation"}
 
 
 def test_histograms_of_max_logit(whole):
@@ -267,15 +269,11 @@ def test_the_delta_is_an_artifact(whole):
     assert Path(staged.local_path) == whole.folder / "delta.safetensors"  # no copy of it
 
 
-def test_no_delta_unless_wanted(short):
-    assert of_kind(records(run(short("tracker=wandb"))), "artifact") == []
-
-
 def test_name_config_group_tags_and_end(whole):
     [started] = of_kind(whole.found, "run")[:1]
     assert started.display_name == whole.folder.name
     assert list(started.tags) == ["a", "toy", "rna"]
-    assert (started.run_group, started.job_type) == ("g", "rmu")
+    assert (started.run_group, started.job_type) == ("g", "adaptive_rmu")
     stored = {update.key: json.loads(update.value_json) for update in started.config.update}
     stored.pop("_wandb")
     assert stored == RunFolder(whole.folder).record["config"]
@@ -306,23 +304,6 @@ def test_a_sweep_is_a_group(tmp_path):
         assert yaml.safe_load(file.read_text())["tracker"]["group"] == sweeps[0]
 
 
-def test_system_metrics_are_recorded(tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB__STATS_SAMPLING_INTERVAL", "0.1")
-    wandb.teardown()  # its settings are read once
-    try:
-        started = start_wandb(tmp_path, run_id="abc", name="n", **QUIET)
-        deadline = time.monotonic() + 2
-        while time.monotonic() < deadline:
-            started.log({"x": 1})
-            time.sleep(0.1)
-        started.finish()
-    finally:
-        wandb.teardown()
-    found = [{i.key for i in stats.item} for stats in of_kind(records(tmp_path), "stats")]
-    assert len(found) > 5
-    assert {"cpu", "memory_percent"} < set.union(*found)
-
-
 def test_a_failed_run_is_finished_as_failed(short):
     config = short("tracker=wandb", "method.c=1e30")
     with pytest.raises(UserError):
@@ -336,10 +317,10 @@ def test_what_wandb_does_not_take_is_said_and_the_run_is_done(short, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(wandb, "Table", full)
-    folder = run(short("tracker=wandb", *ASKED[:2]))
+    folder = run(short("tracker=wandb", "tracker.questions=false", *ASKED[:2]))
     assert RunFolder(folder).done
     said = capsys.readouterr().err
-    assert said.count("W&B did not accept") == 2
+    assert said.count("W&B did not accept") == 1  # nor is there a table of questions
     assert "W&B did not accept the table of accuracies (OSError: [Errno 28] No space left on device)" in said
     assert [e.exit_code for e in of_kind(records(folder), "exit")] == [0]
     assert "retain/default/acc" in summary(records(folder))
@@ -414,11 +395,7 @@ def test_runs_do_not_bleed_into_each_other(short):
     assert len(ids) == 2
     for folder in folders:
         assert sum("train/loss" in row for row in rows(records(folder))) == 3
-
-
-def test_no_tracker_no_files(short):
-    folder = run(short("tracker=none"))
-    assert not (folder / "wandb").exists()
+        assert of_kind(records(folder), "artifact") == []  # tracker.delta is off
 
 
 def test_the_steps_that_the_server_has_are_not_sent_again(tmp_path):
@@ -472,3 +449,38 @@ def test_a_line_without_room_on_the_disk_does_not_fail_again_on_closing(tmp_path
     with pytest.raises(OSError, match="No space left"):
         tracker._lines.flush()
     tracker.close(failed=True)
+
+
+def names_of(panel):
+    """The summary's figures, the configuration's keys and the rows' names that a panel shows."""
+    if isinstance(panel, wr.ScatterPlot):
+        shown = [panel.x, panel.y]
+    elif isinstance(panel, wr.ParallelCoordinatesPlot):
+        shown = [column.metric for column in panel.columns]
+    elif isinstance(panel, wr.MediaBrowser):
+        shown = [wr.Metric(f"{key}/values") for key in panel.media_keys]
+    elif isinstance(panel, wr.WeavePanelSummaryTable):
+        shown = [wr.Metric(f"{panel.table_name}/nrows")]
+    else:
+        shown = [wr.Metric(panel.x), *(wr.Metric(name) for name in panel.y), panel.groupby]
+    return shown
+
+
+def test_the_dashboard_shows_what_a_run_logs(whole):
+    config, found = whole.config, whole.found
+    logged = {name for row in rows(found) for name in row}
+    keys = {f"{group}.{key}" for group in ("rna", "method") for key in asdict(config)[group]} | {"seed", "method.c"}
+    made = dashboard.workspace("p", "e")
+    shown = [name for section in made.sections for panel in section.panels for name in names_of(panel)]
+    assert len(shown) > 30
+    for name in shown:
+        place = (
+            keys if isinstance(name, wr.Config) else summary(found) if isinstance(name, wr.SummaryMetric) else logged
+        )
+        assert name.name in place
+    for column in made.runset_settings.pinned_columns[1:]:
+        kind, name = column.split(":")
+        assert name in (keys if kind == "config" else summary(found))
+    curves = {line for line in logged if line.startswith("train/")} - {"train/step", "train/topic"}
+    [training] = [section for section in made.sections if section.name == "Training"]
+    assert {panel.y[0] for panel in training.panels} == curves  # all of them

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from unlearn.methods.rna import RNA
 from unlearn.methods.rsv import RSV
 from unlearn.models.cutting import CutModel
 from unlearn.models.loading import Source, load_tokenizer, load_up_to
-from unlearn.training.loop import Record, train_variants
+from unlearn.training.loop import train_variants
+from unlearn.training.optimizer import Optimizer
 from unlearn.training.variant import Variant, make_variant
 
 OWN = Path(__file__).parent / "golden"
@@ -54,29 +56,46 @@ class Replay:
     expected: dict[str, Any]  # this run's entry
     stored: dict[str, torch.Tensor]
     variant: Variant
-    records: list[Record]
 
 
-def replay(folder: Path, name: str, device: str = "cpu") -> Replay:
+@cache
+def replays(folder: Path, device: str = "cpu") -> dict[str, Replay]:
+    """All runs by name. Those that read the same texts are trained together."""
     golden = json.loads((folder / "golden.json").read_text())
-    expected, stored = golden["runs"][name], load_file(folder / f"{name}.safetensors")
     source = Source(str(folder / "model"), attn_implementation="eager", dtype="float32", device=device)
     cut = CutModel(load_up_to(source, golden["layer"]), golden["layer"])
-    controls = {topic: stored[f"control.{topic}"].to(cut.device) for topic in ("bio", "cyber")}
+    together: dict[Any, list[str]] = {}
+    for name, expected in golden["runs"].items():
+        together.setdefault(expected.get("cut") or expected["method"] == "rsv", []).append(name)
+    found = {}
+    for names in together.values():
+        replayed = [_begun(folder, golden, name, cut) for name in names]
+        stream = batches(
+            topics(folder, golden, replayed[0].expected, source),
+            steps=golden["steps"],
+            batch_size=golden["batch_size"],
+            pad_id=PAD,
+            side="left",
+        )
+        train_variants(cut, [replay.variant for replay in replayed], stream, mask_padding=True)
+        found.update(zip(names, replayed, strict=True))
+    return found
 
+
+def _begun(folder: Path, golden: dict[str, Any], name: str, cut: CutModel) -> Replay:
+    expected, stored = golden["runs"][name], load_file(folder / f"{name}.safetensors")
+    controls = {topic: stored[f"control.{topic}"].to(cut.device) for topic in ("bio", "cyber")}
     noise = PublishedNoise(RNA(expected["nu"]), 0)
     objective = Misdirection(method(expected), controls, golden["alpha"], "none", noise)
-    settings = golden["optimizer"] | {"precision": "model", "optimizer": "adamw_published"}
-    variant = make_variant(objective, cut.frozen, **settings)
-    stream = batches(
-        topics(folder, golden, expected, source),
-        steps=golden["steps"],
-        batch_size=golden["batch_size"],
-        pad_id=PAD,
-        side="left",
+    of = golden["optimizer"]
+    optimizer = Optimizer(
+        "adamw_published",
+        betas=tuple(of["betas"]),
+        eps=of["eps"],
+        weight_decay=of["weight_decay"],
+        precision="model",
     )
-    train_variants(cut, [variant], stream, mask_padding=True)
-    return Replay(golden, expected, stored, variant, variant.records)
+    return Replay(golden, expected, stored, make_variant(objective, cut.frozen, of["lr"], optimizer))
 
 
 def method(expected):
@@ -114,12 +133,12 @@ def topics(folder, golden, expected, source):
 
 
 def test_losses_matrices_and_coefficients_are_those_of_the_published_loops(folder, name, record_property):
-    got = replay(folder, name)
+    got = replays(folder)[name]
     steps = got.expected["log"]
     alpha = got.golden["alpha"]
-    assert len(got.records) == len(steps) == got.golden["steps"]
-    pairs = [(r.forget_loss, s["forget_loss"]) for r, s in zip(got.records, steps, strict=True)]
-    pairs += [(alpha * r.retain_loss, s["retain_loss"]) for r, s in zip(got.records, steps, strict=True)]
+    assert len(got.variant.records) == len(steps) == got.golden["steps"]
+    pairs = [(r.forget_loss, s["forget_loss"]) for r, s in zip(got.variant.records, steps, strict=True)]
+    pairs += [(alpha * r.retain_loss, s["retain_loss"]) for r, s in zip(got.variant.records, steps, strict=True)]
     drift = {k: (w.detach() - got.stored[short(k, got.stored)]).abs().max() for k, w in got.variant.weights.items()}
     record_property("largest relative loss deviation", max(abs(a - b) / max(abs(b), 1e-2) for a, b in pairs))
     record_property("largest matrix deviation", max(d.item() for d in drift.values()))

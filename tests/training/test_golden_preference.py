@@ -47,7 +47,7 @@ def matrices_of(name):
 def test_losses_and_matrices_are_those_of_the_published_form(name, short, monkeypatch, record_property):
     expected = GOLDEN["runs"][name]
     if expected["nu"] > 0:  # only its draws differ: one padded tensor a step
-        monkeypatch.setattr("unlearn.methods.likelihood_loss.Augmentation", PublishedNoise)
+        monkeypatch.setattr("unlearn.methods.noise.Augmentation", PublishedNoise)
     folder = run(short(*overrides(expected)))
 
     lines = read_jsonl(folder / "train.jsonl")

@@ -10,21 +10,20 @@ import torch
 from unlearn.data.batches import batches
 from unlearn.data.corpora import Topic
 from unlearn.methods.misdirection_loss import Misdirection
-from unlearn.methods.noise import Ahead, Augmentation, augment
+from unlearn.methods.noise import Ahead, Augmentation
 from unlearn.methods.objective import Losses
 from unlearn.methods.rmu import RMU
 from unlearn.methods.rna import RNA
 from unlearn.models.cutting import CutModel
 from unlearn.training.loop import Schedule, train_variants
-from unlearn.training.optimizer import schedule
+from unlearn.training.optimizer import Optimizer, schedule
 from unlearn.training.variant import Listener, make_variant
 
 TOPICS = [
     Topic("bio", [[3, 4, 5, 6], [7, 8]] * 4, [[9, 10], [11, 12, 13]] * 4, {}),
     Topic("cyber", [[14, 15, 16], [17, 18]] * 4, [[19, 20], [21]] * 4, {}),
 ]
-SETTINGS = {"lr": 1e-2, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
-SETTINGS |= {"precision": "master", "optimizer": "adamw"}
+SETTINGS = {"lr": 1e-2, "optimizer": Optimizer()}
 
 
 def objective(nu=0.0, c=2.0, alpha=3.0):
@@ -57,7 +56,7 @@ def test_first_step_is_adamw_on_the_loss_of_two_whole_models(tiny_llama):
         return torch.stack(rows).mean()
 
     target_BTD = 2.0 * objective().controls["bio"]
-    noisy_BTD = augment(hidden(tiny_llama, batch.retain), batch.retain.mask_BT, std=0.3, seed=0, topic="bio", step=0)
+    noisy_BTD = Augmentation(RNA(0.3), 0)(hidden(tiny_llama, batch.retain), batch.retain.mask_BT, "bio", 0)
     names = list(cut.frozen)
     for name in names:
         updated.get_parameter(name).requires_grad_(True)
@@ -74,15 +73,6 @@ def test_first_step_is_adamw_on_the_loss_of_two_whole_models(tiny_llama):
         torch.testing.assert_close(variant.weights[name], expected, rtol=0, atol=1e-4)
 
 
-def test_a_variants_bytes_are_its_matrices_and_from_the_first_step_on_two_moments(tiny_llama):
-    cut = CutModel(tiny_llama, 3)
-    variant = make_variant(objective(), cut.frozen, **SETTINGS)
-    matrices = 3 * 16 * 32 * 4
-    assert variant.nbytes == matrices
-    run(cut, [variant], steps=1)
-    assert variant.nbytes == 3 * matrices + 3 * 4  # and the number of steps for each
-
-
 def test_exactly_the_chosen_matrices_move(tiny_llama):
     before = {name: p.clone() for name, p in tiny_llama.named_parameters()}
     cut = CutModel(tiny_llama, 3)
@@ -97,8 +87,8 @@ def test_exactly_the_chosen_matrices_move(tiny_llama):
 def test_the_linear_schedule_ends_a_share_of_the_rate_above_zero(tiny_llama):
     """Adam without memory moves its fastest entry by the learning rate itself: lr (1 - t / T) at step t."""
     cut = CutModel(tiny_llama, 3)
-    settings = SETTINGS | {"betas": (0.0, 0.0), "eps": 1e-12, "lr": schedule("linear", 1e-2, 4)}
-    variant = make_variant(objective(), cut.frozen, **settings)
+    without_memory = Optimizer(betas=(0.0, 0.0), eps=1e-12)
+    variant = make_variant(objective(), cut.frozen, schedule("linear", 1e-2, 4), without_memory)
     moved, before = [], {name: w.detach().clone() for name, w in variant.weights.items()}
 
     class Moves(Listener):
@@ -135,9 +125,9 @@ def test_variants_do_not_see_each_other(tiny_llama):
 
 def test_a_master_copy_keeps_updates_that_bfloat16_loses(tiny_llama):
     cut = CutModel(tiny_llama.bfloat16(), 3)
-    tiny = SETTINGS | {"lr": 1e-6}
-    master = make_variant(objective(), cut.frozen, **tiny)
-    model = make_variant(objective(), cut.frozen, **(tiny | {"precision": "model"}))
+    master, model = (
+        make_variant(objective(), cut.frozen, 1e-6, Optimizer(precision=precision)) for precision in ("master", "model")
+    )
     run(cut, [master, model])
     moved = {
         name: [(v.weights[name].float() != cut.frozen[name].float()).float().mean().item() for v in (master, model)]

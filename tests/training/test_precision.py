@@ -13,39 +13,26 @@ from unlearn.methods.rna import RNA
 from unlearn.models.cutting import CutModel
 from unlearn.models.loading import Source, load_tokenizer, load_up_to
 from unlearn.training.loop import train_variants
+from unlearn.training.optimizer import Optimizer
 from unlearn.training.variant import make_variant
 
 TOY = ROOT / "unlearn" / "toy"
 
 
-def trained(precision: str, steps: int):
-    """The embedded model in bfloat16 after so many steps of RMU: frozen and trained matrices, records."""
+def trained(steps: int):
+    """The embedded model in bfloat16 after so many steps of RMU: frozen matrices, and a variant of each precision."""
     source = Source(str(TOY / "model"), dtype="bfloat16", device="cpu")
     cut = CutModel(load_up_to(source, 5), 5)
     files = str(TOY / "data" / "forget-bio.jsonl"), str(TOY / "data" / "retain.jsonl")
-    topic = load_topic(
-        "bio",
-        *files,
-        load_tokenizer(source),
-        max_length=32,
-        retain_max_length=32,
-        documents=4 * steps,
-        on_exhausted="error",
-    )
+    lengths = {"max_length": 32, "retain_max_length": 32}
+    topic = load_topic("bio", *files, load_tokenizer(source), **lengths, documents=4 * steps, on_exhausted="error")
     controls = {"bio": RMU(3.0).control_vector(cut.dim, torch.Generator().manual_seed(0))}
-    variant = make_variant(
-        Misdirection(RMU(3.0), controls, 10.0, "padding", Augmentation(RNA(0.03), 0)),
-        cut.frozen,
-        lr=1e-6,  # about half a unit in the last place of these matrices in bfloat16
-        betas=(0.9, 0.999),
-        eps=1e-8,
-        weight_decay=0.0,
-        precision=precision,
-        optimizer="adamw",
-    )
+    objective = Misdirection(RMU(3.0), controls, 10.0, "padding", Augmentation(RNA(0.03), 0))
+    lr = 1e-6  # about half a unit in the last place of these matrices in bfloat16
+    variants = {p: make_variant(objective, cut.frozen, lr, Optimizer(precision=p)) for p in ("master", "model")}
     stream = batches([topic], steps=steps, batch_size=4, pad_id=0, side="right")
-    train_variants(cut, [variant], stream, mask_padding=False)
-    return cut.frozen, variant.weights, variant.records
+    train_variants(cut, list(variants.values()), stream, mask_padding=False)
+    return cut.frozen, variants
 
 
 def unmoved(frozen, weights) -> float:
@@ -56,12 +43,12 @@ def unmoved(frozen, weights) -> float:
 
 def test_without_a_master_copy_updates_round_away_and_less_is_forgotten(record_property):
     # After one step every number has been updated by lr (AdamW's first step), so what has not moved rounded away.
-    lost = {p: unmoved(*trained(p, 1)[:2]) for p in ("master", "model")}
-    losses = {p: trained(p, 100)[2] for p in ("master", "model")}
+    frozen, stepped = trained(1)
+    lost = {precision: unmoved(frozen, variant.weights) for precision, variant in stepped.items()}
+    losses = {precision: variant.records for precision, variant in trained(100)[1].items()}
     first = losses["master"][0].forget_loss
     last = {p: sum(r.forget_loss for r in losses[p][-10:]) / 10 for p in losses}
-    for precision in ("master", "model"):
-        record_property(precision, (lost[precision], first, last[precision]))
+    record_property("lost, first and last losses", (lost, first, last))
     assert lost["master"] < 0.01
     assert lost["model"] > 0.1
     assert losses["model"][0].forget_loss == pytest.approx(first)  # both start from the same model

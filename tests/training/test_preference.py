@@ -15,6 +15,7 @@ from unlearn.methods.objective import Setup
 from unlearn.methods.rna import RNA
 from unlearn.models.cutting import CutModel
 from unlearn.training.loop import train_variants
+from unlearn.training.optimizer import Optimizer
 from unlearn.training.variant import make_variant
 
 
@@ -68,8 +69,8 @@ def setup(cut, topics, s):
 def make(model, topics, s):
     """The cut model and a variant."""
     cut = CutModel(model, s.layer)
-    optimizer = {"lr": s.lr, "betas": s.betas, "eps": s.eps, "weight_decay": 0.0, "optimizer": s.optimizer}
-    return cut, make_variant(method(s).objective(setup(cut, topics, s)), cut.frozen, precision="master", **optimizer)
+    optimizer = Optimizer(s.optimizer, betas=s.betas, eps=s.eps)
+    return cut, make_variant(method(s).objective(setup(cut, topics, s)), cut.frozen, s.lr, optimizer)
 
 
 def ours(model, topics, preferred, steps, s, **how):

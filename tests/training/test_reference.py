@@ -19,6 +19,7 @@ from unlearn.methods.rna import RNA
 from unlearn.methods.rsv import RSV
 from unlearn.models.cutting import CutModel
 from unlearn.training.loop import train_variants
+from unlearn.training.optimizer import Optimizer
 from unlearn.training.variant import make_variant
 
 # GPT-2 is the architecture whose layers never leave float64: the others' norms and softmax work in float32.
@@ -56,8 +57,7 @@ def ours(model, topics, controls, steps, s):
 
 def trained(cut, objective, topics, steps, s, preferred=None, **how):
     """Our matrices after these steps, and each step's two losses."""
-    optimizer = {"lr": s.lr, "betas": s.betas, "eps": s.eps, "weight_decay": 0.0, "optimizer": s.optimizer}
-    variant = make_variant(objective, cut.frozen, precision="master", **optimizer)
+    variant = make_variant(objective, cut.frozen, s.lr, Optimizer(s.optimizer, betas=s.betas, eps=s.eps))
     left = s.mask == "none"
     stream = batches(
         [Topic(name, forget, retain, {}) for name, forget, retain in topics],

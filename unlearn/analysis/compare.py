@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
@@ -22,7 +21,6 @@ from unlearn.evaluation.statistics import Paired, PairedMeans, paired, paired_me
 from unlearn.records.samples import Sample
 from unlearn.runs.evaluations import evaluations_of
 from unlearn.screen import console, say
-from unlearn.storage.files import read_object
 
 OTHER_QUESTIONS = (
     "the questions differ in their text, options, right answers or replaced words (eval.forget_tokens, eval.seed, "
@@ -60,17 +58,6 @@ def pairs(a: Mapping[int, Sample], b: Mapping[int, Sample]) -> list[tuple[Sample
     """The samples of the same questions in two runs. Those of other content under the same number are left out."""
     common = sorted(a.keys() & b.keys())
     return [(a[number], b[number]) for number in common if a[number].question == b[number].question]
-
-
-def read_record(run_dir: Path) -> dict[str, Any]:
-    """The run's run.json. Raises UserError if there is none, or if it is not one."""
-    file = run_dir / "run.json"
-    if not file.is_file():
-        raise UserError(f"{run_dir}: no run is here (there is no run.json).")
-    record = read_object(file)
-    if not isinstance(record.get("identity"), dict):
-        raise UserError(f"{file}: not the record of a run.")
-    return record
 
 
 def differing_questions(a: Run, b: Run, query: str, role: str | None = None) -> str | None:
@@ -143,12 +130,12 @@ def compare_runs(a: Path, b: Path) -> Comparison:
 
     Raises UserError for a folder without a run or without answers, and for answers that cannot be read.
     """
-    for folder in (a, b):
-        read_record(folder)
-    return compare_answers(*(_run_with_samples(folder) for folder in (a, b)))
+    return compare_answers(_run_with_samples(a), _run_with_samples(b))
 
 
 def _run_with_samples(folder: Path) -> Run:
+    if not (folder / "run.json").is_file():
+        raise UserError(f"{folder}: no run is here (there is no run.json).")
     run = read_run(folder)
     if run.status == "corrupt":
         raise UserError(run.why if str(folder) in run.why else f"{folder}: {run.why}")
@@ -161,11 +148,12 @@ def _run_with_samples(folder: Path) -> Run:
 
 def show_comparison(a: Path, b: Path) -> None:
     """Print the tables of `compare_runs`. Raises UserError if there is nothing to compare."""
-    comparison = compare_runs(a, b)
-    for run in (a, b):
-        status = read_record(run).get("status")
-        if status != "done":
-            say(f"Warning: {run} is not done but {status}: its answers may not be all.")
+    runs = [_run_with_samples(folder) for folder in (a, b)]
+    comparison = compare_answers(*runs)
+    for run in runs:
+        if not run.done:
+            status = run.record.get("status")
+            say(f"Warning: {run.folder} is not done but {status}: its answers may not be all.")
     for (role, query), why in comparison.refused.items():
         say(f"{query} queries of {role} are not compared: {why}.")
     for (role, query), count in comparison.differing.items():

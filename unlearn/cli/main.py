@@ -183,8 +183,6 @@ def theory(
     against: Annotated[
         Path | None, typer.Option(metavar="RM_RUN", help="The corresponding run without RNA (rna.nu=0).")
     ] = None,
-    query: Annotated[str, typer.Option(help="The kind of query with replaced options.")] = "perturbed",
-    role: Annotated[str, typer.Option(help="The role whose tasks are asked.")] = "retain",
     limit: Annotated[int, typer.Option(min=2, help="Number of questions, in proportion to the tasks' sizes.")] = 200,
     draws: Annotated[int, typer.Option(min=2, help="Draws of noise per question and variance.")] = 64,
     directions: Annotated[int, typer.Option(min=2, help="Directions along which spreads are measured.")] = 32,
@@ -198,20 +196,15 @@ def theory(
     """Measure the paper's theorems on a finished run.
 
     It measures Assumptions 4.2 and 5.1 and Theorems 4.3 and 5.2, and prints a verdict on each. All numbers go to
-    RUN/theory.json, or to RUN/theory-ROLE-QUERY.json for another role or query. The model runs in float32, one
+    RUN/theory.json. The questions are perturbed ones about retained knowledge. The model runs in float32, one
     question at a time.
     """
-    from unlearn.paper.theory.measure import Effort, measure_and_show
+    from unlearn.paper.theory.measure import Effort, show
+    from unlearn.paper.theory.measure import theory as measure
 
-    measure_and_show(
-        folder,
-        against,
-        query=query,
-        role=role,
-        effort=Effort(limit, draws, directions, batch, seed),
-        injected=injected,
-        overrides=["model.trust_remote_code=true"] if trust_remote_code else [],
-    )
+    effort = Effort(limit, draws, directions, batch, seed)
+    overrides = ["model.trust_remote_code=true"] if trust_remote_code else []
+    show(measure(folder, against, effort=effort, injected=injected, overrides=overrides))
 
 
 @app.command()

@@ -14,9 +14,9 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from unlearn.arguments import check_choice, check_number
+from unlearn.arguments import SPAN, check_choice, check_number
 from unlearn.config.compose import attack_names
-from unlearn.config.schema import CHECK, SPAN, Config, DataConfig, TopicConfig
+from unlearn.config.schema import CHECK, Config, DataConfig, TopicConfig
 from unlearn.errors import UserError, nearest
 from unlearn.methods.make import make_method
 from unlearn.methods.rna import RNA

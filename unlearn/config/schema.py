@@ -13,10 +13,18 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from unlearn.arguments import check_choice, check_integer, check_number, is_number
+from unlearn.arguments import (
+    MASKS,
+    OPTIMIZERS,
+    PRECISIONS,
+    SCHEDULES,
+    check_choice,
+    check_integer,
+    check_number,
+    is_number,
+)
 from unlearn.records.names import QUERIES, text_tasks
 
-SPAN = 3  # trained layers: l-2, l-1, l (section 6.2)
 # Keys that must be equal for runs that share a process.
 SHARED = (
     "model",
@@ -128,7 +136,7 @@ class LossConfig:
     """Weights and positions of the losses (Eq. 1)."""
 
     alpha: Any = MISSING  # a number, or one for each topic
-    mask: str = one_of("padding", "padding_and_bos", "none")
+    mask: str = one_of(*MASKS)
 
     def __post_init__(self) -> None:
         """Whole numbers become floats, as they are for keys of type float."""
@@ -144,12 +152,12 @@ class TrainConfig:
     steps: int = at_least(1)
     batch_size: int = at_least(1)
     lr: float = number(above=0)
-    schedule: str = one_of("constant", "linear", default="constant")
+    schedule: str = one_of(*SCHEDULES, default="constant")
     betas: list[float] = MISSING
-    optimizer: str = one_of("adamw", "adamw_published")
+    optimizer: str = one_of(*OPTIMIZERS)
     eps: float = number(at_least=0)
     weight_decay: float = number(at_least=0)
-    precision: str = one_of("master", "model")
+    precision: str = one_of(*PRECISIONS)
     log_every: int = at_least(1)
     checkpoint_every: int | None = at_least(1)
     recompute: str = one_of("auto", "always", "never", default="auto")  # activation checkpointing

@@ -14,23 +14,23 @@ from unlearn.storage.hashing import json_sha256
 
 
 def cache_place(cache: Path, kind: str, key: dict[str, Any]) -> Path:
-    """The place below the cache folder of the result of this kind that `key` determines."""
+    """The folder or file in the cache for a result of this kind, which `key` determines."""
     return cache / kind / json_sha256(key)[:16]
 
 
 @dataclass(frozen=True)
 class CachedAnswers:
-    """A model's answers in a folder of the cache: scores and samples, or, until all are there, partial/."""
+    """A model's answers in a folder of the cache: scores and samples, or partial/ until they are complete."""
 
     folder: Path
 
     @property
     def partial(self) -> Path:
-        """The journals of an evaluation that is not finished."""
+        """The folder with the journals of an unfinished evaluation."""
         return self.folder / "partial"
 
     def load(self) -> Answers | None:
-        """The answers, or None if they are not all there."""
+        """The answers; None if they are not complete."""
         if not (self.folder / SCORES).is_file():  # it is written last
             return None
         return Answers(read_scores(self.folder), read_samples(self.folder))

@@ -31,14 +31,14 @@ class Chat:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, system_instruction: str | None, multiturn: bool) -> Chat:
-        """In a tokenizer's own template. Raises UserError if it has none."""
+        """Chats in a tokenizer's own template. Raises UserError if it has none."""
         if not tokenizer.chat_template:
             raise UserError("eval.chat_template=true, but the model's tokenizer has no chat template.")
         of_tokenizer = SimpleNamespace(tokenizer=tokenizer, chat_template_args={})
         return cls(partial(HFLM.apply_chat_template, of_tokenizer), system_instruction, multiturn)
 
     def arguments(self) -> Mapping[str, Any]:
-        """Of lm-eval's `build_all_requests`."""
+        """The arguments for lm-eval's `build_all_requests`."""
         return {
             "apply_chat_template": True,
             "chat_template": self.render,

@@ -117,7 +117,7 @@ class Evaluator:
         ]
 
     def help(self, task: Task) -> None:
-        """Do a part of what another process announced. The answers are in journals, which that process reads."""
+        """Do a part of the work that another process announced. That process reads the answers from journals."""
         if task.models:
             models = [Unlearned(Path(delta), Path(partial)) for delta, partial in task.models]
             in_batches(self._ask_unlearned, models, len(models))

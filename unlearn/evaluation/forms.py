@@ -1,4 +1,4 @@
-"""Other forms of lm-eval's multiple-choice tasks: other documents, and few-shot examples that are fair."""
+"""Changed copies of lm-eval's multiple-choice tasks: other documents, and fair few-shot examples."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def with_documents(task: Task, change: Callable[..., dict[str, Any]]) -> Task:
 
 
 class OtherQuestions(ContextSampler):
-    """Few-shot examples from the asked questions themselves, but none that asks the same."""
+    """Few-shot examples from the asked questions themselves, without the question that is asked."""
 
     def sample(
         self, n: int, eval_doc: Mapping[str, Any] | None = None, df: Sequence[Any] | None = None, **_: Any
     ) -> Sequence[Any]:
-        """Examples for a question."""
+        """Examples for one question."""
         asked = None if eval_doc is None else eval_doc.get("question")
         pool = [d for d in self.fewshot_docs() if d != eval_doc and (asked is None or d.get("question") != asked)]
         if len(pool) < n:

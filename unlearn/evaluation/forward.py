@@ -26,7 +26,7 @@ def read_logits(
     *,
     masked: bool = False,
 ) -> list[Result]:
-    """What `read` makes of each member's logits at `nodes` of `trees`, row after row: float32 [N, V].
+    """Each member's logits at `nodes` of `trees`, passed through `read`, row after row: float32 [N, V].
 
     The head runs at these nodes only. What a model does after it (scaling, soft-capping) is elementwise.
 

@@ -127,7 +127,7 @@ def _scores(label: str, place: Place, query: str, figures: Mapping[str, Any], n:
 
 
 def _in_proportion(results: Mapping[str, Any], tasks: Mapping[str, Any], suite: Suite) -> dict[str, Any]:
-    """The figures of groups with tasks of which more was asked for another role: by the sizes of their tasks."""
+    """The figures of groups, weighted by the sizes of their tasks, where another role asked more of a task."""
     if not suite.drawn:
         return {}
     sizes = {name: len(task.eval_docs) for name, task in tasks["tasks"].items()}

@@ -103,7 +103,7 @@ class Journal:
             self._stream.flush()
 
     def read(self) -> None:
-        """Take over what other processes have written since the last time."""
+        """Read what other processes have written since the last call."""
         for file in [] if self._folder is None else self._folder.glob(f"{self._name}.*.jsonl"):
             if file != self._own:
                 self._read(file)

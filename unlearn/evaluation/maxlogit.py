@@ -35,7 +35,7 @@ class MaxLogits:
     tokens_NK: Tensor
 
     def of(self, queries: Sequence[int]) -> MaxLogits:
-        """The rows of these queries."""
+        """The values of these queries."""
         return MaxLogits(self.values_NK[list(queries)], self.tokens_NK[list(queries)])
 
     def metrics(self) -> dict[str, float]:

@@ -50,7 +50,7 @@ class Place:
 
     @property
     def is_leaf(self) -> bool:
-        """Whether it is no group."""
+        """Whether this is a task, and not a group."""
         return self.leaves == (self.task,)
 
 
@@ -112,7 +112,7 @@ class Suite:
         return [name for name in inside if len(leaves) > 1 or self.leaves[group] != [group]]
 
     def is_drawn(self, role: str, task: str, number: int) -> bool:
-        """Whether a question that was asked of a task is one of those of a role (`drawn`)."""
+        """Whether a question of a task was drawn for this role (`drawn`)."""
         questions = self.drawn.get(role, {}).get(task)
         return questions is None or number in questions
 

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unlearn.arguments import check_choice, check_number
-from unlearn.methods.directions import uniform_direction
 from unlearn.methods.losses import mean_norms
 from unlearn.methods.misdirection import MisdirectionMethod
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
 
     from unlearn.methods.inputs import ForgetBatch
 
@@ -29,9 +28,6 @@ class AdaptiveRMU(MisdirectionMethod):
             paper). "first_batch": the updated model's norm, mean over all samples of the topic's first batch, measured
             once (the published code).
         rna: noise on the target of the retain loss.
-
-    Raises:
-        UserError: an argument is not allowed.
     """
 
     beta: float
@@ -40,10 +36,6 @@ class AdaptiveRMU(MisdirectionMethod):
     def __post_init__(self) -> None:
         check_number("beta", self.beta, above=0)
         check_choice("norm", self.norm, ("sample", "first_batch"))
-
-    def control_vector(self, dim: int, generator: Generator) -> Tensor:
-        """Uniform direction u: float32 [D]."""
-        return uniform_direction(dim, generator)
 
     def target(self, batch: ForgetBatch) -> Tensor:
         """beta times the norm, times u: float32 [B, T, D]."""

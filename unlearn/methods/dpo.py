@@ -23,9 +23,6 @@ class DPO(LikelihoodMethod):
     Args:
         beta: the inverse temperature, above 0.
         retain, published, rna: as for every `LikelihoodMethod`.
-
-    Raises:
-        UserError: an argument is not allowed.
     """
 
     needs_preferred: ClassVar[bool] = True

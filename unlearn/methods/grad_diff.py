@@ -19,9 +19,6 @@ class GradDiff(LikelihoodMethod):
 
     Args:
         retain, published, rna: as for every `LikelihoodMethod`.
-
-    Raises:
-        UserError: an argument is not allowed.
     """
 
     def forget(self, likelihoods: Pair) -> Tensor:

@@ -60,7 +60,8 @@ class LikelihoodMethod(Method):
     def objective(self, setup: Setup) -> LikelihoodObjective:
         """This method's forget loss plus alpha times its retain loss."""
         from unlearn.methods.likelihood_loss import LikelihoodObjective
+        from unlearn.methods.noise import Augmentation
 
         if self.published and setup.mask != "none":
             raise UserError(f"published=True with mask={setup.mask} is not allowed: it goes with mask=none.")
-        return LikelihoodObjective.of(self, setup)
+        return LikelihoodObjective(self, setup.alpha, setup.mask, Augmentation(self.rna, setup.seed, setup.ahead))

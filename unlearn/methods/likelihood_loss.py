@@ -18,7 +18,7 @@ from unlearn.data.batches import Batch, Part
 from unlearn.methods.inputs import LogLikelihoods, Pair
 from unlearn.methods.losses import at_least_float32, counted_positions, masked_mean, mean_norm
 from unlearn.methods.noise import Augmentation
-from unlearn.methods.objective import Alpha, Losses, Setup, View, alpha_of
+from unlearn.methods.objective import Alpha, Losses, View, alpha_of
 
 if TYPE_CHECKING:
     from unlearn.methods.likelihood import LikelihoodMethod
@@ -34,11 +34,6 @@ class LikelihoodObjective:
     alpha: Alpha
     mask: str
     noise: Augmentation
-
-    @classmethod
-    def of(cls, method: LikelihoodMethod, setup: Setup) -> LikelihoodObjective:
-        """The loss of a method in a training."""
-        return cls(method, setup.alpha, setup.mask, Augmentation(method.rna, setup.seed, setup.ahead))
 
     def __call__(self, batch: Batch, frozen: View, updated: View) -> Losses:
         """Forget and retain loss; for the log, the forget texts' loss and the drift of retain states."""

@@ -21,6 +21,9 @@ class Method(ABC):
 
     Args:
         rna: noise on what the retain loss compares with.
+
+    Raises:
+        UserError: an argument is not allowed.
     """
 
     needs_logits: ClassVar[bool]  # whether it needs the whole model, not only the layers up to l

@@ -24,16 +24,29 @@ class MisdirectionMethod(Method):
 
     needs_logits: ClassVar[bool] = False
 
-    @abstractmethod
     def control_vector(self, dim: int, generator: Generator) -> Tensor:
-        """The topic's random direction, drawn with `generator` on the CPU: float32 [D], length 1."""
+        """The topic's random direction, drawn with `generator` on the CPU: float32 [D], length 1.
+
+        u of section 3.1, unless a method has another one: uniform in [0, 1) per dimension, then normalised.
+        """
+        import torch
+
+        u_D = torch.rand(dim, generator=generator)
+        return u_D / u_D.norm()
 
     @abstractmethod
     def target(self, batch: ForgetBatch) -> Tensor:
         """The target y^f: [B, T, D], float32 or better. No gradient flows through it."""
 
     def objective(self, setup: Setup) -> Misdirection:
-        """Eq. 8 with this method's target."""
+        """Eq. 8 with this method's target, and its control vectors drawn."""
         from unlearn.methods.misdirection_loss import Misdirection
+        from unlearn.methods.noise import Augmentation
+        from unlearn.methods.randomness import generator
 
-        return Misdirection.of(self, setup)
+        controls = {
+            topic: self.control_vector(setup.dim, generator(setup.seed, "control", topic)).to(setup.device)
+            for topic in setup.topics
+        }
+        noise = Augmentation(self.rna, setup.seed, setup.ahead)
+        return Misdirection(self, controls, setup.alpha, setup.mask, noise)

@@ -16,8 +16,7 @@ from unlearn.data.batches import Batch
 from unlearn.methods.inputs import ForgetBatch
 from unlearn.methods.losses import counted_positions, mean_cosine, mean_norm, representation_loss
 from unlearn.methods.noise import Augmentation
-from unlearn.methods.objective import Alpha, Losses, Setup, View, alpha_of
-from unlearn.methods.randomness import generator
+from unlearn.methods.objective import Alpha, Losses, View, alpha_of
 
 if TYPE_CHECKING:
     from unlearn.methods.misdirection import MisdirectionMethod
@@ -39,16 +38,6 @@ class Misdirection:
     mask: str
     noise: Augmentation
     measured: dict[str, Tensor] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, method: MisdirectionMethod, setup: Setup) -> Misdirection:
-        """Draw the method's control vectors."""
-        controls = {
-            topic: method.control_vector(setup.dim, generator(setup.seed, "control", topic)).to(setup.device)
-            for topic in setup.topics
-        }
-        noise = Augmentation(method.rna, setup.seed, setup.ahead)
-        return cls(method, controls, setup.alpha, setup.mask, noise)
 
     def __call__(self, batch: Batch, frozen: View, updated: View) -> Losses:
         """Forget and retain loss; for the log, norms, the cosine to the target and the drift of retain states."""

@@ -34,46 +34,30 @@ class Augmentation:
     ahead: Ahead | None = field(default=None, compare=False)
 
     def __call__(self, target_BTD: Tensor, mask_BT: Tensor, topic: str, step: int) -> Tensor:
-        """The target with noise: see `augment`."""
-        return augment(target_BTD, mask_BT, topic, step, std=self.rna.std, seed=self.seed, ahead=self.ahead)
+        """The target with noise delta ~ N(0, std^2 I), drawn anew for every step, token and dimension.
+
+        Args:
+            target_BTD: the frozen model's retain representation, any floating dtype.
+            mask_BT: bool, True at the positions that the loss counts; others get no noise.
+            topic, step: with the seed and the row in the batch, the key of the noise.
+
+        Returns:
+            [B, T, D] in float32 or better; `target_BTD` itself if there is no noise.
+        """
+        if self.rna.nu == 0:
+            return target_BTD
+        noise_BTD = None if self.ahead is None else self.ahead.take(topic, step, self.seed)
+        target_BTD = at_least_float32(target_BTD)
+        if noise_BTD is None:
+            noise_ND = _noise(tuple(mask_BT.sum(dim=1).tolist()), target_BTD.shape[-1], topic, step, self.seed)
+            noise_BTD = torch.zeros_like(target_BTD)
+            noise_BTD[mask_BT] = noise_ND.to(target_BTD)
+        return target_BTD + self.rna.std * noise_BTD
 
     def prepare(self, mask_BT: Tensor, topic: str, step: int) -> None:
         """Begin to draw the noise of a coming step: see `Ahead.draw`."""
         if self.ahead is not None and self.rna.nu > 0:
             self.ahead.draw(mask_BT, topic, step, seed=self.seed)
-
-
-def augment(
-    target_BTD: Tensor,
-    mask_BT: Tensor,
-    topic: str,
-    step: int,
-    *,
-    std: float,
-    seed: int,
-    ahead: Ahead | None = None,
-) -> Tensor:
-    """The retain target with noise delta ~ N(0, std^2 I), drawn anew for every step, token and dimension.
-
-    Args:
-        target_BTD: the frozen model's retain representation, any floating dtype.
-        mask_BT: bool, True at the positions that the loss counts; others get no noise.
-        std: standard deviation of the noise; 0 returns `target_BTD` itself.
-        seed, topic, step: with the row in the batch, the key of the noise.
-        ahead: has the noise if it was drawn ahead.
-
-    Returns:
-        [B, T, D] in float32 or better (the target itself if std = 0).
-    """
-    if std == 0:
-        return target_BTD
-    noise_BTD = None if ahead is None else ahead.take(topic, step, seed)
-    target_BTD = at_least_float32(target_BTD)
-    if noise_BTD is None:
-        noise_ND = _noise(tuple(mask_BT.sum(dim=1).tolist()), target_BTD.shape[-1], topic, step, seed)
-        noise_BTD = torch.zeros_like(target_BTD)
-        noise_BTD[mask_BT] = noise_ND.to(target_BTD)
-    return target_BTD + std * noise_BTD
 
 
 @lru_cache(maxsize=1)  # the points of a grid differ in nu and share the draw
@@ -91,7 +75,7 @@ class Ahead:
     """Noise of the next step, drawn by other threads while a GPU works on this one. One for all variants of a training.
 
     A GPU takes tens of milliseconds for a step, and so does one thread of the host for its noise. A thread draws a row
-    of the batch. The values are those that `augment` would draw: the key determines them, not the place. On a CPU
+    of the batch. The values are those that would be drawn without: the key determines them, not the place. On a CPU
     nothing is drawn ahead, as that would take the time of the threads that compute.
     """
 
@@ -103,7 +87,7 @@ class Ahead:
         self._current: dict[int, tuple[Key, Tensor]] = {}  # seed -> the noise of its current step, on the device
 
     def draw(self, mask_BT: Tensor, topic: str, step: int, *, seed: int) -> None:
-        """Begin to draw the noise of a coming step; returns at once. `mask_BT` is that of `augment`, on the CPU."""
+        """Begin to draw the noise of a coming step; returns at once. `mask_BT` is on the CPU."""
         key = (seed, topic, step)
         if not self._active or key in self._drawn:  # variants with the same seed share the noise
             return

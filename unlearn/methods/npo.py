@@ -23,9 +23,6 @@ class NPO(LikelihoodMethod):
     Args:
         beta: the inverse temperature, above 0. The smaller, the more alike to gradient ascent.
         retain, published, rna: as for every `LikelihoodMethod`.
-
-    Raises:
-        UserError: an argument is not allowed.
     """
 
     beta: float

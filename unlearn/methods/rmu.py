@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unlearn.arguments import check_number
-from unlearn.methods.directions import uniform_direction
 from unlearn.methods.misdirection import MisdirectionMethod
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
 
     from unlearn.methods.inputs import ForgetBatch
 
@@ -22,19 +21,12 @@ class RMU(MisdirectionMethod):
     Args:
         c: the length of the target in units of the hidden states at layer l, above 0.
         rna: noise on the target of the retain loss.
-
-    Raises:
-        UserError: an argument is not allowed.
     """
 
     c: float
 
     def __post_init__(self) -> None:
         check_number("c", self.c, above=0)
-
-    def control_vector(self, dim: int, generator: Generator) -> Tensor:
-        """Uniform direction u: float32 [D]."""
-        return uniform_direction(dim, generator)
 
     def target(self, batch: ForgetBatch) -> Tensor:
         """c u at every position: float32 [B, T, D]."""

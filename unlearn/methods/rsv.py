@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unlearn.arguments import check_number
-from unlearn.methods.directions import gaussian_direction
 from unlearn.methods.losses import at_least_float32
 from unlearn.methods.misdirection import MisdirectionMethod
 
@@ -23,9 +22,6 @@ class RSV(MisdirectionMethod):
     Args:
         c: the length of the added vector in units of the hidden states at layer l, above 0.
         rna: noise on the target of the retain loss.
-
-    Raises:
-        UserError: an argument is not allowed.
     """
 
     c: float
@@ -34,8 +30,11 @@ class RSV(MisdirectionMethod):
         check_number("c", self.c, above=0)
 
     def control_vector(self, dim: int, generator: Generator) -> Tensor:
-        """Gaussian direction epsilon: float32 [D]."""
-        return gaussian_direction(dim, generator)
+        """epsilon: standard normal per dimension, normalised to length 1 (section 3.1): float32 [D]."""
+        import torch
+
+        epsilon_D = torch.randn(dim, generator=generator)
+        return epsilon_D / epsilon_D.norm()
 
     def target(self, batch: ForgetBatch) -> Tensor:
         """The frozen representation, shifted by c epsilon: float32 [B, T, D]."""

@@ -24,9 +24,6 @@ class SimNPO(LikelihoodMethod):
         beta: the inverse temperature, above 0.
         gamma: the margin, at least 0.
         retain, published, rna: as for every `LikelihoodMethod`.
-
-    Raises:
-        UserError: an argument is not allowed.
     """
 
     beta: float

@@ -16,8 +16,6 @@ from transformers import (
 
 from unlearn.errors import UserError
 
-SPAN = 3  # trained layers: l-2, l-1 and l (section 6.2)
-
 KEPT = "kept"  # attribute of a cut model: the names of its shortened list of layers and of its decoder
 
 # Names of the MLP's down projection inside a decoder layer, by architecture; the first that exists is trained. Experts

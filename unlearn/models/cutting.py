@@ -25,11 +25,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from unlearn.arguments import check_choice, check_integer
+from unlearn.arguments import SPAN, check_choice, check_integer
 from unlearn.data.batches import padding_id
 from unlearn.errors import UserError
 from unlearn.models.architectures import (
-    SPAN,
     decoder_layers,
     decoders,
     head_of,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,7 +71,7 @@ assert SCHEMA.names == [field.name for field in fields(Sample)]
 
 def write_samples(folder: Path, samples: Iterable[Sample]) -> None:
     """Write `folder`/samples.parquet, a row for each sample."""
-    write_rows(folder / SAMPLES, [asdict(sample) for sample in samples], SCHEMA)
+    write_rows(folder / SAMPLES, [vars(sample) for sample in samples], SCHEMA)
 
 
 def read_samples(folder: Path) -> list[Sample]:
@@ -83,7 +83,7 @@ def sample_frame(samples: Iterable[Sample]) -> pd.DataFrame:
     """The samples as a data frame, with the columns of `Sample` and `value`."""
     import pandas as pd
 
-    rows = [{**asdict(sample), "value": sample.value} for sample in samples]
+    rows = [{**vars(sample), "value": sample.value} for sample in samples]
     return pd.DataFrame(rows, columns=[*SCHEMA.names, "value"])
 
 

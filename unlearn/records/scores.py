@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +64,7 @@ assert SCHEMA.names == [field.name for field in fields(Score)]
 
 def write_scores(folder: Path, scores: Iterable[Score]) -> None:
     """Write `folder`/scores.parquet, a row for each score."""
-    write_rows(folder / SCORES, [asdict(score) for score in scores], SCHEMA)
+    write_rows(folder / SCORES, [vars(score) for score in scores], SCHEMA)
 
 
 def read_scores(folder: Path) -> list[Score]:
@@ -76,7 +76,7 @@ def score_frame(scores: Iterable[Score]) -> pd.DataFrame:
     """The scores as a data frame, with the columns of `Score`."""
     import pandas as pd
 
-    frame = pd.DataFrame([asdict(score) for score in scores], columns=SCHEMA.names)
+    frame = pd.DataFrame([vars(score) for score in scores], columns=SCHEMA.names)
     return frame.astype({**dict.fromkeys(("value", "stderr", "low", "high", "p"), float), "n": "Int64"})
 
 

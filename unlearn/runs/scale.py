@@ -23,7 +23,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor, nn
 
-from unlearn.config.schema import SPAN, Config
+from unlearn.arguments import SPAN
+from unlearn.config.schema import Config
 from unlearn.data.corpora import Reading, documents, first_tokens
 from unlearn.errors import UserError
 from unlearn.models.architectures import decoder_layers, hidden_of, parameter_names

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import transformers
 
+from unlearn.arguments import SPAN
 from unlearn.methods.likelihood_loss import CHUNK
 from unlearn.models.architectures import (
     DOWN_PROJECTIONS,
-    SPAN,
     decoder_layers,
     head_of,
     parameter_names,

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import resource
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -94,7 +95,7 @@ Inputs = tuple[Tensor, Tensor | None, Tensor | None]  # ids, attention mask, pos
 
 
 class _View:
-    """A model with these weights on one batch. Each part is computed at most once."""
+    """A model with these weights on one batch: see `View`. Each part is computed at most once."""
 
     def __init__(self, shared: _Shared, weights: dict[str, Tensor]) -> None:
         self._shared, self._weights = shared, weights
@@ -102,27 +103,22 @@ class _View:
         self._once: dict[Hashable, Any] = {}
 
     def hidden(self, part: Part) -> Tensor:
-        """h at layer l: [B, T, D]."""
         if part not in self._hidden:
             self._hidden[part] = self._shared.hidden(part, self._weights)
         return self._hidden[part]
 
     def final(self, part: Part, hidden_BTD: Tensor | None = None) -> Tensor:
-        """What the head takes: [B, T, D]."""
         return self._shared.final(part, self.hidden(part) if hidden_BTD is None else hidden_BTD)
 
     def logits(self, states_ND: Tensor) -> Tensor:
-        """The head's logits: [N, V]."""
         return self._shared.cut.logits(states_ND)
 
     def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
-        """The result of `compute`, which runs once for each key."""
         if key not in self._once:
             self._once[key] = compute()
         return self._once[key]
 
     def without_mask(self) -> _View:
-        """The same model without attention mask."""
         return self.once("without mask", lambda: _View(self._shared.unmasked(), self._weights))
 
 
@@ -161,7 +157,8 @@ def train_variants(
     clock = _Clock()
     checks = _Checks(late=cut.device.type == "cuda" if check_late is None else check_late)
     running = list(variants)
-    for batch, following in _look_ahead(batches):
+    for batch, following in pairwise(chain(batches, [None])):
+        assert batch is not None
         last = following is None
         logged = last or batch.step % schedule.log == 0
         clock.count(batch.tokens)
@@ -335,13 +332,3 @@ def peak_memory_mb() -> float:
     if torch.cuda.is_available():
         return max(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count()))) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
-def _look_ahead(batches: Iterable[Batch]) -> Iterator[tuple[Batch, Batch | None]]:
-    """Each batch, and the next one; None after the last."""
-    stream = iter(batches)
-    batch = next(stream, None)
-    while batch is not None:
-        following = next(stream, None)
-        yield batch, following
-        batch = following

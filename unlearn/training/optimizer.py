@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn.arguments import check_choice, check_number
+from unlearn.arguments import OPTIMIZERS, PRECISIONS, SCHEDULES, check_choice, check_number
 from unlearn.errors import UserError
 
 
@@ -41,9 +41,6 @@ def schedule(name: str, lr: float, steps: int) -> Callable[[int], float]:
     return {"constant": lambda _: lr, "linear": lambda t: lr * (1 - t / steps)}[name]
 
 
-OPTIMIZERS: dict[str, type[torch.optim.AdamW]] = {"adamw": torch.optim.AdamW, "adamw_published": PublishedAdamW}
-
-
 @dataclass(frozen=True)
 class Optimizer:
     """AdamW, and how it is used.
@@ -68,10 +65,15 @@ class Optimizer:
     precision: str = "master"
 
     def __post_init__(self) -> None:
-        check_choice("name", self.name, list(OPTIMIZERS))
-        check_choice("schedule", self.schedule, ("constant", "linear"))
+        check_choice("name", self.name, OPTIMIZERS)
+        check_choice("schedule", self.schedule, SCHEDULES)
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"betas={self.betas} is not allowed: it must be two numbers in [0, 1).")
         check_number("eps", self.eps, at_least=0)
         check_number("weight_decay", self.weight_decay, at_least=0)
-        check_choice("precision", self.precision, ("master", "model"))
+        check_choice("precision", self.precision, PRECISIONS)
+
+    def of(self, weights: Iterable[Tensor], lr: float) -> torch.optim.AdamW:
+        """The optimizer of these matrices."""
+        cls = PublishedAdamW if self.name == "adamw_published" else torch.optim.AdamW
+        return cls(weights, lr=lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=True)

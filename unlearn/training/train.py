@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from tqdm.auto import tqdm
 
-from unlearn.arguments import check_choice, check_integer, check_number
+from unlearn.arguments import MASKS, check_choice, check_integer, check_number
 from unlearn.data.batches import Batch, batches
 from unlearn.data.corpora import Topic, check_rows
 from unlearn.data.counting import documents_needed
@@ -25,8 +25,6 @@ from unlearn.models.cutting import CutModel
 from unlearn.training.loop import Record, Schedule, train_variants
 from unlearn.training.optimizer import Optimizer, schedule
 from unlearn.training.variant import Listener, Variant, make_variant
-
-MASKS = ("padding", "padding_and_bos", "none")
 
 Value = TypeVar("Value")
 OnRecord = Callable[[Variant, Record], None]
@@ -54,19 +52,9 @@ class Setting:
 def begin(model: CutModel, setting: Setting, topics: Sequence[str], *, steps: int, mask: str, ahead: Ahead) -> Variant:
     """A variant before its first step. `ahead` draws noise for all variants of a training."""
     setup = Setup(topics, model.dim, model.device, setting.seed, setting.alpha, mask, ahead)
-    optimizer = setting.optimizer
-    return make_variant(
-        setting.method.objective(setup),
-        model.frozen,
-        lr=schedule(optimizer.schedule, setting.lr, steps),
-        betas=optimizer.betas,
-        eps=optimizer.eps,
-        weight_decay=optimizer.weight_decay,
-        precision=optimizer.precision,
-        optimizer=optimizer.name,
-        method=setting.method,
-        model=model,
-    )
+    lr = schedule(setting.optimizer.schedule, setting.lr, steps)
+    objective = setting.method.objective(setup)
+    return make_variant(objective, model.frozen, lr, setting.optimizer, method=setting.method, model=model)
 
 
 def is_padded_left(mask: str) -> bool:

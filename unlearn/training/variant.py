@@ -15,7 +15,7 @@ from unlearn.methods.method import Method
 from unlearn.methods.objective import Objective
 from unlearn.models.cutting import CutModel
 from unlearn.models.delta import save_delta
-from unlearn.training.optimizer import OPTIMIZERS
+from unlearn.training.optimizer import Optimizer
 
 if TYPE_CHECKING:
     from unlearn.training.loop import Record
@@ -91,41 +91,27 @@ class Variant:
         assert self.model is not None
         return self.model
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its matrices, and of the optimizer's moments, which are there from the first step on."""
-        moments = [value for state in self.optimizer.state.values() for value in state.values()]
-        return sum(tensor.nbytes for tensor in (*self.weights.values(), *moments))
-
 
 def make_variant(
     objective: Objective,
     frozen: dict[str, Tensor],
-    *,
     lr: float | Callable[[int], float],
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-    precision: str,
-    optimizer: str,
+    optimizer: Optimizer = Optimizer(),
+    *,
     method: Method | None = None,
     model: CutModel | None = None,
 ) -> Variant:
-    """A variant that starts from the frozen matrices.
+    """A variant that starts from the frozen matrices. `lr` is one rate for all steps, or the rate of each.
 
-    `optimizer` is a name in `unlearn.training.optimizer.OPTIMIZERS`; `lr` one rate for all steps, or the rate of each.
-
-    `precision` "master" trains float32 copies of the matrices; "model" trains in the model's dtype, where updates
-    below half a unit in the last place are lost. `method` and `model` are those of the variant.
+    With precision "master" it has float32 copies of the matrices. With "model" they keep the model's dtype, where
+    updates below half a unit in the last place are lost.
     """
+    master = optimizer.precision == "master"
     weights = {
-        n: w.detach().to(torch.float32 if precision == "master" and w.element_size() < 4 else w.dtype, copy=True)
+        n: w.detach().to(torch.float32 if master and w.element_size() < 4 else w.dtype, copy=True)
         for n, w in frozen.items()
     }
     for w in weights.values():
         w.requires_grad_(True)
     rate = lr if callable(lr) else lambda _: lr
-    update = OPTIMIZERS[optimizer](
-        weights.values(), lr=rate(0), betas=betas, eps=eps, weight_decay=weight_decay, fused=True
-    )
-    return Variant(objective, weights, update, rate, method=method, model=model)
+    return Variant(objective, weights, optimizer.of(weights.values(), rate(0)), rate, method=method, model=model)

@@ -38,9 +38,9 @@ class Claim:
 
     def verdict(self, effect: Contrast) -> str:
         """SEEN, NOT_SEEN, CONTRARY or NOT_MEASURED."""
-        if math.isnan(effect.seeds_low):
+        if math.isnan(effect.low):
             return NOT_MEASURED
-        low, high = round(effect.seeds_low, DIGITS), round(effect.seeds_high, DIGITS)
+        low, high = round(effect.low, DIGITS), round(effect.high, DIGITS)
         if self.above < low and high < self.below:
             return SEEN
         return CONTRARY if high < self.above or low > self.below else NOT_SEEN

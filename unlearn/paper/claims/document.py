@@ -151,7 +151,7 @@ def _cell(claim: Claim, effect: Contrast, of: str = "seeds") -> str:
     if verdict == NOT_MEASURED:
         return f"{verdict}: {effect.why_not or 'a single seed'}"
     digits = 1 if claim.unit.startswith("points") else 2
-    interval = f"{effect.seeds_low:+.{digits}f} .. {effect.seeds_high:+.{digits}f}"
+    interval = f"{effect.low:+.{digits}f} .. {effect.high:+.{digits}f}"
     return f"**{verdict}** {effect.difference:+.{digits}f} ({interval}; {effect.seeds} {of})"
 
 
@@ -219,7 +219,7 @@ def _drop(c: Contrast, *, p: bool = True) -> str:
     """`p` takes questions as independent: not so where one fact is asked about several times."""
     if math.isnan(c.difference):
         return "–"
-    told = f"{c.difference:.1f} ({c.seeds_low:.1f} .. {c.seeds_high:.1f}; {c.seeds} seeds)"
+    told = f"{c.difference:.1f} ({c.low:.1f} .. {c.high:.1f}; {c.seeds} seeds)"
     return told + (f", p {c.p:.1g}" if p else "")
 
 

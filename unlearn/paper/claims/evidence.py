@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from statistics import mean
 
 import numpy as np
@@ -129,7 +130,7 @@ class Evidence:
     """The runs that claims are judged by: those of `material`'s world."""
 
     material: Material
-    _read: dict[tuple[str, str, str, str], Answers] = field(default_factory=dict)
+    _read: dict[Path, dict[tuple[str, str, str], Answers]] = field(default_factory=dict)  # by the run's folder
 
     @cached_property
     def subjects(self) -> list[Subject]:
@@ -167,7 +168,7 @@ class Evidence:
 
     def combine(self, terms: Terms) -> Contrast:
         """The sum of terms, in points, over the seeds and the questions of the measuring half that all of them have."""
-        pairs = []
+        sums = []
         for seed in sorted(int(seed) for seed in self.material.about["seed"].dropna().unique()):
             parts = terms(seed) if callable(terms) else terms
             runs = [self.material.runs_of(term.setting).get(seed) for term in parts]
@@ -178,11 +179,10 @@ class Evidence:
                 return Contrast(why_not=why)
             sides = [self._half(run, t, MEASURING) for run, t in zip(known, parts, strict=True)]
             if all(any(side.values()) for side in sides):
-                total = _sum([term.weight for term in parts], sides)
-                pairs.append(({task: dict.fromkeys(values, 0.0) for task, values in total.items()}, total))
-        if len(pairs) < FEWEST:
+                sums.append(_sum([term.weight for term in parts], sides))
+        if len(sums) < FEWEST:
             return Contrast(why_not=f"fewer than {FEWEST} seeds have all that it needs")
-        return contrast(pairs)
+        return contrast(sums)
 
     def accuracy(self, setting: Setting, seed: int, role: str, query: str) -> float:
         """Of one model on the choosing half, in percent: the mean over the role's tasks; NaN if it was not asked."""
@@ -223,16 +223,15 @@ class Evidence:
         r = float(np.clip(within["x"] @ within["y"] / size.prod(), -1, 1))
         with np.errstate(divide="ignore"):
             low, high = np.tanh(np.arctanh(r) + np.array([-NORMAL, NORMAL]) / math.sqrt(freedom))
-        return Contrast(r, seeds=len(table), seeds_low=float(low), seeds_high=float(high))
+        return Contrast(r, float(low), float(high), seeds=len(table))
 
     def _half(self, run: Run, term: Term, half: int) -> Answers:
         """A run's answers on one half of the questions, read once."""
-        key = str(run.folder), term.role, term.query, term.model
-        if key not in self._read:
-            self._read[key] = answers(self.material, run, term.role, term.query, term.model)
+        if run.folder not in self._read:
+            self._read[run.folder] = answers(self.material, run)
         return {
             task: {(part, q): v for (part, q), v in values.items() if q // BLOCK % 2 == half}
-            for task, values in self._read[key].items()
+            for task, values in self._read[run.folder].get((term.role, term.query, term.model), {}).items()
         }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from unlearn.analysis.collect import Run
 from unlearn.errors import UserError, describe
 from unlearn.paper.claims.evidence import Subject
+from unlearn.paper.theory.verdicts import THEORY_FILE
 from unlearn.screen import say
 from unlearn.storage.files import read_object
 
@@ -17,14 +18,14 @@ DRAWS = 32  # of noise, for each question and variance
 def theories(subjects: Sequence[Subject]) -> dict[str, tuple[bool, dict[str, Any]]]:
     """Of each subject's runs without RNA and with its usual nu: name -> (whether RNA trained it, its theory.json).
 
-    Only measurements of retained knowledge under perturbation and, of RNA, beside a model without.
+    Of a run with RNA, only if it was measured beside one without.
     """
     found = {}
     for subject in subjects:
         for trained, seed, run in _runs(subject):
             with subject.evidence.material.reading(run):
-                theory = _of_retained(run)
-                if theory is not None and (not trained or "against" in theory):
+                theory = _measured(run)
+                if theory and (not trained or "against" in theory):
                     found[f"{subject.method}, nu {run.identity['rna']['nu']:g}, seed {seed}"] = trained, theory
     return found
 
@@ -37,11 +38,10 @@ def _runs(subject: Subject) -> list[tuple[bool, int, Run]]:
     return [(trained, seed, run) for trained, setting in settings for seed, run in runs_of(setting).items()]
 
 
-def _of_retained(run: Run) -> dict[str, Any] | None:
-    """Raises UserError for a file that is no JSON object."""
-    file = run.folder / "theory.json"
-    theory = read_object(file) if file.is_file() else {}
-    return theory if (theory.get("role"), theory.get("query")) == ("retain", "perturbed") else None
+def _measured(run: Run) -> dict[str, Any]:
+    """What was measured of a run; maybe nothing. Raises UserError for a file that is no JSON object."""
+    file = run.folder / THEORY_FILE
+    return read_object(file) if file.is_file() else {}
 
 
 def measure_theorems(subjects: Sequence[Subject], limit: int) -> None:
@@ -54,7 +54,7 @@ def measure_theorems(subjects: Sequence[Subject], limit: int) -> None:
             by_seed.setdefault(seed, {})[trained] = run
         pair = next((runs for _, runs in sorted(by_seed.items()) if len(runs) > 1), {})
         for trained, run in pair.items():
-            known = _of_retained(run) or {}
+            known = _measured(run)
             if ("against" if trained else "theorem_5_2") in known:  # what is measured last
                 continue
             say(f"Theorems: {run.folder}")

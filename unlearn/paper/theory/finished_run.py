@@ -11,7 +11,7 @@ from lm_eval.api.task import Task
 from transformers import PreTrainedModel
 
 from unlearn.config.schema import Config
-from unlearn.errors import UserError, nearest
+from unlearn.errors import UserError
 from unlearn.evaluation.scorer import Scorer
 from unlearn.evaluation.suite import Suite
 from unlearn.models.delta import apply_delta, load_delta
@@ -25,12 +25,11 @@ from unlearn.runs.inputs import check_memory, load_evaluation_inputs
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """Folder, run.json, and the configuration with one role's tasks in default and one other kind of query."""
+    """Folder, run.json, and the configuration with the retain role's tasks, in default and perturbed queries."""
 
     folder: Path
     record: dict[str, Any]
     config: Config
-    query: str
 
     @property
     def method(self) -> str:
@@ -49,41 +48,31 @@ class Question:
     answer: int
 
 
-def read_run(folder: Path, query: str, role: str, limit: int, overrides: Sequence[str] = ()) -> FinishedRun:
-    """Read a finished run.
+def read_run(folder: Path, limit: int, overrides: Sequence[str] = ()) -> FinishedRun:
+    """Read a finished run, of which so many questions are to be asked. `overrides` are those of `unlearn evaluate`.
 
-    Args:
-        query, role: what is asked: this kind of query beside the default one, of the tasks of this role.
-        limit: the number of questions.
-        overrides: as for `unlearn evaluate`: eval=NAME, model.path=PATH, ...
-
-    Raises UserError if there is no finished run, or its evaluation has no such query or role.
+    Raises UserError if there is no finished run, or its evaluation asks no perturbed queries about retained knowledge.
     """
-    if query == "default":
-        raise UserError("--query default: choose one that changes options, such as perturbed.")
     run = RunFolder(folder)
     if not run.done:
         raise UserError(f"{folder}: there is no finished run here (no run.json with the status done).")
     config = run_config(run, list(overrides))
     evaluation = config.eval
-    roles = [r for r, tasks in evaluation.tasks.items() if tasks and is_asked(evaluation.asked_of, query, r)]
-    if query not in evaluation.queries or not roles:
-        raise UserError(f"{folder}: its evaluation has no {query} query. eval=NAME chooses another one.")
-    if role not in roles:
-        allowed = ", ".join(roles)
-        raise UserError(f"--role {role}: {query} queries are asked of {allowed} only.{nearest(role, roles)}")
+    tasks = evaluation.tasks.get("retain")
+    if not tasks or "perturbed" not in evaluation.queries or not is_asked(evaluation.asked_of, "perturbed", "retain"):
+        raise UserError(f"{folder}: its evaluation asks no perturbed queries of the retain role, which are measured.")
     config.eval = replace(
         evaluation,
-        tasks={role: evaluation.tasks[role]},
+        tasks={"retain": tasks},
         texts=replace(evaluation.texts, corpora={}),
-        queries=["default", query],
+        queries=["default", "perturbed"],
         asked_of={},
         limit=None,
         subset=limit,
         maxlogit=replace(evaluation.maxlogit, tokens=0),
         every=None,
     )
-    return FinishedRun(folder, run.record, config, query)
+    return FinishedRun(folder, run.record, config)
 
 
 def check_counterpart(rna: FinishedRun, rm: FinishedRun) -> list[str]:
@@ -138,7 +127,9 @@ def questions(run: FinishedRun, suite: Suite, model: PreTrainedModel) -> list[Qu
     scorer = Scorer(ModelGroup(model), load_tokenizer(Source.of(run.config.model)), 1)
     encoded = []
     for name in suite.tasks["default"]["tasks"]:
-        default, perturbed = (dict(_right_answers(suite.tasks[q]["tasks"][name])) for q in ("default", run.query))
+        default, perturbed = (
+            dict(_right_answers(suite.tasks[query]["tasks"][name])) for query in ("default", "perturbed")
+        )
         for number, pair in default.items():
             (ids, answer), (changed, same) = (scorer._encode_pair(*p) for p in (pair, perturbed[number]))
             assert answer == same, (name, number)  # only wrong options are replaced

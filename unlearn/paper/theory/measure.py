@@ -29,7 +29,7 @@ from unlearn.paper.theory.finished_run import (
 from unlearn.paper.theory.predicted import observe
 from unlearn.paper.theory.theorem_4_3 import theorem_4_3
 from unlearn.paper.theory.theorem_5_2 import against, theorem_5_2
-from unlearn.paper.theory.verdicts import THEOREMS
+from unlearn.paper.theory.verdicts import THEOREMS, THEORY_FILE
 from unlearn.runs.provenance import code_version
 from unlearn.screen import console, say
 from unlearn.storage.files import check_writable, write_json
@@ -46,28 +46,20 @@ class Effort:
     seed: int = 0  # of noise and directions
 
 
-def result_file(folder: Path, query: str, role: str) -> Path:
-    """The file of the results: theory.json for perturbed queries of the retain role, as in the paper."""
-    usual = (query, role) == ("perturbed", "retain")
-    return folder / ("theory.json" if usual else f"theory-{role}-{query}.json")
-
-
 def theory(
     folder: Path,
     counterpart: Path | None = None,
     *,
-    query: str = "perturbed",
-    role: str = "retain",
     effort: Effort = Effort(),
     injected: bool = True,
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Measure a finished run, and write `result_file` after every part; `unlearn theory --help` explains the arguments.
+    """Measure a finished run, and write theory.json after every part; `unlearn theory --help` explains the arguments.
 
     Raises UserError, before any weight is loaded, for a folder without what is needed.
     """
-    run = read_run(folder, query, role, effort.limit, overrides)
-    rm = read_run(counterpart, query, role, effort.limit, overrides) if counterpart is not None else None
+    run = read_run(folder, effort.limit, overrides)
+    rm = read_run(counterpart, effort.limit, overrides) if counterpart is not None else None
     if rm is not None and (differing := check_counterpart(run, rm)):
         say(f"Beside RNA the two runs differ in: {', '.join(differing)}.")
     check_writable(folder, "The results go there.")
@@ -79,8 +71,6 @@ def theory(
     states = observe(model, layer, asked)
     results: dict[str, Any] = {
         "run": str(folder),
-        "query": query,
-        "role": role,
         "layer": layer,
         "dim": states.h_ND.shape[1],
         "questions": len(asked),
@@ -92,10 +82,10 @@ def theory(
     eta = results["assumption_4_2"]["eta"]["mean"]
     if eta == 0:
         raise UserError(
-            f"{folder}: {query} queries leave every state at layer {layer} as it is; there is no noise to measure."
+            f"{folder}: perturbed queries leave every state at layer {layer} as it is; there is no noise to measure."
         )
     how: dict[str, int] = {"draws": effort.draws, "batch": effort.batch, "seed": seed}
-    file = result_file(folder, query, role)
+    file = folder / THEORY_FILE
     write_json(file, results)
     if injected:
         results["theorem_4_3"] = theorem_4_3(model, layer, asked, states, eta, directions=directions, **how)
@@ -113,16 +103,8 @@ def theory(
     return results
 
 
-def measure_and_show(
-    folder: Path, counterpart: Path | None, *, query: str, role: str, effort: Effort, **options: Any
-) -> None:
-    """Measure a finished run, print what each theorem's rule makes of it, and the name of the file."""
-    show(theory(folder, counterpart, query=query, role=role, effort=effort, **options))
-    say(f"Files: {result_file(folder, query, role)}")
-
-
 def show(results: Mapping[str, Any]) -> None:
-    """A row for each assumption and theorem that was measured."""
+    """Print a row for each assumption and theorem that was measured, with the verdict of its rule."""
     table = Table(title=f"The paper's theorems, {results['questions']} questions", box=SIMPLE_HEAD, pad_edge=False)
     for heading in ("claim", "measured", "verdict"):
         table.add_column(heading)
@@ -131,3 +113,4 @@ def show(results: Mapping[str, Any]) -> None:
             cells = (f"{theorem.says} ({theorem.place})", theorem.measured(results), theorem.verdict([results]))
             table.add_row(*map(escape, cells))
     console.print(table)
+    say(f"Files: {Path(results['run']) / THEORY_FILE}")

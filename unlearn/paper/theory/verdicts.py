@@ -14,7 +14,8 @@ SEEN, NOT_SEEN, CONTRARY, NOT_MEASURED = "seen", "not seen", "contrary", "not me
 LEVEL = 0.01  # of a test, and of the share of directions that a test may reject by chance
 CLOSE = 0.02  # how far a measured probability may be from a formula's
 NEAR = 0.1  # ... and one of so many questions as a model has
-Theory = Mapping[str, Any]
+THEORY_FILE = "theory.json"  # in the folder of the run that was measured
+Theory = Mapping[str, Any]  # its content
 
 
 @dataclass(frozen=True)
