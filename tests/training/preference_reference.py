@@ -25,9 +25,9 @@ class Setting:
     beta: float
     gamma: float  # simnpo
     mask: str  # none, padding, padding_and_bos
-    likelihood: str  # sample, batch
-    reference_mask: bool  # whether r gets the attention mask of a padded batch (mask none)
-    reference_ratio: str  # whose S of the preferred rows stands for r's (dpo): reference, updated
+    # As published (mask none): likelihoods are means over the batch, r sees padding, and u's S of the preferred rows
+    # stands for r's (dpo).
+    published: bool
     alpha: dict[str, float]  # by topic
     nu: float
     lr: float
@@ -68,7 +68,7 @@ def likelihoods(model, s, rows, attend_mask=True):
     for ids_BT, mask_BT in batches(s, rows):
         log_p_BTV = log_softmax(model, ids_BT, mask_BT if attend_mask else None)
         tokens += [log_p_TV[range(len(x_T) - 1), x_T[1:]] for log_p_TV, x_T in zip(log_p_BTV, ids_BT, strict=True)]
-    if s.likelihood == "batch":
+    if s.published:
         one = mean(torch.cat(tokens))
         return [one], [one]
     return [ll_T.sum() for ll_T in tokens], [mean(ll_T) for ll_T in tokens]
@@ -112,18 +112,15 @@ def forget_loss(reference, updated, s, forget_rows, preferred_rows):
     if s.method == "simnpo":
         return average([-(2 / s.beta) * logsigmoid(-s.beta * m - s.gamma) for m in mean_u])
     with torch.no_grad():
-        sum_r, _ = likelihoods(reference, s, forget_rows, s.reference_mask)
+        sum_r, _ = likelihoods(reference, s, forget_rows, not s.published)
     ratios = [u - r for u, r in zip(sum_u, sum_r, strict=True)]
     if s.method == "npo":
         return average([-(2 / s.beta) * logsigmoid(-s.beta * ratio) for ratio in ratios])
     if s.method != "dpo":
         raise ValueError(s.method)
     preferred_u, _ = likelihoods(updated, s, preferred_rows)
-    if s.reference_ratio == "updated":
-        preferred_r = preferred_u
-    else:
-        with torch.no_grad():
-            preferred_r, _ = likelihoods(reference, s, preferred_rows, s.reference_mask)
+    with torch.no_grad():
+        preferred_r = preferred_u if s.published else likelihoods(reference, s, preferred_rows)[0]
     preferred_ratios = [u - r for u, r in zip(preferred_u, preferred_r, strict=True)]
     margins = [preferred - forget for preferred, forget in zip(preferred_ratios, ratios, strict=True)]
     return average([-(2 / s.beta) * logsigmoid(s.beta * margin) for margin in margins])
@@ -134,7 +131,7 @@ def retain_loss(reference, updated, s, rows, key):
     if s.retain == "nll":
         return -average(likelihoods(updated, s, rows)[1])
     with torch.no_grad():
-        log_q = distributions(reference, s, rows, s.reference_mask, key)
+        log_q = distributions(reference, s, rows, not s.published, key)
     per_sample = []
     for log_q_TV, log_p_TV in zip(log_q, distributions(updated, s, rows), strict=True):
         if s.retain == "kl":

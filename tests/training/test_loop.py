@@ -73,6 +73,15 @@ def test_first_step_is_adamw_on_the_loss_of_two_whole_models(tiny_llama):
         torch.testing.assert_close(variant.weights[name], expected, rtol=0, atol=1e-4)
 
 
+def test_a_variants_bytes_are_its_matrices_and_from_the_first_step_on_two_moments(tiny_llama):
+    cut = CutModel(tiny_llama, 3)
+    variant = make_variant(objective(), cut.frozen, **SETTINGS)
+    matrices = 3 * 16 * 32 * 4
+    assert variant.nbytes == matrices
+    run(cut, [variant], steps=1)
+    assert variant.nbytes == 3 * matrices + 3 * 4  # and the number of steps for each
+
+
 def test_exactly_the_chosen_matrices_move(tiny_llama):
     before = {name: p.clone() for name, p in tiny_llama.named_parameters()}
     cut = CutModel(tiny_llama, 3)

@@ -91,6 +91,12 @@ class Variant:
         assert self.model is not None
         return self.model
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its matrices, and of the optimizer's moments, which are there from the first step on."""
+        moments = [value for state in self.optimizer.state.values() for value in state.values()]
+        return sum(tensor.nbytes for tensor in (*self.weights.values(), *moments))
+
 
 def make_variant(
     objective: Objective,
