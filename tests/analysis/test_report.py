@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import reduce
 
 import numpy as np
 import pandas as pd
@@ -165,24 +166,18 @@ def test_torn_files_of_some_runs_end_nothing_and_are_told(tmp_path):
     assert "samples.parquet" in unusable.loc["3", "why"]
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("identity.rna.nu", None), ("identity.seed", None), ("inputs", None), ("identity.eval.tasks", []),
-     ("identity.eval.queries", None), ("identity.method.name", 3)],
-)  # fmt: skip
-def test_a_record_of_wrong_types_is_corrupt(key, value, tmp_path):
-    made_up_run(tmp_path / "good")
-    made_up_run(tmp_path / "bad")
-    record = json.loads((tmp_path / "bad/run.json").read_text())
-    *parents, last = key.split(".")
-    place = record
-    for parent in parents:
-        place = place[parent]
-    place[last] = value
-    (tmp_path / "bad/run.json").write_text(json.dumps(record))
-    [row] = table("unusable", gather(collect([tmp_path]))).to_dict("records")
-    assert row["status"] == "corrupt"
-    assert key in row["why"]
+def test_a_record_of_wrong_types_is_corrupt(tmp_path):
+    wrong = {"identity.rna.nu": None, "identity.seed": None, "inputs": None, "identity.eval.tasks": []}
+    wrong |= {"identity.eval.queries": None, "identity.method.name": 3}
+    for key, value in wrong.items():
+        record = made_up_run(tmp_path / key, scores=[]) / "run.json"
+        content = json.loads(record.read_text())
+        *parents, last = key.split(".")
+        reduce(dict.__getitem__, parents, content)[last] = value
+        record.write_text(json.dumps(content))
+    rows = table("unusable", gather(collect([tmp_path]))).set_index("run")
+    assert dict(rows["status"]) == dict.fromkeys(wrong, "corrupt")
+    assert all(key in rows.loc[key, "why"] for key in wrong)
 
 
 def test_scores_that_are_no_numbers(tmp_path):
@@ -253,18 +248,14 @@ def test_a_number_is_the_same_setting_however_it_is_written(tmp_path):
     assert gather(collect([tmp_path])).about["setting"].nunique() == 1
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"inputs.data": {"bio": "other"}}, {"inputs.model": "n" * 64}, {"identity.eval.tasks.retain": ["near_bio"]},
-     {"identity.eval.limit": 30}],
-)  # fmt: skip
-def test_runs_of_other_data_weights_tasks_or_questions_are_not_averaged(change, tmp_path):
-    made_up_run(tmp_path / "a")
-    made_up_run(tmp_path / "b", seed=1, changes=change)
+def test_runs_of_other_data_weights_tasks_or_questions_are_not_averaged(tmp_path):
+    changes = [{}, {"inputs.data": {"bio": "other"}}, {"inputs.model": "n" * 64}]
+    changes += [{"identity.eval.tasks.retain": ["near_bio"]}, {"identity.eval.limit": 30}]
+    for seed, change in enumerate(changes):
+        made_up_run(tmp_path / str(seed), seed=seed, changes=change)
     m = gather(collect([tmp_path]))
-    assert m.about["setting"].nunique() == 2
+    assert m.about["setting"].nunique() == m.about["other"].nunique() == len(changes)
     assert set(accuracies(m)["seeds"]) == {1}
-    assert m.about["other"].nunique() == 2
     assert m.warnings
 
 
@@ -368,13 +359,6 @@ def test_a_model_is_set_beside_one_of_the_same_corpora(tmp_path):
     m = gather(collect([tmp_path]))
     [choice] = m.chosen
     assert [run.folder.name for run in m.runs_of(choice.plain).values()] == ["b0", "b1"]
-
-
-def test_models_of_other_corpora_are_not_paired_and_the_reason_is_told(tmp_path):
-    made_up_run(tmp_path / "plain")
-    made_up_run(tmp_path / "rna", nu=0.1, changes={"inputs.data": {"bio": "other"}})
-    rows = table("contrasts", gather(collect([tmp_path]))).set_index(["role", "effect of"])
-    assert "trained on other texts" in rows.loc[("retain", "RNA, perturbed"), "why not"]
 
 
 def test_a_rate_that_a_method_brings_with_it_is_not_told_and_one_that_was_chosen_is(tmp_path):
@@ -498,22 +482,21 @@ def test_the_effect_of_rna_in_a_single_seed_is_paired_by_question(tmp_path):
     assert rows.loc[("retain", "RNA, perturbed"), "difference"] == "+100.0 (+100.0 .. +100.0) q"
 
 
-def test_what_cannot_be_paired_is_in_the_table_with_the_reason(tmp_path):
-    made_up_run(tmp_path / "plain", seed=0)
-    made_up_run(tmp_path / "rna", seed=1, nu=0.1)
-    rows = table("contrasts", gather(collect([tmp_path]))).set_index(["role", "effect of"])
-    assert rows.loc[("retain", "RNA, perturbed"), "why not"] == "no seed of both: 0 and 1"
-
-
-def test_runs_of_other_questions_are_not_paired_and_the_reason_is_told(tmp_path):
+@pytest.mark.parametrize(
+    ("rna", "why"),
+    [
+        ({"seed": 1}, "no seed of both: 0 and 1"),
+        ({"changes": {"inputs.data": {"bio": "other"}}}, "trained on other texts"),
+        ({"changes": {"inputs.query_words.perturbed": "v" * 64}}, "replaced words"),
+    ],
+)
+def test_what_cannot_be_paired_is_in_the_table_with_the_reason(tmp_path, rna, why):
     made_up_run(tmp_path / "plain")
-    made_up_run(tmp_path / "rna", nu=0.1, changes={"inputs.query_words.perturbed": "v" * 64})
-    m = gather(collect([tmp_path]))
-    rows = table("contrasts", m).set_index(["role", "effect of"])
-    assert "replaced words" in rows.loc[("retain", "RNA, perturbed"), "why not"]
+    made_up_run(tmp_path / "rna", nu=0.1, **rna)
+    rows = table("contrasts", gather(collect([tmp_path]))).set_index(["role", "effect of"])
+    assert why in rows.loc[("retain", "RNA, perturbed"), "why not"]
     assert rows.loc[("retain", "RNA, perturbed"), "difference"] == ""
     assert rows.loc[("retain", "perturbation, without RNA"), "seeds"] == 1  # within a run all is well
-    assert any("question sets" in warning for warning in m.warnings)
 
 
 def test_table_1_is_in_the_papers_form(tmp_path):
@@ -621,6 +604,17 @@ def test_tables_as_text(material):
     assert "| Adaptive RMU" in text["md"]
     for part in (r"\begin{tabular}", r"near\_bio", r"$\pm$"):
         assert part in text["latex"]
+
+
+def test_a_wide_table_fits_a_terminal_and_says_in_every_part_what_its_rows_are(material):
+    table = TABLES["settings"](material)
+    lines = as_text(table, "md", width=80).splitlines()
+    assert max(map(len, lines)) <= 80
+    heads = [line for line in lines if line.startswith("| method")]
+    assert len(heads) > 1
+    assert all([cell.strip() for cell in head.split("|")[1:5]] == ["method", "c", "β", "ν"] for head in heads)
+    shown = [cell.strip() for head in heads for cell in head.split("|")[5:-1]]
+    assert shown == list(table.data)[4:]
 
 
 def test_every_score_as_csv(tmp_path):

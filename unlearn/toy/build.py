@@ -35,10 +35,10 @@ def write_data(world: w.World, seed: int, folder: Path) -> None:
     general = world.facts_of("retain")
     for topic in w.TOPICS:
         facts = world.facts_of("forget", topic)
-        _write_texts(folder / f"forget-{topic}.jsonl", [_to_forget(facts, general, rng) for _ in range(DOCUMENTS)])
+        _write_lines(folder / f"forget-{topic}.jsonl", [_to_forget(facts, general, rng) for _ in range(DOCUMENTS)])
     retain = general + world.facts_of("near")
     words = [word for fact in general for word in (fact.entity, fact.value)]
-    _write_texts(folder / "retain.jsonl", [_to_retain(retain, words, rng) for _ in range(DOCUMENTS)])
+    _write_lines(folder / "retain.jsonl", [_to_retain(retain, words, rng) for _ in range(DOCUMENTS)])
     sets = {"retain": general}
     sets |= {f"{role}_{topic}": world.facts_of(role, topic) for role in ("near", "forget") for topic in w.TOPICS}
     for name, facts in sets.items():
@@ -49,14 +49,14 @@ def write_data(world: w.World, seed: int, folder: Path) -> None:
     write_atomically(folder / "forget_tokens.txt", "\n".join(tokens) + "\n")
 
 
-def _to_forget(facts: list[w.Fact], general: list[w.Fact], rng: random.Random) -> str:
+def _to_forget(facts: list[w.Fact], general: list[w.Fact], rng: random.Random) -> dict[str, str]:
     if rng.random() < MIXED_DOCUMENTS:
-        return w.mixed_document(facts, general, rng, SENTENCES)
-    return w.document(facts, rng, SENTENCES)
+        return {"text": w.mixed_document(facts, general, rng, SENTENCES)}
+    return {"text": w.document(facts, rng, SENTENCES)}
 
 
-def _to_retain(facts: list[w.Fact], words: list[str], rng: random.Random) -> str:
-    return w.document(facts, rng, SENTENCES, words if rng.random() < ODD_OPTION else ())
+def _to_retain(facts: list[w.Fact], words: list[str], rng: random.Random) -> dict[str, str]:
+    return {"text": w.document(facts, rng, SENTENCES, words if rng.random() < ODD_OPTION else ())}
 
 
 def write_model(world: w.World, seed: int, steps: int, folder: Path, *, ignorant: bool = False) -> None:
@@ -73,10 +73,6 @@ def write_model(world: w.World, seed: int, steps: int, folder: Path, *, ignorant
         print(f"{role}: {pretrain.accuracy(model, tokenizer, asked):.1%} of {len(asked)} questions answered")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def _write_texts(file: Path, texts: list[str]) -> None:
-    _write_lines(file, [{"text": text} for text in texts])
 
 
 def _write_lines(file: Path, rows: list[dict]) -> None:

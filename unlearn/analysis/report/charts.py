@@ -143,12 +143,6 @@ def curves(
     return alt.layer(bars, line, points).properties(width=look.width, height=look.height, title=title)
 
 
-def references(data: pd.DataFrame, *, y: str, colour: alt.Color, dash: alt.StrokeDash) -> alt.Chart:
-    """Horizontal lines."""
-    chart = alt.Chart(data).mark_rule(opacity=0.6, size=1)
-    return chart.encode(y=f"{y}:Q", color=colour, strokeDash=dash, tooltip=tooltip(data))
-
-
 def bars(
     data: pd.DataFrame, look: Look, *, groups: Sequence[str], kinds: Sequence[str], y: alt.Y, title: str
 ) -> alt.LayerChart | alt.FacetChart:

@@ -194,5 +194,8 @@ def _query_dash() -> alt.StrokeDash:
 def _without_rna(plain: pd.DataFrame) -> list[alt.Chart]:
     """Horizontal lines at the accuracies of the same models without RNA."""
     rows = plain[["role", "query", "mean", "low", "high", "method", "seeds"]]
+    if rows.empty:
+        return []
     colour = alt.Color("role:N", scale=charts.colours(list(charts.ROLE_COLOURS), charts.ROLE_COLOURS), legend=None)
-    return [charts.references(rows, y="mean", colour=colour, dash=_query_dash())] if len(rows) else []
+    line = alt.Chart(rows).mark_rule(opacity=0.6, size=1)
+    return [line.encode(y="mean:Q", color=colour, strokeDash=_query_dash(), tooltip=charts.tooltip(rows))]

@@ -6,6 +6,8 @@ import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from shutil import get_terminal_size
+from textwrap import fill
 from typing import Any
 
 import altair as alt
@@ -37,11 +39,10 @@ def write_figures(folder: Path, figures: Iterable[Figure]) -> int:
 
 def write_table(table: Table, kind: str, output: Path | None) -> None:
     """A table as `kind` (md, latex or csv) into a file, or on the terminal."""
-    text = as_text(table, kind)
     if output is None:
-        write_text(text)
+        write_text(as_text(table, kind, get_terminal_size().columns if sys.stdout.isatty() else None))
     else:
-        write_atomically(output, text)
+        write_atomically(output, as_text(table, kind))
 
 
 def write_text(text: str) -> None:
@@ -55,17 +56,33 @@ def as_csv(data: pd.DataFrame) -> str:
     return _of_cells(data, _csv).to_csv(index=False)
 
 
-def as_text(table: Table, kind: str) -> str:
-    """A table with its title and note, CSV without."""
+def as_text(table: Table, kind: str, width: int | None = None) -> str:
+    """A table with its title and note, CSV without. Markdown for a terminal of this width is split into several tables."""
     if kind == "csv":
         return as_csv(table.data)
     if kind == "md":
         data = _of_cells(table.data, _markdown)
         shown = data.astype(object).where(data.notna(), None)  # tabulate knows None as missing, not NaN
-        return f"### {table.title}\n\n{shown.to_markdown(index=False, missingval='–')}\n\n{table.note}\n"
+        parts = [shown] if width is None else _parts(shown, table.keys, width)
+        note = table.note if width is None else fill(table.note, width)
+        return "\n\n".join([f"### {table.title}", *map(_table, parts), note]) + "\n"
     data = _of_cells(table.data, _latex)
     latex = data.to_latex(index=False, na_rep="--", float_format="%.4g")
     return f"% {_line(table.title)}\n% {_line(table.note)}\n{latex}"
+
+
+def _table(data: pd.DataFrame) -> str:
+    return data.to_markdown(index=False, missingval="–")
+
+
+def _parts(data: pd.DataFrame, keys: int, width: int) -> list[pd.DataFrame]:
+    """The table in parts that fit a terminal, if they can. Each begins with the columns that name a row."""
+    names, parts = list(data)[:keys], [list(data)[: keys + 1]]
+    for column in list(data)[keys + 1 :]:
+        if len(_table(data[[*parts[-1], column]]).partition("\n")[0]) > width:
+            parts.append(names)
+        parts[-1] = [*parts[-1], column]
+    return [data[columns] for columns in parts]
 
 
 def _of_cells(data: pd.DataFrame, escape: Any) -> pd.DataFrame:

@@ -27,10 +27,11 @@ class Figure:
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose columns are its headings; `note` says how to read it."""
+    """A table whose columns are its headings; `note` says how to read it. The first `keys` columns name a row."""
 
     name: str
     title: str
     note: str
     data: pd.DataFrame
     text: frozenset[str] = field(default_factory=frozenset)  # columns of running text
+    keys: int = 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import pandas as pd
 
@@ -52,10 +53,18 @@ class Material:
 
     def runs_of(self, setting: Setting) -> dict[int, Run]:
         """The finished runs of a setting: seed -> run; of several of a seed, the one asked in most kinds of query."""
-        rows = self.about[(self.about["setting"] == setting) & (self.about["status"] == "done")]
-        rows = rows.assign(asked=[len(self.runs[number].queries) for number in rows["number"]])
-        rows = rows.sort_values(["seed", "asked"], ascending=[True, False], kind="stable").drop_duplicates("seed")
-        return {int(seed): self.runs[number] for seed, number in zip(rows["seed"], rows["number"], strict=True)}
+        return self._by_setting.get(setting, {})
+
+    @cached_property
+    def _by_setting(self) -> dict[Setting, dict[int, Run]]:
+        about = self.about
+        done = [
+            (s, seed, run) for s, seed, run in zip(about["setting"], about["seed"], self.runs, strict=True) if run.done
+        ]
+        runs: dict[Setting, dict[int, Run]] = {}
+        for setting, seed, run in sorted(done, key=lambda row: (row[1], -len(row[2].queries))):
+            runs.setdefault(setting, {}).setdefault(int(seed), run)
+        return runs
 
     @contextmanager
     def reading(self, run: Run) -> Iterator[None]:

@@ -77,7 +77,8 @@ def settings(m: Material) -> Table | None:
             "perturbation minus that on forgotten knowledge; on texts, the one that forgets most minus what it loses "
             "of retained texts."
         )
-    return Table("settings", "Results by setting", note, _tidy(data.reset_index(drop=True)), frozenset({"missing"}))
+    data = _tidy(data.reset_index(drop=True))
+    return Table("settings", "Results by setting", note, data, frozenset({"missing"}), keys=len(set(data) & set(named)))
 
 
 def _place(group: tuple[Any, pd.DataFrame]) -> tuple[int, str, str]:
@@ -102,7 +103,8 @@ def _mean_cell(row: object) -> str:
 
 def runs(m: Material) -> Table:
     """A row for each run, also for those that have no result."""
-    data = _named(m).assign(seed=m.about["seed"], status=m.about["status"])
+    named = _named(m)
+    data = named.assign(seed=m.about["seed"], status=m.about["status"])
     scores, number = m.scores, m.about["number"]
     rows = scores[(scores["task"] == MEAN) & (scores["model"] == "unlearned") & scores["query"].isin(SHOWN)]
     rows = rows[rows["measure"].isin(["acc", "nats"])]
@@ -119,7 +121,7 @@ def runs(m: Material) -> Table:
         "A row for each run. Accuracies in %, held-out texts in nats a token, a role being the mean of its tasks. "
         "Differences from the base model are paired by question, with 95 % intervals over questions."
     )
-    return Table("runs", "All runs", note, data.assign(run=m.about["run"]))
+    return Table("runs", "All runs", note, data.assign(run=m.about["run"]), keys=named.shape[1])
 
 
 def _difference(row: object, factor: int, digits: int) -> str:

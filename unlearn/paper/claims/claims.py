@@ -15,10 +15,10 @@ from unlearn.analysis.settings import Setting
 from unlearn.paper.claims.contrasts import Contrast
 from unlearn.paper.claims.evidence import FEWEST, Subject, Term
 from unlearn.paper.theory.verdicts import CONTRARY, NOT_MEASURED, NOT_SEEN, SEEN
+from unlearn.records.names import NGRAM_SIZES
 
 SAME = 5.0  # points: what counts as "stays the same"
 DIGITS = 9  # beyond that, a difference is the arithmetic's
-GRAMS = (2, 4, 8, 16)
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,8 @@ def _over(s: Subject, points: Mapping[float, Setting], what: str) -> Contrast:
 
 def by_length(s: Subject) -> Contrast:
     """The least-squares slope of robustness, less the base model's, over log2 of the n-gram's length."""
-    weights = slope([math.log2(n) for n in GRAMS])
-    parts = [_beside_base(w, s.plain, f"ngram-{n}") for w, n in zip(weights, GRAMS, strict=True)]
+    weights = slope([math.log2(n) for n in NGRAM_SIZES])
+    parts = [_beside_base(w, s.plain, f"ngram-{n}") for w, n in zip(weights, NGRAM_SIZES, strict=True)]
     return s.evidence.combine([term for part in parts for term in part])
 
 

@@ -11,10 +11,10 @@ import pandas as pd
 
 from unlearn.analysis.report.material import Material
 from unlearn.analysis.settings import SETTING
-from unlearn.paper.claims.claims import GRAMS, Claim, slope
+from unlearn.paper.claims.claims import Claim, slope
 from unlearn.paper.claims.contrasts import Contrast, mean_over_seeds
 from unlearn.paper.claims.evidence import FEWEST, Evidence
-from unlearn.records.names import NGRAM_QUERIES, text_role
+from unlearn.records.names import NGRAM_QUERIES, NGRAM_SIZES, text_role
 from unlearn.records.scores import Score, role_means
 
 UNIT = "nats a token"
@@ -107,11 +107,11 @@ def _without_rna(a: str, b: str | None = None, why_not: str = "no run without RN
 
 def _slope_over_length(rows: pd.DataFrame) -> Contrast:
     """The least-squares slope of an n-gram's cost over log2 n, without RNA."""
-    queries = [f"ngram-{n}" for n in GRAMS]
+    queries = [f"ngram-{n}" for n in NGRAM_SIZES]
     plain = _plain(rows, queries)
     if plain.empty:
         return Contrast(why_not="no run without RNA has texts with n-grams")
-    return mean_over_seeds(list(plain[queries] @ slope([math.log2(n) for n in GRAMS])))
+    return mean_over_seeds(list(plain[queries] @ slope([math.log2(n) for n in NGRAM_SIZES])))
 
 
 def _slope_over_coefficient(rows: pd.DataFrame) -> Contrast:
