@@ -21,7 +21,7 @@ from unlearn.paper.theory.assumptions import describe, isotropy, isotropy_test, 
 from unlearn.paper.theory.finished_run import load_suite_of, plain_kernels, read_run
 from unlearn.paper.theory.measure import Effort, theory
 from unlearn.paper.theory.predicted import Predicted, States
-from unlearn.paper.theory.theorem_4_3 import covariance_errors, noise_and_output, one_question, real_change
+from unlearn.paper.theory.theorem_4_3 import covariance_errors, noise_and_output, one_question
 from unlearn.paper.theory.theorem_5_2 import against, exact, injected, linear, published, rejected
 
 IDS, LAYER = [3, 7, 11, 2, 9], 3
@@ -90,11 +90,9 @@ def test_the_gradient_of_the_loss_is_that_of_the_answer(tiny_llama):
 
 
 def test_planted_noise_is_estimated():
-    d_ND, h_ND = 0.5 * gaussian(1000, 24), gaussian(1000, 24, seed=1)
-    found = describe(d_ND, h_ND, directions=16, seed=0)
+    found = describe(0.5 * gaussian(1000, 24), directions=16, seed=0)
     assert found["eta"]["mean"] == pytest.approx(0.25, rel=0.03)
     assert found["eta"]["low"] < 0.25 < found["eta"]["high"]
-    assert found["size_to_state"]["median"] == pytest.approx(0.5, rel=0.05)
     assert abs(found["mean"]["share"]) < 0.01
     assert found["mean"]["p"] > 0.05
     assert found["isotropy"]["p"] > 0.05
@@ -103,11 +101,10 @@ def test_planted_noise_is_estimated():
 
 def test_a_common_shift_is_told_from_noise():
     d_ND = gaussian(500, 8) + 1.0  # the mean's square is half of the mean square
-    found = describe(d_ND, torch.ones(500, 8), directions=4, seed=0)
+    found = describe(d_ND, directions=4, seed=0)
     assert found["mean"]["share"] == pytest.approx(0.5, abs=0.03)
     assert found["mean"]["p"] < 0.01
     assert found["eta"]["mean"] == pytest.approx(2, rel=0.05)
-    assert found["eta_about_mean"] == pytest.approx(1, rel=0.05)
     assert mean_test(gaussian(500, 8), 0)["p"] > 0.05
     few = [mean_test(gaussian(8, 8, seed=s), 0)["share"] for s in range(200)]
     assert np.mean(few) == pytest.approx(0, abs=0.02)  # |mean|^2 as it is would be an eighth
@@ -116,10 +113,9 @@ def test_a_common_shift_is_told_from_noise():
 def test_isotropy_by_hand_and_without_bias():
     """Variances 25 and nine times 1: (25 + 9)^2 / (625 + 9) = 1.823 directions of ten."""
     scale_D = torch.tensor([5.0] + 9 * [1.0], dtype=torch.float64)
-    found, largest = isotropy(gaussian(4000, 10) * scale_D + 3)  # a mean is not part of the covariance
+    found = isotropy(gaussian(4000, 10) * scale_D + 3)  # a mean is not part of the covariance
     assert 10 * found == pytest.approx(1.823, rel=0.05)
-    assert largest == pytest.approx(25 / 34, rel=0.02)
-    few = [1 / isotropy(gaussian(20, 60, seed=s))[0] for s in range(200)]  # fewer questions than dimensions
+    few = [1 / isotropy(gaussian(20, 60, seed=s)) for s in range(200)]  # fewer questions than dimensions
     assert np.mean(few) == pytest.approx(1, abs=0.03)
 
 
@@ -138,11 +134,10 @@ def test_directions_that_are_not_normal_are_found():
 
 
 def test_normal_directions_keep_their_false_discovery_rate():
-    """Of normal samples at most one in twenty may have any rejection; without correction most have one."""
+    """Of normal samples at most one in twenty may have any rejection; without a correction most would have one."""
     rng = np.random.default_rng(0)
     found = [normality(rng.standard_normal((60, 40))) for _ in range(100)]
     assert sum(f["rejected"] > 0 for f in found) <= 10
-    assert sum(f["rejected_uncorrected"] > 0 for f in found) > 50
 
 
 # Theorem 4.3
@@ -183,14 +178,6 @@ def test_the_linear_approximation_breaks_as_eta_grows(tiny_llama):
     assert nonlinear[0] < 0.01 < theorem_4_3.BROKEN < nonlinear[-1]
 
 
-def test_how_much_passes_through_the_predicted_position(linear_above):
-    sides = [Predicted(linear_above, LAYER, ids) for ids in (IDS, [3, 8, 11, 2, 9])]
-    through_h = real_change(*sides, sides[1].state() - sides[0].state(), 1.0, 4, ("test",))
-    assert through_h["explained"] == pytest.approx(1, abs=1e-5)  # nothing above looks at other positions
-    sides = [Predicted(linear_above, 0, ids) for ids in (IDS, [3, 8, 11, 2, 9])]
-    assert real_change(*sides, sides[1].state() - sides[0].state(), 1.0, 4, ("test",))["explained"] < 0.99
-
-
 # Theorem 5.2
 
 
@@ -202,16 +189,6 @@ def test_closed_forms_by_hand():
     g, g_per = torch.tensor(4.0), torch.tensor(3.0)
     assert published(g, g_per, 4).item() == pytest.approx(0.5 - math.atan(4 / (2 * 7)) / math.pi)
     assert exact(g, g_per, 4).item() == pytest.approx(0.5 - math.atan(4 / (2 * 5)) / math.pi)
-
-
-def test_where_both_forms_coincide():
-    g = torch.tensor([2.0, 0.0, 2.0])
-    g_per = torch.tensor([0.0, 3.0, 3.0])
-    for nu_to_eta in (0.1, 1, 10):
-        apart = (published(g, g_per, nu_to_eta) - exact(g, g_per, nu_to_eta)).tolist()
-        assert apart[:2] == pytest.approx([0, 0], abs=1e-7)  # one of the gradients is 0
-        assert apart[2] > 0.01
-    assert published(g, g_per, 0).tolist() == exact(g, g_per, 0).tolist() == pytest.approx([0, 0.5, 0], abs=1e-7)
 
 
 @pytest.mark.parametrize("form", [published, exact])
@@ -262,12 +239,10 @@ def test_a_counterpart_with_planted_noise():
     assert found["nu_measured"] == pytest.approx(0.01, rel=0.1)
     assert found["rejected"]["mean"] == 0.25
     assert found["rejected"]["low"] < 0.25 < found["rejected"]["high"]
-    assert found["rm_loss_rises"]["mean"] == found["change_of_loss_smaller"]["mean"] == 1
+    assert found["rm_loss_rises"]["mean"] == 1
     one = torch.tensor(1.0)
     expected = exact(one, 2 * one, 0.04 / found["eta"]).item()
     assert found["predicted"]["nu"]["exact"]["mean"] == pytest.approx(expected, abs=1e-4)
-    less = found["predicted"]["nu_measured"]["published"]["mean"]
-    assert less == pytest.approx(published(one, 2 * one, found["nu_measured"] / found["eta"]).item(), abs=1e-4)
 
 
 # The command

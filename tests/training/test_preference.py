@@ -158,7 +158,7 @@ def test_variants_together_are_as_alone_to_the_bit(tiny_llama):
         return [variant.weights for variant in variants]
 
     together = run(settings_)
-    for s, weights in zip(settings_, together, strict=True):
+    for s, weights in list(zip(settings_, together, strict=True))[1::2]:  # those with noise
         [alone] = run([s])
         assert all(torch.equal(weights[name], alone[name]) for name in alone)
 

@@ -12,12 +12,10 @@ if TYPE_CHECKING:
 
 
 def counted_positions(mask_BT: Tensor, mode: str) -> Tensor:
-    """Which positions a loss counts: bool [B, T].
+    """Which positions a loss counts, bool [B, T], of a mask that is True at real tokens.
 
-    Args:
-        mask_BT: bool, True at real tokens; the first real token of each row is BOS where the tokenizer has one.
-        mode: "padding" (all real tokens), "padding_and_bos" (real tokens except each row's first) or
-            "none" (every position, padding included: the published code).
+    "padding": all real tokens. "padding_and_bos": real tokens except each row's first. "none": every position, also
+    padding (the published code).
     """
     if mode == "none":
         return mask_BT.new_ones(mask_BT.shape)

@@ -21,13 +21,7 @@ Key = tuple[int, str, int]  # seed, topic, step
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The noise of one variant. Two with equal fields add equal noise.
-
-    Args:
-        rna: how much noise.
-        seed: a part of the key of the noise.
-        ahead: draws the noise ahead, for all variants of a training.
-    """
+    """The noise of one variant. Two with equal fields add equal noise. `ahead` draws it for all variants."""
 
     rna: RNA
     seed: int

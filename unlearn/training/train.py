@@ -32,15 +32,7 @@ OnRecord = Callable[[Variant, Record], None]
 
 @dataclass(frozen=True)
 class Setting:
-    """What distinguishes the variants of one training.
-
-    Args:
-        method: with its RNA.
-        lr: learning rate, above 0.
-        alpha: weight of the retain loss, at least 0: a number, or one for each topic.
-        seed: of control vectors and noise.
-        optimizer: how the matrices are updated.
-    """
+    """What distinguishes the variants of one training: see `train`."""
 
     method: Method
     lr: float

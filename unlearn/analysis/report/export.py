@@ -57,7 +57,7 @@ def as_csv(data: pd.DataFrame) -> str:
 
 
 def as_text(table: Table, kind: str, width: int | None = None) -> str:
-    """A table with its title and note, CSV without. Markdown for a terminal of this width is split into several tables."""
+    """A table with its title and note, CSV without. Markdown is split into several tables where a `width` is given."""
     if kind == "csv":
         return as_csv(table.data)
     if kind == "md":

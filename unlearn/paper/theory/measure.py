@@ -78,7 +78,7 @@ def theory(
         "code": code_version(),
     }
     directions, seed = effort.directions, effort.seed
-    results["assumption_4_2"] = describe(states.h_per_ND - states.h_ND, states.h_ND, directions=directions, seed=seed)
+    results["assumption_4_2"] = describe(states.h_per_ND - states.h_ND, directions=directions, seed=seed)
     eta = results["assumption_4_2"]["eta"]["mean"]
     if eta == 0:
         raise UserError(
@@ -88,7 +88,7 @@ def theory(
     file = folder / THEORY_FILE
     write_json(file, results)
     if injected:
-        results["theorem_4_3"] = theorem_4_3(model, layer, asked, states, eta, directions=directions, **how)
+        results["theorem_4_3"] = theorem_4_3(model, layer, asked, eta, directions=directions, **how)
         write_json(file, results)
         results["theorem_5_2"] = theorem_5_2(model, layer, asked, eta, **how)
         write_json(file, results)
