@@ -496,7 +496,6 @@ def test_what_cannot_be_paired_is_in_the_table_with_the_reason(tmp_path, rna, wh
     rows = table("contrasts", gather(collect([tmp_path]))).set_index(["role", "effect of"])
     assert why in rows.loc[("retain", "RNA, perturbed"), "why not"]
     assert rows.loc[("retain", "RNA, perturbed"), "difference"] == ""
-    assert rows.loc[("retain", "perturbation, without RNA"), "seeds"] == 1  # within a run all is well
 
 
 def test_table_1_is_in_the_papers_form(tmp_path):

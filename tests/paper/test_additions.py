@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from tests.analysis.made_up import made_up_grid
+from tests.analysis.made_up import made_up_run
 from unlearn.analysis.collect import collect
 from unlearn.analysis.report.charts import SCREEN
 from unlearn.analysis.report.material import gather
@@ -56,7 +56,9 @@ def test_published_numbers_agree_with_each_other():
 
 
 def test_the_report_has_them_where_they_are_asked_for(tmp_path, capsys):
-    grid = made_up_grid(tmp_path / "runs")
+    grid = tmp_path / "runs"
+    for nu in (0.0, 0.05, 0.1, 0.3):
+        made_up_run(grid / f"{nu}", nu=nu)
     drawn = json.dumps(figure_3(gather(collect([grid]))).chart(SCREEN).to_dict())
     assert '"phase": "II"' in drawn
     assert "best \\u03bd of the paper" in drawn

@@ -111,15 +111,6 @@ def test_the_linear_schedule_ends_a_share_of_the_rate_above_zero(tiny_llama):
     assert moved == pytest.approx([1e-2, 0.75e-2, 0.5e-2, 0.25e-2], rel=1e-3)
 
 
-def test_training_lowers_the_forget_loss_and_keeps_the_retain_loss_small(tiny_llama):
-    cut = CutModel(tiny_llama, 3)
-    [records] = run(cut, [make_variant(objective(), cut.frozen, **SETTINGS)], steps=8)
-    bio = [r for r in records if r.topic == "bio"]
-    assert bio[-1].forget_loss < bio[0].forget_loss
-    assert bio[0].retain_loss == 0.0  # the updated model starts as the frozen one
-    assert bio[-1].facts["forget_cosine"] > bio[0].facts["forget_cosine"]
-
-
 def test_variants_do_not_see_each_other(tiny_llama):
     cut = CutModel(tiny_llama, 3)
     alone = [make_variant(objective(nu), cut.frozen, **SETTINGS) for nu in (0.0, 0.1)]
