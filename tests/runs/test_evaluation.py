@@ -25,6 +25,12 @@ from unlearn.runs.prefetch import prefetch
 HELD_OUT = ROOT / "unlearn/real/data/wikipedia-heldout.jsonl"
 
 
+@pytest.fixture(scope="module")
+def finished(conf, tmp_path_factory):
+    """A finished run that nothing is written into."""
+    return run(conf("train.steps=3", "eval=none", "tracker=none", f"output_root={tmp_path_factory.mktemp('runs')}"))
+
+
 def test_a_finished_run_is_evaluated_later_as_it_would_have_been_at_once(short, tmp_path):
     later = run(short(f"output_dir={tmp_path / 'later'}"))
     before = {f: f.read_bytes() for f in later.rglob("*") if f.is_file()}
@@ -208,8 +214,8 @@ def test_the_command(short, capsys):
         (["prefetch", "rna.nuu=1"], "rna.nuu: unknown key. Did you mean 'rna.nu'?"),
     ],
 )
-def test_mistakes_on_the_command_line_are_one_line(short, arguments, told):
-    given = [str(run(short())) if argument == "RUN" else argument for argument in arguments]
+def test_mistakes_on_the_command_line_are_one_line(finished, arguments, told):
+    given = [str(finished) if argument == "RUN" else argument for argument in arguments]
     with pytest.raises(SystemExit, match=r"^Error: [^\n]*$") as stop:
         main(given)
     assert told in str(stop.value)

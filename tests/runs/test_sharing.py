@@ -62,6 +62,7 @@ def patient(monkeypatch):
     return journals
 
 
+@pytest.mark.slow  # alone shares a course and a later evaluation
 def test_what_other_processes_compute_is_what_this_one_would(short, alone, patient, tmp_path):
     course = ("eval.every=2", "eval.every_questions=4")
     folder = run(short(*ASKED, *course, "eval.devices=3", f"output_root={tmp_path / 'shared'}"))

@@ -17,7 +17,7 @@ from unlearn.runs.evaluation import evaluate_run, run_config
 from unlearn.runs.folder import RunFolder
 from unlearn.storage.hashing import json_sha256
 
-ASKED = ("eval=toy", "eval.limit=2", "eval.queries=[default,perturbed]")
+ASKED = ("eval=toy", "~eval.tasks", "+eval.tasks={retain: [toy_retain]}", "eval.limit=2")
 
 
 @pytest.fixture
