@@ -16,7 +16,7 @@ from typing import Any
 from unlearn.config.identity import identity, run_folder
 from unlearn.config.schema import Config, unshared
 from unlearn.errors import UserError, describe
-from unlearn.methods.make import make_method, own_file_sha256
+from unlearn.methods.make import make_method
 from unlearn.methods.noise import Ahead
 from unlearn.methods.rna import RNA
 from unlearn.models.cutting import CutModel
@@ -24,7 +24,7 @@ from unlearn.models.loading import load_up_to, load_whole
 from unlearn.records.answers import Answers
 from unlearn.runs.active import ActiveRun, open_run
 from unlearn.runs.folder import RunFolder
-from unlearn.runs.inputs import Inputs, load_inputs
+from unlearn.runs.inputs import Inputs, hashes_of_run, load_inputs
 from unlearn.runs.memory import check_training_memory, must_recompute
 from unlearn.runs.sharing import check_devices, open_evaluator
 from unlearn.screen import say
@@ -83,7 +83,7 @@ def run_together(
                 continue  # the same configuration once more
             errors[path] = None
             try:
-                active = stack.enter_context(open_run(config, _hashes(config, inputs), hydra_folder))
+                active = stack.enter_context(open_run(config, hashes_of_run(config, inputs), hydra_folder))
                 if active is None:
                     say(f"{path} holds this run, finished: nothing to do (train.force=true repeats it).")
                 else:
@@ -105,12 +105,6 @@ def _clear_tracebacks(runs: list[ActiveRun]) -> None:
     for active in runs:
         if active.error is not None:
             traceback.clear_frames(active.error.__traceback__)
-
-
-def _hashes(config: Config, inputs: Inputs) -> dict[str, Any]:
-    """What a run reads: the shared inputs, and the file of a user's own method."""
-    own = own_file_sha256(config.method["_target_"])
-    return inputs.hashes if own is None else inputs.hashes | {"method": own}
 
 
 def _check_folders(configs: list[Config]) -> None:

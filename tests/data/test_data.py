@@ -18,7 +18,6 @@ from unlearn.data.corpora import (
     Reading,
     Topic,
     check_rows,
-    corpus_sha256,
     documents,
     first_tokens,
     load_texts,
@@ -31,17 +30,19 @@ from unlearn.models.loading import Source, load_tokenizer
 
 KEY = "data.topics.bio.forget"
 PLAIN = Reading()
+TOKENIZER = load_tokenizer(Source(str(ROOT / "unlearn/toy/model")))
 
 
 def read_corpus(path, key, reading=PLAIN):
     """All documents of a corpus, and its hash."""
     texts, places = zip(*documents(path, key, reading), strict=True)
-    return SimpleNamespace(texts=list(texts), places=list(places), sha256=corpus_sha256(path, key, reading))
+    whole = load_texts(path, key, TOKENIZER, max_length=1, documents=0, reading=reading)
+    return SimpleNamespace(texts=list(texts), places=list(places), sha256=whole.sha256)
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return load_tokenizer(Source(str(ROOT / "unlearn/toy/model")))
+    return TOKENIZER
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from unlearn.experiment import run
 from unlearn.records.scores import read_scores
 from unlearn.runs.evaluation import evaluate_run
 from unlearn.runs.folder import RunFolder
-from unlearn.sweeps.sweep import finished
+from unlearn.sweeps.finished import finished
 
 TOY = ROOT / "unlearn/toy"
 ASKED = ("+eval.tasks.retain=[x_key]", "eval.queries=[default]")
@@ -79,14 +79,14 @@ def test_a_corrected_answer_key_is_another_input(asked, key, tmp_path):
 def test_a_run_over_files_at_another_place_looks_at_them(asked, key, tmp_path):
     config = asked()
     folder = run(config)
-    assert finished(config)
+    assert finished({0: config}) == ([0], {})
     elsewhere = asked(folder=key(tmp_path / "elsewhere", wrong=1))
-    for file in (tmp_path / "elsewhere").iterdir():
-        os.utime(file, (0, 0))
-    assert not finished(elsewhere)
+    done, errors = finished({0: config, 1: elsewhere})
+    assert done == [0]
+    assert "differ in questions.default.retain" in errors[1]
     assert run(asked(folder=key(tmp_path / "elsewhere"))) == folder  # of the same content: nothing to do
     os.utime(tmp_path / "tasks/rows.jsonl", (0, 0))
-    assert not finished(config)
+    assert finished({0: config}) == ([0], {})
 
 
 def test_a_failed_run_whose_questions_have_changed_keeps_its_training(asked, key, monkeypatch):

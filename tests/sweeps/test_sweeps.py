@@ -21,7 +21,7 @@ from unlearn.records.answers import Answers
 from unlearn.runs.folder import RunFolder
 from unlearn.storage.lock import Busy, FolderLock, Phase
 from unlearn.sweeps.slurm import answers, last_line
-from unlearn.sweeps.sweep import Sweep, finished
+from unlearn.sweeps.sweep import Sweep
 from unlearn.sweeps.sweeper import GridsSweeper
 from unlearn.sweeps.worker import run_packed
 
@@ -305,28 +305,6 @@ def test_states_of_a_job_that_slurm_has(one_job, monkeypatch, tmp_path):
         with FolderLock(folder.path):
             assert now({})[0] == "failed"  # of this very task, which has ended
             assert now({"7_0": "COMPLETING"})[0] == "running"
-
-
-def test_what_is_finished_is_seen_without_loading_anything(short, tmp_path):
-    from unlearn.experiment import run
-
-    text = tmp_path / "text.txt"
-    text.write_text("soil blossom river\n" * 12)
-    topic = f"+data.topics.a={{forget: {text}, retain: {text}, max_length: 16}}"
-    topic = (topic, "data.held_out=0", "eval=none")
-    config = short("data=jsonl", *topic)
-    assert not finished(config)
-    folder = run(config)
-    assert finished(config)
-    assert not finished(short("data=jsonl", *topic, "seed=1"))
-    assert not finished(short("data=jsonl", *topic, "train.force=true"))
-    config.attacks = ["lens"]  # its files are not looked for
-    assert not finished(config)
-    config.attacks = []
-    os.utime(text, (0, 0))  # another text has come there since, although an old one: the run has to look at it
-    assert not finished(config)
-    (folder / "run.json").touch()  # as when it is evaluated once more
-    assert not finished(config)
 
 
 @pytest.mark.slow  # alone starts a sweep where no SLURM is installed

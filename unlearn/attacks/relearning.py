@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 from unlearn.attacks.attack import Change, Target, check_levels, check_positive
 from unlearn.attacks.matrices import expert_tensors, linear_modules, restored
 from unlearn.data.batches import Padded, pad
-from unlearn.data.corpora import UNKNOWN, Reading, corpus_sha256, load_texts, unknown_share
+from unlearn.data.corpora import UNKNOWN, Reading, load_texts, unknown_share
 from unlearn.errors import UserError
 from unlearn.models.architectures import decoder_layers
+from unlearn.storage.hashing import json_sha256
 
 KEY = "attack.texts"
 RUNS_CORPORA = ("forget", "retain")  # values of `texts` that name the run's own corpora
@@ -59,10 +60,9 @@ class Relearning(Change):
         return sorted(set(self.levels))
 
     def depends_on(self, target: Target) -> dict[str, Any]:
-        """The texts' contents, which matrices are trained, and from which seed adapters are drawn."""
+        """The texts' token ids, which matrices are trained, and from which seed adapters are drawn."""
         known = target.unlearning
-        hashes = [corpus_sha256(path, KEY, self._reading(target)) for path in self._paths(target)]
-        values = {"trained": list(known.trained), "max_length": known.max_length, "texts": hashes}
+        values = {"trained": list(known.trained), "texts": json_sha256(self._rows(target))}
         return {**values, "seed": known.seed} if self.parameters == "lora" else values
 
     def obstacle(self, target: Target) -> str | None:

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from unlearn.evaluation.cache import cache_place
 from unlearn.evaluation.questions import CACHE
 from unlearn.methods.misdirection_loss import CONTROL
 from unlearn.models.delta import check_delta, load_delta, load_state
-from unlearn.models.fingerprint import checkpoint_fingerprint
+from unlearn.models.fingerprint import checkpoint_fingerprint, states_key
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import BALANCED, Source, load_config, load_whole
 from unlearn.records.attacks import ATTACKS, BASE, NOT_ATTACKED, RETRAINED, UNLEARNED, AttackAbout
@@ -278,11 +279,10 @@ class _Places:
         self._folder, self._cache = folder.file(ATTACKS), Path(config.output_root) / CACHE
         self._delta = hashlib.sha256(folder.file("delta.safetensors").read_bytes()).hexdigest()
         self._common = {
-            "model": inputs.model_hash,
-            "dtype": str(inputs.source.torch_dtype),
-            "device": inputs.source.torch_device.type,
-            "tokenizer": inputs.hashes["tokenizer"],
+            **states_key(inputs.source, inputs.model_hash, inputs.tokenizer),
             "questions": json_sha256(inputs.hashes["questions"]),
+            "tokens_per_batch": config.eval.tokens_per_batch,
+            "lm_eval": version("lm_eval"),
             "version": RESULTS_VERSION,
         }
 

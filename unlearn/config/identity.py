@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from unlearn.config.schema import Config, as_float
-from unlearn.methods.make import is_built_in, own_file
 from unlearn.storage.hashing import json_sha256
 
 # Increase this by hand when the same configuration gives other numbers than before.
@@ -46,19 +44,6 @@ def identity(config: Config) -> dict[str, Any]:
     for key in ("preset", "tracker", "output_root", "output_dir", "attacks"):
         plain.pop(key)
     return {**plain, "results_version": RESULTS_VERSION}
-
-
-def paths(config: Mapping[str, Any]) -> list[str | None]:
-    """The paths of a configuration's inputs. `identity` leaves them out: the run records hashes of the files."""
-    evaluation, model = config["eval"], config["model"]
-    files = [model["path"], model["gguf_file"], config["method"].get("preferred")]
-    target = config["method"]["_target_"]
-    if not is_built_in(target):
-        files.append(str(own_file(target)))
-    files += [topic[part] for topic in config["data"]["topics"].values() for part in ("forget", "retain")]
-    files += [path for corpora in evaluation["texts"]["corpora"].values() for path in corpora.values()]
-    tokens = evaluation["forget_tokens"]
-    return [*files, evaluation["include_path"], evaluation["local_dir"], tokens if isinstance(tokens, str) else None]
 
 
 def run_name(config: Config) -> str:

@@ -182,14 +182,6 @@ def load_texts(
     return Texts(_tokenise(first, tokenizer, max_length, key, reading), size, digest.hexdigest())
 
 
-def corpus_sha256(path: str, key: str, reading: Reading = Reading()) -> str:
-    """The SHA-256 of a corpus, read one document at a time."""
-    digest = hashlib.sha256()
-    for _ in _documents(path, key, reading, digest):
-        pass
-    return digest.hexdigest()
-
-
 def documents(path: str, key: str, reading: Reading = Reading()) -> Iterator[tuple[str, str]]:
     """Yield the checked documents of a corpus, with the place of each. The corpus is read as far as it is consumed.
 

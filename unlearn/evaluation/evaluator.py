@@ -20,16 +20,16 @@ from unlearn.evaluation.harness import MaxLogitPlan, against_base, evaluate
 from unlearn.evaluation.journal import ALONE, Journals, Report, Sharing
 from unlearn.evaluation.suite import Suite
 from unlearn.models.delta import check_delta, load_delta
-from unlearn.models.fingerprint import tokenizer_fingerprint
+from unlearn.models.fingerprint import states_key
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_whole
 from unlearn.models.memory import in_batches
 from unlearn.records.answers import Answers
 from unlearn.screen import say
 from unlearn.storage.files import remove_temporary_files
-from unlearn.storage.hashing import json_sha256
 from unlearn.storage.lock import Busy, FolderLock
 
+PACKAGES = ("lm_eval", "tokenizers", "torch", "transformers")  # whose versions are in the key of cached answers
 POLL_S = 2.0  # seconds between looks at the answers that another process is computing
 
 
@@ -187,15 +187,11 @@ class Evaluator:
 
     def _cached_place(self) -> Path:
         key = {
-            "model": self._model_hash,
-            "dtype": str(self._source.torch_dtype),
-            "device": self._source.torch_device.type,
-            "attention": self._source.attn_implementation,
-            **({"compile": True} if self._source.compile else {}),
-            "tokenizer": tokenizer_fingerprint(self._tokenizer),
-            "questions": json_sha256(self.suite.hashes),
+            **states_key(self._source, self._model_hash, self._tokenizer),
+            "questions": self.suite.hashes,
             "maxlogit": asdict(self._maxlogit),
-            "lm_eval": version("lm_eval"),
+            "tokens_per_batch": self._tokens_per_batch,  # other batches round otherwise, bfloat16 visibly
+            "packages": {name: version(name) for name in PACKAGES},
             "version": RESULTS_VERSION,
         }
         return cache_place(self._cache, "base", key)

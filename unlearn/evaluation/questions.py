@@ -25,7 +25,7 @@ from unlearn.evaluation.texts import load_passages
 from unlearn.evaluation.tokens import control_tokens, corpus_tokens, read_forget_tokens
 from unlearn.models.architectures import context_length
 from unlearn.models.cutting import CutModel
-from unlearn.models.fingerprint import checkpoint_fingerprint, tokenizer_fingerprint
+from unlearn.models.fingerprint import checkpoint_fingerprint, states_key
 from unlearn.models.loading import Source, load_tokenizer, load_up_to
 from unlearn.records.names import NGRAM_QUERIES, text_tasks
 from unlearn.screen import say
@@ -150,9 +150,9 @@ def _ngram_lists(config: Config, source: Source, tokenizer: PreTrainedTokenizerB
     return lists
 
 
-def _loaded(source: Source, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """What determines a model's states: its weights, their dtype, and its tokenizer."""
-    return [checkpoint_fingerprint(source), str(source.torch_dtype), tokenizer_fingerprint(tokenizer)]
+def _loaded(source: Source, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What determines a model's states."""
+    return states_key(source, checkpoint_fingerprint(source), tokenizer)
 
 
 def _sha256(texts: Iterable[str]) -> str:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from unlearn.errors import UserError, nearest
 from unlearn.evaluation.chat import Chat
 from unlearn.evaluation.forms import with_documents, with_fair_examples
+from unlearn.evaluation.judges import described, judge_hash, right_answer
 from unlearn.evaluation.local_data import local_data
 from unlearn.evaluation.perturb import perturb
 from unlearn.evaluation.texts import Passages
@@ -144,34 +145,49 @@ class Suite:
     def hashes(self) -> dict[str, dict[str, str]]:
         """Of each kind of query, and each role that it is asked of, the hash of all that its figures are computed from.
 
-        Few-shot examples, options, order, right answers and metrics are included.
+        Few-shot examples, options, order, right answers, and all that judges answers are included.
         """
         hashes: dict[str, dict[str, str]] = {}
         for query in self.queries:
             for place in self.places(query):
                 if place.part_of is None:
                     parts = [self._judged(query, leaf) for leaf in place.leaves]
-                    own = json_sha256([place.task, parts, self.drawn.get(place.role)])
+                    groups = [self._aggregated(query, name) for name in (place.task, *self._parts(place.task))]
+                    own = json_sha256([place.task, parts, groups, self.drawn.get(place.role)])
                     before = hashes.setdefault(query, {}).get(place.role)
                     hashes[query][place.role] = own if before is None else json_sha256([before, own])
         return hashes
 
     def _judged(self, query: str, name: str) -> list[Any]:
-        """What the figures of a task, or of a corpus, are computed from: its questions and its metrics."""
-        task = self.tasks.get(query, {}).get("tasks", {}).get(name)
-        metrics = [] if task is None else sorted(task.aggregation())
-        return [name, metrics, list(self.question_hashes(query, name).items())]
+        """What the figures of a task, or of a corpus, are computed from: its questions with their judge."""
+        return [name, list(self.question_hashes(query, name).items())]
+
+    def _aggregated(self, query: str, name: str) -> list[Any]:
+        """What makes the figures of a group of those of its tasks."""
+        group = self.tasks.get(query, {}).get("groups", {}).get(name)
+        return [name, self.leaves.get(name), None if group is None else described(group.aggregate_metric_list)]
 
     def question_hashes(self, query: str, name: str) -> dict[int, str]:
-        """Of each question of a task, or text of a corpus, a hash of what a model is given and of the right answer."""
+        """Of each question of a task, or text of a corpus, a hash of what a model is given and of what judges it."""
+        known = self._question_hashes
+        if (query, name) not in known:
+            known[query, name] = self._hash_questions(query, name)
+        return known[query, name]
+
+    @cached_property
+    def _question_hashes(self) -> dict[tuple[str, str], dict[int, str]]:
+        return {}
+
+    def _hash_questions(self, query: str, name: str) -> dict[int, str]:
         if name in self.passages.get(query, {}):
             return {passage.id: _short_hash([passage]) for passage in self.passages[query][name]}
         task = self.tasks[query]["tasks"][name]
+        judge = judge_hash(task)
         parts: dict[int, list[Any]] = {}
         for request in task.instances:
             given = parts.setdefault(self.number(name, request), [])
             if not given:
-                given.append(task.doc_to_target(request.doc))
+                given += [judge, *right_answer(task, request.doc)]
             given.append((request.request_type, request.args))
         return {number: _short_hash(given) for number, given in parts.items()}
 

@@ -7,7 +7,6 @@ The class is one of `unlearn.methods`, or one in a file of the current folder: `
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
@@ -20,6 +19,7 @@ import unlearn.methods
 from unlearn.errors import UserError, nearest
 from unlearn.methods.method import Method
 from unlearn.methods.rna import RNA
+from unlearn.storage.hashing import code_hash
 
 BUILT_IN = "unlearn.methods."
 NOT_ARGUMENTS = ("name", "_target_", "preferred")  # `preferred` is read with the other texts
@@ -60,9 +60,9 @@ def own_file(target: str) -> Path:
     return Path.cwd() / f"{module.replace('.', '/')}.py"
 
 
-def own_file_sha256(target: str) -> str | None:
-    """The SHA-256 of the file of a user's own class, whose results depend on it; None for a class of this package."""
-    return None if is_built_in(target) else hashlib.sha256(own_file(target).read_bytes()).hexdigest()
+def own_code_hash(target: str) -> str | None:
+    """A hash of the code of a user's own class, on which results depend; None for a class of this package."""
+    return None if is_built_in(target) else code_hash(own_file(target))
 
 
 def method_class(target: str) -> type[Method]:

@@ -134,7 +134,8 @@ def _with_differences(folder: RunFolder, config: Config, inputs: Inputs, answers
 
 def _name(config: Config, inputs: Inputs) -> str:
     """The name of an evaluation: NAME-HASH, with the name of its configuration."""
-    return f"{config.eval.name}-{json_sha256([identity(config)['eval'], inputs.hashes])[:10]}"
+    key = [identity(config)["eval"], config.eval.tokens_per_batch, inputs.hashes]
+    return f"{config.eval.name}-{json_sha256(key)[:10]}"
 
 
 def evaluate_checkpoint(overrides: list[str]) -> Path:

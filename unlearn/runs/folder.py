@@ -46,7 +46,7 @@ REPLACED = (  # what a run that starts anew removes
     *("scores.parquet", "samples.parquet", "metrics.json", "course.jsonl", "theory*.json"),
     *("attacks", "evaluations", "partial"),
 )
-OF_TRAINING = ("model", "dtype", "tokenizer", "data", "preferred", "method")  # inputs that determine the training
+OF_TRAINING = ("model", "dtype", "rows", "padding", "preferred", "method")  # inputs that determine the training
 
 
 class RunFolder:

@@ -17,13 +17,14 @@ from unlearn.data.corpora import Reading, Texts, Topic, check_rows, load_texts, 
 from unlearn.data.counting import documents_needed
 from unlearn.errors import UserError
 from unlearn.evaluation.journal import ALONE, Sharing
-from unlearn.methods.make import needs_logits
+from unlearn.methods.make import needs_logits, own_code_hash
 from unlearn.methods.randomness import generator
 from unlearn.models.architectures import context_length, has_learned_positions, parameter_count
 from unlearn.models.fingerprint import checkpoint_fingerprint, tokenizer_fingerprint
 from unlearn.models.loading import BALANCED, Source, check_weights, load_config, load_tokenizer
 from unlearn.models.memory import all_memory
 from unlearn.screen import say
+from unlearn.storage.hashing import json_sha256
 
 if TYPE_CHECKING:  # where nothing is evaluated, lm-eval is not imported, which takes as long as all the rest
     from unlearn.evaluation.evaluator import Evaluator, Task
@@ -43,16 +44,21 @@ class Inputs:
 
     @cached_property
     def hashes(self) -> dict[str, Any]:
-        """The hashes that run.json keeps: the same configuration with other inputs is another run."""
+        """The hashes that run.json keeps: the same configuration with other inputs is another run.
+
+        What training is given are `rows`, the token ids after templates and cuts. Reports tell corpora apart by `data`.
+        """
         return {
             "model": self.model_hash,
             "dtype": str(self.source.torch_dtype).removeprefix("torch."),  # model.dtype=auto depends on the device
             "tokenizer": tokenizer_fingerprint(self.tokenizer),
             "data": {topic.name: topic.sha256 for topic in self.topics},
+            "rows": {t.name: {"forget": json_sha256(t.forget), "retain": json_sha256(t.retain)} for t in self.topics},
+            "padding": self.pad_id if self.topics else None,
             "query_words": self.questions.word_hashes if self.questions else {},
             "questions": self.questions.suite.hashes if self.questions else {},
             "texts": self.questions.text_hashes if self.questions else {},
-            "preferred": self.preferred.sha256 if self.preferred else None,
+            "preferred": json_sha256(self.preferred.rows) if self.preferred else None,
         }
 
     @property
@@ -71,6 +77,12 @@ class Inputs:
     def pad_id(self) -> int:
         """The token id of padding."""
         return padding_id(self.tokenizer, load_config(self.source).get_text_config().vocab_size)
+
+
+def hashes_of_run(config: Config, inputs: Inputs) -> dict[str, Any]:
+    """What a run reads: inputs, which others may share, and the code of a user's own method."""
+    own = own_code_hash(config.method["_target_"])
+    return inputs.hashes if own is None else inputs.hashes | {"method": own}
 
 
 def load_inputs(config: Config, *, elsewhere: bool = False) -> Inputs:

@@ -88,17 +88,24 @@ class SweepLauncher(Launcher):
     def run(self, sweep: Sweep, numbers: list[int]) -> Mapping[int, str]:
         """Run these jobs of a sweep. Returns {number: error} of failed jobs."""
 
-    def unfinished(self, sweep: Sweep, numbers: list[int]) -> dict[int, Config]:
-        """The configurations of those jobs that are not finished already."""
-        from unlearn.sweeps.sweep import finished
+    def unfinished(self, sweep: Sweep, numbers: list[int]) -> tuple[dict[int, Config], dict[int, str]]:
+        """The configurations of those jobs that are not finished, and the errors of those that cannot be run.
+
+        Whether a job in a container is finished is not known here, where its files may be others: it will tell itself.
+        """
+        from unlearn.sweeps.finished import finished
 
         configs = {number: self.configs[number] for number in numbers}
-        for number in [n for n, config in configs.items() if finished(config)]:
+        done, errors = ([], {}) if self.in_a_container else finished(configs)
+        for number in done:
             log.info(
                 f"\t#{number} is finished: nothing to do (train.force=true repeats it): {sweep.jobs[number].folder}"
             )
-            del configs[number]
-        return configs
+        if not self.dry_run:
+            for number, error in errors.items():
+                sweep.keep_error(number, None, error)
+        left = {number: config for number, config in configs.items() if number not in done and number not in errors}
+        return left, errors
 
     def _add(self, sweep: Sweep, number: int, overrides: Sequence[str]) -> int:
         """Compose and check a job, write Hydra's own files, and add the job or its error to the sweep."""
@@ -173,8 +180,8 @@ class LocalLauncher(SweepLauncher):
 
         sweep.launcher, sweep.settings = "local", self.settings
         sweep.write()
-        configs = self.unfinished(sweep, numbers)
-        return run_local(sweep, configs) if configs else {}
+        configs, errors = self.unfinished(sweep, numbers)
+        return errors | run_local(sweep, configs) if configs else errors
 
 
 class SlurmLauncher(SweepLauncher):
@@ -207,17 +214,17 @@ class SlurmLauncher(SweepLauncher):
         from unlearn.sweeps.status import wait_for
         from unlearn.sweeps.submission import describe_submission, submit
 
-        configs = self.unfinished(sweep, numbers)
+        configs, errors = self.unfinished(sweep, numbers)
         if not configs:
-            return {}
+            return errors
         groups = packs(configs, len(configs) if self.pack_size is None else self.pack_size)
         if self.dry_run:
             print(describe_submission(sweep, groups, self.settings))
-            return {}
+            return errors
         submit(sweep, groups, self.settings)
         log.info(f"Submitted {len(groups)} SLURM jobs, {sweep.tasks[min(configs)]} the first; output: {sweep.folder}")
         log.info(f"They go on without this process. To watch them: unlearn status {sweep.folder}")
-        return wait_for(sweep, list(configs)) if self.wait else {}
+        return errors | wait_for(sweep, list(configs)) if self.wait else errors
 
 
 class AutoLauncher(SweepLauncher):

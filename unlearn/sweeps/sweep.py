@@ -23,7 +23,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from unlearn.config.identity import identity, paths, run_folder
+from unlearn.config.identity import run_folder
 from unlearn.config.schema import Config
 from unlearn.config.settle import settle
 from unlearn.errors import UserError, describe
@@ -210,30 +210,6 @@ class Sweep:
 def _complete(job: Job, run: RunFolder) -> bool:
     """Whether the run is done, and the attacks that the job makes after it."""
     return run.done and set(job.attacks) <= set(run.record.get("attacked", []))
-
-
-def finished(config: Config) -> bool:
-    """Whether a configuration's run is done, and no file that it read has changed since it began.
-
-    A changed file is only a hint: the run itself compares the contents. False for a run with attacks, whose files are
-    not looked for.
-    """
-    run = RunFolder(run_folder(config))
-    if config.train.force or config.attacks or not run.done or run.record.get("identity") != identity(config):
-        return False
-    inputs = paths(asdict(config))
-    if list(map(_within_package, paths(run.record["config"]))) != list(map(_within_package, inputs)):
-        return False
-    began = run.last_attempt.get("began", 0.0)
-    existing = [Path(path) for path in inputs if path is not None and Path(path).exists()]
-    files = (file for path in existing for file in ([path] if path.is_file() else path.rglob("*")))
-    return all(max(file.stat().st_mtime, file.stat().st_ctime) < began for file in files)  # an old file moved there
-
-
-def _within_package(path: str | None) -> str | None:
-    """A path of the package without the package's place: SLURM jobs run a copy, with the same files."""
-    place, package, inside = (path or "").rpartition("/unlearn/")
-    return package + inside if (Path(place) / "unlearn/experiment.py").is_file() else path
 
 
 def missing_input(config: Config) -> str | None:
