@@ -20,7 +20,7 @@ from unlearn.runs.takeover import find_training
 from unlearn.sweeps.finished import finished
 
 TOY = ROOT / "unlearn/toy/model"
-WORDS = ("soil", "river", "blossom", "stone", "bird", "rain", "leaf", "sand", "wind", "fish", "root", "hill")
+WORDS = ("river", "harbour", "mountain", "ruler", "spice", "vessel", "grain", "sauce", "cooking", "name", "has", "of")
 NO_MAXLOGIT = MaxLogitPlan()
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
@@ -62,11 +62,11 @@ def test_with_a_line_of_a_corpus_flipped_there_is_another_key_or_the_same_tokens
     config, lines = of_corpus(), corpus.read_text().splitlines()
     before = load_inputs(config)
     for number, line in enumerate(lines):
-        for old, new in (("soil" if number else "river", "hill"), (WORDS[number], "seed"), ('"text"', ' "text"')):
+        for old, new in ((WORDS[number], "geography"), ('"text"', ' "text"')):
             corpus.write_text("\n".join([*lines[:number], line.replace(old, new, 1), *lines[number + 1 :]]) + "\n")
             other = load_inputs(config)
             same = other.topics[0].forget == before.topics[0].forget
-            assert same == (new != "seed")
+            assert same == (new != "geography")
             assert same_inputs({"inputs": before.hashes}, other.hashes, OF_TRAINING) == same, (number, new)
     corpus.write_text("\n".join(line[:-3] + 'x"}' for line in lines) + "\n")  # behind the cut
     assert same_inputs({"inputs": before.hashes}, load_inputs(config).hashes, OF_TRAINING)
@@ -99,11 +99,11 @@ def test_another_template_is_no_finished_run_and_no_training_to_take_over(of_cor
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
     tokenizer.save_pretrained(model)
-    write_jsonl(corpus, [{"text": [{"role": "user", "content": word}]} for word in WORDS])
+    write_jsonl(corpus, [{"text": [{"role": "user", "content": f"{word} of"}]} for word in WORDS])
     chat, other = (of_corpus(f"model.path={model}", "data.chat_template=true", *o) for o in ((), ("eval=toy",)))
     folder = finish(chat)
     assert find_training(other, read(chat)) is not None
-    tokenizer.chat_template = "soil {{ messages[0]['content'] }}"
+    tokenizer.chat_template = "geography {{ messages[0]['content'] }}"
     tokenizer.save_pretrained(model)
     with pytest.raises(UserError, match=r"differ in rows\.a\.forget, rows\.a\.retain\."):
         folder.verify(read(chat))

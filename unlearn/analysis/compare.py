@@ -23,8 +23,8 @@ from unlearn.runs.evaluations import evaluations_of
 from unlearn.screen import console, say
 
 OTHER_QUESTIONS = (
-    "the questions differ in their text, options, right answers or replaced words (eval.forget_tokens, eval.seed, "
-    "eval.position, eval.local_dir, ...)"
+    "the questions differ in their text, options, right answers, replaced words (eval.forget_tokens, eval.seed, "
+    "eval.position, eval.local_dir, ...) or in the rules that judge them"
 )
 # (role, task, query) -> question -> sample, of one model
 Samples = dict[tuple[str, str, str], dict[int, Sample]]
