@@ -1,5 +1,6 @@
 """With any part of what a run reads flipped there is another key, or the model is given the same tokens."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -11,7 +12,9 @@ from unlearn.config.identity import identity, run_folder
 from unlearn.errors import UserError
 from unlearn.evaluation.evaluator import Evaluator
 from unlearn.evaluation.harness import MaxLogitPlan
+from unlearn.evaluation.questions import Questions
 from unlearn.evaluation.suite import Suite
+from unlearn.evaluation.texts import Passage
 from unlearn.models.loading import Source, load_tokenizer
 from unlearn.records.answers import Answers
 from unlearn.runs.folder import OF_TRAINING, RunFolder, same_inputs
@@ -155,6 +158,16 @@ def test_an_own_method_is_known_by_its_file_and_by_what_it_imports(of_corpus, tm
         (tmp_path / "deeper/part.py").write_text(f"A = {deeper}\n")
         seen.add(hashes_of_run(config, inputs)["method"])
     assert len(seen) == 3
+
+
+def test_what_is_asked_along_the_course_is_an_input(of_corpus):
+    inputs, seen = load_inputs(of_corpus()), set()
+    for text in ("a", "b"):  # of a document that the evaluation leaves out
+        passages = {"default": {"text": [Passage(9, text, "rest", text)]}}
+        course = Suite({}, {}, {}, None, passages, {"retain_text": ["text"]})
+        questions = Questions({}, Suite({}, {}, {}, None), course)
+        seen.add(json.dumps(replace(inputs, questions=questions).hashes))
+    assert len(seen) == 2
 
 
 def test_with_anything_flipped_that_answers_depend_on_the_base_model_is_asked_again(tmp_path, monkeypatch):

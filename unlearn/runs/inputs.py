@@ -57,6 +57,7 @@ class Inputs:
             "padding": self.pad_id if self.topics else None,
             "query_words": self.questions.word_hashes if self.questions else {},
             "questions": self.questions.suite.hashes if self.questions else {},
+            "course": self.questions.course.hashes if self.questions and self.questions.course else {},
             "texts": self.questions.text_hashes if self.questions else {},
             "preferred": json_sha256(self.preferred.rows) if self.preferred else None,
         }
