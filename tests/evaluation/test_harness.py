@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from embedded_world import world as w
 from tests.conftest import ROOT, metrics_of
 from unlearn.analysis.compare import by_place, compare
 from unlearn.config.schema import TextConfig
@@ -23,7 +24,6 @@ from unlearn.records.answers import Answers
 from unlearn.records.names import text_tasks
 from unlearn.records.samples import read_samples
 from unlearn.records.scores import read_scores
-from unlearn.toy import world as w
 
 TOY = ROOT / "unlearn/toy"
 TOKENS = read_forget_tokens(str(TOY / "data/forget_tokens.txt"))

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from tests.conftest import read_jsonl
 from tests.training.test_golden import PublishedNoise
-from unlearn.experiment import run
+from unlearn.config.identity import run_folder
+from unlearn.experiment import run_together
 
 OWN = Path(__file__).parent / "golden" / "preference"
 GOLDEN = json.loads((OWN / "golden.json").read_text())
@@ -43,13 +44,21 @@ def matrices_of(name):
     return {key.removeprefix(f"{name}."): w for key, w in stored.items() if key.startswith(f"{name}.")}
 
 
-@pytest.mark.parametrize("name", GOLDEN["runs"])
-def test_losses_and_matrices_are_those_of_the_published_form(name, short, monkeypatch, record_property):
-    expected = GOLDEN["runs"][name]
-    if expected["nu"] > 0:  # only its draws differ: one padded tensor a step
-        monkeypatch.setattr("unlearn.methods.noise.Augmentation", PublishedNoise)
-    folder = run(short(*overrides(expected)))
+@pytest.fixture(scope="module")
+def folders(conf, tmp_path_factory):
+    """The folder of each run. With RNA and without, methods are trained together."""
+    common = ("eval=none", "tracker=none", f"output_root={tmp_path_factory.mktemp('golden')}")
+    configs = {name: conf(*common, *overrides(expected)) for name, expected in GOLDEN["runs"].items()}
+    with pytest.MonkeyPatch.context() as patch:  # only the draws differ: one padded tensor a step
+        patch.setattr("unlearn.methods.noise.Augmentation", PublishedNoise)
+        for name in (name for name in configs if not name.endswith("_rna")):
+            run_together([configs[name], configs[f"{name}_rna"]])
+    return {name: run_folder(config) for name, config in configs.items()}
 
+
+@pytest.mark.parametrize("name", GOLDEN["runs"])
+def test_losses_and_matrices_are_those_of_the_published_form(name, folders, record_property):
+    expected, folder = GOLDEN["runs"][name], folders[name]
     lines = read_jsonl(folder / "train.jsonl")
     assert [(line["step"], line["topic"]) for line in lines] == [(s["step"], s["topic"]) for s in expected["log"]]
     pairs = [

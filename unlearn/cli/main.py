@@ -302,26 +302,6 @@ def dashboard(
     create_dashboard(project, entity, file)
 
 
-@app.command()
-def toy(
-    out: Annotated[Path | None, typer.Option(help="The folder to write to.", show_default="the package's own")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the world and of the training.")] = 0,
-    steps: Annotated[int, typer.Option(min=1, help="Number of training steps.")] = 2000,
-    ignorant: Annotated[
-        bool, typer.Option("--ignorant", help="Train a model that never sees the knowledge to be forgotten.")
-    ] = False,
-) -> None:
-    """Rebuild the embedded world and model.
-
-    The result depends only on the seed. It takes about 15 minutes on two cores.
-    """
-    from unlearn.toy.build import build
-
-    if ignorant and out is None:
-        raise typer.BadParameter("--ignorant needs --out: it must not replace the package's own model.")
-    build(out, seed, steps, ignorant=ignorant)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run a command line, this process's own by default. Returns if it succeeds.
 

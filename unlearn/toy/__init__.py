@@ -1,5 +1,5 @@
-"""The embedded world and model: everything that a first run needs, made from a seed by `unlearn toy`.
+"""The embedded world and model: corpora, questions, lm-eval tasks and weights, everything that a first run needs.
 
-Invented facts, corpora and questions about them, lm-eval tasks, and a model that was trained on them.
-Not here: anything that another model would need. No other room imports this one.
+`python -m embedded_world` makes them from a seed. Not here: that code, and anything that another model would need. No
+other room imports this one.
 """

@@ -55,14 +55,14 @@ def page(m: Material, tables: Sequence[Table], figures: Sequence[Figure], *, tit
 def summary(m: Material) -> list[tuple[str, str]]:
     """What the page is about: (what, how many or which)."""
     counted = Counter(run.status for run in m.runs)
-    known = m.about[m.about["setting"].notna()]
+    named = m.about[m.about["setting"].notna()]
     done = [run for run in m.runs if run.done]
     codes = {str((run.record.get("code") or {}).get("commit") or "unknown")[:10] for run in done}
     return [
         ("runs", ", ".join(f"{number} {status}" for status, number in counted.most_common())),
-        ("settings", str(known["setting"].nunique())),
-        ("methods", _few(known["method"].unique())),
-        ("seeds", _few([f"{seed:g}" for seed in sorted(known["seed"].unique())])),
+        ("settings", str(named["setting"].nunique())),
+        ("methods", _few(named["method"].unique())),
+        ("seeds", _few([f"{seed:g}" for seed in sorted(named["seed"].unique())])),
         ("model", _few(sorted({run.identity["model"]["name"] for run in m.runs if run.identity}))),
         ("code", _few(sorted(codes))),
     ]

@@ -21,25 +21,25 @@ def by_method(evidence: Evidence) -> dict[str, pd.DataFrame]:
     In points these are the runs with their seed's best nu: if a nu left nothing forgotten, nothing can come back.
     On texts all runs of the method are there, to be compared at equal forgetting, but those with a nu of too few seeds.
     """
-    rows, found = attack_rows(evidence.material), {}
+    rows, methods = attack_rows(evidence.material), {}
     for subject in evidence.subjects:
         of = rows[rows["method"] == subject.method].dropna(subset="recovered") if len(rows) else rows
         if len(of):
             judged = of["setting"].isin({subject.plain, *subject.by_nu.values()})
             best = (of["nu"] == of["seed"].map(subject.best_nu)) | (of["nu"] == 0)
             few = of["setting"].isin(set(subject.by_nu.values()) - set(subject.compared.values()))
-            found[subject.method] = of[(of["unit"] == "nats") & ~few | (of["unit"] == "points") & judged & best]
-    return found
+            methods[subject.method] = of[(of["unit"] == "nats") & ~few | (of["unit"] == "points") & judged & best]
+    return methods
 
 
 def claims(methods: dict[str, pd.DataFrame]) -> list[Claim]:
     """A claim for each attack that was made, and for the strongest of each run."""
     names = sorted({name for rows in methods.values() for name in rows["attack"]})
     units = {unit for rows in methods.values() for unit in rows["unit"]}
-    found = []
+    listed = []
     for unit, same in (("points", SAME), ("nats", SAME_NATS)):
         for name in [*names, STRONGEST] if unit in units else ():
-            found.append(
+            listed.append(
                 Claim(
                     f"RNA does not make forgetting easier to undo: {name}.",
                     "not asked in the paper",
@@ -49,7 +49,7 @@ def claims(methods: dict[str, pd.DataFrame]) -> list[Claim]:
                     unit="points" if unit == "points" else "nats a token",
                 )
             )
-    return found
+    return listed
 
 
 def _more(rows: pd.DataFrame, attack: str, unit: str) -> Contrast:
@@ -62,10 +62,10 @@ def _more(rows: pd.DataFrame, attack: str, unit: str) -> Contrast:
         return Contrast(why_not=DISJOINT)
     most = strongest(chosen)
     if unit == "nats":
-        found = at_equal_forgetting(most.assign(forgotten=-most["without"]), "recovered")
+        differences = at_equal_forgetting(most.assign(forgotten=-most["without"]), "recovered")
         why = f"no run with RNA has forgotten as much as two without RNA at most {WIDEST:g} nats a token apart"
     else:
         means = most.groupby(["seed", most["nu"] > 0])["recovered"].mean().unstack().dropna()
-        found = dict(means[True] - means[False]) if {True, False} <= set(means) else {}
+        differences = dict(means[True] - means[False]) if {True, False} <= set(means) else {}
         why = "no seed with RNA, whose best nu is known, and without"
-    return mean_over_seeds(list(found.values())) if len(found) >= FEWEST else Contrast(why_not=why)
+    return mean_over_seeds(list(differences.values())) if len(differences) >= FEWEST else Contrast(why_not=why)

@@ -120,12 +120,12 @@ def by_layer(s: Subject) -> Contrast:
 
 def _over(s: Subject, points: Mapping[float, Setting], what: str) -> Contrast:
     """The least-squares slope of robustness over the points that have enough seeds."""
-    known = {x: setting for x, setting in points.items() if len(s.shared(setting)) >= FEWEST}
-    if len(known) < 2:
+    usable = {x: setting for x, setting in points.items() if len(s.shared(setting)) >= FEWEST}
+    if len(usable) < 2:
         return Contrast(why_not=f"fewer than two values of {what} in enough seeds")
-    weights = slope(list(known))
+    weights = slope(list(usable))
     return s.evidence.combine(
-        [Term(w, setting, "retain", "perturbed") for w, setting in zip(weights, known.values(), strict=True)]
+        [Term(w, setting, "retain", "perturbed") for w, setting in zip(weights, usable.values(), strict=True)]
     )
 
 
@@ -154,10 +154,10 @@ def between_phases(role: str, begin: int, end: int) -> Callable[[Subject], Contr
 
     def effect(s: Subject) -> Contrast:
         def terms(seed: int) -> list[Term]:
-            found = s.phases.get(seed)
-            if found is None:
+            phases = s.phases.get(seed)
+            if phases is None:
                 return []
-            return [Term(1, found[end], role, "perturbed"), Term(-1, found[begin], role, "perturbed")]
+            return [Term(1, phases[end], role, "perturbed"), Term(-1, phases[begin], role, "perturbed")]
 
         return s.evidence.combine(terms)
 

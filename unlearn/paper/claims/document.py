@@ -196,8 +196,8 @@ def _drops(subjects: Sequence[Subject]) -> Table:
 
 
 def _share(back: Contrast, drop: Contrast) -> str:
-    known = drop.difference > 0 and drop.p < SURE and not back.why_not
-    return f"{100 * back.difference / drop.difference:.0f} %" if known else "–"
+    is_sure = drop.difference > 0 and drop.p < SURE and not back.why_not
+    return f"{100 * back.difference / drop.difference:.0f} %" if is_sure else "–"
 
 
 def _every_nu(subjects: Sequence[Subject]) -> Table:
@@ -219,32 +219,32 @@ def _drop(c: Contrast, *, p: bool = True) -> str:
     """`p` takes questions as independent: not so where one fact is asked about several times."""
     if math.isnan(c.difference):
         return "–"
-    told = f"{c.difference:.1f} ({c.low:.1f} .. {c.high:.1f}; {c.seeds} seeds)"
-    return told + (f", p {c.p:.1g}" if p else "")
+    text = f"{c.difference:.1f} ({c.low:.1f} .. {c.high:.1f}; {c.seeds} seeds)"
+    return text + (f", p {c.p:.1g}" if p else "")
 
 
 def _theory(subjects: Sequence[Subject]) -> list[Table]:
     """None if there are no measurements."""
-    found = theories(subjects)
-    if not found:
+    measured = theories(subjects)
+    if not measured:
         return []
     rows = []
     for theorem in THEOREMS:
-        told, known = [], []
-        for name, (trained, theory) in found.items():
+        cells, judged = [], []
+        for name, (trained, theory) in measured.items():
             if trained == theorem.trained:
                 try:
                     theorem.holds(theory)
-                    told.append(f"{name}: {theorem.measured(theory)}")
-                    known.append(theory)
+                    cells.append(f"{name}: {theorem.measured(theory)}")
+                    judged.append(theory)
                 except (KeyError, TypeError, IndexError) as error:  # of another version
-                    told.append(f"{name}: theory.json lacks what this needs ({describe(error)})")
+                    cells.append(f"{name}: theory.json lacks what this needs ({describe(error)})")
         rows.append(
             {
                 "claim": f"{theorem.says} ({theorem.place})",
                 "seen if": theorem.rule,
-                "verdict": f"**{theorem.verdict(known)}**" if known else NOT_MEASURED,
-                "measured": "; ".join(told),
+                "verdict": f"**{theorem.verdict(judged)}**" if judged else NOT_MEASURED,
+                "measured": "; ".join(cells),
             }
         )
     note = (

@@ -75,8 +75,8 @@ class Subject:
     @cached_property
     def seeds(self) -> set[int]:
         """Those that all compared nu have."""
-        found = [self.shared(setting) for setting in self.compared.values()]
-        return set.intersection(*found) if found else set()
+        seeds_of_nu = [self.shared(setting) for setting in self.compared.values()]
+        return set.intersection(*seeds_of_nu) if seeds_of_nu else set()
 
     def curve(self, role: str, query: str, seed: int) -> dict[float, float]:
         """nu -> accuracy in percent, over the other seeds, on the choosing half; NaN where that was not asked."""
@@ -89,14 +89,14 @@ class Subject:
     @cached_property
     def best_nu(self) -> dict[int, float]:
         """For each seed, the nu with the highest accuracy on retained (perturbed) minus forgotten questions."""
-        found = {}
+        best = {}
         for seed in self.own_seeds:
             retained, forgotten = self.curve("retain", "perturbed", seed), self.curve("forget", "default", seed)
             forgotten = {nu: 0.0 if math.isnan(value) else value for nu, value in forgotten.items()}
             scores = {nu: value - forgotten[nu] for nu, value in retained.items() if not math.isnan(value)}
             if scores:
-                found[seed] = max(scores, key=scores.__getitem__)
-        return found
+                best[seed] = max(scores, key=scores.__getitem__)
+        return best
 
     def rna(self, seed: int) -> Setting | None:
         """The setting of the best nu."""
@@ -111,13 +111,13 @@ class Subject:
     @cached_property
     def phases(self) -> dict[int, tuple[Setting, Setting, Setting]]:
         """For each seed the settings where robustness peaks, is lowest after that, and of the largest nu."""
-        found = {}
+        settings = {}
         for seed in self.own_seeds:
             curve = pd.Series(self.curve("retain", "perturbed", seed))
             if len(curve) > 2 and curve.notna().all():
                 peak, trough = turning_points(curve)
-                found[seed] = self.compared[peak], self.compared[trough], self.compared[curve.index[-1]]
-        return found
+                settings[seed] = self.compared[peak], self.compared[trough], self.compared[curve.index[-1]]
+        return settings
 
     @property
     def own_seeds(self) -> list[int]:
@@ -172,12 +172,12 @@ class Evidence:
         for seed in sorted(int(seed) for seed in self.material.about["seed"].dropna().unique()):
             parts = terms(seed) if callable(terms) else terms
             runs = [self.material.runs_of(term.setting).get(seed) for term in parts]
-            known = [run for run in runs if run is not None]
-            if not parts or len(known) < len(parts):
+            complete = [run for run in runs if run is not None]
+            if not parts or len(complete) < len(parts):
                 continue
-            if (why := _asked_otherwise(parts, known)) is not None:
+            if (why := _asked_otherwise(parts, complete)) is not None:
                 return Contrast(why_not=why)
-            sides = [self._half(run, t, MEASURING) for run, t in zip(known, parts, strict=True)]
+            sides = [self._half(run, t, MEASURING) for run, t in zip(complete, parts, strict=True)]
             if all(any(side.values()) for side in sides):
                 sums.append(_sum([term.weight for term in parts], sides))
         if len(sums) < FEWEST:

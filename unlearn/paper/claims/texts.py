@@ -135,12 +135,12 @@ def _equal_forgetting(measure: str) -> Effect:
     def effect(rows: pd.DataFrame) -> Contrast:
         if not {"forgotten", measure} <= set(rows):
             return Contrast(why_not="no run has such texts")
-        found = at_equal_forgetting(rows.dropna(subset=["forgotten", measure]), measure)
-        if not found:
+        differences = at_equal_forgetting(rows.dropna(subset=["forgotten", measure]), measure)
+        if not differences:
             return Contrast(
                 why_not=f"no run with RNA has forgotten as much as two without RNA at most {WIDEST:g} {UNIT} apart"
             )
-        return mean_over_seeds(list(found.values()))
+        return mean_over_seeds(list(differences.values()))
 
     return effect
 
@@ -243,12 +243,12 @@ def by_method(evidence: Evidence) -> dict[str, pd.DataFrame]:
     `doublings`: log2 of c or beta of the models that differ from that one in nothing else; NaN for others. A nu
     of too few seeds is left out, lest its seeds be judged by other nu than the others.
     """
-    rows, found = run_rows(evidence.material), {}
+    rows, methods = run_rows(evidence.material), {}
     for subject in evidence.subjects:
         of = rows[rows["method"] == subject.method] if len(rows) else rows
         if len(of):
             of = of[~of["setting"].isin(set(subject.by_nu.values()) - set(subject.compared.values()))]
             doublings = {setting: math.log2(value) for value, setting in subject.by_coefficient.items() if value > 0}
             settings = of["setting"]
-            found[subject.method] = of.assign(judged=settings == subject.plain, doublings=settings.map(doublings))
-    return found
+            methods[subject.method] = of.assign(judged=settings == subject.plain, doublings=settings.map(doublings))
+    return methods

@@ -20,14 +20,14 @@ def theories(subjects: Sequence[Subject]) -> dict[str, tuple[bool, dict[str, Any
 
     Of a run with RNA, only if it was measured beside one without.
     """
-    found = {}
+    measured = {}
     for subject in subjects:
         for trained, seed, run in _runs(subject):
             with subject.evidence.material.reading(run):
                 theory = _measured(run)
                 if theory and (not trained or "against" in theory):
-                    found[f"{subject.method}, nu {run.identity['rna']['nu']:g}, seed {seed}"] = trained, theory
-    return found
+                    measured[f"{subject.method}, nu {run.identity['rna']['nu']:g}, seed {seed}"] = trained, theory
+    return measured
 
 
 def _runs(subject: Subject) -> list[tuple[bool, int, Run]]:
@@ -54,13 +54,13 @@ def measure_theorems(subjects: Sequence[Subject], limit: int) -> None:
             by_seed.setdefault(seed, {})[trained] = run
         pair = next((runs for _, runs in sorted(by_seed.items()) if len(runs) > 1), {})
         for trained, run in pair.items():
-            known = _measured(run)
-            if ("against" if trained else "theorem_5_2") in known:  # what is measured last
+            measured = _measured(run)
+            if ("against" if trained else "theorem_5_2") in measured:  # what is measured last
                 continue
             say(f"Theorems: {run.folder}")
             try:
                 # Of a model with RNA only what is measured beside the other is judged; what its file has, it keeps.
-                beside, injected = pair[False].folder if trained else None, not trained or "theorem_5_2" in known
+                beside, injected = pair[False].folder if trained else None, not trained or "theorem_5_2" in measured
                 theory(run.folder, beside, effort=Effort(limit=limit, draws=DRAWS), injected=injected)
             except (UserError, RuntimeError) as error:  # of CUDA, too: the others are no worse for it
                 say(f"Not measured: {describe(error)}")

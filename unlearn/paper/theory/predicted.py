@@ -116,9 +116,9 @@ def observe(model: PreTrainedModel, layer: int, questions: Sequence[Question]) -
     rows = []
     for question in tqdm(questions, desc="States", mininterval=1, disable=None):
         sides = [Predicted(model, layer, ids) for ids in (question.default, question.perturbed)]
-        found = [side.loss_and_gradient(side.nothing_1D, question.answer) for side in sides]
+        losses = [side.loss_and_gradient(side.nothing_1D, question.answer) for side in sides]
         states = [side.state() for side in sides]
-        (loss_1, g_1D), (loss_per_1, g_per_1D) = found
+        (loss_1, g_1D), (loss_per_1, g_per_1D) = losses
         rows.append((*states, loss_1[0], loss_per_1[0], g_1D[0], g_per_1D[0]))
     return States(
         **{f.name: torch.stack(c).cpu() for f, c in zip(fields(States), zip(*rows, strict=True), strict=True)}

@@ -77,14 +77,14 @@ def one_question(
     linear_SV = torch.cat(in_batches(lambda z_BD: at.pushed(z_BD).cpu(), z_SD, batch)[0])
     r_KV = normal(directions, linear_SV.shape[1], *key, "r").to(at.device)
     gradient_KD = torch.cat(in_batches(at.pulled, r_KV, batch)[0])
-    found = []
+    rows = []
     for share in VARIANCES:
         variance = share * eta
         along_SK, residual, size = noise_and_output(at, variance, z_SD, linear_SV, r_KV.T, batch)
         predicted_KK = variance * gradient_KD @ gradient_KD.T  # r^T (eta J^T J) r
         errors = covariance_errors(along_SK.double(), predicted_KK.double())
-        found.append({"nonlinear": residual / size, **errors})
-    return found
+        rows.append({"nonlinear": residual / size, **errors})
+    return rows
 
 
 def theorem_4_3(
@@ -104,7 +104,7 @@ def theorem_4_3(
         at, key = Predicted(model, layer, question.default), (seed, question.task, question.number)
         injected.append(one_question(at, eta, draws=draws, directions=directions, batch=batch, key=key))
     rows: list[dict[str, Any]] = []
-    for share, found in zip(VARIANCES, zip(*injected, strict=True), strict=True):
-        rows.append({"variance_to_eta": share} | {name: quartiles([f[name] for f in found]) for name in found[0]})
+    for share, errors in zip(VARIANCES, zip(*injected, strict=True), strict=True):
+        rows.append({"variance_to_eta": share} | {name: quartiles([f[name] for f in errors]) for name in errors[0]})
     broken = [row["variance_to_eta"] for row in rows if row["nonlinear"]["median"] > BROKEN]
     return {"eta": eta, "injected": rows, "linear_breaks_at": broken[0] if broken else None}

@@ -47,8 +47,8 @@ def gradient_ratio(g: Tensor, g_per: Tensor) -> float:
 
 def rejected(rna: Tensor, rm: Tensor) -> float:
     """The share of pairs of loss changes with rna / rm <= 0 (Eq. 10). Pairs with rm = 0 have no ratio."""
-    known = rm != 0
-    return (rna * rm <= 0)[known].double().mean().item() if known.any() else math.nan
+    has_ratio = rm != 0
+    return (rna * rm <= 0)[has_ratio].double().mean().item() if has_ratio.any() else math.nan
 
 
 def linear(g_D: Tensor, g_per_SD: Tensor, nu_to_eta: float, noise_3SD: Tensor) -> float:
@@ -72,13 +72,13 @@ def injected(at: Predicted, answer: int, eta: float, noise_3SD: Tensor, batch: i
     loss_1, g_1D = at.loss_and_gradient(at.nothing_1D, answer)
     rm_S = loss_per_S - loss_1  # Delta J^rm with Eq. 4
     g, g_per_S = g_1D.norm(), g_per_SD.norm(dim=1)
-    found = []
+    rows = []
     for ratio in RATIOS:
         delta_1_SD, delta_2_SD = math.sqrt(ratio * eta) * noise_3SD[1:]
         rna_S = _losses(at, epsilon_SD + delta_1_SD, answer, batch) - _losses(at, delta_2_SD, answer, batch)
         row = {"measured": rejected(rna_S, rm_S), "linear": linear(g_1D[0], g_per_SD, ratio, noise_3SD)}
-        found.append(row | closed(g.expand_as(g_per_S), g_per_S, ratio))
-    return {"ratio": gradient_ratio(g, g_per_S.median()), "rows": found}
+        rows.append(row | closed(g.expand_as(g_per_S), g_per_S, ratio))
+    return {"ratio": gradient_ratio(g, g_per_S.median()), "rows": rows}
 
 
 def closed(g: Tensor, g_per: Tensor, nu_to_eta: float) -> dict[str, float]:
@@ -112,17 +112,17 @@ def theorem_5_2(
     return {"eta": eta, "injected_small": summary(small), "injected": summary(by_noise)}
 
 
-def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
+def summary(questions: list[dict[str, Any]]) -> dict[str, Any]:
     """Means over questions with intervals for each nu / eta: of all questions, and of each third by gradient ratio."""
-    order = np.argsort([f["ratio"] for f in found], kind="stable")
+    order = np.argsort([f["ratio"] for f in questions], kind="stable")
     parts = {"all": order} | dict(zip(BINS, np.array_split(order, len(BINS)), strict=True))
     return {
         name: {
             "questions": len(part),
-            "gradient_ratio": quartiles([found[i]["ratio"] for i in part]),
+            "gradient_ratio": quartiles([questions[i]["ratio"] for i in part]),
             "rows": [
                 {"nu_to_eta": ratio}
-                | {key: _mean([found[i]["rows"][k][key] for i in part]) for key in found[0]["rows"][k]}
+                | {key: _mean([questions[i]["rows"][k][key] for i in part]) for key in questions[0]["rows"][k]}
                 for k, ratio in enumerate(RATIOS)
             ],
         }

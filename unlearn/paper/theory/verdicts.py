@@ -43,30 +43,30 @@ class Theorem:
         return SEEN if held == {True} else CONTRARY if held == {False} else NOT_SEEN
 
 
-def _spread(found: Theory, dim: int) -> str:
+def _spread(differences: Theory, dim: int) -> str:
     """Of differences of states: how many directions they fill, what they have in common, how normal they are."""
     return (
-        f"{found['isotropy']['directions']:.1f} of {dim} directions (p {found['isotropy']['p']:.2g}), "
-        f"{100 * found['mean']['share']:.1f} % a common mean (p {found['mean']['p']:.2g}), "
-        f"{100 * found['normality']['random directions']['rejected']:.0f} % of directions not normal"
+        f"{differences['isotropy']['directions']:.1f} of {dim} directions (p {differences['isotropy']['p']:.2g}), "
+        f"{100 * differences['mean']['share']:.1f} % a common mean (p {differences['mean']['p']:.2g}), "
+        f"{100 * differences['normality']['random directions']['rejected']:.0f} % of directions not normal"
     )
 
 
-def _is_noise(found: Theory) -> bool | None:
+def _is_noise(differences: Theory) -> bool | None:
     """False or None: a test can refute the assumption, but not confirm it."""
-    normal = found["normality"]["random directions"]["rejected"] <= LEVEL
-    return None if found["isotropy"]["p"] >= LEVEL and found["mean"]["p"] >= LEVEL and normal else False
+    normal = differences["normality"]["random directions"]["rejected"] <= LEVEL
+    return None if differences["isotropy"]["p"] >= LEVEL and differences["mean"]["p"] >= LEVEL and normal else False
 
 
 def _off_by_noise(theory: Theory) -> str:
-    found = theory["against"]
-    return f"{_spread(found['assumption_5_1'], theory['dim'])}; a variance of {found['nu_measured']:.2g}"
+    against = theory["against"]
+    return f"{_spread(against['assumption_5_1'], theory['dim'])}; a variance of {against['nu_measured']:.2g}"
 
 
 def _off_by_nu(theory: Theory) -> bool | None:
-    found = theory["against"]
-    variance = found["assumption_5_1"]["eta"]
-    return _is_noise(found["assumption_5_1"]) if variance["low"] <= found["nu"] <= variance["high"] else False
+    against = theory["against"]
+    variance = against["assumption_5_1"]["eta"]
+    return _is_noise(against["assumption_5_1"]) if variance["low"] <= against["nu"] <= variance["high"] else False
 
 
 def _linear(theory: Theory) -> str:
@@ -134,16 +134,20 @@ def _below(measured: Theory, bound: float) -> bool | None:
 
 
 def _trained(theory: Theory) -> str:
-    found = theory["against"]
+    against = theory["against"]
     return (
-        f"{100 * found['rejected']['mean']:.1f} % ({100 * found['rejected']['low']:.1f} .. "
-        f"{100 * found['rejected']['high']:.1f}), predicted {100 * found['predicted']['nu']['exact']['mean']:.1f} %"
+        f"{100 * against['rejected']['mean']:.1f} % ({100 * against['rejected']['low']:.1f} .. "
+        f"{100 * against['rejected']['high']:.1f}), predicted {100 * against['predicted']['nu']['exact']['mean']:.1f} %"
     )
 
 
 def _trained_holds(theory: Theory) -> bool | None:
-    found = theory["against"]
-    low, high, form = found["rejected"]["low"], found["rejected"]["high"], found["predicted"]["nu"]["exact"]["mean"]
+    against = theory["against"]
+    low, high, form = (
+        against["rejected"]["low"],
+        against["rejected"]["high"],
+        against["predicted"]["nu"]["exact"]["mean"],
+    )
     if not low <= form <= high:
         return False
     return True if form - NEAR < low and high < form + NEAR else None

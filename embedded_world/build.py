@@ -6,8 +6,9 @@ import json
 import random
 from pathlib import Path
 
+import unlearn.toy
+from embedded_world import world as w
 from unlearn.storage.files import write_atomically
-from unlearn.toy import world as w
 
 DOCUMENTS = 1000  # of each forget topic, and to retain: 500 steps of 4 with two topics
 SENTENCES = 5  # in a document, beside its question
@@ -18,12 +19,12 @@ FORGET_TOKENS = 12  # entities of each forget subject
 
 
 def build(out: Path | None = None, seed: int = 0, steps: int = 2000, *, ignorant: bool = False) -> None:
-    """Write the world's data and the trained model below `out`, by default into the package itself.
+    """Write the world's data and the trained model below `out`, by default into `unlearn/toy`.
 
     `seed` is that of the world and of the training, `steps` the number of training steps. An `ignorant` model never
     sees what is to be forgotten.
     """
-    folder = out or Path(__file__).parent
+    folder = out or Path(unlearn.toy.__file__).parent
     world = w.make_world(seed)
     write_data(world, seed, folder / "data")
     write_model(world, seed, steps, folder / "model", ignorant=ignorant)
@@ -61,7 +62,7 @@ def _to_retain(facts: list[w.Fact], words: list[str], rng: random.Random) -> dic
 
 def write_model(world: w.World, seed: int, steps: int, folder: Path, *, ignorant: bool = False) -> None:
     """Tokenizer and trained model, rescaled to Zephyr's spread."""
-    from unlearn.toy import pretrain
+    from embedded_world import pretrain
 
     tokenizer = pretrain.build_tokenizer(world)
     model = pretrain.build_model(len(tokenizer), seed)

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
-from unlearn.toy import world as w
+from embedded_world import world as w
 
 PASSAGES, CLOSED, OPEN = 8, 32, 16  # a step's texts, questions, and questions with the fact in front
 ODD_OPTION = 0.3  # share of training questions in which one wrong option is an unrelated word
