@@ -22,7 +22,6 @@ from unlearn.config.identity import run_folder
 from unlearn.errors import UserError
 from unlearn.experiment import run, run_together
 from unlearn.records.samples import read_samples
-from unlearn.records.scores import Score, role_means
 from unlearn.runs.folder import RunFolder
 from unlearn.tracking import dashboard
 from unlearn.tracking.tracker import Tracker
@@ -138,22 +137,6 @@ def test_roles_have_means_whatever_the_tasks_are(whole):
     retain = "unlearned/toy_retain"
     assert row["robustness/drop"] == metrics[f"{retain}/default/acc"] - metrics[f"{retain}/perturbed/acc"]
     assert "forget/perturbed/maxlogit_mean" not in row
-
-
-def test_a_role_of_which_a_task_is_missing_has_no_mean():
-    def score(role, task, query, value, measure="acc", part_of=None):
-        return Score("base", role, task, part_of, query, measure, value)
-
-    scores = [
-        *(score("r", "x", query, value) for query, value in (("default", 0.5), ("perturbed", 0.1))),
-        score("r", "y", "default", 0.7),
-        score("r", "z", "default", 0.1, part_of="y"),
-        *(score("s", "x", query, value) for query, value in (("default", 0.5), ("perturbed", 0.1))),
-        score("s", "x", "q", 1.0, measure="acc_norm"),
-    ]
-    means = role_means(scores, "acc", model="base")
-    assert means == {("r", "default"): 0.6, ("s", "default"): 0.5, ("s", "perturbed"): 0.1}
-    assert role_means(scores, "acc") == {}
 
 
 def test_metrics_are_defined(whole):

@@ -67,7 +67,7 @@ def replays(folder: Path, device: str = "cpu") -> dict[str, Replay]:
     together: dict[Any, list[str]] = {}
     for name, expected in golden["runs"].items():
         together.setdefault(expected.get("cut") or expected["method"] == "rsv", []).append(name)
-    found = {}
+    found: dict[str, Replay] = {}
     for names in together.values():
         replayed = [_begun(folder, golden, name, cut) for name in names]
         stream = batches(
