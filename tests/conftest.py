@@ -11,6 +11,7 @@ from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: pytest-xdist runs a process on each core
 os.environ["WANDB_MODE"] = "offline"
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs the hub, whose library would wait and ask again
 
 import pytest
 import torch

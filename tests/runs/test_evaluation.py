@@ -306,6 +306,7 @@ def test_prefetch_asks_for_no_device_and_no_memory(short, monkeypatch):
 def test_prefetch_fetches_weights_in_one_format(short, monkeypatch, there, weights):
     """No hub is at hand: what it would be asked for is looked at."""
     wanted = []
+    monkeypatch.setattr("unlearn.runs.prefetch.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("unlearn.runs.prefetch.list_repo_files", lambda path, revision: there)
     monkeypatch.setattr(
         "unlearn.runs.prefetch.snapshot_download", lambda path, revision, allow_patterns: wanted.append(allow_patterns)
