@@ -77,4 +77,5 @@ def write_model(world: w.World, seed: int, steps: int, folder: Path, *, ignorant
 
 
 def _write_lines(file: Path, rows: list[dict]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, "".join(json.dumps(row) + "\n" for row in rows))

@@ -205,7 +205,8 @@ def test_a_delta_of_another_model_fails_its_run_alone(short, monkeypatch, capsys
 def test_one_of_several_fails_alone_in_each_stage(short, monkeypatch):
     configs = [short(f"method.c={c}", "eval=toy", "eval.limit=1") for c in (2, 1e30, 3, 4)]
     taken = RunFolder(run_folder(configs[2]))
-    taken.start({}, {"another": "run"}, {})
+    with taken.locked():
+        taken.start({}, {"another": "run"}, {})
     real = evaluate
 
     def failing(model, *args, label, **kwargs):

@@ -29,7 +29,6 @@ from unlearn.runs.memory import check_training_memory, must_recompute
 from unlearn.runs.sharing import check_devices, open_evaluator
 from unlearn.screen import say
 from unlearn.storage.files import check_space, check_writable
-from unlearn.storage.lock import FolderLock
 from unlearn.tracking.terminal import ShowResult, show_result, show_result_line, training_progress
 from unlearn.training.loop import Record, Schedule, train_variants
 from unlearn.training.optimizer import Optimizer
@@ -260,8 +259,9 @@ def _attack(configs: list[Config], errors: dict[Path, Exception | None]) -> None
             try:
                 trusted = f"model.trust_remote_code={str(configs[0].model.trust_remote_code).lower()}"
                 attack([path], plan(names, []), [trusted], base, required=False)
-                with FolderLock(path):
-                    RunFolder(path).add_attacks(names)
+                folder = RunFolder(path)
+                with folder.locked():
+                    folder.add_attacks(names)
             except Exception as error:
                 errors[path] = error
 

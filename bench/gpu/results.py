@@ -44,6 +44,7 @@ class Results:
         shown = "  ".join(f"{name} {_short(value)}" for name, value in figures.items())
         print(f"{section}  {case}: {shown}", flush=True)
         if self._file is not None:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
             write_json(self._file, {"about": self.about, "rows": self.rows})
 
     def attempt(self, section: str, case: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:

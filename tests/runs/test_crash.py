@@ -17,6 +17,7 @@ from tests.conftest import read_jsonl, untimed
 from tests.runs import victim
 from unlearn.records.scores import flat
 from unlearn.storage.files import TEMPORARY
+from unlearn.storage.hold import LOCK
 
 STEPS, EVERY = 14, 4
 JOB = (
@@ -90,9 +91,7 @@ def test_killed_runs_end_as_uninterrupted_ones(conf, tmp_path, pytestconfig):
         for folder, reference in zip(folders, references[pack], strict=True):
             assert everything(folder) == reference
         assert [
-            str(f)
-            for f in root.rglob("*")
-            if f.suffix == TEMPORARY or f.name in ("alive.json", "progress.json", "partial")
+            str(f) for f in root.rglob("*") if f.suffix == TEMPORARY or f.name.startswith(LOCK) or f.name == "partial"
         ] == []
     assert most_lost <= EVERY
     print(f"\n{sum(kills.values())} kills in {rounds} rounds: {kills}")

@@ -35,15 +35,16 @@ def test_whoever_reads_sees_the_old_file_or_the_new_one_whole(tmp_path):
 
 def test_a_run_goes_from_running_to_done(tmp_path):
     folder = RunFolder(tmp_path / "run")
-    folder.start({"seed": 0}, {"nu": 0.1}, {"data": "abc"})
-    record = json.loads((tmp_path / "run/run.json").read_text())
-    assert record["status"] == "running"
-    assert record["config"] == {"seed": 0}
-    assert record["packages"]["torch"]
-    assert set(record["code"]) == {"version", "commit", "changed"}
-    folder.record["trained"] = {"steps": 3}
-    (tmp_path / "run/delta.safetensors").touch()
-    folder.finish(Answers([], []))
+    with folder.locked():
+        folder.start({"seed": 0}, {"nu": 0.1}, {"data": "abc"})
+        record = json.loads((tmp_path / "run/run.json").read_text())
+        assert record["status"] == "running"
+        assert record["config"] == {"seed": 0}
+        assert record["packages"]["torch"]
+        assert set(record["code"]) == {"version", "commit", "changed"}
+        folder.record["trained"] = {"steps": 3}
+        (tmp_path / "run/delta.safetensors").touch()
+        folder.finish(Answers([], []))
     again = RunFolder(tmp_path / "run")
     assert again.done
     assert json.loads((tmp_path / "run/metrics.json").read_text()) == {"train": {"steps": 3}}
@@ -52,16 +53,18 @@ def test_a_run_goes_from_running_to_done(tmp_path):
 
 def test_a_failed_run_says_why_and_is_not_done(tmp_path):
     folder = RunFolder(tmp_path)
-    folder.start({}, {}, {})
-    folder.fail("the loss became nan")
+    with folder.locked():
+        folder.start({}, {}, {})
+        folder.fail("the loss became nan")
     assert not RunFolder(tmp_path).done
     assert RunFolder(tmp_path).record["error"] == "the loss became nan"
 
 
 def test_another_run_or_other_inputs_are_refused_by_name(tmp_path):
     folder = RunFolder(tmp_path)
-    folder.start({}, {"rna": {"nu": 0.1}, "seed": 0}, {"data": {"bio": "abc"}})
-    folder.finish(Answers([], []))
+    with folder.locked():
+        folder.start({}, {"rna": {"nu": 0.1}, "seed": 0}, {"data": {"bio": "abc"}})
+        folder.finish(Answers([], []))
     again = RunFolder(tmp_path)
     again.claim({"rna": {"nu": 0.1}, "seed": 0})
     again.verify({"data": {"bio": "abc"}})
@@ -83,11 +86,13 @@ def test_starting_again_removes_what_was_left(tmp_path):
         (tmp_path / name).write_text("old")
     (tmp_path / "evaluations/toy").mkdir(parents=True)
     (tmp_path / "notes.txt").write_text("the user's own")
-    RunFolder(tmp_path).start({}, {}, {})
+    folder = RunFolder(tmp_path)
+    with folder.locked():
+        folder.start({}, {}, {})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["notes.txt", "run.json"]
 
 
-@pytest.mark.parametrize("name", ["samples.parquet", "metrics.json", "theory_notes.json"])
+@pytest.mark.parametrize("name", ["samples.parquet", "metrics.json", "theory.json"])
 def test_files_that_are_no_runs_are_not_replaced(short, tmp_path, name):
     own = tmp_path / "mine" / name
     own.parent.mkdir()
@@ -100,17 +105,19 @@ def test_files_that_are_no_runs_are_not_replaced(short, tmp_path, name):
 
 def test_a_run_that_was_killed_while_its_files_were_replaced_goes_on(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path)
-    folder.start({}, {"seed": 0}, {"data": 1})
-    for name in ("train.jsonl", "metrics.json"):
-        (tmp_path / name).write_text("old")
-    with monkeypatch.context() as patch:
-        patch.setattr("unlearn.runs.folder.remove_temporary_files", killed)
-        with pytest.raises(KeyboardInterrupt):
-            RunFolder(tmp_path).start({}, {"seed": 0}, {"data": 2})
+    with folder.locked():
+        folder.start({}, {"seed": 0}, {"data": 1})
+        for name in ("train.jsonl", "metrics.json"):
+            (tmp_path / name).write_text("old")
+        with monkeypatch.context() as patch:
+            patch.setattr("unlearn.runs.folder.code_version", killed)
+            with pytest.raises(KeyboardInterrupt):
+                folder.start({}, {"seed": 0}, {"data": 2})
     (tmp_path / "metrics.json").write_text("old")  # as if it had been killed before
     again = RunFolder(tmp_path)
     again.claim({"seed": 0})
-    again.start({}, {"seed": 0}, {"data": 2})
+    with again.locked():
+        again.start({}, {"seed": 0}, {"data": 2})
     assert [file.name for file in tmp_path.iterdir()] == ["run.json"]
 
 
@@ -121,7 +128,9 @@ def killed(*_):
 def test_hydras_record_is_kept(tmp_path):
     (tmp_path / "hydra/.hydra").mkdir(parents=True)
     (tmp_path / "hydra/.hydra/config.yaml").write_text("seed: 0")
-    RunFolder(tmp_path / "run").keep_hydra_files(tmp_path / "hydra")
+    folder = RunFolder(tmp_path / "run")
+    with folder.locked():
+        folder.keep_hydra_files(tmp_path / "hydra")
     assert (tmp_path / "run/.hydra/config.yaml").read_text() == "seed: 0"
 
 

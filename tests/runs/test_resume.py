@@ -19,7 +19,9 @@ from unlearn.models.cutting import CutModel
 from unlearn.models.loading import Source, load_up_to
 from unlearn.runs import active
 from unlearn.runs.folder import RunFolder
-from unlearn.storage.lock import FolderLock, Lost
+from unlearn.storage.files import discard
+from unlearn.storage.hold import Lost
+from unlearn.storage.lock import FolderLock
 from unlearn.training.checkpoint import load_checkpoint, save_checkpoint
 from unlearn.training.loop import Record
 
@@ -270,8 +272,8 @@ def test_one_folder_that_is_lost_does_not_end_the_others(short, phase, monkeypat
     real = FolderLock.report
 
     def report(self, progress):
-        if self._folder == run_folder(configs[0]) and progress.name == phase and progress.done >= 3:
-            self._lost = True
+        if self.folder == run_folder(configs[0]) and progress.name == phase and progress.done >= 3:
+            discard(self.place)
         real(self, progress)
 
     monkeypatch.setattr(FolderLock, "report", report)

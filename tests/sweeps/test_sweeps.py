@@ -205,23 +205,26 @@ def one_job(short, tmp_path):
 def test_states_of_a_job_that_runs_here(one_job):
     sweep, folder = one_job
     assert sweep.states()[0].name == "missing"
-    with FolderLock(folder.path) as lock:
+    with folder.locked() as lock:
         folder.start({}, {}, {})
         lock.report(Phase("training", 2, 3))
         lock._beat()
         state = sweep.states()[0]
         assert (state.name, state.phase.done, state.ended) == ("running", 2, False)
     assert sweep.states()[0].name == "interrupted"
-    RunFolder(folder.path).start({}, {}, {})
-    assert sweep.states()[0].interruptions == 1
-    folder.fail("ValueError: first line\nlast line")
+    with folder.locked():
+        folder.start({}, {}, {})
+        assert sweep.states()[0].interruptions == 1
+        folder.fail("ValueError: first line\nlast line")
     assert sweep.states()[0].detail.endswith("last line")
-    folder.start({}, {}, {})
-    folder.finish(Answers([], []))
+    with folder.locked():
+        folder.start({}, {}, {})
+        folder.finish(Answers([], []))
     assert sweep.states()[0].name == "done"
     sweep.jobs[0] = replace(sweep.jobs[0], attacks=["lens"])
     assert sweep.states()[0].name == "interrupted"  # killed before its attacks were made
-    folder.add_attacks(["lens"])
+    with folder.locked():
+        folder.add_attacks(["lens"])
     assert sweep.states()[0].name == "done"
 
 
@@ -270,33 +273,37 @@ def test_states_of_a_job_that_slurm_has(one_job, monkeypatch, tmp_path):
     log.parent.mkdir(parents=True)
     log.write_text("slurmstepd: DUE TO TIME LIMIT\nsrun: error: task 0: Exited\n\n")
     assert now({}) == ("failed", "SLURM: TIMEOUT, slurmstepd: DUE TO TIME LIMIT")
-    folder.start({}, {}, {})
-    folder.fail("an earlier attempt's error")
+    with folder.locked():
+        folder.start({}, {}, {})
+        folder.fail("an earlier attempt's error")
     assert now({"7_0": "RUNNING"}) == ("running", "starting")
     assert now(None)[0] == "running"
     assert now({}) == ("failed", "an earlier attempt's error")
-    folder.start({}, {}, {})
-    folder.finish(Answers([], []))
+    with folder.locked():
+        folder.start({}, {}, {})
+        folder.finish(Answers([], []))
     assert now(None) == ("done", "")
     assert now({"7_0": "RUNNING"}) == ("running", "starting")  # of a run that is to be repeated
-    with monkeypatch.context() as here:
+    with monkeypatch.context() as here, folder.locked():
         here.setenv("SLURM_JOB_ID", "7_0")
         folder.start({}, {}, {})
-    folder.finish(Answers([], []))
+        folder.finish(Answers([], []))
     assert now({"7_0": "COMPLETING"}) == ("done", "")
     sweep.jobs[0] = replace(sweep.jobs[0], attacks=["lens"])  # they come afterwards
     assert now({"7_0": "RUNNING"})[0] == now(None)[0] == "running"
     assert now({}) == ("failed", "SLURM: TIMEOUT, slurmstepd: DUE TO TIME LIMIT")
-    folder.add_attacks(["lens", "probe"])
+    with folder.locked():
+        folder.add_attacks(["lens", "probe"])
     assert now({"7_0": "COMPLETING"}) == now({}) == ("done", "")
     sweep.jobs[0] = replace(sweep.jobs[0], attacks=[])
     sweep.keep_error(0, "7_0", "other inputs")
     assert now({}) == ("failed", "other inputs")
-    folder.start({}, {}, {})
-    folder.finish(Answers([], []))
+    with folder.locked():
+        folder.start({}, {}, {})
+        folder.finish(Answers([], []))
     assert now({}) == ("done", "")  # meanwhile, by another process
     sweep.keep_error(0, "7_0", None)
-    with monkeypatch.context() as elsewhere, FolderLock(folder.path):
+    with monkeypatch.context() as elsewhere, folder.locked():
         folder.start({}, {}, {})
         assert now({})[0] == "running"  # in another sweep's job
         elsewhere.setenv("SLURM_JOB_ID", "7_0")

@@ -7,21 +7,26 @@ from pathlib import Path
 
 from unlearn.records.attacks import AttackAbout, AttackScore, read_attack, write_attack
 from unlearn.records.scores import SCORES, Score
+from unlearn.storage.hold import Hold
 
 
 @dataclass
 class AttackResults:
-    """The scores of one or more models under an attack, as they are in a folder (`unlearn.records.attacks`)."""
+    """The scores of one or more models under an attack, as they are in a folder (`unlearn.records.attacks`).
+
+    `hold` is on the run's folder; None if the folder is one that runs share: there, equal names mean equal scores.
+    """
 
     folder: Path
     about: AttackAbout
     rows: list[AttackScore]
+    hold: Hold | None = None
 
     @classmethod
-    def load(cls, folder: Path, about: AttackAbout) -> AttackResults:
+    def load(cls, folder: Path, about: AttackAbout, hold: Hold | None = None) -> AttackResults:
         """What the folder holds; no rows if there is none."""
         rows = read_attack(folder)[1] if (folder / SCORES).is_file() else []
-        return cls(folder, about, rows)
+        return cls(folder, about, rows, hold)
 
     def levels(self, model: str) -> list[float]:
         """The levels that have been measured of a model, in that order."""
@@ -45,4 +50,9 @@ class AttackResults:
 
     def write(self) -> None:
         """Write the folder."""
-        write_attack(self.folder, self.about, self.rows)
+        if self.hold is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_attack(self.folder, self.about, self.rows)
+        else:
+            with self.hold.filling(self.folder, last=SCORES) as results:
+                write_attack(results, self.about, self.rows)

@@ -38,7 +38,7 @@ from unlearn.runs.folder import RunFolder
 from unlearn.runs.inputs import Inputs, load_evaluation_inputs
 from unlearn.screen import say
 from unlearn.storage.hashing import json_sha256
-from unlearn.storage.lock import FolderLock
+from unlearn.storage.hold import Hold
 
 QUESTIONS = 300  # of a role: accuracies are good to about 3 points, and there are many levels
 
@@ -93,10 +93,10 @@ def attack(
     base = base or BaseModel()
     runs = [RunFolder(path) for path in folders]
     for folder in runs:
-        if not folder.done:
-            raise UserError(f"{folder.path}: there is no finished run here (no run.json with the status done).")
+        folder.check_done()
     for folder in runs:
-        with FolderLock(folder.path):
+        with folder.locked():
+            folder.check_done()  # another process may have begun it anew
             _attack(folder, attacks, list(overrides), base, retrained, required)
 
 
@@ -108,6 +108,7 @@ class Measurement:
     target: Target
     results: AttackResults
     model: AbstractContextManager[None]
+    lock: Hold  # of the run
 
     @property
     def missing(self) -> list[float]:
@@ -131,6 +132,7 @@ class Measurement:
                 elif level == missing[0]:
                     progress.announce(f"{named}: {len(missing)} of {len(levels)} levels at once")
                 _, scores = next(measured)
+                self.lock.check()
                 self.results.add(level, attack.level_name(level), scores)
                 progress.made += 1
 
@@ -155,16 +157,16 @@ def _attack(
     possible = _possible(attacks, target, required)
     if not possible:
         return
-    places = _Places(folder, config, inputs)
+    places, lock = _Places(folder, config, inputs), folder.lock
     other = None if other_source is None else replace(target, model=load_whole(other_source), label=RETRAINED)
     measurements = []
     for planned in [Planned(NOT_ATTACKED, NoAttack(), {}), *possible]:
-        measurements.append(Measurement(planned, target, places.of_run(planned, target), group.use(0)))
+        measurements.append(Measurement(planned, target, places.of_run(planned, target), group.use(0), lock))
         of_base = replace(target, label=BASE)
-        measurements.append(Measurement(planned, of_base, places.shared(planned, of_base), nullcontext()))
+        measurements.append(Measurement(planned, of_base, places.shared(planned, of_base), nullcontext(), lock))
         if other is not None and other_source is not None:
             results = places.shared(planned, other, checkpoint_fingerprint(other_source))
-            measurements.append(Measurement(planned, other, results, nullcontext()))
+            measurements.append(Measurement(planned, other, results, nullcontext(), lock))
     _announce(folder, measurements)
     progress = Progress(sum(len(m.missing) for m in measurements))
     results_of_run: dict[str, AttackResults] = {}
@@ -276,7 +278,8 @@ class _Places:
     """Where results are kept: in folders that are named by all that determines them."""
 
     def __init__(self, folder: RunFolder, config: Config, inputs: Inputs) -> None:
-        self._folder, self._cache = folder.file(ATTACKS), Path(config.output_root) / CACHE
+        self._folder, self._lock = folder.file(ATTACKS), folder.lock
+        self._cache = Path(config.output_root) / CACHE
         self._delta = hashlib.sha256(folder.file("delta.safetensors").read_bytes()).hexdigest()
         self._common = {
             **states_key(inputs.source, inputs.model_hash, inputs.tokenizer),
@@ -290,7 +293,7 @@ class _Places:
         """The unlearned model's results."""
         key = {**self._key(planned, target), "delta": self._delta}
         folder = self._folder / f"{planned.name}-{json_sha256(key)[:10]}"
-        return AttackResults.load(folder, self._about(planned, target))
+        return AttackResults.load(folder, self._about(planned, target), self._lock)
 
     def shared(self, planned: Planned, target: Target, model_hash: str | None = None) -> AttackResults:
         """The results of a model that runs share: the base model, or the one with this hash."""

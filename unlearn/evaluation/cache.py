@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from unlearn.records.answers import Answers
 from unlearn.records.samples import read_samples
 from unlearn.records.scores import SCORES, read_scores
 from unlearn.storage.hashing import json_sha256
+from unlearn.storage.hold import Hold
 
 
 def cache_place(cache: Path, kind: str, key: dict[str, Any]) -> Path:
@@ -35,7 +35,8 @@ class CachedAnswers:
             return None
         return Answers(read_scores(self.folder), read_samples(self.folder))
 
-    def save(self, answers: Answers) -> None:
+    def save(self, answers: Answers, hold: Hold) -> None:
         """Write the answers."""
-        answers.write(self.folder)
-        shutil.rmtree(self.partial, ignore_errors=True)
+        with hold.filling(self.folder, last=SCORES) as results:
+            answers.write(results)
+        hold.remove(self.partial)

@@ -26,7 +26,7 @@ from unlearn.models.loading import Source, load_whole
 from unlearn.models.memory import in_batches
 from unlearn.records.answers import Answers
 from unlearn.screen import say
-from unlearn.storage.files import remove_temporary_files
+from unlearn.storage.hold import Hold, Lost
 from unlearn.storage.lock import Busy, FolderLock
 
 PACKAGES = ("lm_eval", "tokenizers", "torch", "transformers")  # whose versions are in the key of cached answers
@@ -40,11 +40,13 @@ class Unlearned:
     Args:
         delta: its delta.safetensors.
         partial: the folder for the journals while it is not finished.
+        hold: on the folder in which `partial` is.
         report: is called with the progress. What it raises ends the evaluation.
     """
 
     delta: Path
     partial: Path
+    hold: Hold
     report: Report = lambda *_: None
 
 
@@ -54,10 +56,12 @@ class Task:
 
     Args:
         models: the delta and the folder of journals of each unlearned model; empty for the base model.
+        holds: `Hold.place` of the folder of each model's journals.
         course: whether the questions are those of `Questions.course`.
     """
 
     models: list[tuple[str, str]]
+    holds: list[str]
     course: bool = False
 
 
@@ -118,11 +122,13 @@ class Evaluator:
 
     def help(self, task: Task) -> None:
         """Do a part of the work that another process announced. That process reads the answers from journals."""
+        holds = [Hold(Path(place)) for place in task.holds]
         if task.models:
-            models = [Unlearned(Path(delta), Path(partial)) for delta, partial in task.models]
+            pairs = zip(task.models, holds, strict=True)
+            models = [Unlearned(Path(delta), Path(partial), hold) for (delta, partial), hold in pairs]
             in_batches(self._ask_unlearned, models, len(models))
         else:
-            self._ask_base(CachedAnswers(self._cached_place()), lambda *_: None)
+            self._ask_base(CachedAnswers(self._cached_place()), holds[0], lambda *_: None)
 
     def _weights(self, delta: Path) -> dict[str, Tensor]:
         weights, metadata = load_delta(delta)
@@ -130,15 +136,17 @@ class Evaluator:
         return weights
 
     def _ask_unlearned(self, models: Sequence[Unlearned]) -> list[Answers]:
-        self._announce(Task([(str(model.delta), str(model.partial)) for model in models], self._course))
+        places = [str(model.hold.place) for model in models]
+        self._announce(Task([(str(model.delta), str(model.partial)) for model in models], places, self._course))
         group = ModelGroup(self._model, (self._weights(model.delta) for model in models))
         keys = [hashlib.sha256(model.delta.read_bytes()).hexdigest() for model in models]
-        journals = [Journals(m.partial, key, m.report, self._sharing) for m, key in zip(models, keys, strict=True)]
+        pairs = zip(models, keys, strict=True)
+        journals = [Journals(model.partial, key, model.report, self._sharing, model.hold) for model, key in pairs]
         return self._ask("unlearned", group, journals)
 
-    def _ask_base(self, cached: CachedAnswers, report: Report) -> Answers:
-        self._announce(Task([], self._course))
-        journals = Journals(cached.partial, report=report, sharing=self._sharing)
+    def _ask_base(self, cached: CachedAnswers, hold: Hold, report: Report) -> Answers:
+        self._announce(Task([], [str(hold.place)], self._course))
+        journals = Journals(cached.partial, report=report, sharing=self._sharing, hold=hold)
         return self._ask("base", ModelGroup(self._model), [journals])[0]
 
     def _base_answers(self, models: Sequence[Unlearned]) -> Answers:
@@ -159,15 +167,17 @@ class Evaluator:
         told = False
         while (answers := cached.load()) is None:
             try:
-                with FolderLock(cached.folder):
-                    remove_temporary_files(cached.folder)
+                with FolderLock(cached.folder) as lock:
                     if cached.load() is None:
-                        cached.save(self._ask_base(cached, report))
+                        cached.save(self._ask_base(cached, lock, report), lock)
             except Busy as busy:
                 if not told:
                     say(f"Waiting for the base model's answers: {busy}")
                 told = True
                 time.sleep(POLL_S)
+            except Lost as lost:  # another process asks the base model now; if it is the run that was lost, it ends
+                if lost.folder != cached.folder:
+                    raise
         return answers
 
     @cached_property

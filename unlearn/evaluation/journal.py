@@ -12,11 +12,14 @@ import json
 import random
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
+
+from unlearn.storage.files import replacing
+from unlearn.storage.hold import Hold
 
 Report = Callable[[str, int, int], None]  # phase, requests done, requests in all
 
@@ -49,16 +52,21 @@ class Journals:
         folder: where they are kept; None keeps none.
         key: identifies the weights that are asked. A journal of other weights is dropped.
         report: is called with the progress.
+        hold: on the folder in which `folder` is; None if no other process works there.
     """
 
     folder: Path | None = None
     key: str = ""
     report: Report = lambda _phase, _done, _total: None
     sharing: Sharing = ALONE
+    hold: Hold | None = None
 
     def open(self, name: str, plan: str) -> Journal:
         """The journal of this name for a plan, which is given by its fingerprint."""
-        return Journal(self.folder, name, json.dumps([self.key, plan]), self.sharing.place)
+        plan = json.dumps([self.key, plan])
+        if self.hold is None:
+            return Journal(self.folder, name, plan, self.sharing.place)
+        return Journal(self.folder, name, plan, self.sharing.place, self.hold.replacing)
 
 
 NO_JOURNALS = Journals()
@@ -69,9 +77,19 @@ class Journal:
 
     The process at each place writes a file of its own, and reads all of them. Files of another plan, incomplete lines,
     and all lines after a damaged one count for nothing.
+
+    Each attempt writes a new file, which begins with what counts in the earlier one's. So a process that has lost the
+    folder can add nothing to the file of the one that has taken it over. `replace` is `Hold.replacing`.
     """
 
-    def __init__(self, folder: Path | None, name: str, plan: str, place: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        name: str,
+        plan: str,
+        place: int = 0,
+        replace: Callable[[Path], AbstractContextManager[Path]] = replacing,
+    ) -> None:
         self.done: dict[int, Any] = {}
         self._folder, self._name, self._first_line = folder, name, plan.encode() + b"\n"
         self._read_up_to: dict[Path, int] = {}  # bytes
@@ -79,12 +97,14 @@ class Journal:
         self._stream: BinaryIO | None = None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            own = folder / f"{name}.{place}.jsonl"
             self.read()
-            self._own, self._stream = own, own.open("ab")
-            self._stream.truncate(self._read_up_to.get(own, 0))
-            if not self._read_up_to.get(own):
-                self._stream.write(self._first_line)
+            self._own = folder / f"{name}.{place}.jsonl"
+            whole = self._read_up_to.get(self._own, 0)
+            earlier = self._own.read_bytes()[:whole] if whole else self._first_line
+            with replace(self._own) as scratch:
+                self._stream = scratch.open("wb")
+                self._stream.write(earlier)
+                self._stream.flush()
 
     def __enter__(self) -> Journal:
         return self

@@ -146,6 +146,7 @@ def _ngram_lists(config: Config, source: Source, tokenizer: PreTrainedTokenizerB
         measure = partial(embedded, model=model, tokenizer=load_tokenizer(encoder), window=settings.window)
     say("Ranking the n-grams of the forget corpora by their similarity to their documents")
     lists = rank_ngrams(texts, measure, top=settings.top)
+    file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, lists)
     return lists
 

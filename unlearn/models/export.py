@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME
 
 from unlearn.errors import UserError
 from unlearn.models.delta import check_delta, dtype_of, load_delta, replaced
@@ -63,6 +63,8 @@ def write_checkpoint(
     _check_empty(out_dir)
     with replaced(model, weights):
         model.save_pretrained(out_dir)
+    for stored in out_dir.glob("*.safetensors"):  # safetensors makes files that nobody else may read
+        shutil.copymode(out_dir / CONFIG_NAME, stored)
     if tokenizer is not None:
         tokenizer.save_pretrained(out_dir)
     if source is None:

@@ -19,8 +19,8 @@ from unlearn.records.answers import Answers
 from unlearn.runs.folder import RunFolder
 from unlearn.runs.takeover import find_training, take_over
 from unlearn.screen import say
-from unlearn.storage.files import write_atomically
-from unlearn.storage.lock import Busy, FolderLock, Lost, Phase
+from unlearn.storage.hold import Lost
+from unlearn.storage.lock import Busy, FolderLock, Phase
 from unlearn.tracking.tracker import Tracker
 from unlearn.training.checkpoint import load_checkpoint, save_checkpoint
 from unlearn.training.loop import Record, peak_memory_mb
@@ -52,9 +52,13 @@ class ActiveRun:
 
     def fail(self, error: Exception) -> None:
         """Record an error and end this run with the status failed."""
+        try:
+            self.lock.check()  # another process's files may be what is wrong
+        except Lost as lost:
+            error = lost
         self.error = error
         self.tracker.close(failed=True)
-        if not isinstance(error, Lost):  # after Lost, the folder belongs to another process
+        if not isinstance(error, Lost):
             self.folder.fail(describe(error))
 
     def report(self, phase: str, done: int, total: int) -> None:
@@ -63,10 +67,10 @@ class ActiveRun:
         self.lock.report(Phase(phase, done, total, skipped, since))
 
     def log(self, record: Record) -> None:
-        """Log a training step."""
+        """Log a training step. Raises Lost if another process has taken the folder over."""
         self._last = record
-        self.tracker.log_step(record)
         self.report("training", record.step + 1, self.config.train.steps)
+        self.tracker.log_step(record)
 
     def restore(self, variant: Variant) -> None:
         """Load the last checkpoint, if there is one, into a new variant, and remove later lines from the log."""
@@ -81,10 +85,10 @@ class ActiveRun:
 
     def save(self, variant: Variant) -> None:
         """Save a checkpoint. If the disk is full, training continues and the last checkpoint stays."""
-        self.lock.check()
         try:
             self.tracker.sync()
-            save_checkpoint(self.folder.file("checkpoint.safetensors"), variant)
+            with self.lock.replacing(self.folder.file("checkpoint.safetensors")) as scratch:
+                save_checkpoint(scratch, variant)
         except OSError as error:
             say(f"{self.folder.path}: could not save a checkpoint after step {variant.progress.steps - 1}: {error}")
 
@@ -92,14 +96,12 @@ class ActiveRun:
         """Save the delta of a trained variant. Raises UserError if its training stopped with an error."""
         if variant.error is not None:
             raise UserError(variant.error)
-        self.lock.check()
         self.tracker.sync()
         self._save_weights(variant, frozen)
         self.folder.finish_training(self._training_metrics())
 
     def keep_weights(self, variant: Variant, frozen: Mapping[str, Any]) -> None:
         """Save the changed matrices for `eval.every`. If the disk is full, this step is not measured."""
-        self.lock.check()
         try:
             self._save_weights(variant, frozen)
         except OSError as error:
@@ -110,13 +112,12 @@ class ActiveRun:
         model = self.config.model
         metadata = {"model": model.name, "layer": str(model.layer), "run": run_name(self.config)}
         file = self.folder.weights_after(variant.progress.steps, self.config.train.steps)
-        file.parent.mkdir(exist_ok=True)
-        save_delta(file, variant.weights, frozen, variant.objective.state(), metadata)
+        with self.lock.replacing(file) as scratch:
+            save_delta(scratch, variant.weights, frozen, variant.objective.state(), metadata)
 
     def keep_course(self, lines: list[dict[str, float]]) -> None:
         """Write course.jsonl, with a line for each measured step."""
-        self.lock.check()
-        write_atomically(self.folder.file("course.jsonl"), "".join(json.dumps(line) + "\n" for line in lines))
+        self.lock.write(self.folder.file("course.jsonl"), "".join(json.dumps(line) + "\n" for line in lines))
 
     def _training_metrics(self) -> dict[str, float]:
         """The final values of the training. Only the last three may differ between equal runs."""
@@ -133,7 +134,6 @@ class ActiveRun:
 
     def finish(self, answers: Answers) -> None:
         """Complete the folder, then send the results to the tracker. Errors of the tracker come too late to matter."""
-        self.lock.check()
         self.folder.finish(answers)
         self._publish(answers)
 
@@ -175,12 +175,11 @@ def open_run(config: Config, inputs: dict[str, Any], hydra_folder: Path | None) 
         folder.check_files()
     if _finished(config, folder, inputs):
         if folder.untidy:
-            with suppress(Busy), FolderLock(folder.path):
+            with suppress(Busy):
                 folder.tidy()
         yield None
         return
-    with FolderLock(folder.path) as lock, _failing(folder):
-        folder.read()
+    with folder.locked() as lock, _failing(folder):
         if _finished(config, folder, inputs):  # another process has finished it in the meantime
             yield None
             return
@@ -193,7 +192,7 @@ def open_run(config: Config, inputs: dict[str, Any], hydra_folder: Path | None) 
         # Another run's training has no weights of earlier steps, which eval.every needs.
         if folder.trained is None and not config.train.force and config.eval.every is None:
             _take_training_over(config, folder, inputs)
-        with Tracker(folder.path, _wandb_run(config, folder)) as tracker:
+        with Tracker(folder.path, _wandb_run(config, folder), lock.replacing) as tracker:
             yield ActiveRun(config, folder, lock, tracker)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -22,12 +21,11 @@ from unlearn.evaluation.questions import load_questions
 from unlearn.models.delta import dtype_of
 from unlearn.records.answers import Answers
 from unlearn.records.samples import SAMPLES, Sample, read_samples
-from unlearn.runs.evaluations import EVALUATIONS, evaluations_of, write_evaluation
+from unlearn.runs.evaluations import EVALUATIONS, RECORD, evaluations_of, write_evaluation
 from unlearn.runs.folder import RunFolder, check_version, write_results
 from unlearn.runs.inputs import Inputs, load_evaluation_inputs
 from unlearn.runs.sharing import open_evaluator
 from unlearn.storage.hashing import json_sha256
-from unlearn.storage.lock import FolderLock
 from unlearn.tracking.terminal import show_result
 
 # Keys that say where the same model is and whether its own code may run.
@@ -81,8 +79,7 @@ def recorded_config(folder: Path, record: Mapping[str, Any], *, trust_remote_cod
 
 def evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
     """Evaluate a run again. Returns the folder of the results, RUN/evaluations/NAME."""
-    with FolderLock(folder.path):
-        folder.read()  # another process may have changed it
+    with folder.locked():
         return _evaluate_run(folder, overrides)
 
 
@@ -93,13 +90,15 @@ def _evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
     home = folder.file(EVALUATIONS) / name
     partial = folder.file("partial") / name  # the run's own evaluation has its journals in partial/ itself
     with open_evaluator(config, inputs) as evaluator:
-        [answers] = evaluator.evaluate([Unlearned(folder.file("delta.safetensors"), partial)])
+        [answers] = evaluator.evaluate([Unlearned(folder.file("delta.safetensors"), partial, folder.lock)])
     if "default" not in config.eval.queries:
         answers = _with_differences(folder, config, inputs, answers)
     questions = inputs.asked
-    write_evaluation(home, asdict(config.eval), questions.suite.hashes, questions.word_hashes)
-    write_results(home, answers, folder.trained or {})
-    shutil.rmtree(partial, ignore_errors=True)
+    folder.lock.remove(home / RECORD)  # of the same evaluation, made before: without it, no figures count
+    with folder.lock.filling(home, last=RECORD) as results:
+        write_results(results, answers, folder.trained or {})
+        write_evaluation(results, asdict(config.eval), questions.suite.hashes, questions.word_hashes)
+    folder.lock.remove(partial)
     with suppress(OSError):  # it is not empty
         partial.parent.rmdir()
     show_result(answers.scores, home, None)
@@ -147,6 +146,7 @@ def evaluate_checkpoint(overrides: list[str]) -> Path:
     with open_evaluator(config, inputs) as evaluator:
         answers = evaluator.evaluate_base()
     folder = Path(config.output_root) / EVALUATIONS / f"{config.model.name}-{_name(config, inputs)}"
+    folder.mkdir(parents=True, exist_ok=True)
     write_results(folder, answers, {})
     show_result(answers.scores, folder, None)
     return folder

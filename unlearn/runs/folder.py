@@ -8,7 +8,7 @@ metrics.json             the scores in readable form: model, task, query, measur
 evaluations/NAME/        the same three files of a later evaluation, and evaluation.json, which says what was asked
 delta.safetensors        the changed matrices
 course.jsonl             measures every `eval.every` steps, if it is set
-theory*.json             the results of `unlearn theory`, if it was run
+theory.json              the results of `unlearn theory`, if it was run
 .hydra/                  Hydra's own record of the configuration
 
 and until it is complete:
@@ -16,18 +16,16 @@ and until it is complete:
 steps/                   the changed matrices every `eval.every` steps
 checkpoint.safetensors   the state of the training (`unlearn.training.checkpoint`)
 partial/                 journals of the evaluation (`unlearn.evaluation.journal`)
-alive.json               the process that works on the run (`unlearn.storage.lock`)
-progress.json            the progress of that process
+.unlearn-lock/           the process that works on the run, its progress, and what it writes (`unlearn.storage.lock`)
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,25 +35,42 @@ from unlearn.records.answers import Answers
 from unlearn.records.scores import nested
 from unlearn.runs.provenance import attempt, code_version, package_versions
 from unlearn.storage import slurm_job
-from unlearn.storage.files import remove_temporary_files, temporary_files, write_json
+from unlearn.storage.files import write_json
 from unlearn.storage.hashing import json_sha256
-from unlearn.storage.lock import LOCK, PROGRESS
+from unlearn.storage.hold import LOCK, Lost
+from unlearn.storage.lock import FolderLock
 
-REPLACED = (  # what a run that starts anew removes
-    *("train.jsonl", "delta.safetensors", "checkpoint.safetensors", "steps"),
-    *("scores.parquet", "samples.parquet", "metrics.json", "course.jsonl", "theory*.json"),
+UNFINISHED = ("checkpoint.safetensors", "partial", "steps")  # what a finished run removes
+# What a run removes that starts anew, or that is asked other questions.
+OF_A_TRAINING = ("train.jsonl", "delta.safetensors", *UNFINISHED)
+OF_AN_EVALUATION = (
+    *("scores.parquet", "samples.parquet", "metrics.json", "course.jsonl", "theory.json"),
     *("attacks", "evaluations", "partial"),
 )
 OF_TRAINING = ("model", "dtype", "rows", "padding", "preferred", "method")  # inputs that determine the training
 
 
 class RunFolder:
-    """One run's folder and its run.json."""
+    """One run's folder and its run.json. Whatever changes the folder needs its lock (`locked`)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.record: dict[str, Any] = {}
+        self._lock: FolderLock | None = None
         self.read()
+
+    @contextmanager
+    def locked(self) -> Iterator[FolderLock]:
+        """Hold the folder's lock, and read run.json again. Raises Busy if another process holds it."""
+        with FolderLock(self.path) as self._lock:
+            self.read()  # another process may have changed it
+            yield self._lock
+
+    @property
+    def lock(self) -> FolderLock:
+        """The lock, through which all files are written and removed."""
+        assert self._lock is not None, "only inside `locked`"
+        return self._lock
 
     def read(self) -> None:
         """Read run.json again."""
@@ -71,6 +86,11 @@ class RunFolder:
         """Whether this folder's run is finished."""
         return self.record.get("status") == "done"
 
+    def check_done(self) -> None:
+        """Raise UserError unless this folder's run is finished."""
+        if not self.done:
+            raise UserError(f"{self.path}: there is no finished run here (no run.json with the status done).")
+
     def claim(self, identity: dict[str, Any]) -> None:
         """Raise UserError if this folder holds a run with another identity."""
         other = self.record.get("identity")
@@ -83,10 +103,15 @@ class RunFolder:
 
     def check_files(self) -> None:
         """Raise UserError if this folder has no run but files that a run would replace."""
-        files = [name for name in REPLACED if any(self.path.glob(name))]
-        if files and not self.file("run.json").is_file():
+        if not self.file("run.json").is_file():
+            names = dict.fromkeys((*OF_A_TRAINING, *OF_AN_EVALUATION))
+            files, why = [name for name in names if self.file(name).exists()], "it has no run.json"
+        else:
+            of_a_run = "identity" in self.record or not self.record  # it is empty while a run starts anew
+            files, why = [] if of_a_run else ["run.json"], "its run.json is something else"
+        if files:
             raise UserError(
-                f"output_dir={self.path} is not the folder of a run (it has no run.json), and a run would replace "
+                f"output_dir={self.path} is not the folder of a run ({why}), and a run would replace "
                 f"{', '.join(files)}. Choose another folder."
             )
 
@@ -117,7 +142,7 @@ class RunFolder:
     ) -> None:
         """Write run.json. Files of an unfinished run of the same identity and inputs are kept, unless `anew`.
 
-        If only the questions have changed, the files of the training are kept. The caller must hold the folder's lock.
+        If only the questions have changed, the files of the training are kept.
         """
         same = self.record.get("identity") == identity and not self.done and not anew
         continued = same and same_inputs(self.record, inputs)
@@ -125,18 +150,11 @@ class RunFolder:
         before = self.record if trained else {}
         kept = ["trained", "training_from", "wandb_id"]
         if not trained:
-            write_json(self.file("run.json"), {})  # it marks the other files as a run's if this is interrupted
-            for name in ("train.jsonl", "delta.safetensors"):
-                self.file(name).unlink(missing_ok=True)
-            self._remove_unfinished()
+            # It marks the other files as a run's if this is interrupted.
+            self.lock.write_json(self.file("run.json"), {})
+            self._remove(*OF_A_TRAINING)
         if not continued:
-            for name in ("scores.parquet", "samples.parquet", "metrics.json", "course.jsonl"):
-                self.file(name).unlink(missing_ok=True)
-            for file in self.path.glob("theory*.json"):
-                file.unlink()
-            for name in ("attacks", "evaluations", "partial"):
-                shutil.rmtree(self.file(name), ignore_errors=True)
-        remove_temporary_files(self.path)
+            self._remove(*OF_AN_EVALUATION)
         code = code_version()
         self.record = {
             "status": "running",
@@ -153,13 +171,13 @@ class RunFolder:
         self.write()
 
     def add_attacks(self, names: Sequence[str]) -> None:
-        """Record that these were made, by the names under which the configuration asked for them. Hold the lock."""
+        """Record that these were made, by the names under which the configuration asked for them."""
         self.record["attacked"] = sorted({*names, *self.record.get("attacked", [])})
         self.write()
 
     def write(self) -> None:
         """Write run.json."""
-        write_json(self.file("run.json"), self.record)
+        self.lock.write_json(self.file("run.json"), self.record)
 
     @property
     def trained(self) -> dict[str, float] | None:
@@ -174,14 +192,15 @@ class RunFolder:
         """Record that the delta is written, and remove the checkpoint."""
         self.record["trained"] = metrics
         self.write()
-        self.file("checkpoint.safetensors").unlink(missing_ok=True)
+        self._remove("checkpoint.safetensors")
 
     def finish(self, answers: Answers) -> None:
         """Write the results, then set the status to done."""
-        write_results(self.path, answers, self.trained or {})
+        with self.lock.filling(self.path, last="metrics.json") as results:
+            write_results(results, answers, self.trained or {})
         self._end("done")
         self.write()
-        self._remove_unfinished()
+        self._remove(*UNFINISHED)
 
     @property
     def begun_by_this_job(self) -> bool:
@@ -204,25 +223,22 @@ class RunFolder:
     @property
     def untidy(self) -> bool:
         """Whether there are files that a finished run removes."""
-        left = ("checkpoint.safetensors", "partial", "steps", LOCK, PROGRESS)
-        return any(self.file(name).exists() for name in left) or any(temporary_files(self.path))
+        return any(self.file(name).exists() for name in UNFINISHED) or any(self.path.glob(f"{LOCK}*"))
 
     def tidy(self) -> None:
         """Remove files that remain if the process was killed between its last result and its end."""
-        self._remove_unfinished()
-        remove_temporary_files(self.path)
+        with self.locked():
+            self._remove(*UNFINISHED)
 
-    def _remove_unfinished(self) -> None:
-        self.file("checkpoint.safetensors").unlink(missing_ok=True)
-        self.file(PROGRESS).unlink(missing_ok=True)
-        for name in ("partial", "steps"):
-            shutil.rmtree(self.file(name), ignore_errors=True)
+    def _remove(self, *names: str) -> None:
+        for name in names:
+            self.lock.remove(self.file(name))
 
     def fail(self, error: str) -> None:
         """Set the status to failed, with the error. Files stay, and the next attempt resumes."""
         self._end("failed")
         self.record["error"] = error
-        with suppress(OSError):  # a full disk has been reported already
+        with suppress(OSError, Lost):  # a full disk, or the lost lock, has been reported already
             self.write()
 
     def _end(self, status: str) -> None:
@@ -233,7 +249,8 @@ class RunFolder:
         """Copy Hydra's record of the configuration from where Hydra wrote it."""
         source = hydra_folder / ".hydra"
         if source.is_dir() and source.resolve() != self.file(".hydra").resolve():
-            shutil.copytree(source, self.file(".hydra"), dirs_exist_ok=True)
+            for file in source.iterdir():
+                self.lock.write(self.file(".hydra") / file.name, file.read_bytes())
 
 
 def check_version(folder: Path, record: Mapping[str, Any]) -> None:

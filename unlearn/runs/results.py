@@ -20,7 +20,7 @@ def results_of(runs: list[ActiveRun], evaluator: Evaluator, steps: int | None = 
     for active in runs:
         last = active.config.train.steps
         partial = active.folder.file("partial" if steps is None else f"partial/step-{steps:06d}")
-        models.append(Unlearned(active.folder.weights_after(steps or last, last), partial, active.report))
+        models.append(Unlearned(active.folder.weights_after(steps or last, last), partial, active.lock, active.report))
     try:
         results = evaluator.evaluate(models)
         return {folder.path: result for folder, result in zip(folders, results, strict=True)}

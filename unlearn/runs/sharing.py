@@ -152,7 +152,8 @@ def _read_tasks(tasks: SimpleQueue[Task]) -> None:
     try:
         for line in sys.stdin:
             message = json.loads(line)
-            tasks.put(Task([(delta, partial) for delta, partial in message["models"]], message["course"]))
+            models = [(delta, partial) for delta, partial in message["models"]]
+            tasks.put(Task(models, message["holds"], message["course"]))
     finally:
         os._exit(0)
 

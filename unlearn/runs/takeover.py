@@ -10,7 +10,6 @@ from typing import Any
 from unlearn.config.identity import RUNS, identity, name_of, prefix, training_identity
 from unlearn.config.schema import Config
 from unlearn.runs.folder import OF_TRAINING, RunFolder, same_inputs
-from unlearn.storage.files import replacing
 
 
 def find_training(config: Config, inputs: dict[str, Any]) -> RunFolder | None:
@@ -37,14 +36,11 @@ def _same_training(run: RunFolder, whole: dict[str, Any], inputs: dict[str, Any]
 
 
 def take_over(folder: RunFolder, other: RunFolder) -> bool:
-    """Copy the delta, the training log and the final values of `other`. False if `other` has changed in the meantime.
-
-    The caller must hold the lock of `folder`.
-    """
+    """Copy the delta, the training log and the final values of `other`. False if `other` has changed meanwhile."""
     before = dict(other.record)
     try:
         for name in ("train.jsonl", "delta.safetensors"):
-            with replacing(folder.file(name)) as scratch:
+            with folder.lock.replacing(folder.file(name)) as scratch:
                 shutil.copyfile(other.file(name), scratch)
         other.read()
     except FileNotFoundError:

@@ -18,24 +18,15 @@ from unlearn.errors import UserError
 TEMPORARY = ".unlearn-tmp"  # how the names of temporary files end
 
 
-def temporary(file: Path, owner: str) -> Path:
-    """A temporary file next to `file`. `owner` must differ between processes and machines."""
-    return file.with_name(f".{file.name}.{owner}{TEMPORARY}")
-
-
-def temporary_files(folder: Path) -> Iterator[Path]:
-    """The temporary files in and below a folder, none of which is the user's."""
-    return folder.rglob(f".*{TEMPORARY}")
-
-
 @contextmanager
-def replacing(file: Path) -> Iterator[Path]:
+def replacing(file: Path, scratch: Path | None = None) -> Iterator[Path]:
     """Yield an empty temporary file for the block to write. It then replaces `file`, or is removed after an error.
 
-    The file gets the permissions that the umask gives, also where a library creates its own with fewer.
+    The file gets the permissions that the umask gives, also where a library creates its own with fewer. Its folder must
+    be there. The temporary file is next to `file`, unless `scratch` names another place on the same disk.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = temporary(file, f"{socket.gethostname()}-{os.getpid()}")
+    if scratch is None:
+        scratch = file.with_name(f".{file.name}.{socket.gethostname()}-{os.getpid()}{TEMPORARY}")
     try:
         scratch.touch()
         mode = stat.S_IMODE(scratch.stat().st_mode)
@@ -44,8 +35,7 @@ def replacing(file: Path) -> Iterator[Path]:
             scratch.chmod(mode)
         _to_disk(scratch)
         scratch.replace(file)
-        with suppress(OSError):  # some file systems cannot synchronise folders
-            _to_disk(file.parent)
+        synchronise_folder(file.parent)
     finally:
         scratch.unlink(missing_ok=True)
 
@@ -71,7 +61,7 @@ def check_space(folder: Path, needed: int) -> None:
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:
-    """Replace a file's content."""
+    """Replace a file's content, or make the file. Its folder must be there."""
     with replacing(file) as scratch:
         scratch.write_bytes(content.encode() if isinstance(content, str) else content)
 
@@ -92,10 +82,19 @@ def read_object(file: Path) -> dict[str, Any]:
     return content
 
 
-def remove_temporary_files(folder: Path) -> None:
-    """Remove what killed processes left in and below a folder, which no other process may be writing to."""
-    for file in temporary_files(folder):
-        file.unlink(missing_ok=True)
+def synchronise_folder(folder: Path) -> None:
+    """Write to disk which files a folder has, where the file system can do that."""
+    with suppress(OSError):
+        _to_disk(folder)
+
+
+def discard(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it, as far as possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 def _to_disk(path: Path) -> None:

@@ -1,13 +1,19 @@
-"""A lock for folders that works across nodes: a file with a heartbeat.
+"""A lock for folders that works across nodes: a folder with a heartbeat.
 
 Process ids mean nothing on other nodes, and file locks are often disabled on a cluster's shared disks. So the holder
-touches its file every `BEAT_S` seconds. After `STALE_S` seconds without a heartbeat it counts as dead. Ages are
-measured by the file server's clock, since the nodes' clocks may differ. A holder counts as dead at once if its process
-is gone from this machine, or if SLURM has restarted its job. A second file has the holder's progress.
+touches a file every `BEAT_S` seconds. After `STALE_S` seconds without a heartbeat it counts as dead. Ages are measured
+by the file server's clock, since the nodes' clocks may differ. A holder counts as dead at once if its process is gone
+from this machine, or if SLURM has restarted its job. Whoever finds it dead moves its folder away, and with it the
+possibility to write (`unlearn.storage.hold`).
+
+    FOLDER/.unlearn-lock/NAME/holder.json     the process that holds FOLDER, touched with each heartbeat
+    FOLDER/.unlearn-lock/NAME/progress.json   its progress
+    FOLDER/.unlearn-lock-*                    what is about to be put there, or has been moved away
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -23,19 +29,17 @@ import psutil
 
 from unlearn.errors import UserError
 from unlearn.storage import slurm_job
-from unlearn.storage.files import temporary, write_json
+from unlearn.storage.files import discard, write_json
+from unlearn.storage.hold import LOCK, Hold
 
-LOCK, PROGRESS = "alive.json", "progress.json"
+HOLDER, PROGRESS = "holder.json", "progress.json"
 BEAT_S, STALE_S = 10.0, 60.0
 CLOCK_STEP_S = 60.0  # a process's start time changes when the machine's clock is set
+TAKEN = (errno.ENOTEMPTY, errno.EEXIST)  # what a folder's rename says where another one is
 
 
 class Busy(UserError):
     """Another process holds the lock."""
-
-
-class Lost(UserError):
-    """This process lost the lock: others may count it as dead, so it must not write to the folder any more."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +79,11 @@ class Holder:
         )
 
     @classmethod
-    def read(cls, file: Path) -> Holder | None:
-        """The holder that wrote the file, or None."""
+    def read(cls, place: Path) -> Holder | None:
+        """The holder whose place in the lock this is, or None."""
         try:
-            return cls(**json.loads(file.read_text()))
-        except (FileNotFoundError, ValueError, TypeError):
+            return cls(**json.loads((place / HOLDER).read_text()))
+        except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
             return None
 
     def known_dead(self) -> bool:
@@ -97,23 +101,22 @@ class Holder:
         return f"process {self.pid} on {self.host}{job}"
 
 
-class FolderLock:
+class FolderLock(Hold):
     """A context manager that holds `folder`, or raises `Busy` at once and says who does."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._file = folder, folder / LOCK
         self._me = Holder.me()
+        super().__init__(folder / LOCK / self._me.owner)
         self._phase = Phase()
-        self._lost = False
-        self._answered = time.monotonic()  # when the file server last took a heartbeat
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._keep_beating, daemon=True)
 
     def __enter__(self) -> FolderLock:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        while not self._link():
-            self._remove_if_dead()
-        self._answered = time.monotonic()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        while not self._enter():
+            self._bury_the_dead()
+        for left in self.folder.glob(f"{LOCK}-*"):  # by processes that were killed
+            discard(left)
         self._thread.start()
         return self
 
@@ -122,111 +125,117 @@ class FolderLock:
     ) -> None:
         self._end.set()
         self._thread.join()
-        if Holder.read(self._file) == self._me:
-            (self._folder / PROGRESS).unlink(missing_ok=True)
-            self._file.unlink(missing_ok=True)
+        _bury(self.place)
 
     def report(self, phase: Phase) -> None:
-        """Write the progress with the next heartbeat, and `check`."""
+        """Write the progress with the next heartbeat. Raises Lost if another process has taken the folder over."""
         self._phase = phase
         self.check()
 
-    def check(self) -> None:
-        """Raise `Lost` if no heartbeat was written for so long that another process may have taken the folder over."""
-        if self._lost or time.monotonic() - self._answered > STALE_S:
-            raise Lost(
-                f"{self._folder}: lost the lock. There was no heartbeat for {STALE_S:.0f} s, so another process may "
-                "have taken over."
-            )
+    def _enter(self) -> bool:
+        """Put our place into the lock unless there is one. If several processes try, one succeeds.
 
-    def _link(self) -> bool:
-        """Create our file unless there is one. If several processes try, one succeeds, also on network disks."""
-        mine = self._scratch()
+        A folder cannot be renamed to the name of one that has something in it.
+        """
+        lock, prepared = self.place.parent, _beside(self.folder)
+        place = prepared / self.place.name
+        with suppress(OSError):  # a process that was killed may have left it empty
+            lock.rmdir()
         try:
-            mine.write_text(json.dumps(asdict(self._me)))
-            os.link(mine, self._file)
-        except FileExistsError:
-            return mine.stat().st_nlink == 2  # the link was made; only the reply was lost
-        except FileNotFoundError:
-            return False  # another holder, just started, removed it
+            place.mkdir(parents=True)
+            (place / HOLDER).write_text(json.dumps(asdict(self._me)))
+            prepared.rename(lock)
+        except FileNotFoundError:  # whoever has just entered took ours for left behind
+            return self.place.is_dir()
+        except OSError as error:
+            if error.errno not in TAKEN and not _places(self.folder):
+                raise
+            return self.place.is_dir()  # if it is ours, only the reply to the rename was lost
         finally:
-            mine.unlink(missing_ok=True)
+            discard(prepared)
         return True
 
-    def _remove_if_dead(self) -> None:
-        """Remove the file of a dead holder. Raises `Busy` if the holder is alive."""
-        holder = Holder.read(self._file)
-        age = self._age()
-        if age is None or (holder is None and age < STALE_S):
-            time.sleep(0.05)  # removed, or replaced by another holder, meanwhile
-            return
-        if holder is not None and not holder.known_dead() and age < STALE_S:
-            raise Busy(
-                f"{self._folder} is being worked on by {holder} (last heartbeat {age:.0f} s ago). If that process is "
-                f"dead, try again {STALE_S:.0f} s after its last heartbeat."
-            )
-        if Holder.read(self._file) != holder:
-            return
-        # If several processes find it dead, one succeeds in moving it. If it is a new holder's, it is moved back.
-        removed = self._scratch()
-        with suppress(FileNotFoundError):
-            self._file.rename(removed)
-            if Holder.read(removed) != holder:
-                with suppress(FileExistsError):
-                    os.link(removed, self._file)
-            removed.unlink(missing_ok=True)
+    def _bury_the_dead(self) -> None:
+        """Take a dead holder's place out of the lock. Raises `Busy` if the holder is alive."""
+        for place in _places(self.folder):
+            holder, age = Holder.read(place), self._age(place)
+            if age is None:
+                continue  # it has left, or another process has buried it
+            if holder is None and age < STALE_S:
+                time.sleep(0.05)  # it is just leaving
+            elif holder is not None and not holder.known_dead() and age < STALE_S:
+                raise Busy(
+                    f"{self.folder} is being worked on by {holder} (last heartbeat {age:.0f} s ago). If that process "
+                    f"is dead, try again {STALE_S:.0f} s after its last heartbeat."
+                )
+            else:
+                _bury(place)
 
-    def _age(self) -> float | None:
-        """Seconds since the last heartbeat by the clock that stamps the files; None if there is no file."""
-        probe = self._scratch()
+    def _age(self, place: Path) -> float | None:
+        """Seconds since the last heartbeat by the clock that stamps the files; None if the place is gone."""
+        probe, file = _beside(self.folder), place / HOLDER
         try:
             probe.touch()
-            return probe.stat().st_mtime - self._file.stat().st_mtime
+            return probe.stat().st_mtime - (file if file.is_file() else place).stat().st_mtime
         except FileNotFoundError:
             return None
         finally:
             probe.unlink(missing_ok=True)
 
-    def _scratch(self) -> Path:
-        return temporary(self._file, uuid.uuid4().hex)
-
     def _keep_beating(self) -> None:
         while not self._end.wait(BEAT_S):
-            # A full disk or an unreachable server: the next heartbeat may succeed.
-            with suppress(OSError):
-                if not self._beat():
-                    self._lost = True
-                    return
+            try:
+                self._beat()
+            except FileNotFoundError:  # lost
+                return
+            except OSError:  # a full disk or an unreachable server: the next heartbeat may succeed
+                pass
 
-    def _beat(self) -> bool:
-        """Touch our file and write the progress. False if the file is another process's."""
-        holder = Holder.read(self._file)
-        if holder != self._me and not (holder is None and self._link()):
-            return False
-        os.utime(self._file)
-        self._answered = time.monotonic()
-        write_json(self._folder / PROGRESS, asdict(self._phase))
-        return True
+    def _beat(self) -> None:
+        """Touch our file and write the progress. Raises FileNotFoundError if we have lost the folder."""
+        os.utime(self.place / HOLDER)
+        write_json(self.place / PROGRESS, asdict(self._phase))
 
 
 def phase_of(folder: Path) -> Phase | None:
     """The progress of a folder's holder, or None."""
-    try:
-        return Phase(**json.loads((folder / PROGRESS).read_text()))
-    except (FileNotFoundError, ValueError, TypeError):
-        return None
+    for place in _places(folder):
+        with suppress(FileNotFoundError, NotADirectoryError, ValueError, TypeError):
+            return Phase(**json.loads((place / PROGRESS).read_text()))
+    return None
 
 
 def live_holder(folder: Path) -> Holder | None:
     """The live holder of a folder, or None, as far as this machine and its clock can tell."""
-    file = folder / LOCK
-    holder = Holder.read(file)
-    if holder is None or holder.known_dead():
-        return None
+    for place in _places(folder):
+        holder = Holder.read(place)
+        with suppress(FileNotFoundError):
+            if holder and not holder.known_dead() and time.time() - (place / HOLDER).stat().st_mtime < STALE_S:
+                return holder
+    return None
+
+
+def _places(folder: Path) -> list[Path]:
+    """The places in a folder's lock: one, or none if nobody holds it."""
     try:
-        return holder if time.time() - file.stat().st_mtime < STALE_S else None
-    except FileNotFoundError:
-        return None
+        return list((folder / LOCK).iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _bury(place: Path) -> None:
+    """Take a place out of the lock, in one step, and remove it. Its holder can write no more."""
+    grave = _beside(place.parent.parent)
+    with suppress(OSError):  # another process has buried it
+        place.rename(grave)
+    discard(grave)
+    with suppress(OSError):  # another process has entered
+        place.parent.rmdir()
+
+
+def _beside(folder: Path) -> Path:
+    """A new name beside the lock."""
+    return folder / f"{LOCK}-{uuid.uuid4().hex}"
 
 
 def _pid_space() -> str:

@@ -101,6 +101,7 @@ class Sweep:
             "jobs": [asdict(job) for job in self.jobs.values()],
             "tasks": self.tasks,
         }
+        self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "sweep.json", record)
 
     def add(self, number: int, overrides: list[str], config: Config, hydra_folder: Path) -> None:
@@ -200,6 +201,7 @@ class Sweep:
         if error is None:
             file.unlink(missing_ok=True)
         else:
+            file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, {"slurm_job": task, "error": error, "time": time.time()})
 
     @staticmethod

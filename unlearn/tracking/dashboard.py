@@ -115,6 +115,7 @@ def create_dashboard(project: str | None, entity: str | None, file: Path | None)
     project, entity = project or tracker["project"], entity or tracker["entity"]
     if file is not None or automatic_mode(tracker["timeout_s"]) != "online":
         file = file or default
+        file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, definition(workspace(project, entity or "")))
         say(f"Wrote the dashboard's definition to {file}. If you are logged in, this command creates it in W&B.")
         return

@@ -12,18 +12,18 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from unlearn.errors import describe
 from unlearn.records.samples import Sample
 from unlearn.records.scores import Score, flat, nested
 from unlearn.screen import say
-from unlearn.storage.files import write_atomically
+from unlearn.storage.files import replacing
 from unlearn.tracking.wandb_tables import (
     EVALUATION,
     SUMMARIES,
@@ -43,11 +43,23 @@ KINDS: dict[str, Callable[[list[float]], float]] = {"min": min, "max": max, "mea
 
 
 class Tracker:
-    """Writes train.jsonl, and sends the same lines to W&B if there is a W&B run."""
+    """Writes train.jsonl, and sends the same lines to W&B if there is a W&B run.
 
-    def __init__(self, folder: Path, wandb_run: wandb.Run | None = None) -> None:
-        self._file = folder / "train.jsonl"
-        self._lines = self._file.open("a", encoding="utf-8")
+    Each attempt at a run writes a new file, which begins with the lines of the earlier ones. So a process that has lost
+    the folder can add nothing to the file of the one that has taken it over.
+
+    Args:
+        replace: replaces a file of the folder (`Hold.replacing`).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        wandb_run: wandb.Run | None = None,
+        replace: Callable[[Path], AbstractContextManager[Path]] = replacing,
+    ) -> None:
+        self._file, self._replace = folder / "train.jsonl", replace
+        self._lines = self._begin(self._read())
         self._wandb = wandb_run
         self._sent = -1  # the last step that this W&B run has
         self._failed: set[str] = set()  # kinds of data for which an error of W&B was reported
@@ -81,7 +93,9 @@ class Tracker:
 
     def _read(self) -> list[dict[str, Any]]:
         """The complete lines of train.jsonl."""
-        lines = []
+        lines: list[dict[str, Any]] = []
+        if not self._file.is_file():
+            return lines
         for line in self._file.read_text(encoding="utf-8").split("\n"):
             try:
                 lines.append(json.loads(line))
@@ -91,10 +105,17 @@ class Tracker:
 
     def rewind(self, steps: int) -> None:
         """Keep the log of the first `steps` steps. Later steps will be repeated and logged again."""
-        kept = [json.dumps(line) + "\n" for line in self._read() if line["step"] < steps]
+        kept = [line for line in self._read() if line["step"] < steps]
         self._lines.close()
-        write_atomically(self._file, "".join(kept))
-        self._lines = self._file.open("a", encoding="utf-8")
+        self._lines = self._begin(kept)
+
+    def _begin(self, lines: Sequence[Mapping[str, Any]]) -> TextIO:
+        """Replace train.jsonl by a file with these lines, and return it, open for more."""
+        with self._replace(self._file) as scratch:
+            stream = scratch.open("w", encoding="utf-8")
+            stream.writelines(json.dumps(line) + "\n" for line in lines)
+            stream.flush()
+        return stream
 
     def log_step(self, record: Record) -> None:
         """Write a line of train.jsonl, flush it, and send it to W&B's curves over `train/step`."""

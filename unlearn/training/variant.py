@@ -73,6 +73,7 @@ class Variant:
         Raises UserError if the training stopped early.
         """
         model = self._trained()
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
         metadata = {"model": model.name, "layer": str(model.layer), "method": repr(self.method)}
         save_delta(Path(file), self.weights, model.frozen, self.objective.state(), metadata)
 

@@ -18,7 +18,7 @@ from tests.conftest import ROOT, assert_same_results, read_jsonl, read_metrics, 
 from tests.sweeps.slurm.conftest import SMALL
 from tests.sweeps.slurm.lab import wait
 from unlearn.config.identity import run_folder
-from unlearn.storage.files import temporary_files
+from unlearn.storage.hold import LOCK
 from unlearn.sweeps.slurm import queue
 from unlearn.sweeps.sweep import Sweep
 
@@ -94,7 +94,7 @@ def survived(process, folder, whole, interruptions=1):
     record = json.loads((folder / "run.json").read_text())
     assert len(record["attempts"]) == interruptions + 1
     assert not (folder / "checkpoint.safetensors").exists()
-    assert list(temporary_files(folder)) == []
+    assert list(folder.glob(f"{LOCK}*")) == []
 
 
 def test_three_points_one_of_which_fails(lab, launch, conf, tmp_path):

@@ -27,6 +27,7 @@ DIFFERENCE = re.compile(r"[+-][\d.]+( \([+-][\d.]+ \.\. [+-][\d.]+\))?( q)?")  #
 def write_figures(folder: Path, figures: Iterable[Figure]) -> int:
     """Write NAME.pdf, NAME.png and NAME.csv of each figure; returns the number of figures."""
     count = 0
+    folder.mkdir(parents=True, exist_ok=True)
     for figure in figures:
         with alt.data_transformers.enable("default", max_rows=None):
             spec = figure.chart(PAPER).configure(**PAPER.config()).to_dict()

@@ -54,8 +54,7 @@ def read_run(folder: Path, limit: int, overrides: Sequence[str] = ()) -> Finishe
     Raises UserError if there is no finished run, or its evaluation asks no perturbed queries about retained knowledge.
     """
     run = RunFolder(folder)
-    if not run.done:
-        raise UserError(f"{folder}: there is no finished run here (no run.json with the status done).")
+    run.check_done()
     config = run_config(run, list(overrides))
     evaluation = config.eval
     tasks = evaluation.tasks.get("retain")

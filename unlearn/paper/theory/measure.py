@@ -30,9 +30,11 @@ from unlearn.paper.theory.predicted import observe
 from unlearn.paper.theory.theorem_4_3 import theorem_4_3
 from unlearn.paper.theory.theorem_5_2 import against, theorem_5_2
 from unlearn.paper.theory.verdicts import THEOREMS, THEORY_FILE
+from unlearn.runs.folder import RunFolder
 from unlearn.runs.provenance import code_version
 from unlearn.screen import console, say
-from unlearn.storage.files import check_writable, write_json
+from unlearn.storage.files import check_writable
+from unlearn.storage.lock import FolderLock
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,20 @@ def theory(
 
     Raises UserError, before any weight is loaded, for a folder without what is needed.
     """
+    RunFolder(folder).check_done()
+    check_writable(folder, "The results go there.")
+    with FolderLock(folder) as lock:
+        return _theory(lock, counterpart, effort, injected, overrides)
+
+
+def _theory(
+    lock: FolderLock, counterpart: Path | None, effort: Effort, injected: bool, overrides: Sequence[str]
+) -> dict[str, Any]:
+    folder = lock.folder
     run = read_run(folder, effort.limit, overrides)
     rm = read_run(counterpart, effort.limit, overrides) if counterpart is not None else None
     if rm is not None and (differing := check_counterpart(run, rm)):
         say(f"Beside RNA the two runs differ in: {', '.join(differing)}.")
-    check_writable(folder, "The results go there.")
     suite = load_suite_of(run)
     model, layer = load_unlearned(run), run.config.model.layer
     asked = questions(run, suite, model)
@@ -86,12 +97,12 @@ def theory(
         )
     how: dict[str, int] = {"draws": effort.draws, "batch": effort.batch, "seed": seed}
     file = folder / THEORY_FILE
-    write_json(file, results)
+    lock.write_json(file, results)
     if injected:
         results["theorem_4_3"] = theorem_4_3(model, layer, asked, eta, directions=directions, **how)
-        write_json(file, results)
+        lock.write_json(file, results)
         results["theorem_5_2"] = theorem_5_2(model, layer, asked, eta, **how)
-        write_json(file, results)
+        lock.write_json(file, results)
     if rm is not None:
         del model  # one at a time
         gc.collect()
@@ -99,7 +110,7 @@ def theory(
         without = observe(load_unlearned(rm), layer, asked)
         compared = against(states, without, nu, directions=directions, seed=seed)
         results["against"] = {"run": str(counterpart), **compared}
-        write_json(file, results)
+        lock.write_json(file, results)
     return results
 
 
