@@ -44,4 +44,5 @@ def test_the_command_and_its_mistakes(short, tmp_path):
     moved = tmp_path / "moved"
     moved.symlink_to(TOY)
     main(["export", str(folder), str(tmp_path / "out"), "--model", str(moved)])
-    assert (tmp_path / "out/model.safetensors").is_file()
+    modes = [(tmp_path / "out" / name).stat().st_mode for name in ("model.safetensors", "config.json")]
+    assert modes[0] == modes[1]  # of the umask

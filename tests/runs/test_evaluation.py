@@ -1,6 +1,7 @@
 """Evaluation without training: of a finished run, of a checkpoint; prefetching; the base model's answers kept."""
 
 import json
+import os
 import shutil
 import sys
 from dataclasses import replace
@@ -15,12 +16,16 @@ from unlearn.analysis.compare import differing_questions
 from unlearn.cli.main import main
 from unlearn.errors import UserError
 from unlearn.evaluation import harness
+from unlearn.evaluation.cache import CachedAnswers
+from unlearn.evaluation.evaluator import Evaluator
 from unlearn.experiment import run
+from unlearn.records.answers import Answers
 from unlearn.records.samples import read_samples
-from unlearn.records.scores import read_scores
+from unlearn.records.scores import Score, read_scores
 from unlearn.runs.evaluation import evaluate_checkpoint, evaluate_run, run_config
 from unlearn.runs.folder import RunFolder
 from unlearn.runs.prefetch import prefetch
+from unlearn.storage.lock import HOLDER, FolderLock
 
 HELD_OUT = ROOT / "unlearn/real/data/wikipedia-heldout.jsonl"
 
@@ -248,6 +253,20 @@ def test_a_checkpoint_of_any_name_is_evaluated(tmp_path, monkeypatch, name):
         [metrics] = tmp_path.glob(f"{number}/evaluations/*/metrics.json")
         assert metrics.parent.name.startswith(f"{name}-toy-")
         assert read_metrics(metrics.parent)["base/toy_retain/default/acc"] == 1
+
+
+def test_answers_of_the_base_model_that_another_process_took_over_are_taken_from_it(tmp_path, monkeypatch):
+    made = Answers([Score("base", "retain", "mmlu", None, "default", "acc", 1.0)], [])
+
+    def ask(_evaluator, cached, hold, _report):
+        os.utime(hold.place / HOLDER, (0, 0))  # it was not heard
+        with FolderLock(cached.folder) as other:
+            cached.save(made, other)
+        return Answers([], [])
+
+    monkeypatch.setattr(Evaluator, "_ask_base", ask)
+    cached = CachedAnswers(tmp_path / "base")
+    assert Evaluator._cached_or_asked(object.__new__(Evaluator), cached, print) == made
 
 
 @pytest.mark.slow  # alone asks every role every query

@@ -103,6 +103,35 @@ def test_files_that_are_no_runs_are_not_replaced(short, tmp_path, name):
     assert [file.name for file in own.parent.iterdir()] == [name]
 
 
+def test_a_run_json_of_something_else_is_not_replaced(short, tmp_path):
+    own = tmp_path / "mine/run.json"
+    own.parent.mkdir()
+    own.write_text('{"mine": 1}')
+    with pytest.raises(UserError, match=r"its run\.json is something else\), and a run would replace run\.json"):
+        run(short(f"output_dir={own.parent}"))
+    assert own.read_text() == '{"mine": 1}'
+
+
+def test_a_users_own_files_stay(tmp_path):
+    names = (".notes.tmp", "below/.notes.tmp", ".run.json.tmp", "alive.json", "progress.json", "theory_notes.json")
+    (tmp_path / "below").mkdir()
+    for name in names:
+        (tmp_path / name).write_text("the user's own")
+    folder = RunFolder(tmp_path)
+    folder.check_files()
+    for inputs in ({"data": 1}, {"data": 2}):
+        with folder.locked() as lock:
+            folder.start({}, {"seed": 0}, inputs)
+            lock._beat()
+            folder.finish(Answers([], []))
+        (tmp_path / "steps").mkdir()
+        folder.tidy()
+    assert {name: (tmp_path / name).read_text() for name in names} == dict.fromkeys(names, "the user's own")
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "run.json", "scores.parquet", "samples.parquet", "metrics.json", *(name.partition("/")[0] for name in names)
+    }  # fmt: skip
+
+
 def test_a_run_that_was_killed_while_its_files_were_replaced_goes_on(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path)
     with folder.locked():

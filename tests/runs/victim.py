@@ -1,24 +1,47 @@
-"""A run that ends itself by SIGKILL when its progress reaches a chosen moment. For tests/runs/test_crash.py."""
+"""A run that ends itself by SIGKILL, or stops itself, when its progress reaches a chosen moment."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 
 from unlearn import experiment
+from unlearn.cli.main import main
 from unlearn.config.schema import Config
 from unlearn.evaluation.journal import Journal
 from unlearn.runs import active
 from unlearn.storage import files
+from unlearn.storage.hold import Lost
 from unlearn.tracking.tracker import Tracker
 from unlearn.training import checkpoint
 
+LOST = 17  # exit code
+how = signal.SIGKILL
+
 
 def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), how)
+
+
+def stopped(command: list[Any], moment: str, n: int) -> None:
+    """Run ["run", configuration] or a command, and stop at the n-th `moment` until another process says to go on."""
+    global how
+    how = signal.SIGSTOP
+    MOMENTS[moment](Countdown(n), False)
+    try:
+        if command[0] == "run":
+            experiment.run(command[1])
+        else:
+            main(command)
+    except Lost:
+        sys.exit(LOST)
+    except SystemExit as end:  # of the command line
+        sys.exit(LOST if "has lost the lock" in str(end.code) and "\n" not in str(end.code) else str(end.code))
 
 
 class Countdown:

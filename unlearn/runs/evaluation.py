@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -21,7 +22,7 @@ from unlearn.evaluation.questions import load_questions
 from unlearn.models.delta import dtype_of
 from unlearn.records.answers import Answers
 from unlearn.records.samples import SAMPLES, Sample, read_samples
-from unlearn.runs.evaluations import EVALUATIONS, RECORD, evaluations_of, write_evaluation
+from unlearn.runs.evaluations import EVALUATIONS, Evaluation, evaluations_of, keep_evaluation
 from unlearn.runs.folder import RunFolder, check_version, write_results
 from unlearn.runs.inputs import Inputs, load_evaluation_inputs
 from unlearn.runs.sharing import open_evaluator
@@ -94,10 +95,8 @@ def _evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
     if "default" not in config.eval.queries:
         answers = _with_differences(folder, config, inputs, answers)
     questions = inputs.asked
-    folder.lock.remove(home / RECORD)  # of the same evaluation, made before: without it, no figures count
-    with folder.lock.filling(home, last=RECORD) as results:
-        write_results(results, answers, folder.trained or {})
-        write_evaluation(results, asdict(config.eval), questions.suite.hashes, questions.word_hashes)
+    made = Evaluation(home, asdict(config.eval), questions.suite.hashes, questions.word_hashes, time.time())
+    keep_evaluation(folder.lock, made, answers, folder.trained or {})
     folder.lock.remove(partial)
     with suppress(OSError):  # it is not empty
         partial.parent.rmdir()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from unlearn.records.answers import Answers
 from unlearn.records.names import is_asked, text_tasks
 from unlearn.records.scores import SCORES
+from unlearn.runs.folder import write_results
 from unlearn.storage.files import read_object, write_json
+from unlearn.storage.hold import Hold
 
 EVALUATIONS = "evaluations"  # below a run's folder
 RECORD = "evaluation.json"
@@ -59,8 +61,14 @@ def evaluations_of(run: Path, record: Mapping[str, Any]) -> list[Evaluation]:
     return [own, *sorted(later, key=lambda evaluation: (evaluation.time, evaluation.folder))]
 
 
-def write_evaluation(folder: Path, config: dict[str, Any], questions: dict[str, Any], words: dict[str, str]) -> None:
-    """Write evaluation.json of a later evaluation."""
-    record = asdict(Evaluation(folder, config, questions, words, time.time()))
-    del record["folder"]
-    write_json(folder / RECORD, record)
+def keep_evaluation(lock: Hold, evaluation: Evaluation, answers: Answers, training: Mapping[str, float]) -> None:
+    """Write the results of a later evaluation and its evaluation.json, without which they do not count, in one step.
+
+    If the same evaluation was made before, its evaluation.json is removed first and written last.
+    """
+    record = asdict(evaluation)
+    home = record.pop("folder")
+    lock.remove(home / RECORD)
+    with lock.filling(home, last=RECORD) as folder:
+        write_results(folder, answers, training)
+        write_json(folder / RECORD, record)

@@ -12,7 +12,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +47,14 @@ class Hold:
 
     def check(self) -> None:
         """Raise Lost if another process has taken the folder over."""
-        if not self.place.is_dir():
-            raise Lost(self.folder)
+        with suppress(OSError):  # a disk that does not answer: the next write will say so
+            if not self.place.is_dir():
+                raise Lost(self.folder)
 
     @contextmanager
     def replacing(self, file: Path) -> Iterator[Path]:
         """Yield an empty temporary file for the block to write. It then replaces `file`."""
-        with self._noticing(), replacing(self._ready(file), self._scratch()) as scratch:
+        with self._noticing(), replacing(self._ready(file), self._scratch(file)) as scratch:
             yield scratch
 
     def write(self, file: Path, content: str | bytes) -> None:
@@ -73,7 +74,7 @@ class Hold:
         """
         with self._noticing():
             self._ready(folder)
-            scratch = self._scratch()
+            scratch = self._scratch(folder)
             scratch.mkdir()
             yield scratch
             synchronise_folder(scratch)
@@ -90,7 +91,7 @@ class Hold:
         self.check()
         if not os.path.lexists(path):
             return
-        removed = self._scratch()
+        removed = self._scratch(path)
         with self._noticing():
             path.rename(removed)
         discard(removed)
@@ -101,8 +102,8 @@ class Hold:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def _scratch(self) -> Path:
-        return self.place / uuid.uuid4().hex
+    def _scratch(self, path: Path) -> Path:
+        return self.place / f"{uuid.uuid4().hex}-{path.name}"
 
     @contextmanager
     def _noticing(self) -> Iterator[None]:
