@@ -119,7 +119,7 @@ def test_a_users_own_files_stay(tmp_path):
         (tmp_path / name).write_text("the user's own")
     folder = RunFolder(tmp_path)
     folder.check_files()
-    for inputs in ({"data": 1}, {"data": 2}):
+    for inputs in ({"rows": 1}, {"rows": 2}):
         with folder.locked() as lock:
             folder.start({}, {"seed": 0}, inputs)
             lock._beat()
@@ -135,18 +135,18 @@ def test_a_users_own_files_stay(tmp_path):
 def test_a_run_that_was_killed_while_its_files_were_replaced_goes_on(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path)
     with folder.locked():
-        folder.start({}, {"seed": 0}, {"data": 1})
+        folder.start({}, {"seed": 0}, {"rows": 1})
         for name in ("train.jsonl", "metrics.json"):
             (tmp_path / name).write_text("old")
         with monkeypatch.context() as patch:
             patch.setattr("unlearn.runs.folder.code_version", killed)
             with pytest.raises(KeyboardInterrupt):
-                folder.start({}, {"seed": 0}, {"data": 2})
+                folder.start({}, {"seed": 0}, {"rows": 2})
     (tmp_path / "metrics.json").write_text("old")  # as if it had been killed before
     again = RunFolder(tmp_path)
     again.claim({"seed": 0})
     with again.locked():
-        again.start({}, {"seed": 0}, {"data": 2})
+        again.start({}, {"seed": 0}, {"rows": 2})
     assert [file.name for file in tmp_path.iterdir()] == ["run.json"]
 
 
