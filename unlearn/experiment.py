@@ -22,6 +22,7 @@ from unlearn.methods.rna import RNA
 from unlearn.models.cutting import CutModel
 from unlearn.models.loading import load_up_to, load_whole
 from unlearn.records.answers import Answers
+from unlearn.records.scores import SCORES, check_finite, read_scores
 from unlearn.runs.active import ActiveRun, open_run
 from unlearn.runs.folder import RunFolder
 from unlearn.runs.inputs import Inputs, hashes_of_run, load_inputs
@@ -50,7 +51,7 @@ def run(config: Config, hydra_folder: Path | None = None) -> Path:
     """Train, save and evaluate a configuration, unless its folder holds it finished; returns the folder.
 
     Raises what went wrong: a UserError for whatever is wrong with the files that the configuration names, before any
-    weight is loaded, and for a loss that is not finite.
+    weight is loaded, for a loss that is not finite, and for answers that are not: then the run is done nevertheless.
     """
     [outcome] = run_together([config], [hydra_folder], show_result)
     if outcome.error is not None:
@@ -85,6 +86,7 @@ def run_together(
                 active = stack.enter_context(open_run(config, hashes_of_run(config, inputs), hydra_folder))
                 if active is None:
                     say(f"{path} holds this run, finished: nothing to do (train.force=true repeats it).")
+                    check_finite(read_scores(path) if (path / SCORES).is_file() else ())
                 else:
                     runs.append(active)
             except Exception as error:

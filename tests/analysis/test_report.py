@@ -21,6 +21,7 @@ from scipy import stats
 from tests.analysis.made_up import add_scores, made_up_grid, made_up_run
 from tests.conftest import ROOT
 from unlearn.analysis.collect import collect
+from unlearn.analysis.compare import compare_runs
 from unlearn.analysis.report import write
 from unlearn.analysis.report.charts import PAPER, SCREEN
 from unlearn.analysis.report.curves import against, figure_3
@@ -185,6 +186,49 @@ def test_scores_that_are_no_numbers(tmp_path):
     folder = made_up_run(tmp_path / "nan", seed=1)
     add_scores(folder, [replace(score, value=math.nan) for score in read_scores(folder)[:1]])
     assert table("unusable", gather(collect([tmp_path])))["run"].tolist() == ["nan"]
+
+
+def test_answers_that_are_not_finite_are_counted_wherever_the_figure_would_be(tmp_path, capsys):
+    made_up_run(tmp_path / "good")
+    folder = made_up_run(tmp_path / "broken", seed=1)
+    place = {"model": "unlearned", "role": "forget", "task": "wmdp_bio", "query": "default"}
+    kept = [s for s in read_scores(folder) if any(getattr(s, key) != value for key, value in place.items())]
+    count = Score(**place, part_of=None, measure="not_finite", value=7.0, n=60)
+    write_scores(folder, [*kept, count])
+    m = gather(collect([tmp_path]))
+    assert any("1 of 2 runs have answers that are not finite" in warning for warning in m.warnings)
+    runs = table("runs", m).set_index("run")
+    assert runs.loc["broken", "not finite"] == "forget: 7 of 60"
+    assert pd.isna(runs.loc["broken", "forget"])
+    assert not pd.isna(runs.loc["good", "forget"])
+    assert not pd.isna(runs.loc["broken", "retain"])
+    settings = table("settings", m)
+    assert settings["not finite"].dropna().tolist() == ["forget: 7 of 60"]
+    assert "not finite" not in settings["forget"].tolist()
+    [row] = table("unusable", m).to_dict("records")
+    assert (row["run"], row["status"]) == ("broken", "partly not finite")
+    assert "unlearned model, wmdp_bio, default: 7 of 60 not finite" in row["why"]
+    main(["report", str(tmp_path), "--format", "md"])
+    assert "forget: 7 of 60" in capsys.readouterr().out
+
+
+def test_what_is_not_finite_in_one_run_is_not_compared(tmp_path, capsys):
+    a, b = made_up_run(tmp_path / "a"), made_up_run(tmp_path / "b", seed=1)
+    samples = read_samples(b)
+    broken = [
+        replace(s, correct=None, loglikelihoods=[math.nan, math.nan])
+        if (s.model, s.task, s.query) == ("unlearned", "wmdp_bio", "default") and s.id < 3
+        else s
+        for s in samples
+    ]
+    write_samples(b, broken)
+    comparison = compare_runs(a, b)
+    assert ("wmdp_bio", "default") not in comparison.tasks
+    assert ("forget", "default") not in comparison.roles
+    assert ("wmdp_cyber", "default") in comparison.tasks
+    assert comparison.refused == {("forget", "default"): f"3 answers of {b} are not finite"}
+    main(["compare", str(a), str(b)])
+    assert "default queries of forget are not compared: 3 answers of" in capsys.readouterr().err
 
 
 def test_a_run_that_was_not_evaluated_is_told(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.conftest import ROOT, metrics_of
+from tests.conftest import ROOT, metrics_of, write_jsonl
 from unlearn.attacks.attack import Target, Unlearning
 from unlearn.attacks.make import plan
 from unlearn.attacks.matrices import weight_matrices
@@ -93,6 +93,12 @@ def test_projection_needs_control_vectors(tiny_llama):
     assert [planned.name for planned in _possible(plan(["projection", "pruning"], []), target)] == ["pruning"]
 
 
+@pytest.mark.parametrize("damaged", [torch.full((16,), torch.nan), torch.ones(4)])
+def test_control_vectors_of_a_damaged_delta_are_not_projected_out(tiny_llama, damaged):
+    target = target_of(tiny_llama, controls={"control.bio": torch.ones(16), "control.cyber": damaged})
+    assert Projection().obstacle(target) == "control.cyber is not a vector of 16 finite numbers: the delta is damaged"
+
+
 @pytest.fixture
 def reader():
     """A tiny model that can read the embedded world's texts."""
@@ -177,3 +183,35 @@ def test_the_loss_counts_real_tokens_but_the_first(tiny_llama):
     alone = [next_token_loss(tiny_llama, pad([row], 0, "right")).item() for row in rows]
     together = next_token_loss(tiny_llama, pad(rows, 0, "right")).item()
     assert together == pytest.approx((3 * alone[0] + alone[1]) / 4)
+
+
+class Letters:
+    """A tokenizer with a token for each letter, and without BOS."""
+
+    all_special_ids, unk_token_id, truncation_side = (), None, "right"
+
+    def __call__(self, text, truncation=True, max_length=None, add_special_tokens=True):
+        return {"input_ids": [ord(letter) - ord("a") for letter in text][:max_length]}
+
+
+@pytest.mark.parametrize(
+    ("texts", "told"),
+    [
+        (["a", "b"], "each text has one token, and the loss leaves out first tokens"),
+        (["ab", "z"], "token id 25, but the model has embeddings for ids below 20 only"),
+        (["abc", "b"], None),
+    ],
+)
+def test_texts_that_a_model_cannot_learn_from_are_named_at_the_start(tiny_llama, tmp_path, capsys, texts, told):
+    tiny_llama.resize_token_embeddings(20)
+    file = write_jsonl(tmp_path / "texts.jsonl", [{"text": text} for text in texts])
+    target = target_of(tiny_llama, Letters(), trained=["model.layers.1.mlp.down_proj.weight"])
+    attack = Relearning([1, 2], texts=str(file), batch_size=1)
+    obstacle = attack.obstacle(target)
+    if told is not None:
+        assert f"attack.texts={file}: {told}" in obstacle
+        return
+    assert obstacle is None
+    assert "50.0% of the texts have one token" in capsys.readouterr().err
+    for _ in attack.stages(target):  # the second batch has no token that is counted
+        assert all(parameter.isfinite().all() for parameter in tiny_llama.parameters())

@@ -103,6 +103,20 @@ def test_a_probes_figure_of_a_role_is_the_mean_over_the_tasks_of_which_a_questio
     assert role_means(scores, "acc") == {("retain", "default"): pytest.approx(expected)}
 
 
+def test_states_that_are_not_finite_are_counted_and_train_no_probe(knowing, suite):
+    damaged = knowing.model.get_parameter("model.layers.2.mlp.down_proj.weight")
+    before = damaged.data.clone()
+    damaged.data.fill_(torch.nan)
+    try:
+        probed, seen = measured(Probe([1, 2]), knowing), measured(LogitLens([1, 2]), knowing)
+    finally:
+        damaged.data.copy_(before)
+    assert accuracy_of(probed[1]) > 0.3
+    assert accuracy_of(seen[1]) > 0.1
+    for scores in (probed[2], seen[2]):
+        assert {(s.measure, s.value == s.n) for s in scores if s.query == "default"} == {("not_finite", True)}
+
+
 def test_lens_and_probe_find_nothing_in_a_model_that_never_knew(never_knew):
     for attack in (LogitLens([1, 3]), Probe([1, 3])):
         assert all(accuracy_of(scores) < 0.45 for scores in measured(attack, never_knew).values())

@@ -14,7 +14,7 @@ from unlearn.attacks import attack as measuring
 from unlearn.attacks.make import plan
 from unlearn.attacks.results import AttackResults
 from unlearn.attacks.run import attack
-from unlearn.attacks.table import QUERIES, nothing_forgotten, show
+from unlearn.attacks.table import QUERIES, nothing_forgotten, problem, show
 from unlearn.cli.main import main
 from unlearn.errors import UserError
 from unlearn.experiment import run, run_together
@@ -163,6 +163,34 @@ def test_the_table_fits_the_terminal_and_begins_with_what_was_to_be_forgotten(tm
     assert header.index("forget %") < header.index("forget_text nats")
     assert ("near" in header) is (width == 300)
     assert any("more columns do not fit" in line for line in lines) is (width == 80)
+
+
+def test_a_level_without_finite_answers_is_shown_and_named(tmp_path, capsys):
+    def rows(level, measure, value):
+        places = (("forget", "bio", "acc"), ("forget_text", "papers", "nats"))
+        return [
+            AttackScore("pruning", level, f"{level} %", Score("unlearned", role, task, None, "default", m, value, n=9))
+            for role, task, m in ((r, t, measure or m) for r, t, m in places)
+        ]
+
+    results = [AttackResults(tmp_path, AttackAbout("pruning", "q"), rows(10, None, 0.5) + rows(90, "not_finite", 4.0))]
+    show("RUN", results)
+    lines = capsys.readouterr().err.splitlines()
+    [line] = [line for line in lines if "90 %" in line]
+    assert line.split() == ["pruning", "90", "%", "NaN", "NaN"]
+    assert any(line.startswith("NaN: answers that are not finite") for line in lines)
+    assert problem(results[:0]) is None
+    assert problem(results).startswith(
+        "pruning, 90 %: Answers that are NaN or infinite give no figure. unlearned model"
+    )
+
+
+def test_an_attack_after_which_nothing_is_finite_ends_with_status_1(finished, monkeypatch, capsys):
+    monkeypatch.setattr("unlearn.attacks.pruning.pruned", lambda w_OI, _fraction: w_OI * torch.nan)
+    with pytest.raises(SystemExit, match=r"pruning, 20% of weights: Answers that are NaN or infinite") as stop:
+        main(["attack", str(finished), "attack=pruning", "attack.levels=[0.2]", "eval.limit=2"])
+    assert "\n" not in str(stop.value)
+    assert "NaN" in capsys.readouterr().err
 
 
 @pytest.mark.slow  # alone attacks several runs in one process

@@ -301,3 +301,9 @@ def test_a_gguf_file_is_not_passed_over_for_shards_beside_it(multimodal, tmp_pat
     scratch.mkdir()
     assert _pruned_checkpoint(source, 3, scratch) == str(scratch)
     assert _pruned_checkpoint(replace(source, gguf_file="model.gguf"), 3, scratch) == source.path
+
+
+def test_a_model_whose_states_are_not_finite_is_refused_by_what_is_wrong(tiny_llama):
+    tiny_llama.model.layers[2].mlp.down_proj.weight.data[0, 0] = torch.nan
+    with pytest.raises(UserError, match=r"states of LlamaForCausalLM at layer 3 are not finite .* weights are damaged"):
+        CutModel(tiny_llama, 3)

@@ -108,6 +108,19 @@ def test_held_out_texts_are_shown_in_nats_where_no_questions_are_asked(sweep):
     assert re.search(r"rmu-toy-0000000000 +\+0\.30 +\+1\.35", text)
 
 
+def test_a_setting_without_finite_answers_is_shown_and_not_marked(sweep):
+    broken = scores_of((0.9, 0.9, None))
+    broken.append(Score("unlearned", "forget", "task_forget", None, "default", "not_finite", 4.0, n=4))
+    text = text_of(sweep(GRID | {"rna.nu=2 seed=0": broken}))
+    assert [line.split()[1] for line in text.splitlines() if re.match(r" *\* +rna", line)] == ["rna.nu=0.1"]
+    assert re.search(r"rna\.nu=2 +1 +90\.0 +90\.0 +not finite", text)
+
+
+def test_a_sweep_without_any_finite_answer_has_a_table(sweep):
+    count = Score("unlearned", "forget", "task_forget", None, "default", "not_finite", 4.0, n=4)
+    assert "not finite" in text_of(sweep({"rna.nu=3 seed=0": [count, *scores_of((0.5, 0.5, None))]}))
+
+
 def test_runs_without_scores_and_jobs_of_one_run_are_not_counted(sweep, tmp_path):
     made = sweep(GRID)
     again = Job(5, ["rna.nu=0", "rna=none", "seed=0", "tracker=none"], folder=made.jobs[0].folder)

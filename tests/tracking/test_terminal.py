@@ -12,7 +12,7 @@ from tests.analysis.made_up import made_up_run
 from unlearn.cli.main import main
 from unlearn.records.scores import Score
 from unlearn.screen import PlainConsole, plain
-from unlearn.tracking.terminal import show_result, training_progress
+from unlearn.tracking.terminal import show_result, show_result_line, training_progress
 from unlearn.training.loop import Record
 
 
@@ -74,6 +74,36 @@ def test_tasks_without_accuracy_have_a_table_for_each_of_their_metrics(monkeypat
     tables = [line.strip() for line in out.getvalue().splitlines() if "standard error" in line]
     assert tables == ["Accuracy in % (± standard error), RUN", "exact_match (± standard error), RUN"]
     assert "0.250 ± 0.100   0.250 ± 0.100       +0.000" in out.getvalue()
+
+
+def test_a_count_stands_where_the_score_would(monkeypatch):
+    out = io.StringIO()
+    console = PlainConsole(file=out, width=200)
+    for module in ("unlearn.screen", "unlearn.tracking.terminal"):
+        monkeypatch.setattr(f"{module}.console", console)
+
+    def count(task, model="unlearned", role="retain"):
+        return Score(model, role, task, None, "default", "not_finite", 3.0, n=60)
+
+    scores = [
+        Score("base", "retain", "mmlu", None, "default", "acc", 0.5),
+        Score("base", "retain", "made_up", None, "default", "exact_match", 0.25),
+        *(count(task) for task in ("mmlu", "made_up")),
+        *(count("retain_text_wiki", model, "retain_text") for model in ("base", "unlearned")),
+        *(count("arc", model) for model in ("base", "unlearned")),
+    ]
+    show_result(scores, Path("RUN"), None)
+    lines = [re.sub(" {2,}", "|", line.strip()) for line in out.getvalue().splitlines()]
+    assert "retain|mmlu|default|50.0|3 of 60 not finite|-" in lines
+    assert "retain|made_up|default|0.250|3 of 60 not finite|-" in lines
+    assert "retain_text|retain_text_wiki|default|3 of 60 not finite|3 of 60 not finite|-" in lines
+    assert "retain|arc|default|3 of 60 not finite|3 of 60 not finite|-" in lines
+    assert [line.partition(" (±")[0] for line in lines if "(±" in line] == [
+        "Accuracy in %", "Texts, nats per token", "exact_match",
+    ]  # fmt: skip
+    out.truncate(0)
+    show_result_line(scores, Path("RUN"), None)
+    assert "18 answers are not finite" in out.getvalue()
 
 
 def test_what_files_hold_reaches_the_terminal_as_text():

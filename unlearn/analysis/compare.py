@@ -46,12 +46,35 @@ class Comparison:
 
 
 def by_place(samples: Iterable[Sample], model: str = "unlearned") -> Samples:
-    """The samples of one model that have a value, by role, task and query."""
+    """The samples of one model by role, task and query. Places of which a sample has no value are left out."""
+    return {
+        place: of_place
+        for place, of_place in _all_places(samples, model).items()
+        if all(sample.value is not None for sample in of_place.values())
+    }
+
+
+def _all_places(samples: Iterable[Sample], model: str) -> Samples:
     places: Samples = {}
     for sample in samples:
-        if sample.model == model and sample.value is not None:
+        if sample.model == model:
             places.setdefault((sample.role, sample.task, sample.query), {})[sample.id] = sample
     return places
+
+
+def not_finite(samples: Iterable[Sample], model: str = "unlearned") -> dict[tuple[str, str], int]:
+    """(role, query) -> how many of one model's answers are not finite, where some are not.
+
+    That is so if a number is not, and of a question without a value beside others that have one: its text was made of
+    such numbers.
+    """
+    counts: dict[tuple[str, str], int] = {}
+    for (role, _, query), of_place in _all_places(samples, model).items():
+        are_judged = any(sample.value is not None for sample in of_place.values())
+        for sample in of_place.values():
+            if not sample.is_finite or (are_judged and sample.value is None):
+                counts[role, query] = counts.get((role, query), 0) + 1
+    return counts
 
 
 def pairs(a: Mapping[int, Sample], b: Mapping[int, Sample]) -> list[tuple[Sample, Sample]]:
@@ -113,10 +136,17 @@ def compare(a: Samples, b: Samples) -> Comparison:
 
 
 def compare_answers(a: Run, b: Run) -> Comparison:
-    """`compare` for the unlearned models of two runs. Raises UserError for answers that cannot be read."""
+    """`compare` for the unlearned models of two runs, without what has answers that are not finite.
+
+    Raises UserError for answers that cannot be read.
+    """
     comparison = compare(by_place(a.samples()), by_place(b.samples()))
     refused = {(role, query): _why_other_questions(a, b, query, role) for role, query in comparison.refused}
-    return replace(comparison, refused=refused)
+    for run in (a, b):
+        for place, count in not_finite(run.samples()).items():
+            refused[place] = f"{count} answers of {run.folder} are not finite"
+    roles = {place: result for place, result in comparison.roles.items() if place not in refused}
+    return replace(comparison, roles=roles, refused=refused)
 
 
 def _paired(both: list[tuple[Sample, Sample]]) -> Paired | PairedMeans:
@@ -141,7 +171,7 @@ def _run_with_samples(folder: Path) -> Run:
         raise UserError(run.why if str(folder) in run.why else f"{folder}: {run.why}")
     if not run.done:  # an evaluation of it may be there
         run = replace(run, evaluations=evaluations_of(folder, run.record))
-    if not by_place(run.samples()):
+    if not any(sample.model == "unlearned" for sample in run.samples()):
         raise UserError(f"{folder}: there are no samples of an unlearned model (samples.parquet).")
     return run
 
@@ -160,7 +190,7 @@ def show_comparison(a: Path, b: Path) -> None:
         if (role, query) not in comparison.refused:
             say(f"{count} {query} queries of {role} are left out: {OTHER_QUESTIONS}.")
     if not comparison.results:
-        raise UserError("the two runs have no task and query in common.")
+        raise UserError("the two runs have no task and query in common that can be compared.")
     title = f"{b.name} minus {a.name}"
     questions = _table(f"{title}: accuracy in points", "questions", "only A:B right", "McNemar p")
     texts = _table(f"{title}: nats a token", "texts", "t-test p")

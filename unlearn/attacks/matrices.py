@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from transformers import PreTrainedModel
@@ -12,8 +13,8 @@ from transformers.pytorch_utils import Conv1D
 
 from unlearn.models.architectures import decoder_layers
 
-LINEAR = (nn.Linear, Conv1D)
-TRANSPOSED = ("Conv1D", "Llama4TextExperts")  # classes of transformers whose weights are [inputs, outputs]
+TRANSPOSED = ("Conv1D", "Llama4TextExperts", "RecurrentGemmaRglru")  # classes whose weights are [inputs, outputs]
+NO_MATRIX = ("A_log",)  # parameters of two dimensions that multiply nothing: Mamba's decay rates
 
 
 def layer_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
@@ -23,18 +24,46 @@ def layer_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
 
 
 def weight_matrices(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """The decoder layers' matrices by full name, those of several experts as one tensor. Biases are none."""
+    """The decoder layers' matrices by full name, those of several experts as one tensor.
+
+    Biases are none, nor are norms and other vectors, whatever the number of their dimensions.
+    """
     return {
         f"{name}.{parameter_name}": parameter
         for name, module in layer_modules(model).items()
         for parameter_name, parameter in module.named_parameters(recurse=False)
-        if parameter.dim() >= 2 and not parameter_name.endswith("bias")
+        if _is_matrix(module, parameter_name, parameter)
     }
 
 
+def _is_matrix(module: nn.Module, name: str, parameter: Tensor) -> bool:
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) or name.endswith(("bias", *NO_MATRIX)) or parameter.dim() < 2:
+        return False
+    return isinstance(module, _ConvNd) or min(parameter.shape[-2:]) > 1
+
+
 def linear_modules(model: PreTrainedModel) -> list[str]:
-    """Full names of the decoder layers' linear modules. Subclasses, such as routers with other outputs, are none."""
-    return [name for name, module in layer_modules(model).items() if type(module) in LINEAR]
+    """Full names of the decoder layers' linear modules. Those that compute more, as some routers do, are none."""
+    modules = layer_modules(model).items()
+    return [name for name, module in modules if type(module) is Conv1D or is_plain_linear(module)]
+
+
+@torch.no_grad()
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether a module computes what nn.Linear does. That of a subclass with a forward of its own is tried."""
+    if not isinstance(module, nn.Linear):
+        return False
+    if type(module).forward is nn.Linear.forward:
+        return True
+    rows_RI = torch.ones(2, module.in_features).to(module.weight)
+    rows_RI[1, ::2] = -1
+    try:
+        output = module(rows_RI)
+    except (TypeError, ValueError, RuntimeError, IndexError):
+        return False
+    expected_RO = nn.functional.linear(rows_RI, module.weight, module.bias)
+    is_same_shape = isinstance(output, Tensor) and output.shape == expected_RO.shape
+    return is_same_shape and torch.allclose(output, expected_RO, rtol=1e-2, atol=1e-3)
 
 
 def expert_tensors(model: PreTrainedModel) -> list[str]:
@@ -44,8 +73,15 @@ def expert_tensors(model: PreTrainedModel) -> list[str]:
         for name, module in layer_modules(model).items()
         if not isinstance(module, _ConvNd)
         for parameter_name, parameter in module.named_parameters(recurse=False)
-        if parameter.dim() == 3
+        if parameter.dim() == 3 and _is_matrix(module, parameter_name, parameter)
     ]
+
+
+def share_of(model: PreTrainedModel, names: Iterable[str]) -> float:
+    """The share that these matrices have of the entries of the decoder layers' matrices."""
+    matrices = weight_matrices(model)
+    total = sum(matrix.numel() for matrix in matrices.values())
+    return sum(matrices[name].numel() for name in set(names) & matrices.keys()) / total
 
 
 def rows_by_output(weight: Tensor, module: nn.Module) -> list[Tensor]:

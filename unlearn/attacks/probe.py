@@ -26,7 +26,7 @@ from unlearn.evaluation.chat import encode_prompts
 from unlearn.evaluation.rows import by_length
 from unlearn.models.architectures import decoder_layers, hidden_of
 from unlearn.models.memory import in_batches
-from unlearn.records.scores import Score
+from unlearn.records.scores import NOT_FINITE, Score
 
 BLOCK = 4  # questions in a row that go to one half: a fact may be asked about several times in a row
 PENALTIES = tuple(10.0**power for power in range(-1, 6))  # leave-one-out chooses among them
@@ -74,10 +74,13 @@ class Probe(Attack):
             if level in missing:
                 scores = []
                 for role, asked in by_role.items():
-                    accuracies = probe(asked, states[role][:, level].numpy())
+                    states_ND = states[role][:, level]
+                    finite_N = states_ND.isfinite().all(dim=1)
+                    measure = "acc" if finite_N.all() else NOT_FINITE
+                    figures = probe(asked, states_ND.numpy()) if finite_N.all() else not_finite(asked, finite_N)
                     scores += [
-                        Score(target.label, role, task, None, "default", "acc", accuracy, n=n)
-                        for task, (accuracy, n) in accuracies.items()
+                        Score(target.label, role, task, None, "default", measure, value, n=n)
+                        for task, (value, n) in figures.items()
                     ]
                 yield level, scores
 
@@ -118,6 +121,18 @@ def probe(asked: Sequence[Question], states_ND: np.ndarray) -> dict[str, tuple[f
     correct = predicted == answers[measured]
     correct_of = {str(task): correct[tasks == task] for task in dict.fromkeys(tasks)}
     return {task: (float(values.mean()), len(values)) for task, values in correct_of.items()}
+
+
+def not_finite(asked: Sequence[Question], finite_N: Tensor) -> dict[str, tuple[float, int]]:
+    """Task -> how many of its questions have a state that is not finite, and how many it has: no probe can be trained.
+
+    Tasks of which all are finite have no figure, either.
+    """
+    counts: dict[str, tuple[float, int]] = {}
+    for question, is_finite in zip(asked, finite_N.tolist(), strict=True):
+        count, n = counts.get(question.task, (0.0, 0))
+        counts[question.task] = count + (not is_finite), n + 1
+    return {task: (count, n) for task, (count, n) in counts.items() if count}
 
 
 @torch.inference_mode()

@@ -31,10 +31,15 @@ class Projection(Change):
         return {"layer": known.layer, "controls": {topic: sha256(u_D) for topic, u_D in known.controls.items()}}
 
     def obstacle(self, target: Target) -> str | None:
-        """Methods on likelihoods have no control vectors."""
-        if target.unlearning.controls:
-            return None
-        return "this run's method has no control vectors that could be projected out"
+        """Methods on likelihoods have no control vectors, and those of a damaged delta may be none."""
+        controls = target.unlearning.controls
+        if not controls:
+            return "this run's method has no control vectors that could be projected out"
+        shape = (target.model.config.get_text_config().hidden_size,)
+        for topic, u_D in controls.items():
+            if u_D.shape != shape or not u_D.isfinite().all():
+                return f"{topic} is not a vector of {shape[0]} finite numbers: the delta is damaged"
+        return None
 
     def stages(self, target: Target) -> Generator[float, None, None]:
         """The model with a hook at layer l."""

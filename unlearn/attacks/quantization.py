@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from unlearn.attacks.attack import Change, Target, check_levels
-from unlearn.attacks.matrices import layer_modules, weight_matrices
+from unlearn.attacks.matrices import is_plain_linear, layer_modules, share_of
 from unlearn.errors import UserError, nearest
 
 FOUR_BITS = ("nf4", "fp4")
@@ -56,7 +56,12 @@ class Quantization(Change):
     def remark(self, target: Target) -> str | None:
         """The quantised share, where it is not all."""
         share = quantised_share(target.model)
-        return None if share == 1 else f"bitsandbytes quantises {share:.0%} of the decoder layers' weights"
+        if share == 1:
+            return None
+        trained, quantised = target.unlearning.trained, _linear(target.model)
+        reached = sum(name.removesuffix(".weight") in quantised for name in trained)
+        of_trained = f", and {reached} of the {len(trained)} matrices that unlearning changed" if trained else ""
+        return f"bitsandbytes quantises {share:.0%} of the decoder layers' weights{of_trained}"
 
     def depends_on(self, target: Target) -> dict[str, Any]:
         """The library's version."""
@@ -73,8 +78,7 @@ class Quantization(Change):
 
 def quantised_share(model: PreTrainedModel) -> float:
     """The share of the entries of the decoder layers' matrices that are quantised."""
-    total = sum(matrix.numel() for matrix in weight_matrices(model).values())
-    return sum(linear.weight.numel() for linear in _linear(model).values()) / total
+    return share_of(model, (f"{name}.weight" for name in _linear(model)))
 
 
 @contextmanager
@@ -94,7 +98,7 @@ def quantized(model: PreTrainedModel, bits: int, four_bits: str = "nf4") -> Iter
 
 def _linear(model: PreTrainedModel) -> dict[str, nn.Linear]:
     """The decoder layers' linear modules by full name."""
-    return {name: module for name, module in layer_modules(model).items() if type(module) is nn.Linear}
+    return {name: module for name, module in layer_modules(model).items() if is_plain_linear(module)}
 
 
 def _quantized(linear: nn.Linear, bits: int, four_bits: str) -> nn.Module:

@@ -14,9 +14,9 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from unlearn.attacks.attack import Change, Target, check_levels, check_positive
-from unlearn.attacks.matrices import expert_tensors, linear_modules, restored
+from unlearn.attacks.matrices import expert_tensors, linear_modules, restored, share_of
 from unlearn.data.batches import Padded, pad
-from unlearn.data.corpora import UNKNOWN, Reading, load_texts, unknown_share
+from unlearn.data.corpora import UNKNOWN, Reading, check_rows, load_texts, unknown_share
 from unlearn.errors import UserError
 from unlearn.models.architectures import decoder_layers
 from unlearn.storage.hashing import json_sha256
@@ -24,6 +24,8 @@ from unlearn.storage.hashing import json_sha256
 KEY = "attack.texts"
 RUNS_CORPORA = ("forget", "retain")  # values of `texts` that name the run's own corpora
 IGNORED = -100  # a label that is not counted
+MAMBAS = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")  # model types, of which peft
+REFUSED = (".out_proj", ".conv1d")  # takes no modules of these names
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,24 @@ class Relearning(Change):
         return {**values, "seed": known.seed} if self.parameters == "lora" else values
 
     def obstacle(self, target: Target) -> str | None:
-        """Texts that the tokenizer does not know teach nothing."""
-        if unknown_share(self._rows(target), target.tokenizer) <= UNKNOWN:
+        """Texts that the tokenizer does not know teach nothing, and the model may not know the tokenizer's ids."""
+        rows = self._rows(target)
+        try:
+            embeddings = len(target.model.get_input_embeddings().weight)
+            check_rows({f"{KEY}={self.texts}": rows}, embeddings, first_counted=False)
+        except UserError as error:
+            return str(error).rstrip(".")
+        if unknown_share(rows, target.tokenizer) <= UNKNOWN:
             return None
         return f"the model's tokenizer does not know the texts of {self.texts}"
+
+    def remark(self, target: Target) -> str | None:
+        """The share that adapters reach, where it is not all but for routers and the like."""
+        if self.parameters != "lora":
+            return None
+        linear = [f"{name}.weight" for name in adapted_modules(target.model)]
+        share = share_of(target.model, [*expert_tensors(target.model), *linear])
+        return None if share > 0.99 else f"LoRA adapts {share:.0%} of the decoder layers' weights"
 
     def stages(self, target: Target) -> Generator[float, None, None]:
         """The model after each number of steps. Raises UserError for a corpus that cannot be read."""
@@ -80,9 +96,10 @@ class Relearning(Change):
             optimizer = torch.optim.AdamW(masters, lr=self.lr, weight_decay=0.0)
             for step in tqdm(range(levels[-1]), desc=f"Relearning, {target.label} model", mininterval=1, disable=None):
                 batch = [rows[(step * self.batch_size + i) % len(rows)] for i in range(self.batch_size)]
-                next_token_loss(target.model, pad(batch, 0, "right").to(target.model.device)).backward()
-                step_masters(optimizer, copied)
-                optimizer.zero_grad(set_to_none=True)
+                if any(len(row) > 1 for row in batch):  # otherwise no token is counted
+                    next_token_loss(target.model, pad(batch, 0, "right").to(target.model.device)).backward()
+                    step_masters(optimizer, copied)
+                    optimizer.zero_grad(set_to_none=True)
                 if step + 1 in levels:
                     yield step + 1
 
@@ -131,13 +148,19 @@ class Relearning(Change):
         return [target.model.get_parameter(name) for name in target.unlearning.trained]
 
 
+def adapted_modules(model: PreTrainedModel) -> list[str]:
+    """Full names of the linear modules that get adapters: all that peft takes."""
+    is_mamba = model.config.model_type in MAMBAS
+    return [name for name in linear_modules(model) if not (is_mamba and name.endswith(REFUSED))]
+
+
 @contextmanager
 def adapters(model: PreTrainedModel, rank: int, seed: int) -> Iterator[list[nn.Parameter]]:
     """Inside the block, the model has LoRA adapters, drawn from the seed. Only they require gradients."""
     config = LoraConfig(
         r=rank,
         lora_alpha=2 * rank,
-        target_modules=linear_modules(model),
+        target_modules=adapted_modules(model),
         target_parameters=expert_tensors(model) or None,
         task_type="CAUSAL_LM",
     )

@@ -20,7 +20,7 @@ from unlearn.attacks.attack import Change, Target, Unlearning
 from unlearn.attacks.make import Planned
 from unlearn.attacks.progress import Progress
 from unlearn.attacks.results import AttackResults
-from unlearn.attacks.table import QUERIES, nothing_forgotten, show
+from unlearn.attacks.table import QUERIES, nothing_forgotten, problem, show
 from unlearn.config.identity import RESULTS_VERSION
 from unlearn.config.schema import Config
 from unlearn.data.corpora import Reading
@@ -88,16 +88,22 @@ def attack(
         required: whether it is an error if a run allows none of the attacks. Attacks that a run does not allow are left
             out with a message.
 
-    Raises UserError for a folder that holds no finished run, and for a retrained model of another shape.
+    Raises UserError for a folder that holds no finished run, for a retrained model of another shape and, after all
+    runs were attacked, for answers that are not finite.
     """
     base = base or BaseModel()
     runs = [RunFolder(path) for path in folders]
     for folder in runs:
         folder.check_done()
+    problems = []
     for folder in runs:
         with folder.locked():
             folder.check_done()  # another process may have begun it anew
-            _attack(folder, attacks, list(overrides), base, retrained, required)
+            results = _attack(folder, attacks, list(overrides), base, retrained, required)
+        if (sentence := problem(results)) is not None:
+            problems.append(f"{folder.path}: {sentence}")
+    if problems:
+        raise UserError("\n".join(problems))
 
 
 @dataclass(frozen=True)
@@ -144,7 +150,8 @@ def _attack(
     base: BaseModel,
     retrained: str | None,
     required: bool,
-) -> None:
+) -> list[AttackResults]:
+    """Attack a run. Returns the results, first those without an attack."""
     config = _configuration(folder, overrides)
     if config.model.device == BALANCED:
         raise UserError(
@@ -156,7 +163,7 @@ def _attack(
     target, group = _target(folder, config, inputs, base.load(inputs.source))
     possible = _possible(attacks, target, required)
     if not possible:
-        return
+        return []
     places, lock = _Places(folder, config, inputs), folder.lock
     other = None if other_source is None else replace(target, model=load_whole(other_source), label=RETRAINED)
     measurements = []
@@ -181,6 +188,7 @@ def _attack(
             say("Nothing was forgotten, as far as the evaluation can tell, so nothing can come back.")
     show(folder.path.name, list(results_of_run.values()))
     say(f"Files: {folder.file(ATTACKS)}")
+    return list(results_of_run.values())
 
 
 def _announce(folder: RunFolder, measurements: Sequence[Measurement]) -> None:

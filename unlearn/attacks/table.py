@@ -11,12 +11,13 @@ from rich.table import Table
 from unlearn.attacks.results import AttackResults
 from unlearn.records.attacks import BASE, RETRAINED, UNLEARNED
 from unlearn.records.names import text_role
-from unlearn.records.scores import Score, role_means
+from unlearn.records.scores import Score, not_finite, role_means, why_not_finite
 from unlearn.screen import console, say
 
 QUERIES = ("default", "perturbed")  # the kinds of query of a run that are asked under attack
 # (role, measure) -> a change from the base model that is next to none.
 LITTLE = {("forget", "acc"): -0.03, (text_role("forget"), "nats"): 0.1}
+NAN = "NaN"
 GAP = 3  # characters between two columns
 
 
@@ -42,10 +43,12 @@ class Column:
         return max(map(len, self.header.split("\n")))
 
     def cell(self, scores: Sequence[Score]) -> str:
-        """The figure, or nothing if these scores do not have it."""
+        """The figure, NaN if answers were not finite, or nothing if these scores do not have it."""
         value = role_means(scores, self.measure, model=self.model).get((self.role, self.query))
         if value is None:
-            return ""
+            place = self.model, self.role, self.query
+            is_asked = any((s.model, s.role, s.query) == place for s in not_finite(scores))
+            return NAN if is_asked and (self.measure == "nats") is self.role.endswith(text_role("")) else ""
         return f"{100 * value:.1f}" if self.measure == "acc" else f"{value:.2f}"
 
 
@@ -60,6 +63,19 @@ def nothing_forgotten(not_attacked: AttackResults) -> bool:
         if unlearned is not None and base is not None:
             changes.append((unlearned - base) / little)
     return bool(changes) and max(changes) <= 1
+
+
+def problem(results: Sequence[AttackResults]) -> str | None:
+    """A sentence on the first level at which answers were not finite; None if all were."""
+    sentences = []
+    for of_attack in results:
+        for level, name in dict.fromkeys((row.level, row.level_name) for row in of_attack.rows):
+            sentence = why_not_finite(of_attack.scores(level))
+            if sentence is not None:
+                sentences.append(f"{of_attack.about.attack}, {name}: {sentence}")
+    if not sentences:
+        return None
+    return sentences[0] + (f" {len(sentences) - 1} more levels have such answers." if len(sentences) > 1 else "")
 
 
 def show(title: str, results: Sequence[AttackResults]) -> None:
@@ -81,6 +97,8 @@ def show(title: str, results: Sequence[AttackResults]) -> None:
         table.add_row(attack, level, *(column.cell(scores[attack, level]) for column in shown))
     console.print(table)
     say("Columns without a model's name are of the unlearned model; base: the base model under the same attack.")
+    if any(column.cell(of_level) == NAN for column in shown for of_level in scores.values()):
+        say(f'{NAN}: answers that are not finite, which scores.parquet counts (measure "not_finite").')
     if len(shown) < len(columns):
         say(f"{len(columns) - len(shown)} more columns do not fit here; scores.parquet of each attack has all.")
 

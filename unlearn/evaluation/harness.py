@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from unlearn.evaluation.suite import Place, Suite
 from unlearn.models.group import ModelGroup
 from unlearn.records.answers import Answers
 from unlearn.records.samples import Sample
-from unlearn.records.scores import Score
+from unlearn.records.scores import MAXLOGIT_NOT_FINITE, NOT_FINITE, TRUNCATED, Score
 from unlearn.screen import say
 
 # lm-eval would fork this process, with its threads, for the bootstrap of standard errors; the draws are the same.
@@ -52,7 +52,8 @@ def evaluate(
     """Evaluate each model of a group on all tasks and queries of a suite.
 
     Requests longer than the model's context are cut on the left, as lm-eval does, and counted in the measure
-    "truncated".
+    "truncated". Questions and texts with a log-likelihood that is not finite are counted in the measure "not_finite",
+    and their task, and the groups that it is a part of, have no other measure.
 
     Args:
         label: "base" or "unlearned", the `model` of every score and sample.
@@ -87,21 +88,27 @@ def _answers(scorer: Scorer, suite: Suite, label: str) -> Answers:
         asked = {task: _once(by_filter) for task, by_filter in results["samples"].items()}
         hashes = {task: suite.question_hashes(query, task) for task in asked}
         truncated = {task: sum(_is_truncated(scorer, sample) for sample in own) for task, own in asked.items()}
+        unanswered = {task: {s["doc_id"] for s in own if not _is_finite(scorer, s)} for task, own in asked.items()}
         for place in suite.places(query):
             if place.task in asked:
-                samples += _samples(label, place, query, asked[place.task], hashes[place.task], suite)
+                own = asked[place.task], unanswered[place.task], hashes[place.task]
+                samples += _samples(label, place, query, *own, suite)
             if place.task in figures:
                 n = sum(len(asked[leaf]) for leaf in place.leaves)  # all that were asked, also for another role
-                scores += _scores(label, place, query, figures[place.task], n)
+                without = sum(len(unanswered[leaf]) for leaf in place.leaves)
+                scores += _counted(label, place, query, without, n) or _scores(
+                    label, place, query, figures[place.task], n
+                )
             if truncated.get(place.task):
-                scores.append(_score(label, place, query, "truncated", float(truncated[place.task])))
+                scores.append(_score(label, place, query, TRUNCATED, float(truncated[place.task])))
     for query, passages in suite.passages.items():
         for place in suite.places(query):
             if place.task in passages:
                 likelihoods = _measured(scorer, label, place, query, passages[place.task], suite)
                 samples += likelihoods
-                scores += [
-                    _score(label, place, query, measure, value, stderr=stderr, n=len(likelihoods))
+                n, without = len(likelihoods), sum(sample.value is None for sample in likelihoods)
+                scores += _counted(label, place, query, without, n) or [
+                    _score(label, place, query, measure, value, stderr=stderr, n=n)
                     for measure, value, stderr in texts.figures(likelihoods)
                 ]
     return Answers(scores, samples)
@@ -111,8 +118,16 @@ def _score(label: str, place: Place, query: str, measure: str, value: float, **r
     return Score(label, place.role, place.task, place.part_of, query, measure, value, **rest)
 
 
+def _counted(label: str, place: Place, query: str, without: int, n: int) -> list[Score]:
+    """The count of questions or texts without a finite log-likelihood, of n; none if there are none."""
+    return [_score(label, place, query, NOT_FINITE, float(without), n=n)] if without else []
+
+
 def _scores(label: str, place: Place, query: str, figures: Mapping[str, Any], n: int) -> Iterator[Score]:
-    """lm-eval's METRIC,FILTER and METRIC_stderr,FILTER as METRIC; those of a second filter keep their names."""
+    """lm-eval's METRIC,FILTER and METRIC_stderr,FILTER as METRIC; those of a second filter keep their names.
+
+    A metric that is not finite, such as a perplexity beyond what a float holds, is named and left out.
+    """
     measures: set[str] = set()
     for name, value in figures.items():
         metric, _, rule = name.partition(",")
@@ -120,6 +135,9 @@ def _scores(label: str, place: Place, query: str, figures: Mapping[str, Any], n:
             continue
         measure = name if metric in measures else metric
         measures.add(metric)
+        if not math.isfinite(value):
+            say(f"{label} model, {place.task}, {query}: {measure} is {value} and is left out.")
+            continue
         stderr = figures.get(f"{metric}_stderr,{rule}" if rule else f"{metric}_stderr")
         if not isinstance(stderr, (int, float)) or not math.isfinite(stderr):
             stderr = None  # lm-eval has none for some groups
@@ -140,6 +158,21 @@ def _once(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
 
 
+def _is_finite(scorer: Scorer, sample: Mapping[str, Any]) -> bool:
+    """Whether all that the member in use answered to this sample came from finite numbers."""
+    contexts = {arguments[0] for arguments in sample["arguments"]}
+    return all(map(math.isfinite, _numbers(sample["resps"]))) and not contexts & scorer.not_finite
+
+
+def _numbers(answers: Any) -> Iterator[float]:
+    """The numbers in lm-eval's lists of answers: log-likelihoods, alone or in a tuple with what is no number."""
+    if isinstance(answers, float):
+        yield answers
+    elif isinstance(answers, (list, tuple)):
+        for answer in answers:
+            yield from _numbers(answer)
+
+
 def _is_truncated(scorer: Scorer, sample: Mapping[str, Any]) -> bool:
     """Whether a request of this sample lost its beginning. Requests of generation have settings beside their text."""
     return any(
@@ -153,19 +186,23 @@ def _samples(
     place: Place,
     query: str,
     asked: Sequence[Mapping[str, Any]],
+    unanswered: Collection[int],
     hashes: Mapping[int, str],
     suite: Suite,
 ) -> Iterator[Sample]:
     """The questions of a task that were drawn for this role.
 
     They are correct or not only where the task says so of each: in truthfulqa_mc2, for instance, accuracy is a share.
+    What is said of those that are unanswered, by their number, counts for nothing.
     """
-    judgements = [sample.get("acc", sample.get("exact_match")) for sample in asked]
-    is_judged = all(judgement in (0, 1) for judgement in judgements)
+    told = [sample.get("acc", sample.get("exact_match")) for sample in asked]
+    judgements = [None if s["doc_id"] in unanswered else j for s, j in zip(asked, told, strict=True)]
+    is_judged = all(judgement in (0, 1) for judgement in judgements if judgement is not None)
     for sample, judgement in zip(asked, judgements, strict=True):
         number = sample["doc_id"]
         if suite.is_drawn(place.role, place.task, number):
             options = _option_likelihoods(sample)
+            is_chosen = options is not None and number not in unanswered
             yield Sample(
                 label,
                 place.role,
@@ -173,9 +210,9 @@ def _samples(
                 query,
                 number,
                 hashes[number],
-                correct=bool(judgement) if is_judged else None,
+                correct=None if judgement is None or not is_judged else bool(judgement),
                 score=None if is_judged or judgement is None else float(judgement),
-                choice=None if options is None else max(range(len(options)), key=options.__getitem__),
+                choice=max(range(len(options)), key=options.__getitem__) if is_chosen and options else None,
                 loglikelihoods=options,
             )
 
@@ -295,13 +332,17 @@ def _with_max_logits(
 
 
 def _max_logit_scores(label: str, query: str, rows: Mapping[Place, Sequence[int]], logits: MaxLogits) -> list[Score]:
-    """Mean, standard deviation and quantiles of every place, whose prompts are these rows."""
-    return [
-        _score(label, place, query, measure, value, n=len(own))
-        for place, own in rows.items()
-        for measure, value in logits.of(own).metrics().items()
-        if math.isfinite(value)  # the deviation of a single value is not
-    ]
+    """Mean, standard deviation and quantiles of every place, whose prompts are these rows, if all are finite."""
+    scores = []
+    for place, own in rows.items():
+        without = int((~logits.of(own).values_NK.isfinite()).any(dim=1).sum())
+        figures = {MAXLOGIT_NOT_FINITE: float(without)} if without else logits.of(own).metrics()
+        scores += [
+            _score(label, place, query, measure, value, n=len(own))
+            for measure, value in figures.items()
+            if math.isfinite(value)  # the deviation of a single value is not
+        ]
+    return scores
 
 
 def _with_max_logit(

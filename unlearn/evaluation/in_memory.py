@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from unlearn.config.schema import TextConfig
 from unlearn.errors import UserError
 from unlearn.evaluation import harness
 from unlearn.evaluation.harness import against_base
+from unlearn.evaluation.questions import check_token_ids
 from unlearn.evaluation.suite import Suite, load_suite
 from unlearn.evaluation.texts import load_passages
 from unlearn.evaluation.tokens import read_forget_tokens
@@ -18,7 +20,7 @@ from unlearn.models.cutting import CutModel
 from unlearn.models.group import ModelGroup
 from unlearn.records.answers import Answers
 from unlearn.records.names import text_tasks
-from unlearn.records.scores import Score, score_frame
+from unlearn.records.scores import Score, score_frame, why_not_finite
 from unlearn.training.variant import Variant
 
 if TYPE_CHECKING:
@@ -59,7 +61,8 @@ def evaluate(
 
     Returns:
         A row for each score: the columns of `unlearn.records.scores.Score`, and `variant`, the variant's place in
-        `variants`; missing for the base model. Accuracies are shares of 1.
+        `variants`; missing for the base model. Accuracies are shares of 1. A task with log-likelihoods that are not
+        finite has their number as "not_finite" in place of its measures, and a warning says so.
 
     Raises:
         UserError: the model is not whole or has no tokenizer, there is nothing to ask, a task or file cannot be read,
@@ -88,8 +91,13 @@ def evaluate(
     )
     if not suite:
         raise UserError("there is nothing to ask: give tasks or texts.")
+    check_token_ids(suite, model.tokenizer, len(model.model.get_input_embeddings().weight))
     [base] = _ask(model, [{}], suite, "base", tokens_per_batch)
     answers = _ask(model, [v.weights for v in variants], suite, "unlearned", tokens_per_batch) if variants else []
+    for own in (base, *answers):
+        sentence = why_not_finite(own.scores)
+        if sentence is not None:
+            warnings.warn(sentence, stacklevel=2)
     scores = [base.scores, *(own.scores + against_base(base, own, suite) for own in answers)]
     return _frame(scores)
 

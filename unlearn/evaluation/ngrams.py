@@ -19,6 +19,7 @@ from torch.nn.functional import cosine_similarity
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from unlearn.errors import UserError
 from unlearn.methods.losses import at_least_float32
 from unlearn.models.cutting import CutModel
 from unlearn.records.names import NGRAM_SIZES
@@ -68,6 +69,10 @@ def rank_ngrams(
     sums, counts = dict.fromkeys(NGRAM_SIZES, 0.0), dict.fromkeys(NGRAM_SIZES, 0)
     for document in tqdm(documents(), total=total, desc="n-grams, extremes", disable=None):
         for n, ngrams, similarities_W in measure(document):
+            if not similarities_W.isfinite().all():
+                raise UserError(
+                    "similarities of n-grams are not finite: the states of the model that measures them are none."
+                )
             kept[n]["most"].offer(ngrams, similarities_W, similarities_W)
             kept[n]["least"].offer(ngrams, -similarities_W, similarities_W)
             sums[n] += similarities_W.double().sum().item()

@@ -15,7 +15,7 @@ from transformers import AutoModel, PreTrainedTokenizerBase
 
 from unlearn.config.identity import RESULTS_VERSION
 from unlearn.config.schema import Config, EvalConfig
-from unlearn.data.corpora import Reading, documents, warn_of_unknown
+from unlearn.data.corpora import Reading, check_rows, documents, warn_of_unknown
 from unlearn.errors import UserError
 from unlearn.evaluation.cache import cache_place
 from unlearn.evaluation.chat import Chat
@@ -26,7 +26,7 @@ from unlearn.evaluation.tokens import control_tokens, corpus_tokens, read_forget
 from unlearn.models.architectures import context_length
 from unlearn.models.cutting import CutModel
 from unlearn.models.fingerprint import checkpoint_fingerprint, states_key
-from unlearn.models.loading import Source, load_tokenizer, load_up_to
+from unlearn.models.loading import Source, load_config, load_tokenizer, load_up_to
 from unlearn.records.names import NGRAM_QUERIES, text_tasks
 from unlearn.screen import say
 from unlearn.storage.files import write_json
@@ -63,7 +63,30 @@ def load_questions(config: Config, source: Source, tokenizer: PreTrainedTokenize
     suite = _suite(e, words, chat)
     for task, passages in suite.passages.get("default", {}).items():
         warn_of_unknown(tokenizer([p.beginning + p.rest for p in passages])["input_ids"], tokenizer, task)
+    check_token_ids(suite, tokenizer, load_config(source).get_text_config().vocab_size)
     return Questions(words, suite, _course(e, words, chat))
+
+
+def check_token_ids(suite: Suite, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> None:
+    """Raise UserError for a question or text with a token id beyond a model's `vocabulary` embeddings.
+
+    If the tokenizer has no such id, nothing is tokenised.
+    """
+    if max(tokenizer.get_vocab().values()) < vocabulary:
+        return
+    asked = {
+        f"eval.tasks: {name}, {query}": [request.args[:2] for request in task.instances]
+        for query, tasks in suite.tasks.items()
+        for name, task in tasks["tasks"].items()
+    }
+    asked |= {
+        f"eval.texts: {name}, {query}": [passage.request.args for passage in passages]
+        for query, of_tasks in suite.passages.items()
+        for name, passages in of_tasks.items()
+    }
+    for place, arguments in asked.items():
+        texts = ["".join(part for part in pair if isinstance(part, str)) for pair in arguments]
+        check_rows({place: [ids for ids in tokenizer(texts)["input_ids"] if ids]}, vocabulary, first_counted=True)
 
 
 def query_words(config: Config, source: Source, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[str]]:

@@ -11,6 +11,7 @@ docs/benchmarks.md says what each of these gains. How prompts are cut and scored
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,8 +22,9 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
+from unlearn.data.batches import padding_id
 from unlearn.evaluation.forward import read_logits, takes_trees
 from unlearn.evaluation.journal import NO_JOURNALS, Journals, journaled
 from unlearn.evaluation.rows import LARGEST_TREE, Request, Row, by_length, make_rows, plan_of
@@ -33,6 +35,27 @@ from unlearn.storage.hashing import json_sha256
 
 GENERATION_LENGTH = 512  # tokens assumed for a row in tasks that generate text, which lm-eval batches itself
 Answer = tuple[float, bool]  # log-likelihood of a continuation, and whether greedy decoding gives it
+
+
+def _padding_within(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> PreTrainedTokenizerBase:
+    """The tokenizer, with another token for padding if the model has no embedding for its own."""
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id < vocabulary:
+        return tokenizer
+    other = copy.deepcopy(tokenizer)
+    other.pad_token = tokenizer.convert_ids_to_tokens(padding_id(tokenizer, vocabulary))
+    return other
+
+
+class _Watch(LogitsProcessor):
+    """Notes whether logits of a text that is generated are not finite. What follows is then drawn from equal logits."""
+
+    def __init__(self) -> None:
+        self.all_finite = True
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        broken_B = ~scores.max(dim=-1).values.isfinite()  # single ones may be -inf: tokens that are not allowed
+        self.all_finite = self.all_finite and not bool(broken_B.any())
+        return scores.masked_fill(broken_B[:, None], 0.0)
 
 
 class Scorer(HFLM):
@@ -51,6 +74,7 @@ class Scorer(HFLM):
         journals: Sequence[Journals] | None = None,
     ) -> None:
         rows = max(1, tokens_per_batch // GENERATION_LENGTH)
+        tokenizer = _padding_within(tokenizer, len(group.model.get_input_embeddings().weight))
         super().__init__(pretrained=group.model, tokenizer=tokenizer, batch_size=rows, backend="causal")
         self._device = input_device(group.model)  # lm-eval takes that of any part
         self.group = group
@@ -58,6 +82,8 @@ class Scorer(HFLM):
         self.truncated: set[tuple[str, str]] = set()  # requests longer than the model's context, cut on the left
         self.shares_prefixes = takes_trees(group.model)
         self._member = 0
+        self._not_finite: list[set[str]] = [set() for _ in range(len(group))]
+        self._watch = _Watch()
         self._answers: list[dict[tuple[str, str], Answer]] = [{} for _ in range(len(group))]
         self._tokens: dict[str, list[int]] = {}
         self._label = ""
@@ -72,6 +98,11 @@ class Scorer(HFLM):
                 yield
         finally:
             self._member = before
+
+    @property
+    def not_finite(self) -> set[str]:
+        """The prompts after which the member in use generated a text from logits that are not finite."""
+        return self._not_finite[self._member]
 
     def prepare(self, requests: Sequence[Any], label: str = "") -> None:
         """Compute all log-likelihoods of all members, so that tasks and queries can share beginnings."""
@@ -97,16 +128,32 @@ class Scorer(HFLM):
         batches = [order[start : start + size] for start in range(0, len(order), size)]
         plan = json_sha256([size, arguments])
         journals = self._journals[self._member]
-        name = f"{self._label or 'model'}-texts-{plan[:10]}"
+        name = f"{self._label or 'model'}-generated-{plan[:10]}"
         texts: dict[int, str] = {}
 
-        def generate(number: int, _members: list[int]) -> list[list[str]]:
-            return [super(Scorer, self).generate_until([requests[i] for i in batches[number]], disable_tqdm=True)]
+        def generate(number: int, _members: list[int]) -> list[list[tuple[str, bool]]]:
+            return [self._generated([requests[i] for i in batches[number]])]
 
         for number, [answers] in journaled([journals], name, plan, len(batches), generate):
-            texts |= zip(batches[number], answers, strict=True)
+            for i, (text, is_finite) in zip(batches[number], answers, strict=True):
+                texts[i] = text
+                if not is_finite:
+                    self.not_finite.add(arguments[i][0])
             journals.report(f"generating {self._label}", len(texts), len(order))
         return [texts[i] for i in range(len(requests))]
+
+    def _generated(self, requests: list[Any]) -> list[tuple[str, bool]]:
+        """The text for each request of a batch, and whether it came from finite logits."""
+        self._watch.all_finite = True
+        texts = super().generate_until(requests, disable_tqdm=True)
+        if self._watch.all_finite or len(requests) == 1:
+            return [(text, self._watch.all_finite) for text in texts]
+        alone = [self._generated([request]) for request in requests]  # which of them?
+        return [(text, is_finite) for text, [(_, is_finite)] in zip(texts, alone, strict=True)]
+
+    def _model_generate(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As HFLM, watching the logits."""
+        return super()._model_generate(*args, **kwargs, logits_processor=LogitsProcessorList([self._watch]))
 
     def count_tokens(self, context: str, continuation: str) -> int:
         """The tokens of a continuation whose log-likelihood is summed, as lm-eval encodes the pair."""

@@ -112,7 +112,5 @@ def figures(samples: Sequence[Sample]) -> list[tuple[str, float, float | None]]:
     """`nats` (a token, the mean over documents) with its standard error, and `perplexity`, exp(nats), without one."""
     values = [sample.value for sample in samples if sample.value is not None]
     mean = fmean(values)
-    error: float | None = 0.0
-    if len(values) > 1:
-        error = stdev(values) / math.sqrt(len(values)) if math.isfinite(mean) else None
+    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
     return [("nats", mean, error), ("perplexity", math.exp(min(mean, LARGEST)), None)]

@@ -360,6 +360,11 @@ class CutModel:
         whole_BTD = hidden_of(output)
         if whole_BTD.shape != (*ids_BT.shape, self.dim):
             raise UserError(f"{cannot}: its states are {tuple(whole_BTD.shape)}, not {(*ids_BT.shape, self.dim)}.")
+        if not whole_BTD.isfinite().all():
+            raise UserError(
+                f"the states of {type(self.model).__name__} at layer {self.layer} are not finite (NaN or infinite): "
+                f"its weights are damaged, or {self.dtype} is too small for them."
+            )
         calls = self.prefix(ids_BT)
         for cut_BTD in (self.span(calls, self.frozen), self.span(calls, self.frozen)):  # a replay must change nothing
             if not torch.equal(cut_BTD, whole_BTD):

@@ -28,6 +28,11 @@ def text_task(role: str, name: str) -> str:
     return f"{role}_text_{name}"
 
 
+def is_text_task(role: str, task: str) -> bool:
+    """Whether this is the task of a held-out corpus."""
+    return role.endswith(text_role("")) and task.startswith(f"{role}_")
+
+
 def text_tasks(corpora: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
     """The roles and tasks of held-out corpora: {"retain_text": ["retain_text_wiki"], ...}."""
     return {text_role(role): [text_task(role, name) for name in named] for role, named in corpora.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -27,7 +28,8 @@ class Sample:
         id: the number of the question in its task, or of the text in its corpus.
         question: a hash of what the model was given and of the right answer. Samples of two runs can be paired where it
             is the same.
-        correct: whether the answer is right; None where the task does not say so of a single question.
+        correct: whether the answer is right; None where the task does not say so of a single question, and where a
+            log-likelihood is not finite. Then `score` and `choice` are None, too.
         score: the question's accuracy where it is a share.
         choice: the number of the option with the highest log-likelihood.
         loglikelihoods: of each option, in nats.
@@ -52,10 +54,15 @@ class Sample:
     maxlogit_tokens: list[int] | None = None
 
     @property
+    def is_finite(self) -> bool:
+        """Whether its log-likelihoods are numbers, not NaN or infinite."""
+        return all(map(math.isfinite, (*(self.loglikelihoods or ()), 0.0 if self.nats is None else self.nats)))
+
+    @property
     def value(self) -> float | None:
-        """What paired tests compare: correctness as 0 or 1, of texts nats a token; None if there is neither."""
-        if self.nats is not None and self.tokens:
-            return self.nats / self.tokens
+        """What paired tests compare: correctness as 0 or 1, of texts nats a token; None without a finite one."""
+        if self.nats is not None:
+            return self.nats / self.tokens if self.tokens and math.isfinite(self.nats) else None
         return None if self.correct is None else float(self.correct)
 
 

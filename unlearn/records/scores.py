@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa  # type: ignore[import-untyped]
 
+from unlearn.errors import UserError
 from unlearn.records.tables import read_rows, write_rows
 
 if TYPE_CHECKING:
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 SCORES = "scores.parquet"
 PLACE = ("model", "role", "task", "part_of", "query")  # the columns that say what was measured where
 KEY = (*PLACE, "measure", "against")  # no two rows of an evaluation agree in these
+TRUNCATED = "truncated"  # a measure: how many questions lost their beginning
+NOT_FINITE = "not_finite"  # a measure: how many questions or texts have log-likelihoods that are NaN or infinite
+MAXLOGIT_NOT_FINITE = "maxlogit_not_finite"  # the same of MaxLogits
+COUNTS = (TRUNCATED, NOT_FINITE, MAXLOGIT_NOT_FINITE)  # measures that count questions of n
+NAMED = 5  # places that the sentence on numbers that are not finite names
 Metrics = dict[str, dict[str, dict[str, dict[str, float]]]]  # model -> task -> query -> measure -> value
 
 
@@ -30,7 +36,8 @@ class Score:
         task: a task or group of lm-eval, or a held-out corpus.
         part_of: the group that the task is a part of; None for what `eval.tasks` and `eval.texts` name.
         query: the kind of question: "default", "perturbed", ...
-        measure: "acc" (a share of 1), "nats" (a token), "maxlogit_mean", or any other metric of lm-eval.
+        measure: "acc" (a share of 1), "nats" (a token), "maxlogit_mean", any other metric of lm-eval, or one of
+            `COUNTS`. A place with a count "not_finite" has no metric: a part of its questions has no answer.
         against: None for a value itself. "base" or "default" for the paired difference of the measure from that of the
             base model, or of the default query.
         stderr: the standard error of the value over questions.
@@ -109,6 +116,32 @@ def role_means(
         for (role, query), by_task in values.items()
         if by_task.keys() == tasks[role]
     }
+
+
+def not_finite(scores: Iterable[Score]) -> list[Score]:
+    """The counts of what was not finite, without those of parts of groups."""
+    return [s for s in scores if s.measure in (NOT_FINITE, MAXLOGIT_NOT_FINITE) and s.part_of is None]
+
+
+def of_all(count: Score) -> str:
+    """A count in words."""
+    kind = "not finite" if count.measure == NOT_FINITE else "MaxLogits not finite"
+    return f"{count.value:.0f} of {count.n} {kind}"
+
+
+def why_not_finite(scores: Iterable[Score]) -> str | None:
+    """A sentence that names the first places at which a model gave numbers that are not finite; None if all are."""
+    counts = not_finite(scores)
+    named = [f"{s.model} model, {s.task}, {s.query}: {of_all(s)}" for s in counts[:NAMED]]
+    more = f"; and {len(counts) - NAMED} more" if len(counts) > NAMED else ""
+    return f"Answers that are NaN or infinite give no figure. {'; '.join(named)}{more}." if counts else None
+
+
+def check_finite(scores: Iterable[Score]) -> None:
+    """Raise UserError if a model gave numbers that are not finite."""
+    sentence = why_not_finite(scores)
+    if sentence is not None:
+        raise UserError(sentence)
 
 
 def nested(scores: Iterable[Score]) -> Metrics:

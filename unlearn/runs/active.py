@@ -16,6 +16,7 @@ from unlearn.config.schema import Config
 from unlearn.errors import UserError, describe
 from unlearn.models.delta import save_delta
 from unlearn.records.answers import Answers
+from unlearn.records.scores import why_not_finite
 from unlearn.runs.folder import RunFolder
 from unlearn.runs.takeover import find_training, take_over
 from unlearn.screen import say
@@ -133,9 +134,15 @@ class ActiveRun:
         }
 
     def finish(self, answers: Answers) -> None:
-        """Complete the folder, then send the results to the tracker. Errors of the tracker come too late to matter."""
+        """Complete the folder, then send the results to the tracker. Errors of the tracker come too late to matter.
+
+        A run with answers that are not finite is done, as the same would come out again, but `error` says so.
+        """
         self.folder.finish(answers)
         self._publish(answers)
+        sentence = why_not_finite(answers.scores)
+        if sentence is not None:
+            self.error = UserError(f"{self.folder.path}: {sentence}")
 
     def _publish(self, answers: Answers) -> None:
         settings = self.config.tracker

@@ -22,6 +22,7 @@ from unlearn.evaluation.questions import load_questions
 from unlearn.models.delta import dtype_of
 from unlearn.records.answers import Answers
 from unlearn.records.samples import SAMPLES, Sample, read_samples
+from unlearn.records.scores import check_finite
 from unlearn.runs.evaluations import EVALUATIONS, Evaluation, evaluations_of, keep_evaluation
 from unlearn.runs.folder import RunFolder, check_version, write_results
 from unlearn.runs.inputs import Inputs, load_evaluation_inputs
@@ -79,7 +80,10 @@ def recorded_config(folder: Path, record: Mapping[str, Any], *, trust_remote_cod
 
 
 def evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
-    """Evaluate a run again. Returns the folder of the results, RUN/evaluations/NAME."""
+    """Evaluate a run again. Returns the folder of the results, RUN/evaluations/NAME.
+
+    Raises UserError, after the results are written, if a model's answers are not finite.
+    """
     with folder.locked():
         return _evaluate_run(folder, overrides)
 
@@ -101,6 +105,7 @@ def _evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
     with suppress(OSError):  # it is not empty
         partial.parent.rmdir()
     show_result(answers.scores, home, None)
+    check_finite(answers.scores)
     return home
 
 
@@ -148,4 +153,5 @@ def evaluate_checkpoint(overrides: list[str]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_results(folder, answers, {})
     show_result(answers.scores, folder, None)
+    check_finite(answers.scores)
     return folder

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from math import sqrt
+from math import isfinite, sqrt
 
 import torch
 import yaml
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from unlearn.arguments import SPAN
 from unlearn.config.schema import Config
-from unlearn.data.corpora import Reading, documents, first_tokens
+from unlearn.data.corpora import Reading, check_rows, documents, first_tokens
 from unlearn.errors import UserError
 from unlearn.models.architectures import decoder_layers, hidden_of, parameter_names
 from unlearn.models.loading import Source, load_config, load_tokenizer, load_whole
@@ -160,10 +160,17 @@ def show_scale(config: Config, layer: int | None, count: int) -> None:
         for text, _ in islice(documents(topic.retain, f"data.topics.{name}.retain", reading), count)
     ]
     length = min(topic.max_length for topic in config.data.topics.values())
-    encoded = (first_tokens(text, tokenizer, length, special=not reading.chat) for text in texts)
+    encoded = [first_tokens(text, tokenizer, length, special=not reading.chat) for text in texts]
+    check_rows({"data.topics, retain": encoded}, len(model.get_input_embeddings().weight), first_counted=True)
     scales = measure(
         model, [torch.tensor([ids], device=source.torch_device) for ids in encoded], config.model.parameters
     )
+    for scale in scales:
+        if not all(map(isfinite, (scale.norm, scale.spread, scale.input_norm))):
+            raise UserError(
+                f"the states of {config.model.path} at layer {scale.layer} are not finite (NaN or infinite): its "
+                f"weights are damaged, or {model.dtype} is too small for them."
+            )
     title = f"{config.model.name}: {len(texts)} retain documents of at most {length} tokens"
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
     for column in ("layer", "norm", "median norm", "spread", "L1 norm of the matrix's input"):

@@ -19,7 +19,7 @@ from rich.text import Text
 from unlearn.errors import UserError
 from unlearn.records.headline import Figure, headline
 from unlearn.records.samples import guessing_accuracy
-from unlearn.records.scores import read_scores
+from unlearn.records.scores import not_finite, read_scores
 from unlearn.screen import WIDE, PlainConsole
 from unlearn.sweeps.sweep import Sweep
 
@@ -36,6 +36,7 @@ class Setting:
     label: str
     folders: list[Path] = field(default_factory=list)
     runs: list[dict[str, Figure]] = field(default_factory=list)
+    has_not_finite: bool = False  # whether a run has answers that are not finite
 
     def figures(self, name: str) -> list[Figure]:
         """A figure of each run; empty if a run lacks it."""
@@ -61,12 +62,14 @@ def settings_of(sweep: Sweep) -> list[Setting]:
         if job.folder is None or folder in folders or not (folder / "scores.parquet").is_file():
             continue
         folders.add(folder)
-        figures = headline(read_scores(folder))
+        scores = read_scores(folder)
+        figures = headline(scores)
         label = " ".join(part for part in sweep.label(number).split(" ") if not part.startswith("seed="))
         setting = settings.setdefault(label, Setting(label or "all runs"))
         setting.folders.append(folder)
         setting.runs.append(figures)
-    return [setting for setting in settings.values() if any(setting.runs)]
+        setting.has_not_finite = setting.has_not_finite or bool(not_finite(scores))
+    return [setting for setting in settings.values() if any(setting.runs) or setting.has_not_finite]
 
 
 def best_of(settings: Sequence[Setting], guessing: float | None) -> tuple[Setting | None, str]:
@@ -99,7 +102,8 @@ def summary(sweep: Sweep) -> Group | None:
     if not settings:
         return None
     names = [name for name in ("retain", "retain perturbed", "forget") if any(s.figures(name) for s in settings)]
-    best, rule = best_of(settings, guessing_accuracy(settings[0].folders[0], "forget"))
+    finite = [setting for setting in settings if not setting.has_not_finite]
+    best, rule = best_of(finite or settings, guessing_accuracy(settings[0].folders[0], "forget"))
     parent = os.path.commonpath([folder.parent for setting in settings for folder in setting.folders])
     heads = [_head(name, settings) for name in names]
     table = Table(
@@ -111,7 +115,8 @@ def summary(sweep: Sweep) -> Group | None:
     for setting in settings:
         further = f" +{len(setting.folders) - 1}" if len(setting.folders) > 1 else ""
         folder = os.path.relpath(setting.folders[0], parent)
-        cells = [_cell(setting.figures(name)) for name in names]
+        missing = "not finite" if setting.has_not_finite else "-"
+        cells = [_cell(setting.figures(name)) or missing for name in names]
         mark = "*" if setting is best else ""
         table.add_row(mark, escape(f"{setting.label}\n{folder}{further}"), str(len(setting.runs)), *cells)
     title = Text(f"Means over seeds ± standard error, below them the difference from the base model. Runs: {parent}")
@@ -144,9 +149,9 @@ def _base(settings: Sequence[Setting], name: str) -> str:
 
 
 def _cell(figures: Sequence[Figure]) -> str:
-    """Mean over seeds and its standard error; below it, the difference from the base model."""
+    """Mean over seeds and its standard error; below it, the difference from the base model. Empty without figures."""
     if not figures:
-        return "-"
+        return ""
     text = figures[0].text
     values = [figure.unlearned for figure in figures]
     error = f" ± {text(stdev(values) / math.sqrt(len(values)))}" if len(values) > 1 else ""

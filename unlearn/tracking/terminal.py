@@ -13,7 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from unlearn.records.headline import headline
-from unlearn.records.scores import Score, in_order
+from unlearn.records.names import is_text_task
+from unlearn.records.scores import COUNTS, NOT_FINITE, Score, in_order, not_finite, of_all
 from unlearn.screen import console, say
 
 if TYPE_CHECKING:  # this is imported where torch is not
@@ -63,17 +64,20 @@ def _figures(record: Record) -> str:
 def show_result(scores: Sequence[Score], folder: Path, curves: str | None) -> None:
     """Print both models' scores and their difference by task and query, the run's folder, and the curves' address.
 
-    Accuracies are in percent, scores of held-out texts in nats per token. Other measures have a table each.
+    Accuracies are in percent, scores of held-out texts in nats per token. Other measures have a table each. Where
+    answers were not finite, their number stands in the place of the score.
     """
-    asked = [score for score in in_order(scores) if score.part_of is None]
+    asked = [score for score in in_order(scores) if score.part_of is None and score.against is None]
     shown = {"acc": ("Accuracy in %", 100, 1), "nats": ("Texts, nats per token", 1, 3)}
     shown |= {measure: (measure, 1, 3) for measure in _of_other_tasks(asked)}
-    for measure, (unit, scale, digits) in shown.items():
-        models: Models = {}
-        for score in asked:
-            if score.measure == measure and score.against is None:
-                models.setdefault((score.role, score.task, score.query), {})[score.model] = score
+    tables: dict[str, Models] = {measure: {} for measure in shown}
+    for score in asked:
+        measure = _missing_measure(score, asked) if score.measure == NOT_FINITE else score.measure
+        if measure in shown:
+            tables[measure].setdefault((score.role, score.task, score.query), {})[score.model] = score
+    for measure, models in tables.items():
         if models:
+            unit, scale, digits = shown[measure]
             _show_table(f"{unit} (± standard error), {folder.name}", models, scale, digits)
     say(f"Files: {folder}")
     if curves is not None:
@@ -87,6 +91,9 @@ def show_result_line(scores: Sequence[Score], folder: Path, _curves: str | None)
         unit = " %" if figure.measure == "acc" else " nats"
         base = "" if figure.base is None else f" (base {figure.text(figure.base)})"
         parts.append(f"{name} {figure.text(figure.unlearned)}{unit}{base}")
+    counts = not_finite(scores)
+    if counts:
+        parts.append(f"{sum(count.value for count in counts):.0f} answers are not finite")
     say(f"{folder}: {', '.join(parts) or 'done'}")
 
 
@@ -103,7 +110,7 @@ def _show_table(title: str, models: Models, scale: int, digits: int) -> None:
             if place[0] == role:
                 base, unlearned = of_place.get("base"), of_place.get("unlearned")
                 difference = "-"
-                if base is not None and unlearned is not None:
+                if base is not None and unlearned is not None and base.measure == unlearned.measure != NOT_FINITE:
                     difference = f"{scale * (unlearned.value - base.value):+.{digits}f}"
                 table.add_row(*place, _cell(base, scale, digits), _cell(unlearned, scale, digits), difference)
     console.print(table)
@@ -112,11 +119,20 @@ def _show_table(title: str, models: Models, scale: int, digits: int) -> None:
 def _cell(score: Score | None, scale: int, digits: int) -> str:
     if score is None:
         return "-"
+    if score.measure == NOT_FINITE:
+        return of_all(score)
     error = "" if score.stderr is None else f" ± {scale * score.stderr:.{digits}f}"
     return f"{scale * score.value:.{digits}f}{error}"
+
+
+def _missing_measure(count: Score, asked: Sequence[Score]) -> str:
+    """The measure in whose place a count of answers that are not finite stands."""
+    of_task = [s.measure for s in asked if (s.role, s.task) == (count.role, count.task) and s.measure not in COUNTS]
+    first = next((measure for measure in of_task if measure in ("acc", "nats")), None)
+    return first or next(iter(of_task), "nats" if is_text_task(count.role, count.task) else "acc")
 
 
 def _of_other_tasks(scores: Sequence[Score]) -> list[str]:
     """The measures of tasks that have no accuracy and no nats."""
     usual = {score.task for score in scores if score.measure in ("acc", "nats")}
-    return list(dict.fromkeys(s.measure for s in scores if s.task not in usual and s.measure != "truncated"))
+    return list(dict.fromkeys(s.measure for s in scores if s.task not in usual and s.measure not in COUNTS))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from unlearn.records.names import text_role
+from unlearn.records.names import is_text_task, text_role
 from unlearn.records.samples import Sample
-from unlearn.records.scores import Score, in_order, role_means
+from unlearn.records.scores import NOT_FINITE, Score, in_order, not_finite, role_means
 
 Cell = str | float | int | bool | None
 Row = list[Cell]
 COMPARED = [f"{other}_{figure}" for other in ("base", "default") for figure in ("difference", "low", "high", "p")]
-EVALUATION: list[str | int] = ["role", "task", "query", "model", "acc", "stderr", *COMPARED]
-TEXTS: list[str | int] = ["role", "task", "query", "model", "nats per token", "stderr", "perplexity", *COMPARED]
+EVALUATION: list[str | int] = ["role", "task", "query", "model", "acc", "stderr", *COMPARED, "not finite"]
+TEXTS: list[str | int] = [
+    "role", "task", "query", "model", "nats per token", "stderr", "perplexity", *COMPARED, "not finite",
+]  # fmt: skip
 QUESTIONS: list[str | int] = [
     "role", "task", "query", "question", "base correct", "unlearned correct", "base choice", "unlearned choice",
     "base margin", "unlearned margin",
@@ -31,21 +34,29 @@ SUMMARIES = {
 }
 
 
-def evaluation_rows(scores: Iterable[Score]) -> list[Row]:
-    """Rows of the table EVALUATION: each accuracy and its differences."""
-    return [
-        [score.role, score.task, score.query, score.model, score.value, score.stderr, *_compared(differences)]
+def evaluation_rows(scores: Sequence[Score]) -> list[Row]:
+    """Rows of the table EVALUATION: each accuracy and its differences, or how many answers were not finite."""
+    rows: list[Row] = [
+        [*_place(score), score.value, score.stderr, *_compared(differences), 0]
         for score, differences in _values(scores, "acc")
     ]
+    return rows + _without_figures(scores, EVALUATION, texts=False)
 
 
 def text_rows(scores: Sequence[Score]) -> list[Row]:
-    """Rows of the table TEXTS: each likelihood of held-out texts and its differences."""
+    """Rows of the table TEXTS: each likelihood of held-out texts and its differences, or how many were not finite."""
     perplexities = {_place(score): score.value for score in scores if score.measure == "perplexity"}
-    return [
-        [*_place(score), score.value, score.stderr, perplexities[_place(score)], *_compared(differences)]
+    rows: list[Row] = [
+        [*_place(score), score.value, score.stderr, perplexities[_place(score)], *_compared(differences), 0]
         for score, differences in _values(scores, "nats")
     ]
+    return rows + _without_figures(scores, TEXTS, texts=True)
+
+
+def _without_figures(scores: Sequence[Score], columns: Sequence[str | int], *, texts: bool) -> list[Row]:
+    """Rows with nothing but the number of answers that are not finite, of texts or of tasks."""
+    counts = [s for s in not_finite(scores) if s.measure == NOT_FINITE and is_text_task(s.role, s.task) is texts]
+    return [[*_place(s), *(None,) * (len(columns) - 5), int(s.value)] for s in counts]
 
 
 def _place(score: Score) -> tuple[str, str, str, str]:
@@ -94,24 +105,28 @@ def question_rows(samples: Iterable[Sample]) -> Iterator[Row]:
 
 def _margin(sample: Sample) -> float | None:
     ordered = sorted(sample.loglikelihoods or [])
-    return ordered[-1] - ordered[-2] if len(ordered) > 1 else None
+    margin = ordered[-1] - ordered[-2] if len(ordered) > 1 else math.nan
+    return margin if math.isfinite(margin) else None
 
 
 def max_logit_values(scores: Iterable[Score], samples: Iterable[Sample]) -> dict[tuple[str, str, str], list[float]]:
-    """(model, name of a task, group or role, query) -> the MaxLogits of all its questions that have some."""
+    """(model, name of a task, group or role, query) -> the finite MaxLogits of all its questions that have some."""
     groups = {(score.role, score.task): score.part_of for score in scores}
     values: dict[tuple[str, str, str], list[float]] = {}
     for sample in samples:
         if sample.maxlogits is not None:
             names = (sample.task, groups.get((sample.role, sample.task)), sample.role)
             for name in filter(None, names):
-                values.setdefault((sample.model, name, sample.query), []).extend(sample.maxlogits)
+                values.setdefault((sample.model, name, sample.query), []).extend(
+                    filter(math.isfinite, sample.maxlogits)
+                )
     return values
 
 
 def role_figures(scores: Sequence[Score], model: str = "unlearned") -> dict[str, float]:
-    """ROLE/QUERY/{acc,maxlogit_mean,nats} of one model, robustness/drop and robustness/text_cost.
+    """ROLE/QUERY/{acc,maxlogit_mean,nats,not_finite} of one model, robustness/drop and robustness/text_cost.
 
+    `not_finite`, the number of answers that are not finite, is there if there are some.
     robustness/drop is the default minus the perturbed accuracy on retained knowledge. robustness/text_cost is the rise
     of the loss on retained texts, in nats per token, when a forget-token is inserted.
     """
@@ -120,6 +135,10 @@ def role_figures(scores: Sequence[Score], model: str = "unlearned") -> dict[str,
         for measure in ("acc", "maxlogit_mean", "nats")
         for (role, query), value in role_means(scores, measure, model=model).items()
     }
+    for count in not_finite(scores):
+        if count.model == model:
+            name = f"{count.role}/{count.query}/{count.measure}"
+            figures[name] = figures.get(name, 0.0) + count.value
     if {"retain/default/acc", "retain/perturbed/acc"} <= figures.keys():
         figures["robustness/drop"] = figures["retain/default/acc"] - figures["retain/perturbed/acc"]
     costs = role_means(scores, "nats", model=model, against="default")

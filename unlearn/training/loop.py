@@ -269,9 +269,11 @@ class _StepCheck:
         if math.isfinite(total) and math.isfinite(norm):
             return None
         what = f"the gradient's norm became {norm}" if math.isfinite(total) else f"the loss became {total}"
+        # Before the first update the model is the base model.
+        lower = "A lower learning rate (train.lr) or a" if self.step else "No update was made yet. A"
         return (
-            f"{what} at step {self.step}, topic {self._topic} (forget loss {forget:g}, retain loss {retain:g}). A "
-            f"lower learning rate (train.lr) or a lower coefficient of the method may help."
+            f"{what} at step {self.step}, topic {self._topic} (forget loss {forget:g}, retain loss {retain:g}). "
+            f"{lower} lower coefficient of the method may help."
         )
 
 

@@ -22,7 +22,7 @@ from unlearn.analysis.report.material import Material
 from unlearn.analysis.settings import SETTING
 from unlearn.records.attacks import BASE, NOT_ATTACKED, RETRAINED, UNLEARNED, attack_folders, read_attack
 from unlearn.records.names import text_role
-from unlearn.records.scores import Score, role_means
+from unlearn.records.scores import Score, role_means, why_not_finite
 
 STRONGEST = "the strongest of them"
 DISJOINT = "no attack with a run's own questions was made at the same level on runs with RNA and without"
@@ -50,6 +50,8 @@ def attack_rows(m: Material) -> pd.DataFrame:
             with m.reading(run):
                 named = about.loc[number, [*SETTING, "seed"]].to_dict()
                 rows += [named | row for row in _of_run(run)]
+                if (sentence := _not_finite(run)) is not None:
+                    m.not_finite[str(run.folder)] = sentence
     if not rows:
         return pd.DataFrame()
     frame = pd.DataFrame(_with_variants(rows))
@@ -81,7 +83,7 @@ def _of_run(run: Run) -> Iterator[dict[str, Any]]:
         for level, name in dict.fromkeys((row.level, row.level_name) for row in rows):
             scores = [row.score for row in rows if row.level == level]
             of_level = {"attack": about.attack, "level": name, "number": level}
-            of_level |= {"arguments": about.arguments, "questions": about.questions}
+            of_level |= {"arguments": about.arguments, "questions": about.questions, "remark": about.remark}
             for unit in MEASURES:
                 known, before = _known(scores, unit, UNLEARNED), _known(without, unit, UNLEARNED)
                 if known is not None and before is not None:
@@ -94,6 +96,15 @@ def _of_run(run: Run) -> Iterator[dict[str, Any]]:
                         "retrained": _known(scores, unit, RETRAINED),
                         "robust": _robust(without, unit),
                     }
+
+
+def _not_finite(run: Run) -> str | None:
+    """A sentence on the first level of an attack at which answers were not finite; None if all were."""
+    for folder in attack_folders(run.folder):
+        for row in read_attack(folder)[1]:
+            if (sentence := why_not_finite([row.score])) is not None:
+                return f"{row.attack}, {row.level_name}: {sentence}"
+    return None
 
 
 def _known(scores: Sequence[Score], unit: str, model: str) -> float | None:
@@ -213,6 +224,8 @@ def levels(m: Material) -> Figure | None:
         "model under the same attack (an attack can do other things to it for each method), dotted: a model "
         "trained without it (`--retrained`). Means over seeds."
     )
+    remarks = rows.dropna(subset="remark").drop_duplicates(["attack", "remark"])
+    caption += "".join(f" {row.attack}: {row.remark}." for row in remarks.itertuples())
     return Figure("attack_levels", "Attacks · What comes back", caption, data, chart)
 
 

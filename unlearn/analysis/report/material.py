@@ -15,7 +15,7 @@ from unlearn.analysis.report.choose import Chosen, choose
 from unlearn.analysis.settings import METHODS, Setting, missing_seeds, run_frame
 from unlearn.arguments import is_number
 from unlearn.errors import describe
-from unlearn.records.scores import flat
+from unlearn.records.scores import flat, not_finite
 
 LOSSES = ("forget_loss", "retain_loss")  # of the last logged step
 
@@ -34,6 +34,7 @@ class Material:
     world: str
     chosen: Sequence[Chosen]
     problems: dict[str, str] = field(default_factory=dict)  # run -> what could not be read
+    not_finite: dict[str, str] = field(default_factory=dict)  # run -> under which attack answers were not finite
 
     def means_of(self, measure: str, *, model: str = "unlearned", against: str = "") -> pd.DataFrame:
         """The roles' means over seeds of a measure, of all worlds; of the base model those of this world, once."""
@@ -108,6 +109,12 @@ class Material:
             if len(values) > 1:
                 listed = [*sorted(values)[:5], *(["..."] if len(values) > 5 else [])]
                 warnings.append(f"These runs are of {len(values)} {what}: {'; '.join(listed)}.")
+        broken = sum(bool(not_finite(run.scores)) for run in done)
+        if broken:
+            warnings.append(
+                f"{broken} of {len(done)} runs have answers that are not finite (NaN or infinite). Tasks with such "
+                'answers have no figure; the column "not finite" counts them.'
+            )
         changed = sum(bool(code.get("changed")) for code in codes)
         if changed:
             warnings.append(f"{changed} of {len(done)} runs were made by code with uncommitted changes.")

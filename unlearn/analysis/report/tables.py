@@ -14,6 +14,7 @@ from unlearn.analysis.report.figure import Table
 from unlearn.analysis.report.material import Material
 from unlearn.analysis.settings import telling_keys
 from unlearn.records.names import text_role
+from unlearn.records.scores import COUNTS, MAXLOGIT_NOT_FINITE, NOT_FINITE, why_not_finite
 
 NONE = "–"
 SHOWN = ("default", "perturbed")
@@ -34,7 +35,7 @@ def _measured(m: Material) -> pd.DataFrame:
     """The roles' means that tables show: accuracies, nats a token, and what tasks without either have."""
     rows = m.means[(m.means["task"] == MEAN) & (m.means["against"] == "") & m.means["query"].isin(SHOWN)]
     usual = rows["measure"].isin(["acc", "nats"])
-    others = ~rows["role"].isin(set(rows["role"][usual])) & ~rows["measure"].isin(["truncated", "perplexity"])
+    others = ~rows["role"].isin(set(rows["role"][usual])) & ~rows["measure"].isin([*COUNTS, "perplexity"])
     return rows[usual | others]
 
 
@@ -66,6 +67,7 @@ def settings(m: Material) -> Table | None:
     data["seeds"] = pd.array(counts, dtype="Int64")
     lacking = m.lacking
     data["missing"] = [lacking.get(key) or None for key in data.index]
+    data["not finite"] = data.index.map(_not_finite(m, base=m.about["world"], unlearned=m.about["setting"]))
     note = (
         "Accuracies in %, held-out texts (roles that end in _text) in nats a token; a role is the mean of its tasks. "
         "Means over seeds ± half of the 95 % interval: Student's t over seeds; marked q, of a single seed, over "
@@ -78,7 +80,24 @@ def settings(m: Material) -> Table | None:
             "of retained texts."
         )
     data = _tidy(data.reset_index(drop=True))
-    return Table("settings", "Results by setting", note, data, frozenset({"missing"}), keys=len(set(data) & set(named)))
+    keys, text = len(set(data) & set(named)), frozenset({"missing", "not finite"})
+    return Table("settings", "Results by setting", note, data, text, keys=keys)
+
+
+def _not_finite(m: Material, **rows: pd.Series) -> dict[Any, str]:
+    """{row: how many answers of which roles are not finite, in words}; `rows` gives a model's rows, run by run."""
+    counts = m.scores[m.scores["measure"].isin([NOT_FINITE, MAXLOGIT_NOT_FINITE]) & (m.scores["task"] != MEAN)]
+    texts: dict[Any, list[str]] = {}
+    for model, keys in rows.items():
+        named = counts[counts["model"] == model]
+        named = named.assign(key=named["number"].map(dict(zip(m.about["number"], keys, strict=True))))
+        if model == "base":
+            named = named.drop_duplicates(["key", "role", "task", "query", "measure"])  # all runs of a world share it
+        sums = named.groupby(["key", "role", "query", "measure"], sort=False)[["value", "n"]].sum()
+        for (key, role, query, measure), (value, n) in zip(sums.index, sums.to_numpy(), strict=True):
+            what = _heading(role, query, "acc" if measure == NOT_FINITE else "MaxLogit")
+            texts.setdefault(key, []).append(f"{what}: {value:.0f} of {n:.0f}")
+    return {key: "; ".join(parts) for key, parts in texts.items()}
 
 
 def _place(group: tuple[Any, pd.DataFrame]) -> tuple[int, str, str]:
@@ -121,7 +140,9 @@ def runs(m: Material) -> Table:
         "A row for each run. Accuracies in %, held-out texts in nats a token, a role being the mean of its tasks. "
         "Differences from the base model are paired by question, with 95 % intervals over questions."
     )
-    return Table("runs", "All runs", note, data.assign(run=m.about["run"]), keys=named.shape[1])
+    without = number.map(_not_finite(m, unlearned=number))
+    data = data.assign(**({"not finite": without} if without.notna().any() else {}), run=m.about["run"])
+    return Table("runs", "All runs", note, data, keys=named.shape[1])
 
 
 def _difference(row: object, factor: int, digits: int) -> str:
@@ -143,9 +164,11 @@ def unusable(m: Material) -> Table | None:
     data = m.about[["run", "status", "method", "coefficient", "nu", "seed", "why", "folder"]].copy()
     bare = (data["status"] == "done") & ~m.about["number"].isin(set(m.scores["number"]))
     data.loc[bare, ["status", "why"]] = ["not evaluated", "done, but there are no scores"]
-    for folder, problem in m.problems.items():
-        place = (data["folder"] == folder) & (data["status"] == "done")
-        data.loc[place, ["status", "why"]] = ["partly unreadable", problem]
+    without = {str(run.folder): sentence for run in m.runs if (sentence := why_not_finite(run.scores)) is not None}
+    for status, why in (("partly unreadable", m.problems), ("partly not finite", m.not_finite | without)):
+        for folder, problem in why.items():
+            place = (data["folder"] == folder) & (data["status"] == "done")
+            data.loc[place, ["status", "why"]] = [status, problem]
     data = data[data["status"] != "done"].rename(columns={"coefficient": "c, β", "nu": "ν"})
     data["why"] = [" ".join(why.split())[:LONGEST] for why in data["why"]]
     note = "These are in no figure and no mean, or not in all of them."
