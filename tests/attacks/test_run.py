@@ -180,9 +180,7 @@ def test_a_level_without_finite_answers_is_shown_and_named(tmp_path, capsys):
     assert line.split() == ["pruning", "90", "%", "NaN", "NaN"]
     assert any(line.startswith("NaN: answers that are not finite") for line in lines)
     assert problem(results[:0]) is None
-    assert problem(results).startswith(
-        "pruning, 90 %: Answers that are NaN or infinite give no figure. unlearned model"
-    )
+    assert problem(results).startswith("pruning, 90 %: Answers that are NaN or infinite give no figure.")
 
 
 def test_an_attack_after_which_nothing_is_finite_ends_with_status_1(finished, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from unlearn.evaluation.journal import Journals
 from unlearn.evaluation.questions import check_token_ids
 from unlearn.evaluation.suite import load_suite
 from unlearn.evaluation.texts import load_passages
-from unlearn.experiment import run
+from unlearn.experiment import run, run_together
 from unlearn.models.delta import METADATA
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_tokenizer, load_whole
@@ -173,3 +174,17 @@ def test_a_delta_of_nan_is_no_perfect_forgetting(short, capsys):
     assert "2 of 2 not finite" in row
     [metrics] = folder.glob("evaluations/*/metrics.json")
     json.loads(metrics.read_text(), parse_constant=pytest.fail)
+
+
+def test_a_run_of_a_broken_model_is_done_and_ends_with_status_1(short, tmp_path, capsys):
+    model = tmp_path / "model"
+    shutil.copytree(SOURCE.path, model)
+    weights = load_file(model / "model.safetensors")
+    last = max(name for name in weights if "down_proj" in name)
+    save_file(weights | {last: torch.full_like(weights[last], math.inf)}, model / "model.safetensors", {"format": "pt"})
+    config = short(f"model.path={model}", "eval=toy", "eval.limit=2", "eval.queries=[default]")
+    for said in ("answers are not finite", "finished: nothing to do"):
+        [outcome] = run_together([config])
+        assert "base model, toy_retain, default: 2 of 2 not finite" in str(outcome.error)
+        assert json.loads((outcome.folder / "run.json").read_text())["status"] == "done"
+        assert said in capsys.readouterr().err

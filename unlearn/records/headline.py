@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from unlearn.records.names import text_role
 from unlearn.records.scores import Score, role_means
 
 SHOWN = (("retain", "default"), ("retain", "perturbed"), ("forget", "default"))  # role, query
@@ -34,6 +35,12 @@ class Figure:
         return f"{100 * value:.1f}" if self.measure == "acc" else f"{value:.2f}"
 
 
+def figure_name(role: str, query: str) -> str:
+    """The name of the figure of a role, or of its held-out texts, in a kind of query."""
+    role = role.removesuffix(text_role(""))
+    return role if query == "default" else f"{role} {query}"
+
+
 def headline(scores: Iterable[Score]) -> dict[str, Figure]:
     """The figures of `SHOWN`, named "retain", "retain perturbed", "forget"; those that were not measured are left out.
 
@@ -43,7 +50,7 @@ def headline(scores: Iterable[Score]) -> dict[str, Figure]:
     figures: dict[str, Figure] = {}
     measures: tuple[tuple[Literal["acc", "nats"], str], ...] = (("acc", ""), ("nats", "_text"))
     for role, query in SHOWN:
-        name = role if query == "default" else f"{role} {query}"
+        name = figure_name(role, query)
         for measure, suffix in measures:
             place = (f"{role}{suffix}", query)
             unlearned = role_means(rows, measure).get(place)

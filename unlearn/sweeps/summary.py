@@ -17,7 +17,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from unlearn.errors import UserError
-from unlearn.records.headline import Figure, headline
+from unlearn.records.headline import Figure, figure_name, headline
 from unlearn.records.samples import guessing_accuracy
 from unlearn.records.scores import not_finite, read_scores
 from unlearn.screen import WIDE, PlainConsole
@@ -36,7 +36,7 @@ class Setting:
     label: str
     folders: list[Path] = field(default_factory=list)
     runs: list[dict[str, Figure]] = field(default_factory=list)
-    has_not_finite: bool = False  # whether a run has answers that are not finite
+    not_finite: set[str] = field(default_factory=set)  # figures that a run lacks, as its answers are not finite
 
     def figures(self, name: str) -> list[Figure]:
         """A figure of each run; empty if a run lacks it."""
@@ -68,8 +68,8 @@ def settings_of(sweep: Sweep) -> list[Setting]:
         setting = settings.setdefault(label, Setting(label or "all runs"))
         setting.folders.append(folder)
         setting.runs.append(figures)
-        setting.has_not_finite = setting.has_not_finite or bool(not_finite(scores))
-    return [setting for setting in settings.values() if any(setting.runs) or setting.has_not_finite]
+        setting.not_finite |= {figure_name(s.role, s.query) for s in not_finite(scores) if s.model == "unlearned"}
+    return [setting for setting in settings.values() if any(setting.runs) or setting.not_finite]
 
 
 def best_of(settings: Sequence[Setting], guessing: float | None) -> tuple[Setting | None, str]:
@@ -101,8 +101,9 @@ def summary(sweep: Sweep) -> Group | None:
     settings = settings_of(sweep)
     if not settings:
         return None
-    names = [name for name in ("retain", "retain perturbed", "forget") if any(s.figures(name) for s in settings)]
-    finite = [setting for setting in settings if not setting.has_not_finite]
+    shown = ("retain", "retain perturbed", "forget")
+    names = [name for name in shown if any(s.figures(name) or name in s.not_finite for s in settings)]
+    finite = [setting for setting in settings if not setting.not_finite]
     best, rule = best_of(finite or settings, guessing_accuracy(settings[0].folders[0], "forget"))
     parent = os.path.commonpath([folder.parent for setting in settings for folder in setting.folders])
     heads = [_head(name, settings) for name in names]
@@ -115,8 +116,8 @@ def summary(sweep: Sweep) -> Group | None:
     for setting in settings:
         further = f" +{len(setting.folders) - 1}" if len(setting.folders) > 1 else ""
         folder = os.path.relpath(setting.folders[0], parent)
-        missing = "not finite" if setting.has_not_finite else "-"
-        cells = [_cell(setting.figures(name)) or missing for name in names]
+        lacking = {name: "not finite" if name in setting.not_finite else "-" for name in names}
+        cells = [_cell(setting.figures(name)) or lacking[name] for name in names]
         mark = "*" if setting is best else ""
         table.add_row(mark, escape(f"{setting.label}\n{folder}{further}"), str(len(setting.runs)), *cells)
     title = Text(f"Means over seeds ± standard error, below them the difference from the base model. Runs: {parent}")
@@ -136,7 +137,7 @@ def show_summary(sweep: Sweep) -> None:
 
 def _head(name: str, settings: Sequence[Setting]) -> str:
     measures = {figure.measure for setting in settings for figure in setting.figures(name)}
-    unit = "%" if "acc" in measures else "nats"
+    unit = "nats" if measures == {"nats"} else "%"
     role, _, query = name.partition(" ")
     return f"{role}, {unit}\n{query}" if query else f"{role}, {unit}"
 
