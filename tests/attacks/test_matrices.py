@@ -28,7 +28,7 @@ CONFIGS = {
     "gpt_oss": GptOssConfig(**SIZES, **HEADS, layer_types=["full_attention"] * 2),
     "llama4": Llama4TextConfig(**SIZES, **HEADS, intermediate_size_mlp=48, layer_types=["full_attention"] * 2),
     "granite_moe": GraniteMoeConfig(**{k: v for k, v in SIZES.items() if k != "head_dim"}, **HEADS),
-    "qwen3_moe": Qwen3MoeConfig(**SIZES, **HEADS, num_experts=4, moe_intermediate_size=48),
+    "qwen3_moe": Qwen3MoeConfig(**SIZES, **HEADS, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48),
 }
 OUTPUTS_LAST = {"gpt2": "mlp.c_fc.weight", "gpt_oss": "experts.gate_up_proj", "llama4": "experts.gate_up_proj"}
 IDS_BT = torch.tensor([[3, 4, 5, 6, 7]])

@@ -106,7 +106,7 @@ def test_a_probes_figure_of_a_role_is_the_mean_over_the_tasks_of_which_a_questio
 def test_states_that_are_not_finite_are_counted_and_train_no_probe(knowing, suite):
     damaged = knowing.model.get_parameter("model.layers.2.mlp.down_proj.weight")
     before = damaged.data.clone()
-    damaged.data.fill_(torch.nan)
+    damaged.data.fill_(torch.inf)  # NaN would not equal itself
     try:
         probed, seen = measured(Probe([1, 2]), knowing), measured(LogitLens([1, 2]), knowing)
     finally:
