@@ -186,7 +186,7 @@ def test_a_level_without_finite_answers_is_shown_and_named(tmp_path, capsys):
 def test_an_attack_after_which_nothing_is_finite_ends_with_status_1(finished, monkeypatch, capsys):
     monkeypatch.setattr("unlearn.attacks.pruning.pruned", lambda w_OI, _fraction: w_OI * torch.nan)
     with pytest.raises(SystemExit, match=r"pruning, 20% of weights: Answers that are NaN or infinite") as stop:
-        main(["attack", str(finished), "attack=pruning", "attack.levels=[0.2]", "eval.limit=2"])
+        main(["attack", str(finished), "attack=pruning", "attack.levels=[0.2]", "eval.subset=2"])
     assert "\n" not in str(stop.value)
     assert "NaN" in capsys.readouterr().err
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ def linear_modules(model: PreTrainedModel) -> list[str]:
 
 
 @torch.no_grad()
-def is_plain_linear(module: nn.Module) -> bool:
+def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether a module computes what nn.Linear does. That of a subclass with a forward of its own is tried."""
     if not isinstance(module, nn.Linear):
         return False
