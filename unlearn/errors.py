@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+INTERRUPTED = 130  # the exit status after Ctrl-C
+GOES_ON = "Interrupted. Run the same command again to resume."
+
 
 class UserError(ValueError):
     """A mistake of the user: what was given, where, and what is allowed. It is printed without a traceback."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable
+from io import TextIOWrapper
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -16,6 +17,17 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line fe
 def plain(text: str) -> str:
     """A text whose control characters, such as those that begin ANSI codes, are written out: \\x1b."""
     return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def one_line(text: str) -> str:
+    """A text on one line, without control characters."""
+    return plain(" ".join(text.split()))
+
+
+def accept_every_letter() -> None:
+    """Let standard output replace letters that its encoding lacks by question marks, where it would raise an error."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 class PlainConsole(Console):

@@ -1,5 +1,6 @@
 """The report: what it finds, what it computes, what it says of what is missing, and what it writes."""
 
+import csv
 import io
 import json
 import math
@@ -25,7 +26,7 @@ from unlearn.analysis.compare import compare_runs
 from unlearn.analysis.report import write
 from unlearn.analysis.report.charts import PAPER, SCREEN
 from unlearn.analysis.report.curves import against, figure_3
-from unlearn.analysis.report.export import as_text, write_table
+from unlearn.analysis.report.export import as_text, write_table, write_text
 from unlearn.analysis.report.figures import figures
 from unlearn.analysis.report.material import gather
 from unlearn.analysis.report.page import page
@@ -36,6 +37,7 @@ from unlearn.cli.main import main
 from unlearn.errors import UserError
 from unlearn.records.samples import read_samples, write_samples
 from unlearn.records.scores import Score, read_scores, write_scores
+from unlearn.screen import accept_every_letter
 from unlearn.sweeps.sweep import Job, Sweep
 
 
@@ -691,9 +693,49 @@ def test_text_of_runs_stays_in_its_cell_and_is_no_formula(kind, cell, tmp_path, 
     assert cell in line
 
 
+HOSTILE = '=1+1\n\x1b[2J|a & b \\ ,"'
+
+
+@pytest.fixture(scope="module")
+def of_hostile_names(tmp_path_factory):
+    """Two finished runs and a failed one with names that no table should be at the mercy of."""
+    root = tmp_path_factory.mktemp("hostile")
+    tasks = {"retain": [f"mmlu{HOSTILE}"], f"near{HOSTILE}": ["near"], "forget": ["wmdp"]}
+    changes = {"identity.eval.tasks": tasks, "identity.model.name": HOSTILE}
+    argument = {f"c{HOSTILE}": 1.0, "norm": HOSTILE}
+    for nu in (0.0, 0.1):
+        made_up_run(root / f"{nu:g}{HOSTILE}", method=HOSTILE, argument=argument, nu=nu, changes=changes)
+    made_up_run(root / "failed", status="failed", changes={"error": HOSTILE})
+    return gather(collect([root]))
+
+
+@pytest.mark.parametrize("name", ["settings", "contrasts", "runs", "scores", "unusable"])
+def test_no_name_breaks_a_row_becomes_a_formula_or_steers_a_terminal(name, of_hostile_names):
+    made = TABLES[name](of_hostile_names)
+    rows = len(made.data)
+    texts = {kind: as_text(made, kind) for kind in ("csv", "md", "latex")}
+    assert not re.search(r"[\x00-\x09\x0b-\x1f]", "".join(texts.values()))
+    read = list(csv.reader(io.StringIO(texts["csv"])))
+    assert [len(row) for row in read] == [len(made.data.columns)] * (rows + 1)
+    cells = [cell for row in read for cell in row]
+    assert not any("\n" in cell or re.match(r"[=@]|[+-]\D", cell) for cell in cells)
+    heading, table_lines, note = texts["md"].strip().split("\n\n")
+    assert (len(heading.splitlines()), len(table_lines.splitlines()), len(note.splitlines())) == (1, rows + 2, 1)
+    bars = {len(re.findall(r"(?<!\\)\|", line)) for line in table_lines.splitlines()}
+    assert bars == {len(made.data.columns) + 1}
+    ends = [line for line in texts["latex"].splitlines() if line.endswith(r" \\")]
+    assert [len(re.findall(r"(?<!\\)&", line)) for line in ends] == [len(made.data.columns) - 1] * (rows + 1)
+
+
+def test_no_file_of_text_steers_a_terminal(tmp_path):
+    write_text("a \x1b[2J\n", tmp_path / "a.md")
+    assert (tmp_path / "a.md").read_text() == "a \\x1b[2J\n"
+
+
 def test_a_terminal_in_ascii_gets_a_table(material, monkeypatch):
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", out)
+    accept_every_letter()
     write_table(TABLES["settings"](material), "md", None)
     out.flush()
     assert "| RMU *" in out.buffer.getvalue().decode("ascii")
@@ -719,6 +761,9 @@ def test_options_that_do_not_go_together(grid, capsys):
 def test_output_that_cannot_be_written_is_refused_before_anything_is_computed(grid, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=r"Error: -o .*: it is a folder"):
         main(["report", str(grid), "--format", "csv", "-o", str(tmp_path)])
+    os.mkfifo(tmp_path / "fifo")  # like /dev/stdout, which a file must not take the place of
+    with pytest.raises(SystemExit, match=r"Error: -o .*: it is no regular file"):
+        main(["report", str(grid), "--format", "csv", "-o", str(tmp_path / "fifo")])
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(write, "collect", lambda _: pytest.fail("it was computed before"))
     with pytest.raises(SystemExit, match=r"Error: .*-o FILE chooses another place"):

@@ -212,6 +212,25 @@ def test_ctrl_c_is_one_line(capsys, monkeypatch):
     assert capsys.readouterr().err == "Interrupted. Run the same command again to resume.\n"
 
 
+def test_ctrl_c_in_a_command_is_one_line(capsys, monkeypatch):
+    def interrupted(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unlearn.sweeps.status.show_status", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        main(["status"])
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "Interrupted. Run the same command again to resume.\n"
+
+
+def test_relative_paths_are_from_where_the_command_was_started(tmp_path):
+    (tmp_path / "short.jsonl").write_text('{"text": "river"}\n')
+    file = os.path.relpath(tmp_path / "short.jsonl", ROOT)
+    done = launch("hydra.job.chdir=true", f"data.topics.bio.forget={file}", "eval=none", tmp_path=tmp_path)
+    assert f"data.topics.bio.forget: {file} has 1 lines" in done.stderr
+    assert done.stdout == "imported: []\n"
+
+
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     done = launch("eval=none", tmp_path=tmp_path / "file")

@@ -13,15 +13,18 @@ import torch
 from tests.conftest import ROOT, metrics_of, read_metrics
 from unlearn.analysis.collect import read_run
 from unlearn.analysis.compare import differing_questions
+from unlearn.attacks.run import attack
 from unlearn.cli.main import main
 from unlearn.errors import UserError
 from unlearn.evaluation import harness
 from unlearn.evaluation.cache import CachedAnswers
 from unlearn.evaluation.evaluator import Evaluator
 from unlearn.experiment import run
+from unlearn.models.export import export
 from unlearn.records.answers import Answers
 from unlearn.records.samples import read_samples
 from unlearn.records.scores import Score, read_scores
+from unlearn.runs import inputs
 from unlearn.runs.evaluation import evaluate_checkpoint, evaluate_run, run_config
 from unlearn.runs.folder import RunFolder
 from unlearn.runs.prefetch import prefetch
@@ -48,6 +51,29 @@ def test_a_finished_run_is_evaluated_later_as_it_would_have_been_at_once(short, 
     assert json.loads((home / "evaluation.json").read_text())["config"]["limit"] == 4
     assert read_run(later).scores == read_run(once).scores
     assert read_run(later).samples() == read_run(once).samples()
+
+
+def test_where_nothing_can_be_written_nothing_is_loaded(conf, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    config = conf("eval=toy", f"output_root={tmp_path / 'file/outputs'}")
+    monkeypatch.setattr(inputs, "load_config", lambda _: pytest.fail("it was loaded before"))
+    with pytest.raises(UserError, match=r"file/outputs: not writable .* output_root=DIR"):
+        inputs.load_evaluation_inputs(config)
+    for name in ("evaluations", "attacks"):
+        (tmp_path / "run" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "run" / name).write_text("")
+    monkeypatch.setattr("unlearn.runs.evaluation.run_config", lambda *_: config)
+    monkeypatch.setattr("unlearn.attacks.run.run_config", lambda *_: config)
+    folder = RunFolder(tmp_path / "run")
+    folder.record = {"status": "done"}
+    with pytest.raises(UserError, match="run/evaluations: not writable"):
+        evaluate_run(folder, [])
+    (tmp_path / "run/run.json").write_text('{"status": "done"}')
+    with pytest.raises(UserError, match="run/attacks: not writable"):
+        attack([tmp_path / "run"], [], [])
+    monkeypatch.setattr("unlearn.models.export._model_config", lambda _: {})
+    with pytest.raises(UserError, match="file/model: not writable"):
+        export(tmp_path / "run", tmp_path / "file/model")
 
 
 def test_what_was_asked_twice_is_read_as_it_was_asked_first(short):

@@ -1,7 +1,9 @@
 """The table at the end of a sweep: means over seeds, differences from the base model, the setting that is marked."""
 
+import io
 import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +12,10 @@ from rich.console import Console
 
 from unlearn.records.samples import Sample, write_samples
 from unlearn.records.scores import Score, write_scores
+from unlearn.screen import accept_every_letter
 from unlearn.storage.lock import FolderLock
 from unlearn.sweeps.status import show_status
-from unlearn.sweeps.summary import settings_of, summary
+from unlearn.sweeps.summary import settings_of, show_summary, summary
 from unlearn.sweeps.sweep import Job, Sweep
 
 ROLES = (("retain", "default"), ("retain", "perturbed"), ("forget", "default"))
@@ -131,6 +134,15 @@ def test_runs_without_scores_and_jobs_of_one_run_are_not_counted(sweep, tmp_path
     }
     assert [len(setting.runs) for setting in settings_of(made)] == [2, 2, 1]
     assert summary(Sweep(tmp_path / "empty")) is None
+
+
+def test_a_terminal_in_ascii_gets_the_table(sweep, monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    accept_every_letter()
+    show_summary(sweep(GRID))
+    out.flush()
+    assert "57.0 ? 1.0" in out.buffer.getvalue().decode("ascii")
 
 
 @pytest.mark.parametrize("ended", [True, False])

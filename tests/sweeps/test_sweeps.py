@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 
 import pytest
@@ -20,10 +21,13 @@ from unlearn.errors import UserError
 from unlearn.records.answers import Answers
 from unlearn.runs.folder import RunFolder
 from unlearn.storage.lock import Busy, FolderLock, Phase
-from unlearn.sweeps.slurm import answers, last_line
-from unlearn.sweeps.sweep import Sweep
+from unlearn.sweeps import slurm
+from unlearn.sweeps.launchers import PackedLauncher
+from unlearn.sweeps.slurm import Limits, answers, last_line
+from unlearn.sweeps.submission import submit
+from unlearn.sweeps.sweep import Sweep, failure_list, obstacle
 from unlearn.sweeps.sweeper import GridsSweeper
-from unlearn.sweeps.worker import run_packed
+from unlearn.sweeps.worker import run_packed, shown_as_running
 
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
 QUICK = ("train.steps=1", "eval=none", "tracker=none", "hydra/launcher=packed")
@@ -155,7 +159,7 @@ def test_the_view_and_the_retry_of_a_sweep_that_ran_here(tmp_path):
     topic = f"+data.topics.a={{forget: {named}, retain: {named}, max_length: 16}}"
     done = launch(*arguments, topic)
     assert done.returncode == 1
-    missing = f"data.topics.a.forget={named}: there is no such file."
+    missing = f"data.topics.a.forget={named}: there is no such file in {ROOT}."
     assert f"2 of 2 jobs failed:\n  #0 and 1 more: {missing}\n" in done.stderr  # told once, before anything is read
     assert "Jobs in one process" not in done.stdout
     [folder] = (tmp_path / "sweeps").glob("*/*")
@@ -234,6 +238,103 @@ def test_the_error_of_a_former_sweep_in_the_folder_is_forgotten(one_job, short):
     assert sweep.states()[0].name == "failed"
     sweep.add(0, ["train.steps=3"], short(), Path(sweep.jobs[0].hydra_folder))
     assert sweep.states()[0].name == "missing"
+
+
+def test_a_file_that_all_jobs_lack_is_told_once_before_any_begins(short, tmp_path):
+    sweep, launcher = Sweep(tmp_path / "sweep"), PackedLauncher()
+    launcher.configs = {n: short(f"seed={n}", "data.topics.bio.forget=none.jsonl") for n in range(3)}
+    for number, config in launcher.configs.items():
+        sweep.add(number, [f"seed={number}"], config, tmp_path / f"sweep/{number}")
+    told = failure_list(sweep, launcher._errors_before(sweep, [0, 1, 2]), 3)
+    missing = f"data.topics.bio.forget=none.jsonl: there is no such file in {os.getcwd()}."
+    assert told.splitlines() == ["3 of 3 jobs failed:", f"  #0 and 2 more: {missing}"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (("model.path=/nope",), "model.path=/nope: there is no such folder."),
+        (("model.gguf_file=x.gguf",), "model.gguf_file=x.gguf: there is no such file in "),
+        (("method=dpo", "method.preferred=/nope"), "method.preferred=/nope: there is no such file."),
+        (("eval=toy", "eval.include_path=/nope"), "eval.include_path=/nope: there is no such file."),
+        (("eval=toy", "eval.local_dir=/nope"), "eval.local_dir=/nope: there is no such file."),
+        (("eval=toy", "eval.forget_tokens=/nope"), "eval.forget_tokens=/nope: there is no such file."),
+        (("eval=toy", "eval.forget_tokens=corpus:bio"), None),
+        (("+eval.texts.corpora.retain.a=/nope",), "eval.texts.corpora.retain.a=/nope: there is no such file."),
+        (("output_root=/dev/null/x",), "/dev/null/x/runs: not writable"),
+        ((), None),
+    ],
+)
+def test_what_a_job_cannot_run_without(overrides, told, short):
+    found = obstacle(short(*overrides))
+    assert found is None if told is None else found.startswith(told)
+
+
+def test_a_run_that_another_slurm_job_works_on_is_no_failure(one_job, monkeypatch):
+    sweep, folder = one_job
+    sweep.tasks[0] = "7"
+    sweep.launcher, sweep.settings = "slurm", {"submitit_folder": "/nowhere/%j"}
+    monkeypatch.setattr("unlearn.sweeps.slurm.queue", lambda _tasks: {})
+    monkeypatch.setattr("unlearn.sweeps.slurm.endings", lambda tasks: dict.fromkeys(tasks, "FAILED"))
+    monkeypatch.setattr(Sweep, "config", lambda *_: None)
+    with FolderLock(folder.path):
+        monkeypatch.setattr("unlearn.sweeps.worker._run_packs", lambda *_: {0: Busy("the other job has it")})
+        assert isinstance(run_packed(sweep, [0], task="7")[0], Busy)
+        assert sweep.states()[0].name == "running"
+        folder.start({}, {}, {})
+        folder.finish(Answers([], []))
+    assert sweep.states()[0].name == "done"
+
+
+def test_a_sweep_that_is_started_twice_in_one_folder_runs_twice(one_job):
+    sweep, _ = one_job
+    with FolderLock(sweep.folder):
+        with shown_as_running(sweep):
+            assert sweep.states()[0].name == "pending"
+        assert sweep.states()[0].name == "pending"
+
+
+@pytest.mark.parametrize(
+    ("shown", "limits"),
+    [
+        ("MaxArraySize            = 10001\nMaxJobCount             = 20000\n", Limits(10001, 20000)),
+        ("MaxDBDMsgs              = 2\n", Limits(1000, None)),
+        (None, Limits(1000, None)),
+    ],
+)
+def test_limits_are_those_of_the_cluster(shown, limits, monkeypatch):
+    answer = None if shown is None else SimpleNamespace(stdout=shown)
+    monkeypatch.setattr(slurm, "_call", lambda *_: answer)
+    assert slurm.limits() == limits
+
+
+def test_more_jobs_than_slurm_holds_are_refused_before_any_is_queued(one_job, monkeypatch):
+    monkeypatch.setattr(slurm, "limits", lambda: Limits(array=2, jobs=3))
+    monkeypatch.setattr(slurm, "submit", lambda *_: pytest.fail("it was submitted"))
+    with pytest.raises(UserError, match=r"4 SLURM jobs, but .* 3 at most \(MaxJobCount\).*slurm_packed"):
+        submit(one_job[0], [[n] for n in range(4)], {})
+
+
+def test_that_sbatch_tries_again_is_said_meanwhile(monkeypatch, tmp_path):
+    said = Event()
+
+    class SlowExecutor:
+        def __init__(self, *_arguments, **_options):
+            pass
+
+        def update_parameters(self, **_parameters):
+            pass
+
+        def map_array(self, _function, groups):
+            assert said.wait(60)
+            return [SimpleNamespace(job_id=str(n)) for n, _ in enumerate(groups)]
+
+    monkeypatch.setattr("submitit.SlurmExecutor", SlowExecutor)
+    monkeypatch.setattr(slurm, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(slurm, "say", lambda message: "sbatch tries again" in message and said.set())
+    monkeypatch.setattr(slurm, "_parameters", lambda *_: {})
+    settings = {"submitit_folder": "x", "max_num_timeout": 1, "python": None}
+    assert slurm.submit(print, [[0], [1]], settings, tmp_path) == ["0", "1"]
 
 
 @pytest.mark.slow  # alone waits for the run of another process

@@ -37,6 +37,7 @@ from unlearn.runs.evaluation import run_config
 from unlearn.runs.folder import RunFolder
 from unlearn.runs.inputs import Inputs, load_evaluation_inputs
 from unlearn.screen import say
+from unlearn.storage.files import check_writable
 from unlearn.storage.hashing import json_sha256
 from unlearn.storage.hold import Hold
 
@@ -158,6 +159,7 @@ def _attack(
             f"{folder.path}: model.device={BALANCED}: attacks change weights, on one device only. "
             "Add e.g. model.device=auto."
         )
+    check_writable(folder.file(ATTACKS), "The results go there.")
     inputs = load_evaluation_inputs(config)
     other_source = None if retrained is None else _retrained_source(retrained, inputs)
     target, group = _target(folder, config, inputs, base.load(inputs.source))

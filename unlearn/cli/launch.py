@@ -19,10 +19,9 @@ from omegaconf.errors import OmegaConfBaseException
 from unlearn.cli.hints import explain
 from unlearn.config.compose import CONF
 from unlearn.config.hydra_job import FULL_ERROR, raising_errors, to_config, users_environment
-from unlearn.errors import UserError
-from unlearn.screen import plain
+from unlearn.errors import GOES_ON, INTERRUPTED, UserError
+from unlearn.screen import accept_every_letter, plain
 
-INTERRUPTED = 130  # the exit status after Ctrl-C
 OVERRIDE = re.compile(r"[^-=][^=]*=|~")
 MISTAKES = (UserError, HydraException, OmegaConfBaseException)
 
@@ -55,6 +54,7 @@ def one_sentence() -> Iterator[None]:
     """
     global _failed_jobs
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    accept_every_letter()
     sys.argv[1:] = options_first(sys.argv[1:])
     if os.environ.get(FULL_ERROR) == "1":
         yield
@@ -73,7 +73,7 @@ def one_sentence() -> Iterator[None]:
             raise
         sys.exit(plain(f"{error.filename}: {error.strerror}. Choose another output folder with output_root=DIR."))
     except KeyboardInterrupt:
-        print("Interrupted. Run the same command again to resume.", file=sys.stderr)
+        print(GOES_ON, file=sys.stderr)
         sys.exit(INTERRUPTED)
     finally:
         _failed_jobs = None

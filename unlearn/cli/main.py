@@ -12,8 +12,8 @@ from typing import Annotated
 
 import typer
 
-from unlearn.errors import UserError
-from unlearn.screen import plain
+from unlearn.errors import GOES_ON, INTERRUPTED, UserError
+from unlearn.screen import accept_every_letter, plain
 
 app = typer.Typer(
     help="Run, evaluate, attack, compare and report unlearning of language models.",
@@ -307,9 +307,12 @@ def main(arguments: list[str] | None = None) -> None:
 
     Raises SystemExit: status 2 for a wrong command line; a message (status 1) for a mistake that the user can fix.
     """
+    accept_every_letter()
     try:
         app(arguments, prog_name="unlearn")
     except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            print(GOES_ON, file=sys.stderr)
         if stop.code:
             raise
     except UserError as error:

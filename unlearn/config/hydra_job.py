@@ -27,9 +27,12 @@ _users_values: list[str | None] = []  # of HYDRA_FULL_ERROR, outside of each `ra
 def to_config(raw: DictConfig) -> tuple[Config, Path]:
     """The checked configuration, and the folder that holds Hydra's own files of this job.
 
+    Paths are relative to the folder where the command was started, also with hydra.job.chdir=true.
+
     Raises UserError for a bad configuration, and for a sweep without -m, which would run one job with the defaults.
     """
     hydra = HydraConfig.get()
+    os.chdir(hydra.runtime.cwd)
     chosen = hydra.runtime.choices.get("sweep")
     if chosen is not None and hydra.mode == RunMode.RUN:
         raise UserError(f"sweep={chosen} needs -m (python launch.py -m sweep={chosen} ...).")

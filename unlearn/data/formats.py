@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import pyarrow  # type: ignore[import-untyped]
 
 from unlearn.errors import UserError
+from unlearn.storage.files import no_such_file
 
 COMPRESSED = (".gz", ".zst", ".bz2")
 SUFFIXES = (".jsonl", ".json", ".txt", ".csv", ".parquet")
@@ -51,7 +52,7 @@ def read_rows(path: str, key: str, column: str) -> Iterator[Row]:
     if file.is_dir():
         return _folder(file, key)
     if not file.is_file():
-        raise UserError(f"{key}={path}: there is no such file.")
+        raise UserError(f"{key}={path}: {no_such_file(path)}")
     suffix = Path(file.stem).suffix if file.suffix in COMPRESSED else file.suffix
     if suffix not in SUFFIXES:
         raise UserError(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from unlearn.data.formats import read_text
 from unlearn.errors import UserError
+from unlearn.storage.files import no_such_file
 
 WORD = re.compile(r"[^\W\d_][\w-]{2,}")
 CONTROLS = 5  # control words for each forget-token
@@ -27,7 +28,7 @@ def read_forget_tokens(tokens: Sequence[str] | str) -> list[str]:
     file = Path(tokens)
     if not file.is_file():
         raise UserError(
-            f"eval.forget_tokens={tokens}: there is no such file. Give a list, a file with one a line, or corpus:TOPIC."
+            f"eval.forget_tokens={tokens}: {no_such_file(tokens)} Give a list, a file with one a line, or corpus:TOPIC."
         )
     words = [line.strip() for line in read_text(file, "eval.forget_tokens").splitlines() if line.strip()]
     if not words:

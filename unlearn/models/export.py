@@ -16,6 +16,7 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 from unlearn.errors import UserError
 from unlearn.models.delta import check_delta, dtype_of, load_delta, replaced
 from unlearn.models.loading import BALANCED, Source, cached, load_tokenizer, load_whole
+from unlearn.storage.files import check_writable
 
 PROCESSORS = (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME)  # files of a multimodal checkpoint
 
@@ -36,6 +37,7 @@ def export(run_dir: Path, out_dir: Path, model_path: str | None = None, *, trust
     """
     model_config = _model_config(run_dir)
     _check_empty(out_dir)
+    check_writable(out_dir, "The model goes there.")
     weights, metadata = load_delta(run_dir / "delta.safetensors")
     names = {field.name for field in dataclasses.fields(Source)}
     settings = {key: value for key, value in model_config.items() if key in names}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -108,7 +110,7 @@ def load_config(source: Source) -> transformers.PretrainedConfig:
     if Path(source.path).is_absolute() and not Path(source.path).is_dir():
         raise UserError(f"model.path={source.path}: there is no such folder.")
     with _user_errors(source, "cannot read a model's configuration there"):
-        config = AutoConfig.from_pretrained(source.path, **source.origin())
+        config = copy.deepcopy(_read(AutoConfig, source, _state(source)))
     try:
         layer_count(config)
     except UserError as error:
@@ -119,7 +121,37 @@ def load_config(source: Source) -> transformers.PretrainedConfig:
 def load_tokenizer(source: Source) -> transformers.PreTrainedTokenizerBase:
     """The model's tokenizer. Raises UserError if there is none at `source.path`."""
     with _user_errors(source, "cannot read a tokenizer there"):
-        return AutoTokenizer.from_pretrained(source.path, **source.origin())
+        return copy.deepcopy(_read(AutoTokenizer, source, _state(source)))
+
+
+@dataclass(frozen=True)
+class _State:
+    """Tells whether a GGUF file has changed."""
+
+    file: Path
+    size: int
+    changed: int  # nanoseconds
+
+
+def _state(source: Source) -> _State | None:
+    """The state of the source's GGUF file; None if it has none."""
+    if source.gguf_file is None or (found := cached(source, source.gguf_file)) is None:
+        return None
+    file = Path(found).resolve()
+    return _State(file, file.stat().st_size, file.stat().st_mtime_ns)
+
+
+def _read(auto: Any, source: Source, state: _State | None) -> Any:
+    """What `auto` reads of a checkpoint. Of a GGUF file, whose header takes seconds to parse, it is kept."""
+    if state is None:
+        return auto.from_pretrained(source.path, **source.origin())
+    files = Source(source.path, source.revision, source.gguf_file, source.trust_remote_code)
+    return _read_once(auto, files, state)
+
+
+@lru_cache(maxsize=4)  # a configuration and a tokenizer, of two models
+def _read_once(auto: Any, source: Source, _state: _State) -> Any:
+    return auto.from_pretrained(source.path, **source.origin())
 
 
 @contextmanager
@@ -174,12 +206,15 @@ def load_whole(source: Source) -> transformers.PreTrainedModel:
     A multimodal model keeps its towers, which the export needs. With `source.device` "balanced" a part of the model may
     be offloaded (`unlearn.models.spread`).
     """
-    cls = auto_class(load_config(source))
+    config = load_config(source)
+    cls, origin = auto_class(config), source.origin()
+    if source.gguf_file is not None:
+        origin["config"] = config
     if source.device != BALANCED:
-        return _placed(_from_pretrained(cls, source.path, source, **source.origin()), source)
+        return _placed(_from_pretrained(cls, source.path, source, **origin), source)
     folder = tempfile.TemporaryDirectory(prefix="offloaded-")
     how = spread.placement(source.max_memory, folder.name)
-    model = _from_pretrained(cls, source.path, source, **source.origin(), **how)
+    model = _from_pretrained(cls, source.path, source, **origin, **how)
     spread.prepare(model, folder)
     return _prepared(model, source)
 

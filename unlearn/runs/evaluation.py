@@ -27,11 +27,12 @@ from unlearn.runs.evaluations import EVALUATIONS, Evaluation, evaluations_of, ke
 from unlearn.runs.folder import RunFolder, check_version, write_results
 from unlearn.runs.inputs import Inputs, load_evaluation_inputs
 from unlearn.runs.sharing import open_evaluator
+from unlearn.storage.files import check_writable
 from unlearn.storage.hashing import json_sha256
 from unlearn.tracking.terminal import show_result
 
-# Keys that say where the same model is and whether its own code may run.
-WHERE = ("model.path", "model.gguf_file", "model.device", "model.max_memory", "model.trust_remote_code")
+# Keys that say where the same model is, whether its own code may run, and where the cache is.
+WHERE = ("model.path", "model.gguf_file", "model.device", "model.max_memory", "model.trust_remote_code", "output_root")
 
 
 def evaluate(what: str, overrides: list[str]) -> Path:
@@ -90,6 +91,7 @@ def evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
 
 def _evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
     config = run_config(folder, overrides)
+    check_writable(folder.file(EVALUATIONS), "The results go there.")
     inputs = load_evaluation_inputs(config)
     name = _name(config, inputs)
     home = folder.file(EVALUATIONS) / name

@@ -24,6 +24,7 @@ from unlearn.models.fingerprint import checkpoint_fingerprint, tokenizer_fingerp
 from unlearn.models.loading import BALANCED, Source, check_weights, load_config, load_tokenizer
 from unlearn.models.memory import all_memory
 from unlearn.screen import say
+from unlearn.storage.files import check_writable
 from unlearn.storage.hashing import json_sha256
 
 if TYPE_CHECKING:  # where nothing is evaluated, lm-eval is not imported, which takes as long as all the rest
@@ -120,7 +121,11 @@ def load_inputs(config: Config, *, elsewhere: bool = False) -> Inputs:
 
 
 def load_evaluation_inputs(config: Config) -> Inputs:
-    """The inputs of an evaluation without training. Also raises UserError if the configuration has no evaluation."""
+    """The inputs of an evaluation without training.
+
+    Also raises UserError if the configuration has no evaluation, and if nothing can be written below output_root.
+    """
+    check_writable(Path(config.output_root))  # the cache is there; a run may come from another machine
     source = Source.of(config.model)
     source.check_device()
     load_config(source)

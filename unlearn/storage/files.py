@@ -50,6 +50,11 @@ def check_writable(folder: Path, advice: str = "Set output_root=DIR to another f
         raise UserError(f"{folder}: not writable ({error.strerror}). {advice}") from None
 
 
+def no_such_file(path: str) -> str:
+    """Says that a file does not exist, and from which folder a relative path starts."""
+    return "there is no such file" + ("." if Path(path).is_absolute() else f" in {Path.cwd()}.")
+
+
 def check_space(folder: Path, needed: int) -> None:
     """Raise UserError if the folder's disk has fewer than `needed` bytes free."""
     free = shutil.disk_usage(folder).free

@@ -70,14 +70,14 @@ class SweepLauncher(Launcher):
         return [JobReturn(_return_value=sweep.jobs[i].folder, status=JobStatus.COMPLETED) for i in numbers]
 
     def _errors_before(self, sweep: Sweep, numbers: list[int]) -> dict[int, str]:
-        """The jobs that cannot run, and why: a wrong configuration, or a file that does not exist."""
-        from unlearn.sweeps.sweep import missing_input
+        """The jobs that cannot run, and why: a wrong configuration, a file that does not exist, an output folder."""
+        from unlearn.sweeps.sweep import obstacle
 
         errors: dict[int, str] = {}
         for number in numbers:
             error = sweep.jobs[number].error
             if error is None and not self.in_a_container:
-                error = missing_input(self.configs[number])
+                error = obstacle(self.configs[number])
                 if error is not None and not self.dry_run:
                     sweep.keep_error(number, None, error)
             if error is not None:
@@ -156,10 +156,9 @@ class PackedLauncher(SweepLauncher):
     def run(self, sweep: Sweep, numbers: list[int]) -> Mapping[int, str]:
         """Pack by pack."""
         from unlearn.errors import describe
-        from unlearn.storage.lock import FolderLock
-        from unlearn.sweeps.worker import run_packed
+        from unlearn.sweeps.worker import run_packed, shown_as_running
 
-        with FolderLock(sweep.folder):  # so that `unlearn status` shows it as running
+        with shown_as_running(sweep):
             outcomes = run_packed(sweep, numbers, self.pack_size)
         return {i: describe(error) for i, error in outcomes.items() if isinstance(error, Exception)}
 

@@ -21,11 +21,10 @@ from unlearn.config.schema import Config
 from unlearn.errors import UserError
 from unlearn.models.devices import VISIBLE, count_gpus, visible_devices
 from unlearn.screen import plain, say
-from unlearn.storage.lock import FolderLock
 from unlearn.sweeps.packs import by_run, groups_that_share, packs
 from unlearn.sweeps.submission import copy_code
 from unlearn.sweeps.sweep import Sweep
-from unlearn.sweeps.worker import run_jobs
+from unlearn.sweeps.worker import run_jobs, shown_as_running
 
 ANY_DEVICE = ("auto", "cuda", "cpu")  # values of model.device that name none of several GPUs
 POLL_S = 0.2
@@ -45,7 +44,7 @@ def run_local(sweep: Sweep, configs: Mapping[int, Config]) -> dict[int, str]:
             )
     devices = chosen_devices(sweep.settings["devices"])
     parts = spread(configs, len(devices), sweep.settings["pack_size"])
-    with FolderLock(sweep.folder):  # so that `unlearn status` shows it as running
+    with shown_as_running(sweep):
         return run_on_devices(sweep, parts, devices)
 
 

@@ -9,15 +9,19 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from unlearn.errors import UserError
+from unlearn.screen import say
 
 CALL_TIMEOUT_S = 30  # a busy controller answers late
 PING_TIMEOUT_S = 10  # without a cluster, scontrol may search for one for minutes
-LARGEST_ARRAY = 1000  # tasks; SLURM's default MaxArraySize is 1001
+LARGEST_ARRAY = 1000  # tasks, where SLURM does not say; its default MaxArraySize is 1001
+PATIENCE_S = 5.0  # sbatch tries again for up to a minute while SLURM's queue is full, and says so only at the end
 RENAMED = {"name": "job_name", "timeout_min": "time", "tasks_per_node": "ntasks_per_node"}  # submitit's own names
 NOT_OF_SBATCH = ("submitit_folder", "max_num_timeout", "python", "mem_gb")
 
@@ -56,11 +60,20 @@ def endings(tasks: Iterable[str]) -> dict[str, str]:
     return dict(line.split("|", 1) for line in ran.stdout.splitlines() if "|" in line)
 
 
-def largest_array() -> int:
-    """The number of tasks that an array may have on this cluster, at most `LARGEST_ARRAY`."""
+@dataclass(frozen=True)
+class Limits:
+    """The most tasks of an array, and the most jobs and array tasks that SLURM holds (None: not known)."""
+
+    array: int = LARGEST_ARRAY
+    jobs: int | None = None
+
+
+def limits() -> Limits:
+    """The limits of this cluster, as far as its configuration can be read."""
     ran = _call("scontrol", "show", "config")
-    limit = None if ran is None else re.search(r"^MaxArraySize\s*=\s*(\d+)", ran.stdout, re.MULTILINE)
-    return LARGEST_ARRAY if limit is None else max(1, min(LARGEST_ARRAY, int(limit[1])))
+    shown = "" if ran is None else ran.stdout
+    found = {name: int(limit) for name, limit in re.findall(r"^(Max\w+)\s*=\s*(\d+)", shown, re.MULTILINE)}
+    return Limits(max(1, found.get("MaxArraySize", LARGEST_ARRAY)), found.get("MaxJobCount"))
 
 
 def submit(
@@ -77,6 +90,11 @@ def submit(
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+    late = threading.Timer(
+        PATIENCE_S, say, ["SLURM has not taken the jobs yet; sbatch tries again for up to a minute."]
+    )
+    late.daemon = True
+    late.start()
     try:
         executor = SlurmExecutor(settings["submitit_folder"], settings["max_num_timeout"], python=settings["python"])
         executor.update_parameters(**_parameters(settings, code))
@@ -84,6 +102,8 @@ def submit(
     except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
         words = getattr(error, "stderr", None) or str(error)
         raise UserError(f"SLURM did not take {len(groups)} jobs. sbatch says: {str(words).strip()}") from error
+    finally:
+        late.cancel()
 
 
 def script(jobs: int, settings: Mapping[str, Any], code: Path) -> str:

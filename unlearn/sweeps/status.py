@@ -18,7 +18,7 @@ from rich.text import Text
 
 from unlearn.errors import UserError
 from unlearn.screen import WIDE, PlainConsole, say
-from unlearn.storage.lock import FolderLock, Phase
+from unlearn.storage.lock import Phase
 from unlearn.sweeps import slurm
 from unlearn.sweeps.summary import show_summary
 from unlearn.sweeps.sweep import State, Sweep
@@ -129,9 +129,9 @@ def retry(sweep: Sweep) -> list[int]:
 
         run_local(sweep, {number: sweep.config(number) for number in again})
     elif sweep.launcher == "packed":
-        from unlearn.sweeps.worker import run_packed
+        from unlearn.sweeps.worker import run_packed, shown_as_running
 
-        with FolderLock(sweep.folder):
+        with shown_as_running(sweep):
             run_packed(sweep, again)
     else:
         from unlearn.sweeps.submission import submit

@@ -16,6 +16,7 @@ from unlearn.sweeps.sweep import Sweep
 from unlearn.sweeps.worker import RunJobs
 
 PACKAGE = Path(__file__).parents[1]
+PACKED = "hydra/launcher=slurm_packed puts several runs into a job, and hydra.launcher.pack_size says how many."
 
 
 def submit(sweep: Sweep, groups: list[list[int]], settings: Mapping[str, Any]) -> None:
@@ -24,10 +25,16 @@ def submit(sweep: Sweep, groups: list[list[int]], settings: Mapping[str, Any]) -
     Args:
         settings: see `slurm.submit`. They are kept in sweep.json, for a later retry.
     """
+    limits = slurm.limits()
+    if limits.jobs is not None and len(groups) > limits.jobs:
+        raise UserError(
+            f"These are {len(groups)} SLURM jobs, but this cluster holds {limits.jobs} at most (MaxJobCount). None is "
+            f"queued. {PACKED}"
+        )
     sweep.launcher, sweep.settings = "slurm", dict(settings)
     code = Path(copy_code(sweep))
     queued: list[str] = []
-    for array in _arrays(groups, slurm.largest_array()):
+    for array in _arrays(groups, limits.array):
         try:
             ids = slurm.submit(RunJobs(sweep.folder), array, settings, code)
         except UserError as error:
@@ -42,15 +49,14 @@ def _advice(sweep: Sweep, queued: list[str]) -> str:
     first = f"{len(queued)} jobs are queued and go on: unlearn status {sweep.folder}\n" if queued else ""
     return (
         f"{first}If it is a limit on the number of jobs (scontrol show config: MaxJobCount, MaxArraySize; sacctmgr: "
-        "MaxSubmitJobs): hydra/launcher=slurm_packed puts several runs into a job, and hydra.launcher.pack_size says "
-        "how many. The same command later submits what is not finished."
+        f"MaxSubmitJobs): {PACKED} The same command later submits what is not finished."
     )
 
 
 def describe_submission(sweep: Sweep, groups: list[list[int]], settings: Mapping[str, Any]) -> str:
     """The sbatch scripts that `submit` would submit, and which jobs of the sweep are in which SLURM job."""
     code, parts = _next_copy(sweep.folder), []
-    for array in _arrays(groups, slurm.largest_array()):
+    for array in _arrays(groups, slurm.limits().array):
         parts.append(slurm.script(len(array), settings, code))
         for task, group in enumerate(array):
             name = f"array task {task}" if len(array) > 1 else "the job"

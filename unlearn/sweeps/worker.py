@@ -9,7 +9,8 @@ import shutil
 import signal
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from unlearn.config.schema import Config
 from unlearn.errors import UserError, describe
 from unlearn.screen import say
 from unlearn.storage import slurm_job
-from unlearn.storage.lock import Busy, live_holder
+from unlearn.storage.lock import Busy, FolderLock, live_holder
 from unlearn.sweeps.packs import packs
 from unlearn.sweeps.sweep import Sweep, failure_list
 
@@ -33,7 +34,8 @@ def run_packed(
     """Run these jobs of a sweep in this process, pack by pack. Returns the folder or the error of each.
 
     Errors are also written into the sweep's folder. `task` is the SLURM task of this process, if it is one: then a run
-    that another process works on fails, since its GPU must not wait. Elsewhere, this process waits for the other one.
+    that another process works on is left to that one, since the task's GPU must not wait, and its outcome is `Busy`.
+    Elsewhere, this process waits for the other one.
     """
     outcomes: dict[int, Outcome] = {}
     configs: dict[int, Config] = {}
@@ -49,10 +51,23 @@ def run_packed(
         outcomes |= _run_packs(sweep, free, pack_size)
     for number, outcome in outcomes.items():
         if isinstance(outcome, Exception):
-            sweep.keep_error(number, task, describe(outcome))
+            if not isinstance(outcome, Busy):  # what becomes of the run is in its folder
+                sweep.keep_error(number, task, describe(outcome))
             if not isinstance(outcome, UserError):
                 traceback.print_exception(outcome)
     return outcomes
+
+
+@contextmanager
+def shown_as_running(sweep: Sweep) -> Iterator[None]:
+    """Inside the block `unlearn status` shows jobs that have not begun as pending.
+
+    Where another process holds the sweep's folder, both work: each waits for the runs that the other one works on.
+    """
+    with ExitStack() as stack:
+        with suppress(Busy):
+            stack.enter_context(FolderLock(sweep.folder))
+        yield
 
 
 def _run_packs(sweep: Sweep, configs: dict[int, Config], pack_size: int | None) -> dict[int, Outcome]:

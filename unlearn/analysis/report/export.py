@@ -16,7 +16,7 @@ import vl_convert
 
 from unlearn.analysis.report.charts import PAPER
 from unlearn.analysis.report.figure import Figure, Table
-from unlearn.screen import plain
+from unlearn.screen import one_line, plain
 from unlearn.storage.files import write_atomically
 
 PNG_SCALE = 4  # pixels for each point: about 300 dots an inch
@@ -40,16 +40,16 @@ def write_figures(folder: Path, figures: Iterable[Figure]) -> int:
 
 def write_table(table: Table, kind: str, output: Path | None) -> None:
     """A table as `kind` (md, latex or csv) into a file, or on the terminal."""
+    terminal = output is None and sys.stdout.isatty()
+    write_text(as_text(table, kind, get_terminal_size().columns if terminal else None), output)
+
+
+def write_text(text: str, output: Path | None) -> None:
+    """Text into a file, or on the terminal, without control characters."""
     if output is None:
-        write_text(as_text(table, kind, get_terminal_size().columns if sys.stdout.isatty() else None))
+        sys.stdout.write(plain(text))
     else:
-        write_atomically(output, as_text(table, kind))
-
-
-def write_text(text: str) -> None:
-    """Text on standard output. Letters that its encoding lacks become question marks."""
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(plain(text).encode(encoding, errors="replace").decode(encoding))
+        write_atomically(output, plain(text))
 
 
 def as_csv(data: pd.DataFrame) -> str:
@@ -65,11 +65,12 @@ def as_text(table: Table, kind: str, width: int | None = None) -> str:
         data = _of_cells(table.data, _markdown)
         shown = data.astype(object).where(data.notna(), None)  # tabulate knows None as missing, not NaN
         parts = [shown] if width is None else _parts(shown, table.keys, width)
-        note = table.note if width is None else fill(table.note, width)
-        return "\n\n".join([f"### {table.title}", *map(_table, parts), note]) + "\n"
+        note = one_line(table.note)
+        parts_and_note = [*map(_table, parts), note if width is None else fill(note, width)]
+        return "\n\n".join([f"### {one_line(table.title)}", *parts_and_note]) + "\n"
     data = _of_cells(table.data, _latex)
     latex = data.to_latex(index=False, na_rep="--", float_format="%.4g")
-    return f"% {_line(table.title)}\n% {_line(table.note)}\n{latex}"
+    return f"% {one_line(table.title)}\n% {one_line(table.note)}\n{latex}"
 
 
 def _table(data: pd.DataFrame) -> str:
@@ -91,22 +92,17 @@ def _of_cells(data: pd.DataFrame, escape: Any) -> pd.DataFrame:
     return data.map(lambda value: escape(value) if isinstance(value, str) else value)
 
 
-def _line(text: str) -> str:
-    """Text on one line, its control characters written out."""
-    return plain(" ".join(text.split()))
-
-
 def _csv(text: str) -> str:
-    line = _line(text)
+    line = one_line(text)
     return f"'{line}" if FORMULA.match(line) and not DIFFERENCE.fullmatch(line) else line
 
 
 def _markdown(text: str) -> str:
-    return _line(text).replace("|", "\\|")
+    return one_line(text).replace("|", "\\|")
 
 
 def _latex(text: str) -> str:
     signs = {"\\": r"\textbackslash{}", "±": r"$\pm$", "ν": r"$\nu$", "β": r"$\beta$", "γ": r"$\gamma$", "–": "--"}
     signs |= {"·": r"$\cdot$", "↑": r"$\uparrow$"}
     signs |= {sign: f"\\{sign}" for sign in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return "".join(signs.get(letter, letter) for letter in _line(text))
+    return "".join(signs.get(letter, letter) for letter in one_line(text))

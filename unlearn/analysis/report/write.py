@@ -80,6 +80,8 @@ def check_output(file: Path) -> None:
     """Raise UserError if a file cannot be written there. Its folder is made."""
     if file.is_dir():
         raise UserError(f"-o {file}: it is a folder; name a file.")
+    if file.exists() and not file.is_file():
+        raise UserError(f"-o {file}: it is no regular file, which could be replaced. Leave out -o for the terminal.")
     check_writable(file.parent, "-o FILE chooses another place.")
 
 

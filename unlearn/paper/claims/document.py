@@ -27,6 +27,7 @@ from unlearn.paper.claims.contrasts import Contrast
 from unlearn.paper.claims.evidence import Evidence, Subject
 from unlearn.paper.claims.theorems import theories
 from unlearn.paper.theory.verdicts import NOT_MEASURED, NOT_SEEN, SEEN, THEOREMS
+from unlearn.screen import one_line
 
 SHOWN = (("retain", "default"), ("retain", "perturbed"), ("retain", "control"), ("near", "default"),
          ("near", "perturbed"), ("forget", "default"))  # fmt: skip
@@ -60,7 +61,7 @@ def document(evidence: Evidence, title: str, preface: str = "") -> str:
         *_under_attack(evidence),
         *_theory(subjects),
     ]
-    warnings = "".join(f"\n**Note:** {warning}\n" for warning in evidence.material.warnings)
+    warnings = "".join(f"\n**Note:** {one_line(warning)}\n" for warning in evidence.material.warnings)
     head = "\n\n".join(part for part in (f"# {title}", preface.strip(), RULE) if part)
     return "\n".join([f"{head}\n{warnings}", *(as_text(table, "md") for table in tables)])
 

@@ -13,7 +13,6 @@ from unlearn.paper.claims.document import document
 from unlearn.paper.claims.evidence import Evidence
 from unlearn.paper.claims.theorems import measure_theorems
 from unlearn.screen import say
-from unlearn.storage.files import write_atomically
 
 
 def write_claims(
@@ -39,8 +38,6 @@ def write_claims(
     page = document(evidence, title, beginning)
     for warning in [*material.warnings, *(f"{run}: {why}" for run, why in material.problems.items())]:
         say(f"Warning: {warning}")
-    if output is None:
-        write_text(page)
-    else:
-        write_atomically(output, page)
+    write_text(page, output)
+    if output is not None:
         say(f"{output}: {len(material.runs)} runs")
