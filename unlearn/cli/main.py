@@ -65,9 +65,9 @@ def evaluate(
     """Evaluate a finished run again, or any checkpoint.
 
     RUN is a run's folder. eval=NAME chooses the evaluation (default: the run's own), and eval.KEY=VALUE changes one of
-    its keys. Set model.path=PATH if the base model was moved, and model.device=DEVICE to use another device. Results go
-    to RUN/evaluations/. CHECKPOINT is a folder or a hub id, and NAME is a file of conf/model; both are evaluated as
-    base models.
+    its keys. Set model.path=PATH if the base model was moved, output_root=DIR if the run was (the base model's answers
+    are cached there), and model.device=DEVICE to use another device. Results go to RUN/evaluations/. CHECKPOINT is a
+    folder or a hub id, and NAME is a file of conf/model; both are evaluated as base models.
     """
     from unlearn.runs.evaluation import evaluate as run
 

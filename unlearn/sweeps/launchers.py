@@ -59,9 +59,11 @@ class SweepLauncher(Launcher):
         if not self.dry_run:
             sweep.write()
         errors = self._errors_before(sweep, numbers)
-        with users_environment():
-            errors |= self.run(sweep, [i for i in numbers if i not in errors])
-        if not self.dry_run:
+        ready = [number for number in numbers if number not in errors]
+        if ready:
+            with users_environment():
+                errors |= self.run(sweep, ready)
+        if ready and not self.dry_run:
             if all(state.ended for state in sweep.states().values()):
                 show_summary(sweep)
             log.info(f"Figures and tables of what is done: unlearn report {folder} -o report.html")
