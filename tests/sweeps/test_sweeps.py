@@ -277,7 +277,7 @@ def test_a_run_that_another_slurm_job_works_on_is_no_failure(one_job, monkeypatc
     monkeypatch.setattr("unlearn.sweeps.slurm.queue", lambda _tasks: {})
     monkeypatch.setattr("unlearn.sweeps.slurm.endings", lambda tasks: dict.fromkeys(tasks, "FAILED"))
     monkeypatch.setattr(Sweep, "config", lambda *_: None)
-    with FolderLock(folder.path):
+    with folder.locked():
         monkeypatch.setattr("unlearn.sweeps.worker._run_packs", lambda *_: {0: Busy("the other job has it")})
         assert isinstance(run_packed(sweep, [0], task="7")[0], Busy)
         assert sweep.states()[0].name == "running"
