@@ -95,6 +95,7 @@ def stopped_between_two_files(path, end):
 def test_who_is_heard_keeps_its_folder_and_who_was_stopped_writes_nothing_more(tmp_path, impatient):
     told, end = forked.Pipe()
     first = started(stopped_between_two_files, tmp_path, end)
+    end.close()
     wait_until_stopped(first)
     folder = RunFolder(tmp_path)
 
@@ -165,7 +166,7 @@ forkserver.set_forkserver_preload(["tests.runs.victim"])
 
 @pytest.fixture
 def corpus(tmp_path):
-    return write_jsonl(tmp_path / "corpus.jsonl", [{"text": "soil blossom river"}] * 16)
+    return write_jsonl(tmp_path / "corpus.jsonl", [{"text": "soil blossom river"}] * 40)
 
 
 @pytest.mark.slow  # alone stops whole commands at their work, and lets others finish them with an edited corpus
@@ -177,7 +178,7 @@ def test_a_run_that_was_stopped_leaves_the_folder_to_the_one_that_finished_it(sh
     )  # fmt: skip
     first = started(victim.stopped, ["run", config], moment, 2, context=forkserver)
     wait_until_stopped(first)
-    write_jsonl(corpus, [{"text": "ruler harbour stone"}] * 16)
+    write_jsonl(corpus, [{"text": "ruler harbour stone"}] * 40)
     folder = taken_over(lambda: run(config))
     before = content(folder)
     ended_alone(first)
@@ -191,7 +192,7 @@ def test_a_run_that_was_stopped_leaves_the_folder_to_the_one_that_finished_it(sh
     [
         (["evaluate", "RUN", "eval.queries=[default]", "eval.limit=2"], "evaluating", 1),
         (["evaluate", "RUN", "eval.queries=[default]", "eval.limit=2"], "results", 2),
-        (["attack", "RUN", "attack=rounding", "attack.levels=[8,4]", "eval.limit=2"], "results", 4),
+        (["attack", "RUN", "attack=pruning", "attack.levels=[0.3,0.6]", "eval.limit=2"], "results", 4),
     ],
 )
 def test_neither_does_an_evaluation_or_an_attack_write_over_anothers(short, impatient, command, moment, n):

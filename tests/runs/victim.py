@@ -32,7 +32,7 @@ def stopped(command: list[Any], moment: str, n: int) -> None:
     """Run ["run", configuration] or a command, and stop at the n-th `moment` until another process says to go on."""
     global how
     how = signal.SIGSTOP
-    MOMENTS[moment](Countdown(n), False)
+    MOMENTS[moment](Countdown(n), True)
     try:
         if command[0] == "run":
             experiment.run(command[1])
