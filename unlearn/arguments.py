@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import TypeGuard
 
@@ -14,6 +15,12 @@ OPTIMIZERS = ("adamw", "adamw_published")
 PRECISIONS = ("master", "model")
 SCHEDULES = ("constant", "linear")
 SPAN = 3  # trained layers: l-2, l-1 and l (section 6.2)
+NAME = re.compile(r"[^/\\\x00-\x1f\x7f]{1,200}")
+
+
+def is_name(value: object) -> bool:
+    """Whether a value can be the name of a file: no path, not "..", no control character."""
+    return isinstance(value, str) and NAME.fullmatch(value) is not None and value not in (".", "..")
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
@@ -48,3 +55,9 @@ def check_flag(name: str, value: object) -> None:
     """Raise UserError unless the value is True or False."""
     if not isinstance(value, bool):
         raise UserError(f"{name}={value} is not allowed: it must be true or false.")
+
+
+def check_name(name: str, value: object) -> None:
+    """Raise UserError unless the value can be the name of a file."""
+    if not is_name(value):
+        raise UserError(f"{name}={value!r} is not allowed: it must be a name, without slashes and control characters.")

@@ -13,6 +13,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from unlearn.config.compose import override
 from unlearn.config.identity import identity, run_folder
 from unlearn.config.schema import Config, unshared
 from unlearn.errors import UserError, describe
@@ -259,13 +260,21 @@ def _attack(configs: list[Config], errors: dict[Path, Exception | None]) -> None
     for path, names in attacked.items():
         if errors[path] is None:
             try:
-                trusted = f"model.trust_remote_code={str(configs[0].model.trust_remote_code).lower()}"
-                attack([path], plan(names, []), [trusted], base, required=False)
+                attack([path], plan(names, []), _of_this_command(configs[0]), base, required=False)
                 folder = RunFolder(path)
                 with folder.locked():
                     folder.add_attacks(names)
             except Exception as error:
                 errors[path] = error
+
+
+def _of_this_command(config: Config) -> list[str]:
+    """What a run's folder does not say for itself: whose code may run, and where shared answers are kept."""
+    return [
+        f"model.trust_remote_code={str(config.model.trust_remote_code).lower()}",
+        override("eval.include_path", config.eval.include_path),
+        override("output_root", config.output_root),
+    ]
 
 
 def _evaluate(runs: list[ActiveRun], shared: Config, inputs: Inputs, show: ShowResult) -> None:

@@ -97,7 +97,7 @@ def test_corrupt_and_unfinished_runs_are_listed_and_not_used(tmp_path):
     corrupt = dict.fromkeys(("torn", "empty", "bare", "null", "deep", "older"), "corrupt")
     assert dict(unusable["status"]) == {**corrupt, "half": "unfinished"}
     assert "scores.parquet" in unusable.loc["torn", "why"]
-    assert "missing or of a wrong type: identity.model.name" in unusable.loc["bare", "why"]
+    assert "run.json: identity.model: Field required (and 5 more)" in unusable.loc["bare", "why"]
     assert "version 2" in unusable.loc["older", "why"]
     assert set(m.about["run"][m.scores["number"].unique()]) == {"good"}
 
@@ -105,10 +105,9 @@ def test_corrupt_and_unfinished_runs_are_listed_and_not_used(tmp_path):
 def test_a_sweeps_jobs_that_never_began_or_could_not_be_composed_are_listed(tmp_path):
     run = made_up_run(tmp_path / "outputs/runs/a")
     sweep = Sweep(tmp_path / "outputs/sweeps/2026-01-01/12-00-00")
-    hydra = str(sweep.folder / "1")
     sweep.jobs = {
-        0: Job(0, ["rna.nu=0"], str(sweep.folder / "0"), str(run)),
-        1: Job(1, ["rna.nu=0.1"], hydra, str(tmp_path / "outputs/runs/b")),
+        0: Job(0, ["rna.nu=0"], "0", str(run)),
+        1: Job(1, ["rna.nu=0.1"], "1", str(tmp_path / "outputs/runs/b")),
         2: Job(2, ["rna.nu=-1"], error="rna.nu must be at least 0"),
     }
     sweep.write()
@@ -145,13 +144,18 @@ def test_keys_that_follow_from_others_are_not_shown(tmp_path):
     assert not {"model.layer", "train.steps", "train.lr", "train.clip"} & set(shown)
 
 
-def test_links_are_followed_once_and_loops_end(tmp_path):
+def test_links_are_followed_once_and_not_out_of_the_folder_and_loops_end(tmp_path):
     made_up_run(tmp_path / "disk/a")
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/a").symlink_to(tmp_path / "disk/a")
     (tmp_path / "runs/again").symlink_to(tmp_path / "disk/a")
     (tmp_path / "runs/loop").symlink_to(tmp_path / "runs")
-    assert [run.done for run in collect([tmp_path / "runs"])] == [True]
+    assert [run.done for run in collect([tmp_path])] == [True]
+    (tmp_path / "all").symlink_to(tmp_path / "disk")  # chosen on the command line
+    assert [run.done for run in collect([tmp_path / "all"])] == [True]
+    assert [run.done for run in collect([tmp_path / "runs", tmp_path / "disk"])] == [True]
+    [told] = collect([tmp_path / "runs"])
+    assert told.why == f"a link that leads out of {tmp_path / 'runs'} is not followed: name {tmp_path / 'disk/a'}"
 
 
 def test_torn_files_of_some_runs_end_nothing_and_are_told(tmp_path):

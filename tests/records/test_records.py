@@ -44,6 +44,12 @@ def test_a_file_of_other_columns_is_refused(tmp_path):
         read_scores(tmp_path)
 
 
+def test_a_row_without_a_value_is_refused(tmp_path):
+    write_scores(tmp_path, [VALUE, replace(VALUE, value=None)])
+    with pytest.raises(UserError, match=r"scores\.parquet: a row has no value"):
+        read_scores(tmp_path)
+
+
 def test_paired_tests_compare_correctness_and_nats_a_token():
     assert QUESTION.value == 1.0
     assert TEXT.value == 1.5

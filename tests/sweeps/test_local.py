@@ -259,7 +259,7 @@ def test_processes_end_with_their_launcher_and_a_retry_spreads_the_rest(how, tmp
     assert f"The same command goes on, and so does unlearn status --retry {tmp_path / 's'}" in told
     assert "Traceback" not in told
     retry = subprocess.run(
-        [sys.executable, "-m", "unlearn", "status", "--retry", str(tmp_path / "s")],
+        [sys.executable, "-m", "unlearn", "status", "--retry", "--allow-code", str(tmp_path / "s")],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert retry.returncode == 0, retry.stdout + retry.stderr

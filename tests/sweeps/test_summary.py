@@ -148,7 +148,7 @@ def test_a_terminal_in_ascii_gets_the_table(sweep, monkeypatch):
 @pytest.mark.parametrize("ended", [True, False])
 def test_status_shows_the_table_when_all_have_ended(sweep, capsys, ended):
     made = sweep(GRID)
-    made.jobs = {n: replace(job, hydra_folder=str(made.folder / str(n))) for n, job in made.jobs.items()}
+    made.jobs = {n: replace(job, hydra_folder=str(n)) for n, job in made.jobs.items()}
     made.write()
     for job in made.jobs.values():
         (Path(job.folder) / "run.json").write_text(json.dumps({"status": "done" if ended else "running"}))

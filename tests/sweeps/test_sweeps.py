@@ -14,7 +14,6 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 
 from tests.conftest import ROOT
 from unlearn.errors import UserError
@@ -188,13 +187,6 @@ def test_no_sweep_is_said(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def write_hydra_files(sweep, config):
-    """The configuration of job 0, as Hydra composed it."""
-    file = Path(sweep.jobs[0].hydra_folder) / ".hydra/config.yaml"
-    file.parent.mkdir(parents=True)
-    OmegaConf.save(OmegaConf.structured(config), file)
-
-
 @pytest.fixture
 def one_job(short, tmp_path):
     """A sweep folder with one job that has not begun."""
@@ -236,7 +228,7 @@ def test_the_error_of_a_former_sweep_in_the_folder_is_forgotten(one_job, short):
     sweep, _ = one_job
     sweep.keep_error(0, None, "its process was ended by SIGKILL")
     assert sweep.states()[0].name == "failed"
-    sweep.add(0, ["train.steps=3"], short(), Path(sweep.jobs[0].hydra_folder))
+    sweep.add(0, ["train.steps=3"], short(), sweep.home(0))
     assert sweep.states()[0].name == "missing"
 
 
@@ -342,7 +334,6 @@ def test_a_run_that_another_process_works_on_is_waited_for(one_job, short, monke
     from unlearn.sweeps import worker
 
     sweep, folder = one_job
-    write_hydra_files(sweep, short())
     with FolderLock(folder.path) as lock:
         assert isinstance(run_packed(sweep, [0], task="7")[0], Busy)  # a SLURM job does not keep its GPU waiting
 

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import wandb
 import wandb_workspaces.reports.v2 as wr
-import yaml
 
 from tests.conftest import ROOT, read_jsonl, read_metrics
 from tests.tracking import wandb_log
@@ -283,8 +282,8 @@ def test_a_sweep_is_a_group(tmp_path):
         rna = "rna" if RunFolder(folder).record["config"]["rna"]["nu"] else "no-rna"
         assert sorted(run_.tags) == sorted([*mine, "noise_scale", "toy", rna])
     [first, _] = sorted(tmp_path.glob("sweeps/*/*"))
-    for file in first.glob("*/.hydra/config.yaml"):  # which a job on SLURM reads
-        assert yaml.safe_load(file.read_text())["tracker"]["group"] == sweeps[0]
+    for file in first.glob("*/config.json"):  # which a job on SLURM reads
+        assert json.loads(file.read_text())["tracker"]["group"] == sweeps[0]
 
 
 def test_a_failed_run_is_finished_as_failed(short):

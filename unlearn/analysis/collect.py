@@ -14,22 +14,14 @@ from typing import Any
 
 from unlearn.config.identity import identity
 from unlearn.errors import UserError, describe
+from unlearn.records.run import RECORD, read_record
 from unlearn.records.samples import SAMPLES, Sample, read_samples
 from unlearn.records.scores import KEY, Score, read_scores
 from unlearn.runs.evaluations import Evaluation, evaluations_of
-from unlearn.runs.folder import check_version
-from unlearn.storage.files import read_object
+from unlearn.runs.folder import check_results
+from unlearn.storage.schema import leads_out
 from unlearn.sweeps.sweep import Job, Sweep
 
-REQUIRED: dict[str, type | tuple[type, ...]] = {
-    "identity.model.name": str,
-    "identity.method.name": str,
-    "identity.rna.nu": (int, float),
-    "identity.seed": int,
-    "identity.eval.tasks": dict,
-    "identity.eval.queries": list,
-    "inputs": dict,
-}  # what a run.json must have, and of which type
 # Keys of `eval` that determine the content of questions, beside the tasks.
 OF_QUESTIONS = ("num_fewshot", "limit", "subset", "chat_template", "system_instruction", "seed", "replaced", "position")
 DESCRIBED = 200  # at most so many jobs that never began have their configuration composed, which takes a while
@@ -140,19 +132,24 @@ def collect(folders: Sequence[Path]) -> list[Run]:
         if not runs:
             raise UserError(f"{folder}: no run is here (no run.json) and no sweep (no sweep.json), at any depth.")
         for run in runs:
-            found.setdefault(run.folder.resolve(), run)
+            place = run.folder.resolve()
+            if place not in found or found[place].status == "corrupt":  # as a link that is not followed
+                found[place] = run
     return [found[path] for path in sorted(found)]
 
 
 def _below(top: Path) -> Iterator[Run]:
-    """The runs in and below a folder, links followed; what is below a run or a sweep is theirs."""
+    """The runs in and below a folder; what is below a run or a sweep is theirs. Links that lead out are told."""
     folders, seen = [top], set()
     while folders:
         folder = folders.pop()
         if folder.resolve() in seen:
             continue
+        if leads_out(folder, top):
+            yield Run(folder, "corrupt", f"a link that leads out of {top} is not followed: name {folder.resolve()}")
+            continue
         seen.add(folder.resolve())
-        if (folder / "run.json").is_file():
+        if (folder / RECORD).exists():
             yield read_run(folder)
         elif (folder / "sweep.json").is_file():
             yield from _of_sweep(folder)
@@ -166,11 +163,8 @@ def _below(top: Path) -> Iterator[Run]:
 def read_run(folder: Path) -> Run:
     """The run of a folder that has a run.json."""
     try:
-        record = read_object(folder / "run.json")
-        wrong = [key for key, kind in REQUIRED.items() if not isinstance(_at(record, key), kind)]
-        if wrong:
-            return Run(folder, "corrupt", f"run.json: missing or of a wrong type: {', '.join(wrong)}")
-        check_version(folder, record)
+        record = read_record(folder)
+        check_results(folder, record)
         if record.get("status") == "failed":
             return Run(folder, "failed", str(record.get("error", "")), record)
         if record.get("status") != "done":
@@ -194,19 +188,12 @@ def _scores(evaluations: Sequence[Evaluation]) -> list[Score]:
     return list(scores.values())
 
 
-def _at(tree: Any, key: str) -> Any:
-    """The value of a dotted key, or None."""
-    for part in key.split("."):
-        tree = tree.get(part) if isinstance(tree, dict) else None
-    return tree
-
-
 def _of_sweep(folder: Path) -> Iterator[Run]:
     """The runs of a sweep's jobs, those too that were never begun."""
     try:
         sweep = Sweep.open(folder)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        yield Run(folder, "corrupt", f"sweep.json: {describe(error)}")
+    except UserError as error:
+        yield Run(folder, "corrupt", str(error))
         return
     never = 0
     for job in sweep.jobs.values():
@@ -233,10 +220,10 @@ def _never_begun(sweep: Sweep, job: Job, folder: Path | None, *, described: bool
     try:
         if job.error is not None:
             status, why = "failed", job.error
-        elif (error := sweep.folder / str(job.number) / "error.json").is_file():
-            status, why = "failed", str(read_object(error).get("error"))
+        elif (error := sweep.error_of(job.number)) is not None:
+            status, why = "failed", error["error"]
         if described and job.error is None:
-            config = sweep.config(job.number)
+            config = sweep.config(job.number, trained=True)
             record = {"config": asdict(config), "identity": identity(config)}
     except Exception as problem:  # whatever is wrong with files and configurations that were never run
         why += f" (more cannot be read: {describe(problem)})"

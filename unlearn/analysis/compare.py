@@ -18,6 +18,7 @@ from rich.table import Table
 from unlearn.analysis.collect import OF_QUESTIONS, Run, read_run
 from unlearn.errors import UserError
 from unlearn.evaluation.statistics import Paired, PairedMeans, paired, paired_means
+from unlearn.records.run import RECORD
 from unlearn.records.samples import Sample
 from unlearn.runs.evaluations import evaluations_of
 from unlearn.screen import console, say
@@ -160,12 +161,17 @@ def compare_runs(a: Path, b: Path) -> Comparison:
 
     Raises UserError for a folder without a run or without answers, and for answers that cannot be read.
     """
-    return compare_answers(_run_with_samples(a), _run_with_samples(b))
+    return compare_answers(*_runs_with_samples(a, b))
+
+
+def _runs_with_samples(*folders: Path) -> list[Run]:
+    for folder in folders:
+        if not (folder / RECORD).exists():
+            raise UserError(f"{folder}: no run is here (there is no {RECORD}).")
+    return [_run_with_samples(folder) for folder in folders]
 
 
 def _run_with_samples(folder: Path) -> Run:
-    if not (folder / "run.json").is_file():
-        raise UserError(f"{folder}: no run is here (there is no run.json).")
     run = read_run(folder)
     if run.status == "corrupt":
         raise UserError(run.why if str(folder) in run.why else f"{folder}: {run.why}")
@@ -178,7 +184,7 @@ def _run_with_samples(folder: Path) -> Run:
 
 def show_comparison(a: Path, b: Path) -> None:
     """Print the tables of `compare_runs`. Raises UserError if there is nothing to compare."""
-    runs = [_run_with_samples(folder) for folder in (a, b)]
+    runs = _runs_with_samples(a, b)
     comparison = compare_answers(*runs)
     for run in runs:
         if not run.done:

@@ -78,6 +78,7 @@ def attack(
     base: BaseModel | None = None,
     retrained: str | None = None,
     required: bool = True,
+    allow_code: bool = False,
 ) -> None:
     """Attack finished runs, and show a table for each.
 
@@ -88,6 +89,7 @@ def attack(
             attacked, too, for comparison.
         required: whether it is an error if a run allows none of the attacks. Attacks that a run does not allow are left
             out with a message.
+        allow_code: whether code that a run's record names may run.
 
     Raises UserError for a folder that holds no finished run, for a retrained model of another shape and, after all
     runs were attacked, for answers that are not finite.
@@ -100,7 +102,8 @@ def attack(
     for folder in runs:
         with folder.locked():
             folder.check_done()  # another process may have begun it anew
-            results = _attack(folder, attacks, list(overrides), base, retrained, required)
+            config = _configuration(folder, list(overrides), allow_code)
+            results = _attack(folder, config, attacks, base, retrained, required)
         if (sentence := problem(results)) is not None:
             problems.append(f"{folder.path}: {sentence}")
     if problems:
@@ -146,14 +149,13 @@ class Measurement:
 
 def _attack(
     folder: RunFolder,
+    config: Config,
     attacks: Sequence[Planned],
-    overrides: list[str],
     base: BaseModel,
     retrained: str | None,
     required: bool,
 ) -> list[AttackResults]:
     """Attack a run. Returns the results, first those without an attack."""
-    config = _configuration(folder, overrides)
     if config.model.device == BALANCED:
         raise UserError(
             f"{folder.path}: model.device={BALANCED}: attacks change weights, on one device only. "
@@ -269,12 +271,12 @@ def _possible(attacks: Sequence[Planned], target: Target, required: bool = True)
     return possible
 
 
-def _configuration(folder: RunFolder, overrides: list[str]) -> Config:
+def _configuration(folder: RunFolder, overrides: list[str], allow_code: bool) -> Config:
     """The run's configuration with its own evaluation, or another one, in the kinds of query that attacks use.
 
     Of each role at most QUESTIONS are asked, unless eval.subset or eval.limit says otherwise.
     """
-    config = run_config(folder, overrides)
+    config = run_config(folder, overrides, allow_code=allow_code)
     if config.eval.subset is None and config.eval.limit is None and not any("eval.subset" in o for o in overrides):
         config.eval.subset = QUESTIONS
     queries = [query for query in QUERIES if query in config.eval.queries]
@@ -319,5 +321,5 @@ class _Places:
 
     def _about(self, planned: Planned, target: Target) -> AttackAbout:
         return AttackAbout(
-            planned.name, self._common["questions"], planned.arguments, remark=planned.attack.remark(target)
+            planned.name, self._common["questions"], dict(planned.arguments), remark=planned.attack.remark(target)
         )

@@ -23,8 +23,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", help="Let code run that the folder names: tasks, or a checkpoint's own code.")
+]
 Trust = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Allow code that comes with the base model's checkpoint to run.")
+    bool,
+    typer.Option(
+        "--allow-code", "--trust-remote-code", help="Let code run that the folder names, such as a checkpoint's own."
+    ),
 ]
 Folders = Annotated[list[Path], typer.Argument(metavar="DIR", help="A run, a sweep, or a folder of runs or sweeps.")]
 Overrides = Annotated[
@@ -60,7 +66,9 @@ def run(context: typer.Context) -> None:
 
 @app.command()
 def evaluate(
-    what: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT|model=NAME")], overrides: Overrides = None
+    what: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT|model=NAME")],
+    overrides: Overrides = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Evaluate a finished run again, or any checkpoint.
 
@@ -71,7 +79,7 @@ def evaluate(
     """
     from unlearn.runs.evaluation import evaluate as run
 
-    run(what, overrides or [])
+    run(what, overrides or [], allow_code=allow_code)
 
 
 @app.command()
@@ -80,6 +88,7 @@ def attack(
     retrained: Annotated[
         str | None, typer.Option(help="A checkpoint like the base model that never saw the forget texts in training.")
     ] = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Attack finished runs: does the forgotten knowledge come back?
 
@@ -98,7 +107,7 @@ def attack(
     from unlearn.attacks.run import attack as run
 
     attacks = plan(parsed.attacks, parsed.attack_overrides)
-    run(parsed.folders, attacks, parsed.overrides, retrained=retrained)
+    run(parsed.folders, attacks, parsed.overrides, retrained=retrained, allow_code=allow_code)
 
 
 @app.command()
@@ -165,6 +174,7 @@ def claims(
     preface: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Markdown to put first, for example what was run and why.")
     ] = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Judge the paper's claims on any runs.
 
@@ -174,7 +184,7 @@ def claims(
     """
     from unlearn.paper.claims.write import write_claims
 
-    write_claims(folders, output, theory=theory, limit=limit, title=title, preface=preface)
+    write_claims(folders, output, theory=theory, limit=limit, title=title, preface=preface, allow_code=allow_code)
 
 
 @app.command()
@@ -191,7 +201,7 @@ def theory(
     injected: Annotated[
         bool, typer.Option(help="Measure Theorems 4.3 and 5.2 with injected noise, which takes nearly all the time.")
     ] = True,
-    trust_remote_code: Trust = False,
+    allow_code: Trust = False,
 ) -> None:
     """Measure the paper's theorems on a finished run.
 
@@ -203,8 +213,7 @@ def theory(
     from unlearn.paper.theory.measure import theory as measure
 
     effort = Effort(limit, draws, directions, batch, seed)
-    overrides = ["model.trust_remote_code=true"] if trust_remote_code else []
-    show(measure(folder, against, effort=effort, injected=injected, overrides=overrides))
+    show(measure(folder, against, effort=effort, injected=injected, allow_code=allow_code))
 
 
 @app.command()
@@ -216,6 +225,9 @@ def status(
         bool, typer.Option("--retry", help="First restart the jobs that failed or were interrupted.")
     ] = False,
     once: Annotated[bool, typer.Option("--once", help="Show the table once, even in a terminal.")] = False,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="With --retry: run the code and commands in the sweep's folder.")
+    ] = False,
 ) -> None:
     """Show the jobs of a sweep, or retry them.
 
@@ -225,7 +237,7 @@ def status(
     """
     from unlearn.sweeps.status import show_status
 
-    raise typer.Exit(show_status(sweep, retry_failed=retry, once=once))
+    raise typer.Exit(show_status(sweep, retry_failed=retry, once=once, allow_code=allow_code))
 
 
 @app.command()
@@ -235,12 +247,12 @@ def export(
     model: Annotated[
         str | None, typer.Option(metavar="PATH", help="The base model's current path, if it was moved.")
     ] = None,
-    trust_remote_code: Trust = False,
+    allow_code: Trust = False,
 ) -> None:
     """Write a run's unlearned model as a Hugging Face checkpoint."""
     from unlearn.models.export import export as write
 
-    write(run, out, model, trust_remote_code=trust_remote_code)
+    write(run, out, model, trust_remote_code=allow_code)
     typer.echo(f"{out}: load it with AutoModelForCausalLM.from_pretrained({str(out)!r})")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from unlearn.arguments import SPAN, check_choice, check_number
+from unlearn.arguments import SPAN, check_choice, check_name, check_number
 from unlearn.config.compose import attack_names
 from unlearn.config.schema import CHECK, Config, DataConfig, TopicConfig
 from unlearn.errors import UserError, nearest
@@ -51,6 +51,18 @@ def _problem(check: Callable[..., None], key: str, value: object, *allowed: Any)
         check(key, value, *allowed)
     except UserError as error:
         yield str(error)
+
+
+def _names(c: Config) -> Iterator[str]:
+    """Names that are parts of paths."""
+    names = {"model.name": c.model.name, "method.name": c.method.get("name"), "data.name": c.data.name}
+    names |= {"eval.name": c.eval.name} | {f"eval.tasks: {role}": role for role in c.eval.roles}
+    names |= {f"data.topics: {topic}": topic for topic in c.data.topics}
+    for key, name in names.items():
+        if name is None:
+            yield f"{key}: no value was given."
+        else:
+            yield from _problem(check_name, key, name)
 
 
 def _alpha(c: Config) -> Iterator[str]:
@@ -142,8 +154,6 @@ def _method_and_rna(c: Config) -> Iterator[str]:
         rna = RNA(c.rna.nu, c.rna.scale)
     except UserError as error:
         yield f"rna.{error}"
-    if not isinstance(c.method.get("name"), str):
-        yield "method.name: no value was given."
     try:
         make_method(c.method, rna)
     except UserError as error:
@@ -246,6 +256,7 @@ def _max_logit(c: Config) -> Iterator[str]:
 
 CHECKS = (
     _ranges,
+    _names,
     _alpha,
     _roles_and_queries,
     _span_fits,

@@ -54,7 +54,12 @@ def of_model(what: str) -> list[str]:
         if "/" in what and Path(what).parent.is_dir():  # a mistyped folder beside others
             raise UserError(message)
     chosen = {"model.path": what, "model.name": Path(what).resolve().name}
-    return [f"{key}={QuotedString(value, Quote.single).with_quotes()}" for key, value in chosen.items()]
+    return [override(key, value) for key, value in chosen.items()]
+
+
+def override(key: str, value: str | None) -> str:
+    """The override KEY=VALUE, with the value quoted."""
+    return f"{key}={'null' if value is None else QuotedString(value, Quote.single).with_quotes()}"
 
 
 def changed(config: DictConfig, overrides: list[str]) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from pydantic import TypeAdapter
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME
@@ -16,7 +15,9 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 from unlearn.errors import UserError
 from unlearn.models.delta import check_delta, dtype_of, load_delta, replaced
 from unlearn.models.loading import BALANCED, Source, cached, load_tokenizer, load_whole
+from unlearn.records.run import RECORD, read_record
 from unlearn.storage.files import check_writable
+from unlearn.storage.schema import checked
 
 PROCESSORS = (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME)  # files of a multimodal checkpoint
 
@@ -35,16 +36,17 @@ def export(run_dir: Path, out_dir: Path, model_path: str | None = None, *, trust
     Raises:
         UserError: a folder is not as above, or the base model is not the one that the run trained.
     """
-    model_config = _model_config(run_dir)
+    source = _source_of(run_dir)
     _check_empty(out_dir)
     check_writable(out_dir, "The model goes there.")
     weights, metadata = load_delta(run_dir / "delta.safetensors")
-    names = {field.name for field in dataclasses.fields(Source)}
-    settings = {key: value for key, value in model_config.items() if key in names}
-    if settings.get("device") != BALANCED:
-        settings["device"] = "cpu"
-    settings |= {"dtype": dtype_of(run_dir / "delta.safetensors"), "trust_remote_code": trust_remote_code}
-    source = Source(**settings | ({"path": model_path} if model_path else {}))
+    source = dataclasses.replace(
+        source,
+        path=model_path or source.path,
+        device=BALANCED if source.device == BALANCED else "cpu",
+        dtype=dtype_of(run_dir / "delta.safetensors"),
+        trust_remote_code=trust_remote_code,
+    )
     tokenizer = load_tokenizer(source)
     model = load_whole(source)
     check_delta(model, weights, metadata)
@@ -82,11 +84,11 @@ def _check_empty(out_dir: Path) -> None:
         raise UserError(f"{out_dir} exists and is not an empty folder. Choose another folder.")
 
 
-def _model_config(run_dir: Path) -> dict[str, Any]:
-    file = run_dir / "run.json"
-    if not file.is_file():
-        raise UserError(f"{run_dir} is not a run's folder: it has no run.json.")
-    try:
-        return json.loads(file.read_text())["config"]["model"]
-    except (json.JSONDecodeError, KeyError) as error:
-        raise UserError(f"{file} is damaged: {error}") from error
+def _source_of(run_dir: Path) -> Source:
+    """The base model in a run's record. Whether its code may run is not read there."""
+    if not (run_dir / RECORD).exists():
+        raise UserError(f"{run_dir} is not a run's folder: it has no {RECORD}.")
+    model = read_record(run_dir).get("config", {}).get("model")
+    settings = {field.name: model[field.name] for field in dataclasses.fields(Source) if field.name in (model or {})}
+    source = checked(TypeAdapter(Source), settings, run_dir / RECORD, "config.model")
+    return dataclasses.replace(source, trust_remote_code=False)

@@ -160,7 +160,9 @@ def _user_errors(source: Source, problem: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"model.path={source.path}: {problem}: {error}") from error
+        is_code = not source.trust_remote_code and "trust_remote_code" in str(error)
+        advice = " Here: model.trust_remote_code=true; for the folder of a run, --allow-code." if is_code else ""
+        raise UserError(f"model.path={source.path}: {problem}: {error}{advice}") from error
 
 
 def check_weights(source: Source, layer: int | None) -> None:

@@ -9,18 +9,19 @@ determines the rows. `attack_frame` gives all rows of a run, with the attack's a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa  # type: ignore[import-untyped]
+from pydantic import ConfigDict, TypeAdapter
 
-from unlearn.errors import UserError
 from unlearn.records import scores
 from unlearn.records.scores import SCORES, Score
 from unlearn.records.tables import read_rows, write_rows
-from unlearn.storage.files import read_object, write_json
+from unlearn.storage.files import write_json
+from unlearn.storage.schema import Name, Tree, read_as
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,10 +43,15 @@ class AttackAbout:
         remark: what a reader has to know of this attack on this model, such as the share that was quantised.
     """
 
-    attack: str
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    attack: Name
     questions: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Tree = field(default_factory=dict)
     remark: str | None = None
+
+
+_ABOUT = TypeAdapter(AttackAbout)
 
 
 @dataclass(frozen=True)
@@ -71,14 +77,12 @@ def write_attack(folder: Path, about: AttackAbout, rows: Iterable[AttackScore]) 
 
 def read_attack(folder: Path) -> tuple[AttackAbout, list[AttackScore]]:
     """What `write_attack` wrote. Raises UserError for files that cannot be read or have other entries."""
-    record = read_object(folder / ABOUT)
-    if record.keys() != {entry.name for entry in fields(AttackAbout)}:
-        raise UserError(f"{folder / ABOUT}: its entries are not those of this version.")
+    about = read_as(_ABOUT, folder / ABOUT)
     rows = [
         AttackScore(row["attack"], row["level"], row["level_name"], Score(**{name: row[name] for name in _SCORE}))
-        for row in read_rows(folder / SCORES, SCHEMA)
+        for row in read_rows(folder / SCORES, SCHEMA, (*scores.REQUIRED, "attack", "level", "level_name"))
     ]
-    return AttackAbout(**record), rows
+    return about, rows
 
 
 def attack_folders(run: Path) -> list[Path]:

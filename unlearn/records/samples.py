@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa  # type: ignore[import-untyped]
-import pyarrow.parquet as parquet  # type: ignore[import-untyped]
 
 from unlearn.records.tables import read_rows, write_rows
 
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SAMPLES = "samples.parquet"
+REQUIRED = ("model", "role", "task", "query", "id", "question")  # columns without empty cells
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def write_samples(folder: Path, samples: Iterable[Sample]) -> None:
 
 def read_samples(folder: Path) -> list[Sample]:
     """The rows of `folder`/samples.parquet. Raises UserError if it cannot be read or has other columns."""
-    return [Sample(**row) for row in read_rows(folder / SAMPLES, SCHEMA)]
+    return [Sample(**row) for row in read_rows(folder / SAMPLES, SCHEMA, REQUIRED)]
 
 
 def sample_frame(samples: Iterable[Sample]) -> pd.DataFrame:
@@ -98,8 +98,6 @@ def guessing_accuracy(folder: Path, role: str) -> float | None:
     """The expected accuracy of guessing on a role's multiple-choice questions; None if it has none or no samples."""
     if not (folder / SAMPLES).is_file():
         return None
-    columns = parquet.read_table(
-        folder / SAMPLES, columns=["loglikelihoods"], filters=[("role", "=", role), ("query", "=", "default")]
-    )
-    options = [len(values) for values in columns["loglikelihoods"].to_pylist() if values and len(values) > 1]
+    asked = read_rows(folder / SAMPLES, SCHEMA, REQUIRED, {"role": role, "query": "default"})
+    options = [len(values) for sample in asked if (values := sample["loglikelihoods"]) and len(values) > 1]
     return sum(1 / count for count in options) / len(options) if options else None

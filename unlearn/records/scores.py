@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 SCORES = "scores.parquet"
 PLACE = ("model", "role", "task", "part_of", "query")  # the columns that say what was measured where
+REQUIRED = ("model", "role", "task", "query", "measure", "value")  # columns without empty cells
 KEY = (*PLACE, "measure", "against")  # no two rows of an evaluation agree in these
 TRUNCATED = "truncated"  # a measure: how many questions lost their beginning
 NOT_FINITE = "not_finite"  # a measure: how many questions or texts have log-likelihoods that are NaN or infinite
@@ -76,7 +77,7 @@ def write_scores(folder: Path, scores: Iterable[Score]) -> None:
 
 def read_scores(folder: Path) -> list[Score]:
     """The rows of `folder`/scores.parquet. Raises UserError if it cannot be read or has other columns."""
-    return [Score(**row) for row in read_rows(folder / SCORES, SCHEMA)]
+    return [Score(**row) for row in read_rows(folder / SCORES, SCHEMA, REQUIRED)]
 
 
 def score_frame(scores: Iterable[Score]) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pyarrow.parquet as parquet  # type: ignore[import-untyped]
 
 from unlearn.errors import UserError
 from unlearn.storage.files import write_atomically
+from unlearn.storage.schema import read_bytes
 
 
 def write_rows(file: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema) -> None:
@@ -21,12 +22,25 @@ def write_rows(file: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema) ->
     write_atomically(file, buffer.getvalue())
 
 
-def read_rows(file: Path, schema: pa.Schema) -> list[dict[str, Any]]:
-    """The rows of a file. Raises UserError if it cannot be read, or does not have the schema's columns and types."""
+def read_rows(
+    file: Path, schema: pa.Schema, required: Sequence[str], where: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
+    """The rows of a file; with `where`, those that have these values in these columns.
+
+    Raises UserError if it cannot be read, does not have the schema's columns and types, or has an empty cell in one of
+    the `required` columns.
+    """
+    content = io.BytesIO(read_bytes(file))
+    filters = [(column, "=", value) for column, value in (where or {}).items()]
     try:
-        table = parquet.read_table(file)
-    except (OSError, pa.ArrowException) as error:
+        table = parquet.read_table(content, filters=filters or None)
+        table.validate(full=True)
+        rows = table.to_pylist()
+    except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: text that is no UTF-8
         raise UserError(f"{file}: not a readable Parquet file ({error}).") from None
     if not table.schema.equals(schema):
         raise UserError(f"{file}: its columns are not those of this version: {', '.join(schema.names)}.")
-    return table.to_pylist()
+    for column in required:
+        if table[column].null_count:
+            raise UserError(f"{file}: a row has no {column}.")
+    return rows

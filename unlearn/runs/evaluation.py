@@ -9,47 +9,51 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from unlearn.config.compose import changed, composed, of_model
-from unlearn.config.identity import identity
+from unlearn.config.identity import RUNS, identity
+from unlearn.config.recorded import ALLOW, foreign_tasks, recorded
 from unlearn.config.schema import Config
 from unlearn.config.settle import settle
 from unlearn.errors import UserError
 from unlearn.evaluation.evaluator import Unlearned
 from unlearn.evaluation.harness import against_default
-from unlearn.evaluation.questions import load_questions
+from unlearn.evaluation.questions import CACHE, load_questions
 from unlearn.models.delta import dtype_of
 from unlearn.records.answers import Answers
+from unlearn.records.run import RECORD
 from unlearn.records.samples import SAMPLES, Sample, read_samples
 from unlearn.records.scores import check_finite
 from unlearn.runs.evaluations import EVALUATIONS, Evaluation, evaluations_of, keep_evaluation
-from unlearn.runs.folder import RunFolder, check_version, write_results
+from unlearn.runs.folder import RunFolder, check_results, write_results
 from unlearn.runs.inputs import Inputs, load_evaluation_inputs
 from unlearn.runs.sharing import open_evaluator
 from unlearn.storage.files import check_writable
 from unlearn.storage.hashing import json_sha256
+from unlearn.storage.schema import check_links, leads_out
 from unlearn.tracking.terminal import show_result
 
 # Keys that say where the same model is, whether its own code may run, and where the cache is.
 WHERE = ("model.path", "model.gguf_file", "model.device", "model.max_memory", "model.trust_remote_code", "output_root")
 
 
-def evaluate(what: str, overrides: list[str]) -> Path:
+def evaluate(what: str, overrides: list[str], *, allow_code: bool = False) -> Path:
     """Evaluate a run's folder, a checkpoint, or the model of a configuration (model=NAME). Returns the results' folder.
 
-    Raises UserError if that cannot be done.
+    With `allow_code`, code that the run's record names may run. Raises UserError if that cannot be done.
     """
     folder = RunFolder(Path(what))
     if folder.record:
-        return evaluate_run(folder, overrides)
+        return evaluate_run(folder, overrides, allow_code=allow_code)
     return evaluate_checkpoint([*of_model(what), *overrides])
 
 
-def run_config(folder: RunFolder, overrides: list[str]) -> Config:
+def run_config(folder: RunFolder, overrides: list[str], *, allow_code: bool = False) -> Config:
     """The configuration of a run with another evaluation (`eval=NAME`), or with keys of its own evaluation changed.
 
-    The base model may have another path or device than before. Raises UserError for overrides of anything else.
+    The base model may have another path or device than before. Raises UserError for overrides of anything else and,
+    without `allow_code`, if the evaluation runs code that the record names and this command does not.
     """
     places = tuple(f"{key}{end}" for key in WHERE for end in "=.")  # model.max_memory.cpu=10GiB, too
     place = [override for override in overrides if override.lstrip("+").startswith(places)]
@@ -58,39 +62,60 @@ def run_config(folder: RunFolder, overrides: list[str]) -> Config:
         if override.lstrip("+~").partition("=")[0].partition(".")[0] != "eval":
             allowed = f"eval, its keys, and {', '.join(WHERE)}"
             raise UserError(f"{override} is not allowed: for a finished run only {allowed} can be changed.")
-    raw = recorded_config(folder.path, folder.record)
+    raw = recorded_config(folder.path, folder.record, allow_code=allow_code)
     if any(override.startswith("eval=") for override in overrides):
         raw.eval = composed(overrides).eval
     else:
         changed(raw, overrides)
     changed(raw, place)
-    return settle(raw, trained=True)
+    config = settle(raw, trained=True)
+    typed = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    if not allow_code and not typed & {"eval", "eval.include_path"} and (tasks := foreign_tasks(config)):
+        raise UserError(
+            f"{folder.file(RECORD)} names code that would run: {tasks}. If you trust it, add {ALLOW}; eval=NAME asks "
+            "other questions."
+        )
+    return config
 
 
-def recorded_config(folder: Path, record: Mapping[str, Any], *, trust_remote_code: bool = False) -> DictConfig:
+def recorded_config(folder: Path, record: Mapping[str, Any], *, allow_code: bool = False) -> DictConfig:
     """The configuration in the run.json of a trained run, not yet settled, to use its model again.
 
-    Whether a checkpoint's code may run is never read from a run's folder. Raises UserError if there is no delta, and
-    for another version of the results.
+    Raises UserError if there is no delta, and for another version of the results.
     """
-    check_version(folder, record)
-    raw = OmegaConf.create(dict(record["config"]))
+    check_results(folder, record)
+    raw = recorded(record.get("config", {}), folder / RECORD, "config")
     raw.model.dtype = dtype_of(folder / "delta.safetensors")  # auto could mean another dtype on this device
-    raw.model.trust_remote_code = trust_remote_code
+    raw.model.trust_remote_code = allow_code and raw.model.get("trust_remote_code") is True
+    raw.output_root = str(_output_root(folder))
     return raw
 
 
-def evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
+def _output_root(folder: Path) -> Path:
+    """Where the base model's answers are kept: beside a run that lies in OUTPUT_ROOT/runs, else in its folder.
+
+    A record does not say where files are written. Raises UserError for a link that leads elsewhere.
+    """
+    above = folder.absolute().parent
+    root = above.parent if above.name == RUNS else folder
+    cache = root / CACHE
+    if leads_out(cache, root):
+        raise UserError(f"{cache}: this link leads out of {root}. output_root=DIR chooses another place.")
+    check_links(cache)
+    return root
+
+
+def evaluate_run(folder: RunFolder, overrides: list[str], *, allow_code: bool = False) -> Path:
     """Evaluate a run again. Returns the folder of the results, RUN/evaluations/NAME.
 
     Raises UserError, after the results are written, if a model's answers are not finite.
     """
     with folder.locked():
-        return _evaluate_run(folder, overrides)
+        return _evaluate_run(folder, overrides, allow_code=allow_code)
 
 
-def _evaluate_run(folder: RunFolder, overrides: list[str]) -> Path:
-    config = run_config(folder, overrides)
+def _evaluate_run(folder: RunFolder, overrides: list[str], *, allow_code: bool) -> Path:
+    config = run_config(folder, overrides, allow_code=allow_code)
     check_writable(folder.file(EVALUATIONS), "The results go there.")
     inputs = load_evaluation_inputs(config)
     name = _name(config, inputs)

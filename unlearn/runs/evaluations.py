@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Required
+
+from pydantic import FiniteFloat, TypeAdapter
+from typing_extensions import TypedDict
 
 from unlearn.records.answers import Answers
 from unlearn.records.names import is_asked, text_tasks
+from unlearn.records.run import ASKED, Asked
+from unlearn.records.run import RECORD as RUN
 from unlearn.records.scores import SCORES
 from unlearn.runs.folder import write_results
-from unlearn.storage.files import read_object, write_json
+from unlearn.storage.files import write_json
 from unlearn.storage.hold import Hold
+from unlearn.storage.schema import Name, checked, read_as
 
 EVALUATIONS = "evaluations"  # below a run's folder
 RECORD = "evaluation.json"
@@ -47,17 +53,28 @@ class Evaluation:
         return has_both and is_asked(self.config.get("asked_of", {}), query, role)
 
 
+class _Record(TypedDict, total=False):
+    """evaluation.json: an `Evaluation` without its folder."""
+
+    config: Required[Asked]
+    questions: dict[Name, dict[Name, str]]
+    query_words: dict[Name, str]
+    time: FiniteFloat
+
+
+_RECORD: TypeAdapter[Any] = TypeAdapter(_Record)
+
+
 def evaluations_of(run: Path, record: Mapping[str, Any]) -> list[Evaluation]:
     """The evaluations of a run, in the order in which they were made. `record` is its run.json.
 
-    Raises UserError for an evaluation.json that cannot be read.
+    Raises UserError for an evaluation.json that cannot be read, and for a record of another form.
     """
     inputs = record.get("inputs", {})
-    own = Evaluation(
-        run, dict(record["config"]["eval"]), inputs.get("questions") or {}, inputs.get("query_words") or {}
-    )
+    asked = checked(ASKED, record.get("config", {}).get("eval"), run / RUN, "config.eval")
+    own = Evaluation(run, dict(asked), inputs.get("questions") or {}, inputs.get("query_words") or {})
     files = [file for file in run.glob(f"{EVALUATIONS}/*/{RECORD}") if (file.parent / SCORES).is_file()]
-    later = [Evaluation(file.parent, **read_object(file)) for file in files]
+    later = [Evaluation(file.parent, **read_as(_RECORD, file)) for file in files]
     return [own, *sorted(later, key=lambda evaluation: (evaluation.time, evaluation.folder))]
 
 

@@ -21,7 +21,6 @@ partial/                 journals of the evaluation (`unlearn.evaluation.journal
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -32,6 +31,7 @@ from typing import Any
 from unlearn.config.identity import RESULTS_VERSION, training_identity
 from unlearn.errors import UserError
 from unlearn.records.answers import Answers
+from unlearn.records.run import RECORD, check_identity, read_record
 from unlearn.records.scores import nested
 from unlearn.runs.provenance import attempt, code_version, package_versions
 from unlearn.storage import slurm_job
@@ -39,6 +39,7 @@ from unlearn.storage.files import write_json
 from unlearn.storage.hashing import json_sha256
 from unlearn.storage.hold import LOCK, Lost
 from unlearn.storage.lock import FolderLock
+from unlearn.storage.schema import check_links
 
 UNFINISHED = ("checkpoint.safetensors", "partial", "steps")  # what a finished run removes
 # What a run removes that starts anew, or that is asked other questions.
@@ -73,9 +74,9 @@ class RunFolder:
         return self._lock
 
     def read(self) -> None:
-        """Read run.json again."""
-        if self.file("run.json").is_file():
-            self.record = json.loads(self.file("run.json").read_text())
+        """Read run.json again. Raises UserError if it is damaged, and for a link that leads out of the folder."""
+        if self.file(RECORD).exists():
+            self.record = read_record(self.path)
 
     def file(self, name: str) -> Path:
         """A file of this folder."""
@@ -92,7 +93,8 @@ class RunFolder:
             raise UserError(f"{self.path}: there is no finished run here (no run.json with the status done).")
 
     def claim(self, identity: dict[str, Any]) -> None:
-        """Raise UserError if this folder holds a run with another identity."""
+        """Raise UserError if this folder holds a run with another identity, or a link that leads out of it."""
+        check_links(self.path)
         other = self.record.get("identity")
         if other is not None and other != identity:
             differing = ", ".join(sorted(_differences(other, identity))) or "version of the results"
@@ -253,14 +255,16 @@ class RunFolder:
                 self.lock.write(self.file(".hydra") / file.name, file.read_bytes())
 
 
-def check_version(folder: Path, record: Mapping[str, Any]) -> None:
-    """Raise UserError if a run has another version of the results, which this version cannot read."""
-    version = record.get("identity", {}).get("results_version")
-    if version != RESULTS_VERSION:
+def check_results(folder: Path, record: Mapping[str, Any]) -> None:
+    """Raise UserError if a run's results are of another version, which this one cannot read, or of another form."""
+    identity = record.get("identity", {})
+    version = identity.get("results_version")
+    if isinstance(version, int) and version != RESULTS_VERSION:
         raise UserError(
             f"{folder} has results of version {version}, but this package reads version {RESULTS_VERSION}. Run the "
             "same command again: the run gets a new folder."
         )
+    check_identity(folder, identity)
 
 
 def write_results(folder: Path, answers: Answers, training: Mapping[str, float]) -> None:

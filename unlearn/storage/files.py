@@ -76,17 +76,6 @@ def write_json(file: Path, content: Any) -> None:
     write_atomically(file, json.dumps(content, indent=2) + "\n")
 
 
-def read_object(file: Path) -> dict[str, Any]:
-    """A JSON object. Raises UserError if the file cannot be read or holds no object."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # the last one, of brackets within brackets
-        raise UserError(f"{file}: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: not a JSON object")
-    return content
-
-
 def synchronise_folder(folder: Path) -> None:
     """Write to disk which files a folder has, where the file system can do that."""
     with suppress(OSError):

@@ -24,13 +24,16 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Annotated
 
 import psutil
+from pydantic import Field, FiniteFloat, TypeAdapter
 
 from unlearn.errors import UserError
 from unlearn.storage import slurm_job
 from unlearn.storage.files import discard, write_json
 from unlearn.storage.hold import LOCK, Hold
+from unlearn.storage.schema import Integer, read_as
 
 HOLDER, PROGRESS = "holder.json", "progress.json"
 BEAT_S, STALE_S = 10.0, 60.0
@@ -47,10 +50,10 @@ class Phase:
     """The holder's progress: `done` of `total` steps, of which `skipped` were done before it began."""
 
     name: str = "starting"
-    done: int = 0
-    total: int = 0
-    skipped: int = 0
-    since: float = field(default_factory=time.time)  # seconds since the epoch, when the phase began
+    done: Integer = 0
+    total: Integer = 0
+    skipped: Integer = 0
+    since: FiniteFloat = field(default_factory=time.time)  # seconds since the epoch, when the phase began
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,8 @@ class Holder:
     owner: str
     host: str
     pid_space: str  # process ids mean the same only within it
-    pid: int
-    born: float  # when the process began: ids are used again
+    pid: Annotated[int, Field(gt=0, lt=2**31)]
+    born: FiniteFloat  # when the process began: ids are used again
     slurm_job: str | None
     slurm_restarts: int
 
@@ -82,8 +85,8 @@ class Holder:
     def read(cls, place: Path) -> Holder | None:
         """The holder whose place in the lock this is, or None."""
         try:
-            return cls(**json.loads((place / HOLDER).read_text()))
-        except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
+            return read_as(_HOLDER, place / HOLDER)
+        except UserError:
             return None
 
     def known_dead(self) -> bool:
@@ -99,6 +102,9 @@ class Holder:
     def __str__(self) -> str:
         job = f", SLURM job {self.slurm_job}" if self.slurm_job else ""
         return f"process {self.pid} on {self.host}{job}"
+
+
+_HOLDER, _PHASE = TypeAdapter(Holder), TypeAdapter(Phase)
 
 
 class FolderLock(Hold):
@@ -200,8 +206,8 @@ class FolderLock(Hold):
 def phase_of(folder: Path) -> Phase | None:
     """The progress of a folder's holder, or None."""
     for place in _places(folder):
-        with suppress(FileNotFoundError, NotADirectoryError, ValueError, TypeError):
-            return Phase(**json.loads((place / PROGRESS).read_text()))
+        with suppress(UserError):
+            return read_as(_PHASE, place / PROGRESS)
     return None
 
 

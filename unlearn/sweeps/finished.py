@@ -42,5 +42,8 @@ def finished(configs: Mapping[int, Config]) -> tuple[list[int], dict[int, str]]:
 def _may_be_finished(config: Config) -> bool:
     if config.train.force or config.attacks or NGRAM_QUERIES.keys() & set(config.eval.queries):
         return False
-    run = RunFolder(run_folder(config))
+    try:
+        run = RunFolder(run_folder(config))
+    except UserError:  # it is damaged, which the run itself reports
+        return False
     return run.done and run.record.get("identity") == identity(config)

@@ -16,14 +16,19 @@ from rich.markup import escape
 from rich.table import Column, Table
 from rich.text import Text
 
+from unlearn.config.identity import run_folder
+from unlearn.config.recorded import ALLOW, code_of
 from unlearn.errors import UserError
 from unlearn.screen import WIDE, PlainConsole, say
 from unlearn.storage.lock import Phase
+from unlearn.storage.schema import leads_out
 from unlearn.sweeps import slurm
+from unlearn.sweeps.submission import has_this_code
 from unlearn.sweeps.summary import show_summary
 from unlearn.sweeps.sweep import State, Sweep
 
 POLL_S = 5.0
+SWEEPS = "sweeps"  # below output_root: sweeps/DATE/TIME
 console = PlainConsole(width=None if sys.stdout.isatty() else WIDE)
 STYLES = {"done": "green", "failed": "red", "interrupted": "yellow", "running": "cyan"}
 
@@ -114,12 +119,39 @@ def eta_s(phase: Phase) -> float | None:
     return (phase.total - phase.done) * max(0.0, time.time() - phase.since) / done
 
 
-def retry(sweep: Sweep) -> list[int]:
-    """Start failed and interrupted jobs again, where the sweep ran. Returns their numbers."""
+def needing_permission(sweep: Sweep, numbers: Iterable[int]) -> list[str]:
+    """What a retry of these jobs would run, beside this package's code, and where it would write, beside the sweep."""
+    needing = []
+    if sweep.code is not None and not has_this_code(sweep):
+        needing.append(f"{sweep.folder / sweep.code}, a copy of the code that differs from this package")
+    if sweep.launcher == "slurm":
+        needing.append(f"the settings of SLURM jobs in {sweep.folder / 'sweep.json'}, such as setup commands")
+    beside = sweep.folder.parents[2] if sweep.folder.parents[1].name == SWEEPS else sweep.folder
+    for config in (sweep.config(number, trained=True) for number in numbers):
+        needing += code_of(config)
+        for place in (run_folder(config), Path(config.output_root)):
+            if leads_out(Path(sweep.cwd) / place, beside):
+                needing.append(f"files in {Path(sweep.cwd) / place.parent}")
+    return list(dict.fromkeys(needing))
+
+
+def retry(sweep: Sweep, *, allow_code: bool = False) -> list[int]:
+    """Start failed and interrupted jobs again, where the sweep ran. Returns their numbers.
+
+    Raises UserError if that needs a permission and there is none (`allow_code`).
+    """
     states = sweep.states()
     again = [n for n, s in states.items() if s.ended and s.name != "done" and sweep.jobs[n].folder is not None]
     if not again:
         return []
+    if not allow_code:
+        if needing := needing_permission(sweep, again):
+            raise UserError(
+                f"{sweep.folder}: --retry would run or write what this folder names:\n  "
+                + "\n  ".join(needing)
+                + f"\nIf you trust it, add {ALLOW}. The command that started the sweep needs no permission."
+            )
+        sweep.code = None  # the same files, copied anew
     say(f"Starting again: {', '.join(f'#{n}' for n in again)}")
     if not Path(sweep.cwd).is_dir():
         raise UserError(f"{sweep.folder}: the sweep was started in {sweep.cwd}, which is no longer there.")
@@ -152,7 +184,7 @@ def latest() -> Path:
     return folders[-1]
 
 
-def show_status(folder: Path | None, *, retry_failed: bool, once: bool) -> int:
+def show_status(folder: Path | None, *, retry_failed: bool, once: bool, allow_code: bool = False) -> int:
     """Show the table of a sweep, by default the last one: in a terminal live until all jobs have ended, unless `once`.
 
     When all have ended, the table of results by setting follows.
@@ -160,7 +192,7 @@ def show_status(folder: Path | None, *, retry_failed: bool, once: bool) -> int:
     """
     sweep = Sweep.open(folder or latest())
     if retry_failed:
-        retry(sweep)
+        retry(sweep, allow_code=allow_code)
     states = sweep.states()
     if console.is_terminal and not once:
         with suppress(KeyboardInterrupt), Live(view(sweep, states), console=console, auto_refresh=False) as live:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
+from filecmp import cmp
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -72,10 +74,24 @@ def _arrays(groups: list[list[int]], size: int) -> list[list[list[int]]]:
 def copy_code(sweep: Sweep) -> str:
     """The path of the sweep's copy of code and configuration. It is made now, in its folder, if there is none."""
     if sweep.code is None:
-        sweep.code = str(_next_copy(sweep.folder))
-        _copy_code(Path(sweep.code))
+        copy = _next_copy(sweep.folder)
+        _copy_code(copy)
+        sweep.code = copy.name
     sweep.write()
-    return sweep.code
+    return str(sweep.folder / sweep.code)
+
+
+def has_this_code(sweep: Sweep) -> bool:
+    """Whether the sweep's copy of the code has the same files as this package."""
+    theirs, ours = (_files(top) for top in (sweep.folder / str(sweep.code) / PACKAGE.name, PACKAGE))
+    return theirs.keys() == ours.keys() and all(cmp(theirs[name], ours[name], shallow=False) for name in ours)
+
+
+def _files(top: Path) -> dict[str, Path]:
+    """The files below a folder, which may be links, by their paths in it."""
+    places = ((Path(place), names) for place, _, names in os.walk(top, followlinks=True))
+    files = (place / name for place, names in places for name in names if place.name != "__pycache__")
+    return {str(file.relative_to(top)): file for file in files}
 
 
 def _next_copy(folder: Path) -> Path:

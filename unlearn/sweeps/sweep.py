@@ -2,7 +2,8 @@
 
 sweep.json     the jobs and submissions
 code/          on SLURM and with hydra/launcher=local, the copy of code and configuration that its jobs run
-N/.hydra/      the configuration of job N, composed but not resolved
+N/config.json  the configuration of job N
+N/.hydra/      Hydra's own record of it, which is not read
 N/error.json   what went wrong in job N
 logs/N.log     with hydra/launcher=local, the output of the process whose first job is N
 .submitit/     on SLURM, the jobs' output
@@ -12,24 +13,26 @@ Nothing heavy is imported here: this is what a login node does, and `unlearn sta
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from omegaconf import DictConfig, OmegaConf
+from pydantic import Field, TypeAdapter
+from typing_extensions import TypedDict
 
 from unlearn.config.identity import run_folder
+from unlearn.config.recorded import recorded
 from unlearn.config.schema import Config
 from unlearn.config.settle import settle
 from unlearn.errors import UserError, describe
 from unlearn.runs.folder import RunFolder
 from unlearn.storage.files import check_writable, no_such_file, write_json
 from unlearn.storage.lock import Phase, live_holder, phase_of
+from unlearn.storage.schema import TREE, Inside, Name, Tree, check_links, read_as
 from unlearn.sweeps import slurm
 
 ROOT = Path(__file__).parents[2]
@@ -42,10 +45,33 @@ class Job:
 
     number: int
     overrides: list[str]
-    hydra_folder: str | None = None
+    hydra_folder: Inside | None = None  # below the sweep's
     folder: str | None = None
     error: str | None = None
     attacks: list[str] = field(default_factory=list)  # that are made after the run
+
+
+class _Record(TypedDict):
+    """sweep.json: see `Sweep`."""
+
+    cwd: str
+    launcher: Literal["packed", "local", "slurm"]
+    settings: Tree
+    code: Name | None
+    jobs: list[Job]
+    tasks: dict[int, Annotated[str, Field(pattern=r"^\d+(_\d+)?$")]]
+
+
+class _Error(TypedDict):
+    """error.json of a job."""
+
+    slurm_job: str | None
+    error: str
+    time: float
+
+
+_RECORD: TypeAdapter[Any] = TypeAdapter(_Record)
+_ERROR: TypeAdapter[Any] = TypeAdapter(_Error)
 
 
 @dataclass(frozen=True)
@@ -71,24 +97,29 @@ class Sweep:
         self.cwd = os.getcwd()
         self.launcher = "packed"  # or local, slurm
         self.settings: dict[str, Any] = {}  # of the launcher, for a retry
-        self.code: str | None = None  # the copy that its processes run; None if they are this one
+        self.code: str | None = None  # the name of the copy that its processes run; None if they are this one
         self.jobs: dict[int, Job] = {}
         self.tasks: dict[int, str] = {}  # job -> the SLURM job or array task of its last submission
 
     @classmethod
     def open(cls, folder: Path) -> Sweep:
-        """The sweep of a folder. Raises UserError if there is none."""
+        """The sweep of a folder. Raises UserError if there is none, and for a record of another form."""
         file = folder / "sweep.json"
-        record = json.loads(file.read_text()) if file.is_file() else {}
-        if not record.get("jobs"):
-            raise UserError(f"{folder}: this is no sweep's folder (there is no sweep.json with jobs).")
-        if "settings" not in record:
-            raise UserError(f"{file}: written by an earlier version. Start the sweep again: finished runs are kept.")
+        if not file.exists():
+            raise UserError(f"{folder}: this is no sweep's folder (there is no sweep.json).")
+        check_links(folder)
+        try:
+            record = read_as(_RECORD, file)
+        except UserError as error:
+            raise UserError(
+                f"{error}. If an earlier version wrote it, start the sweep again: it keeps its runs."
+            ) from None
         sweep = cls(folder)
         sweep.cwd, sweep.launcher, sweep.settings = record["cwd"], record["launcher"], record["settings"]
-        sweep.code = record["code"]
-        sweep.jobs = {job["number"]: Job(**job) for job in record["jobs"]}
-        sweep.tasks = {int(number): task for number, task in record["tasks"].items()}
+        sweep.code, sweep.tasks = record["code"], record["tasks"]
+        sweep.jobs = {job.number: job for job in record["jobs"]}
+        if not sweep.jobs:
+            raise UserError(f"{file}: there are no jobs in it.")
         return sweep
 
     def write(self) -> None:
@@ -105,9 +136,13 @@ class Sweep:
         write_json(self.folder / "sweep.json", record)
 
     def add(self, number: int, overrides: list[str], config: Config, hydra_folder: Path) -> None:
-        """Add a job that is ready to run."""
-        folders = str(hydra_folder.absolute()), str(run_folder(config).absolute())
-        self.jobs[number] = Job(number, overrides, *folders, attacks=config.attacks)
+        """Add a job that is ready to run. Raises UserError if Hydra's folder of it is not below the sweep's."""
+        inside = os.path.relpath(hydra_folder, self.folder)
+        if inside.startswith(os.pardir):
+            raise UserError(f"hydra.sweep.subdir: {hydra_folder} is not below the sweep's folder, {self.folder}.")
+        self.jobs[number] = Job(number, overrides, inside, str(run_folder(config).absolute()), attacks=config.attacks)
+        self.home(number).mkdir(parents=True, exist_ok=True)
+        write_json(self.home(number) / "config.json", asdict(config))
         self.keep_error(number, None, None)  # of a former sweep in this folder
 
     def add_failed(self, number: int, overrides: list[str], error: BaseException) -> None:
@@ -124,11 +159,14 @@ class Sweep:
         """The overrides of a job that not all jobs have."""
         return " ".join(o for o in self.jobs[number].overrides if o not in self.common)
 
-    def config(self, number: int) -> Config:
-        """A job's configuration, resolved now: paths inside the package are those of the running code."""
-        raw = OmegaConf.load(Path(str(self.jobs[number].hydra_folder)) / ".hydra" / "config.yaml")
-        assert isinstance(raw, DictConfig)
-        return settle(raw)
+    def home(self, number: int) -> Path:
+        """The folder of a job below the sweep's, with its configuration and its error."""
+        return self.folder / (self.jobs[number].hydra_folder or str(number))
+
+    def config(self, number: int, *, trained: bool = False) -> Config:
+        """A job's configuration. Paths inside the package are those of the running code. `trained`: see `settle`."""
+        file = self.home(number) / "config.json"
+        return settle(recorded(read_as(TREE, file), file), trained=trained)
 
     def states(self, before: Mapping[int, State] | None = None) -> dict[int, State]:
         """The state of every job, from the runs' folders and SLURM's queue. Jobs that were done `before` stay so."""
@@ -140,11 +178,14 @@ class Sweep:
     def _state(self, job: Job, queue: Mapping[str, str] | None, endings: Callable[[], Mapping[str, str]]) -> State:
         if job.folder is None:
             return State("failed", job.error or "")
-        run, task = RunFolder(Path(job.folder)), self.tasks.get(job.number)
-        if task is None:
-            name, detail = self._state_here(job, run)
-        else:
-            name, detail = self._state_on_slurm(job, run, task, queue, endings)
+        try:
+            run, task = RunFolder(Path(job.folder)), self.tasks.get(job.number)
+            if task is None:
+                name, detail = self._state_here(job, run)
+            else:
+                name, detail = self._state_on_slurm(job, run, task, queue, endings)
+        except UserError as error:  # a damaged file
+            return State("failed", str(error))
         phase = phase_of(run.path) if name == "running" else None
         return State(name, detail, phase, run.interruptions)
 
@@ -157,7 +198,7 @@ class Sweep:
         if (holder := live_holder(run.path)) is not None:
             return "running", str(holder)
         if run.record.get("status") == "failed":
-            return "failed", run.record["error"]
+            return "failed", run.record.get("error", "")
         if live_holder(self.folder) is not None:
             return "pending", ""
         return ("interrupted" if run.record.get("status") in ("running", "done") else "missing"), ""
@@ -179,34 +220,34 @@ class Sweep:
         if holder is not None and not (task_has_ended and holder.slurm_job == task):  # then the lock is out of date
             return "running", str(holder)
         if run.record.get("status") == "failed" and (of_this_task or task_has_ended):
-            return "failed", run.record["error"]
+            return "failed", run.record.get("error", "")
         if not task_has_ended:
             return "running", "SLURM does not answer" if queued is None else "starting"
         reason = f"SLURM: {endings().get(task, 'ended without a result')}"
-        last_line = slurm.last_line(self.settings["submitit_folder"], task)
+        last_line = slurm.last_line(str(self.settings.get("submitit_folder")), task)
         return "failed", f"{reason}, {last_line}" if last_line else reason
 
     def _error(self, job: Job, run: RunFolder, task: str | None) -> str | None:
         """The error of a job's last task that is not in its run's folder. None if the run was completed after it."""
-        file = self._error_file(job)
-        if not file.is_file():
+        record = self.error_of(job.number)
+        if record is None:
             return None
-        record = json.loads(file.read_text())
         completed_since = _complete(job, run) and run.last_attempt.get("until", 0) > record["time"]
         return None if record["slurm_job"] != task or completed_since else record["error"]
 
+    def error_of(self, number: int) -> dict[str, Any] | None:
+        """The error.json of a job, if it has one. Raises UserError if it is damaged."""
+        file = self.home(number) / "error.json"
+        return read_as(_ERROR, file) if file.exists() else None
+
     def keep_error(self, number: int, task: str | None, error: str | None) -> None:
         """Write the error of a job in a SLURM task (None: in this process); remove it if `error` is None."""
-        file = self._error_file(self.jobs[number])
+        file = self.home(number) / "error.json"
         if error is None:
             file.unlink(missing_ok=True)
         else:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, {"slurm_job": task, "error": error, "time": time.time()})
-
-    @staticmethod
-    def _error_file(job: Job) -> Path:
-        return Path(str(job.hydra_folder)) / "error.json"
 
 
 def _complete(job: Job, run: RunFolder) -> bool:

@@ -79,7 +79,7 @@ def _run_packs(sweep: Sweep, configs: dict[int, Config], pack_size: int | None) 
     for pack in packs(configs, pack_size):
         log.info(f"Jobs in one process: {', '.join(f'#{i}' for i in pack)}")
         try:
-            hydra_folders = [Path(str(sweep.jobs[i].hydra_folder)) for i in pack]
+            hydra_folders = [sweep.home(i) for i in pack]
             runs = run_together([configs[i] for i in pack], hydra_folders)
             outcomes |= {i: run.error or run.folder for i, run in zip(pack, runs, strict=True)}
         except Exception as error:
@@ -131,7 +131,7 @@ class RunJobs:
         if shutil.which("scontrol") is None:  # as in some containers: submitit's `scontrol requeue` would fail
             say(
                 "No scontrol here, so the job cannot queue itself again before SLURM ends it. SLURM does so after "
-                "preemption (requeue); after a time limit: unlearn status --retry"
+                "preemption (requeue); after a time limit: unlearn status --retry --allow-code"
             )
             signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         return run_jobs(self.folder, numbers, slurm_job.job_id())

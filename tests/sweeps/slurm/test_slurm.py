@@ -207,11 +207,13 @@ def test_scancel_is_noticed_and_retry_goes_on(lab, training, whole):
 
 
 def resumed(folder, whole):
-    """`unlearn status --retry` brings the interrupted run to its end."""
+    """`unlearn status --retry --allow-code` brings the interrupted run to its end."""
     sweep = the_sweep(folder.parent.parent)
     status = [sys.executable, "-m", "unlearn", "status", str(sweep.folder)]
     assert subprocess.run(status, cwd=ROOT, check=False, capture_output=True).returncode == 1
-    retried = subprocess.run([*status, "--retry"], cwd=ROOT, check=False, capture_output=True, text=True)
+    retried = subprocess.run(
+        [*status, "--retry", "--allow-code"], cwd=ROOT, check=False, capture_output=True, text=True
+    )
     assert retried.returncode == 3
     assert "Starting again: #0" in retried.stderr
     again = Sweep.open(sweep.folder)
@@ -289,7 +291,7 @@ def test_a_job_runs_the_code_and_configuration_of_its_submission(lab, launch, co
     sweep = the_sweep(checkout / "outputs")
     lab.ask("scontrol", "release", sweep.tasks[0].partition("_")[0])
     wait(lambda: queue(sweep.tasks.values()) == {}, "the end of the jobs", MINUTES)
-    assert (Path(sweep.code) / "code.json").is_file()
+    assert (sweep.folder / sweep.code / "code.json").is_file()
     for job in sweep.jobs.values():
         record = json.loads((Path(job.folder) / "run.json").read_text())
         assert record["status"] == "done"

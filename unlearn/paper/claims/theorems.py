@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import JsonValue, TypeAdapter
+
 from unlearn.analysis.collect import Run
 from unlearn.errors import UserError, describe
 from unlearn.paper.claims.evidence import Subject
 from unlearn.paper.theory.verdicts import THEORY_FILE
 from unlearn.screen import say
-from unlearn.storage.files import read_object
+from unlearn.storage.schema import read_as
 
+_THEORY: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, JsonValue])  # with NaN where nothing could be measured
 DRAWS = 32  # of noise, for each question and variance
 
 
@@ -41,10 +44,10 @@ def _runs(subject: Subject) -> list[tuple[bool, int, Run]]:
 def _measured(run: Run) -> dict[str, Any]:
     """What was measured of a run; maybe nothing. Raises UserError for a file that is no JSON object."""
     file = run.folder / THEORY_FILE
-    return read_object(file) if file.is_file() else {}
+    return read_as(_THEORY, file) if file.exists() else {}
 
 
-def measure_theorems(subjects: Sequence[Subject], limit: int) -> None:
+def measure_theorems(subjects: Sequence[Subject], limit: int, *, allow_code: bool = False) -> None:
     """Write the theory.json of each method's first seed, without RNA and beside it with RNA, where there is none."""
     from unlearn.paper.theory.measure import Effort, theory
 
@@ -61,6 +64,7 @@ def measure_theorems(subjects: Sequence[Subject], limit: int) -> None:
             try:
                 # Of a model with RNA only what is measured beside the other is judged; what its file has, it keeps.
                 beside, injected = pair[False].folder if trained else None, not trained or "theorem_5_2" in measured
-                theory(run.folder, beside, effort=Effort(limit=limit, draws=DRAWS), injected=injected)
+                effort = Effort(limit=limit, draws=DRAWS)
+                theory(run.folder, beside, effort=effort, injected=injected, allow_code=allow_code)
             except (UserError, RuntimeError) as error:  # of CUDA, too: the others are no worse for it
                 say(f"Not measured: {describe(error)}")

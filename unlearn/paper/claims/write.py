@@ -23,6 +23,7 @@ def write_claims(
     limit: int = 100,
     title: str = "The paper's claims",
     preface: Path | None = None,
+    allow_code: bool = False,
 ) -> None:
     """Write the page of verdicts on all runs in these folders; `unlearn claims --help` explains the arguments.
 
@@ -34,7 +35,7 @@ def write_claims(
     material = gather(collect(folders))
     evidence = Evidence(material)
     if theory:
-        measure_theorems(evidence.subjects, limit)
+        measure_theorems(evidence.subjects, limit, allow_code=allow_code)
     page = document(evidence, title, beginning)
     for warning in [*material.warnings, *(f"{run}: {why}" for run, why in material.problems.items())]:
         say(f"Warning: {warning}")

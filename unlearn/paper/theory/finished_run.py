@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,14 +48,14 @@ class Question:
     answer: int
 
 
-def read_run(folder: Path, limit: int, overrides: Sequence[str] = ()) -> FinishedRun:
-    """Read a finished run, of which so many questions are to be asked. `overrides` are those of `unlearn evaluate`.
+def read_run(folder: Path, limit: int, *, allow_code: bool = False) -> FinishedRun:
+    """Read a finished run, of which so many questions are to be asked. With `allow_code`, its record may name code.
 
     Raises UserError if there is no finished run, or its evaluation asks no perturbed queries about retained knowledge.
     """
     run = RunFolder(folder)
     run.check_done()
-    config = run_config(run, list(overrides))
+    config = run_config(run, [], allow_code=allow_code)
     evaluation = config.eval
     tasks = evaluation.tasks.get("retain")
     if not tasks or "perturbed" not in evaluation.queries or not is_asked(evaluation.asked_of, "perturbed", "retain"):

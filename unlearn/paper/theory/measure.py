@@ -7,7 +7,7 @@ memory runs out.
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def theory(
     *,
     effort: Effort = Effort(),
     injected: bool = True,
-    overrides: Sequence[str] = (),
+    allow_code: bool = False,
 ) -> dict[str, Any]:
     """Measure a finished run, and write theory.json after every part; `unlearn theory --help` explains the arguments.
 
@@ -63,15 +63,15 @@ def theory(
     RunFolder(folder).check_done()
     check_writable(folder, "The results go there.")
     with FolderLock(folder) as lock:
-        return _theory(lock, counterpart, effort, injected, overrides)
+        return _theory(lock, counterpart, effort, injected, allow_code)
 
 
 def _theory(
-    lock: FolderLock, counterpart: Path | None, effort: Effort, injected: bool, overrides: Sequence[str]
+    lock: FolderLock, counterpart: Path | None, effort: Effort, injected: bool, allow_code: bool
 ) -> dict[str, Any]:
     folder = lock.folder
-    run = read_run(folder, effort.limit, overrides)
-    rm = read_run(counterpart, effort.limit, overrides) if counterpart is not None else None
+    run = read_run(folder, effort.limit, allow_code=allow_code)
+    rm = read_run(counterpart, effort.limit, allow_code=allow_code) if counterpart is not None else None
     if rm is not None and (differing := check_counterpart(run, rm)):
         say(f"Beside RNA the two runs differ in: {', '.join(differing)}.")
     suite = load_suite_of(run)
