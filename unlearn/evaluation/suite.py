@@ -108,7 +108,7 @@ class Suite:
 
     def _parts(self, group: str) -> list[str]:
         """The tasks and groups that a group has below it."""
-        leaves = set(self.leaves[group])
+        leaves = set(self.leaves.get(group, ()))  # none of a corpus
         inside = (name for name, own in self.leaves.items() if leaves.issuperset(own) and name != group)
         return [name for name in inside if len(leaves) > 1 or self.leaves[group] != [group]]
 
