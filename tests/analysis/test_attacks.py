@@ -36,7 +36,9 @@ def leave(folder, attack, levels, *, questions="q", arguments=None, suffix="0"):
         for level, scores in levels.items()
         for score in scores
     ]
-    write_attack(folder / "attacks" / f"{attack}-{suffix}", AttackAbout(attack, questions, arguments or {}), rows)
+    home = folder / "attacks" / f"{attack}-{suffix}"
+    home.mkdir(parents=True, exist_ok=True)
+    write_attack(home, AttackAbout(attack, questions, arguments or {}), rows)
 
 
 def attacked(folder, robust=0.6, of_base=0.9, **attacks):
