@@ -196,7 +196,7 @@ def test_a_method_in_the_users_own_file_by_the_command_line(short, tmp_path, mon
         run(short("method._target_=my_method.Opposite", "method.c=0.5", *lengths))
     with pytest.raises(UserError, match=r"^method\.c=-1 is not allowed"):
         short("method._target_=my_method.Opposite", "method.c=-1")
-    with pytest.raises(UserError, match=r"^method\.norm: unknown key\. Opposite takes: c\. ~method\.norm takes out"):
+    with pytest.raises(UserError, match=r"^method\.norm: unknown key\. Opposite takes: c\. ~method\.norm takes it out"):
         short("method._target_=my_method.Opposite", "method.c=1", "+method.norm=sample")
     (tmp_path / "broken.py").write_text("1 / 0")
     with pytest.raises(UserError, match=r"broken\.py cannot be imported: ZeroDivisionError"):
