@@ -50,14 +50,14 @@ def read(config):
     return hashes_of_run(config, load_inputs(config))
 
 
-def finish(config, trained=True):
+def finish(config):
     """The folder of a run that has read its inputs and is done; nothing is computed."""
     folder = RunFolder(run_folder(config))
-    folder.start({"eval": {}}, identity(config), read(config))
-    if trained:
+    with folder.locked():
+        folder.start({"eval": {}}, identity(config), read(config))
         folder.record["trained"] = {"steps": 3}
         folder.file("delta.safetensors").touch()
-    folder.finish(Answers([], []))
+        folder.finish(Answers([], []))
     return folder
 
 

@@ -152,7 +152,8 @@ class Suite:
             for place in self.places(query):
                 if place.part_of is None:
                     parts = [self._judged(query, leaf) for leaf in place.leaves]
-                    groups = [self._aggregated(query, name) for name in (place.task, *self._parts(place.task))]
+                    below = self._parts(place.task) if place.task in self.leaves else []  # a text has none
+                    groups = [self._aggregated(query, name) for name in (place.task, *below)]
                     own = json_sha256([place.task, parts, groups, self.drawn.get(place.role)])
                     before = hashes.setdefault(query, {}).get(place.role)
                     hashes[query][place.role] = own if before is None else json_sha256([before, own])
