@@ -698,17 +698,18 @@ def test_text_of_runs_stays_in_its_cell_and_is_no_formula(kind, cell, tmp_path, 
 
 
 HOSTILE = '=1+1\n\x1b[2J|a & b \\ ,"'
+NAME = '=1+1|a & b ,"'  # what a name of a model, method, role or task may be
 
 
 @pytest.fixture(scope="module")
 def of_hostile_names(tmp_path_factory):
     """Two finished runs and a failed one with names that no table should be at the mercy of."""
     root = tmp_path_factory.mktemp("hostile")
-    tasks = {"retain": [f"mmlu{HOSTILE}"], f"near{HOSTILE}": ["near"], "forget": ["wmdp"]}
-    changes = {"identity.eval.tasks": tasks, "identity.model.name": HOSTILE}
+    tasks = {"retain": [f"mmlu{NAME}"], f"near{NAME}": ["near"], "forget": ["wmdp"]}
+    changes = {"identity.eval.tasks": tasks, "identity.model.name": NAME}
     argument = {f"c{HOSTILE}": 1.0, "norm": HOSTILE}
     for nu in (0.0, 0.1):
-        made_up_run(root / f"{nu:g}{HOSTILE}", method=HOSTILE, argument=argument, nu=nu, changes=changes)
+        made_up_run(root / f"{nu:g}{HOSTILE}", method=NAME, argument=argument, nu=nu, changes=changes)
     made_up_run(root / "failed", status="failed", changes={"error": HOSTILE})
     return gather(collect([root]))
 

@@ -135,7 +135,7 @@ def test_a_report_leaves_out_what_is_damaged(change, place, capsys):
 
 @pytest.mark.slow  # alone tries many changes, all commands, and the page with all figures
 @given(change=changes())
-@settings(short, max_examples=60)
+@settings(short, max_examples=20)
 def test_any_change_of_a_folder_gets_an_answer(change, place, nothing_loaded, capsys):
     top = place()
     change(top, top.parent / "outside")

@@ -1,11 +1,14 @@
 """Scores and samples: their files, their means over roles, and the names for people."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
 
+from tests.conftest import ROOT
 from unlearn.errors import UserError
 from unlearn.records.samples import Sample, read_samples, sample_frame, write_samples
 from unlearn.records.scores import Score, flat, in_order, nested, read_scores, role_means, score_frame, write_scores
@@ -22,6 +25,14 @@ def test_scores_and_samples_are_read_as_they_were_written(tmp_path):
     write_samples(tmp_path, [QUESTION, TEXT])
     assert read_scores(tmp_path) == [VALUE, DIFFERENCE, PART]
     assert read_samples(tmp_path) == [QUESTION, TEXT]
+
+
+@pytest.mark.slow  # alone ends processes that have read results: threads of pyarrow may abort them
+def test_a_process_that_has_read_results_ends_well(tmp_path):
+    write_scores(tmp_path, [Score("base", "retain", f"toy {n}", None, "default", "acc", 0.5) for n in range(300)])
+    code = "import sys, pathlib, unlearn.records.scores as s; s.read_scores(pathlib.Path(sys.argv[1]))"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    assert [subprocess.run(command, cwd=ROOT, check=False).returncode for _ in range(12)] == [0] * 12
 
 
 def test_no_rows_are_a_table_too(tmp_path):

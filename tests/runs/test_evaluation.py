@@ -62,8 +62,8 @@ def test_where_nothing_can_be_written_nothing_is_loaded(conf, tmp_path, monkeypa
     for name in ("evaluations", "attacks"):
         (tmp_path / "run" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "run" / name).write_text("")
-    monkeypatch.setattr("unlearn.runs.evaluation.run_config", lambda *_: config)
-    monkeypatch.setattr("unlearn.attacks.run.run_config", lambda *_: config)
+    monkeypatch.setattr("unlearn.runs.evaluation.run_config", lambda *_, **__: config)
+    monkeypatch.setattr("unlearn.attacks.run.run_config", lambda *_, **__: config)
     folder = RunFolder(tmp_path / "run")
     folder.record = {"status": "done"}
     with pytest.raises(UserError, match="run/evaluations: not writable"):
@@ -71,7 +71,7 @@ def test_where_nothing_can_be_written_nothing_is_loaded(conf, tmp_path, monkeypa
     (tmp_path / "run/run.json").write_text('{"status": "done"}')
     with pytest.raises(UserError, match="run/attacks: not writable"):
         attack([tmp_path / "run"], [], [])
-    monkeypatch.setattr("unlearn.models.export._model_config", lambda _: {})
+    monkeypatch.setattr("unlearn.models.export._source_of", lambda _: None)
     with pytest.raises(UserError, match="file/model: not writable"):
         export(tmp_path / "run", tmp_path / "file/model")
 

@@ -165,7 +165,7 @@ def test_the_view_and_the_retry_of_a_sweep_that_ran_here(tmp_path):
     shown = status(folder)
     assert shown.returncode == 1
     assert "2 failed" in shown.stdout
-    assert missing in shown.stdout
+    assert "".join(missing.split()) in "".join(shown.stdout.split())  # it may be broken into lines
     assert f"folders: in {tmp_path / 'runs'}" in shown.stdout
     assert all(Path(job.folder).name in shown.stdout for job in Sweep.open(folder).jobs.values())
     good.write_text(json.dumps({"text": "soil blossom river"}) + "\n" + json.dumps({"text": "harbour"}) + "\n" * 1)

@@ -30,7 +30,8 @@ def read_rows(
     Raises UserError if it cannot be read, does not have the schema's columns and types, or has an empty cell in one of
     the `required` columns.
     """
-    content = io.BytesIO(read_bytes(file))
+    # Not io.BytesIO: threads of pyarrow that call Python may outlive the interpreter, which then aborts.
+    content = pa.BufferReader(read_bytes(file))
     filters = [(column, "=", value) for column, value in (where or {}).items()]
     try:
         table = parquet.read_table(content, filters=filters or None)
