@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import ROOT, metrics_of, write_jsonl
-from tests.evaluation.test_output_types import WAYS
+from tests.evaluation.test_output_types import WAYS, write_task
 from unlearn.cli.main import main
 from unlearn.config.schema import TextConfig
 from unlearn.errors import UserError
@@ -54,13 +54,7 @@ def suite(tmp_path_factory):
     write_jsonl(folder / "rows.jsonl", QUESTIONS)
     more = {"multiple_choice": 'doc_to_choice: ["soil", "sea"]\nmetric_list: [{metric: acc}]', **WAYS}
     for kind, settings in more.items():
-        asked = '""' if kind == "loglikelihood_rolling" else '"{{question}}"'
-        target = '"{{question}} {{answer}}"' if kind == "loglikelihood_rolling" else '"{{answer}}"'
-        (folder / f"{kind}.yaml").write_text(
-            f"task: x_{kind}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {folder / 'rows.jsonl'}}}}}\n"
-            f"test_split: test\noutput_type: {kind}\ndoc_to_text: {asked}\ndoc_to_target: {target}\n"
-            f"num_fewshot: 0\n{settings}\n"
-        )
+        write_task(folder / "rows.jsonl", kind, settings, asked="{{question}}", target="{{answer}}")
     (folder / "group.yaml").write_text(
         "group: x_group\ntask: [x_multiple_choice]\naggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
     )

@@ -34,6 +34,17 @@ TEMPLATE = (
 )
 
 
+def write_task(rows, kind, more, asked, target):
+    """Write the task x_KIND, of this output type, over the rows of a file, beside it."""
+    if kind == "loglikelihood_rolling":
+        asked, target = "", "{{question}} {{answer}}"
+    rows.with_name(f"{kind}.yaml").write_text(
+        f"task: x_{kind}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {rows}}}}}\n"
+        f'test_split: test\noutput_type: {kind}\ndoc_to_text: "{asked}"\ndoc_to_target: "{target}"\n'
+        f"num_fewshot: 0\n{more}\n"
+    )
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A task of each type, over six of the embedded world's facts."""
@@ -43,13 +54,7 @@ def folder(tmp_path_factory):
     facts = [{"question": r["question"], "answer": r["choices"][r["answer"]]} for r in rows]
     write_jsonl(folder / "facts.jsonl", facts)
     for name, more in WAYS.items():
-        asked = '""' if name == "loglikelihood_rolling" else '"Question: {{question}} Answer:"'
-        target = '"{{question}} {{answer}}"' if name == "loglikelihood_rolling" else '" {{answer}}"'
-        (folder / f"{name}.yaml").write_text(
-            f"task: x_{name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {folder / 'facts.jsonl'}}}}}\n"
-            f"test_split: test\noutput_type: {name}\ndoc_to_text: {asked}\ndoc_to_target: {target}\n"
-            f"num_fewshot: 0\n{more}\n"
-        )
+        write_task(folder / "facts.jsonl", name, more, asked="Question: {{question}} Answer:", target=" {{answer}}")
     return folder
 
 

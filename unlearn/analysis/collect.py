@@ -198,7 +198,7 @@ def _of_sweep(folder: Path) -> Iterator[Run]:
     never = 0
     for job in sweep.jobs.values():
         run = _run_folder(sweep, job)
-        if run is not None and (run / "run.json").is_file():
+        if run is not None and (run / RECORD).is_file():
             yield read_run(run)
         else:
             never += 1

@@ -9,9 +9,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from unlearn.attacks.results import AttackResults
-from unlearn.records.attacks import BASE, RETRAINED, UNLEARNED
+from unlearn.records.attacks import BASE, RETRAINED, UNLEARNED, levels_not_finite
 from unlearn.records.names import text_role
-from unlearn.records.scores import Score, not_finite, role_means, why_not_finite
+from unlearn.records.scores import Score, not_finite, role_means
 from unlearn.screen import console, say
 
 QUERIES = ("default", "perturbed")  # the kinds of query of a run that are asked under attack
@@ -67,12 +67,7 @@ def nothing_forgotten(not_attacked: AttackResults) -> bool:
 
 def problem(results: Sequence[AttackResults]) -> str | None:
     """A sentence on the first level at which answers were not finite; None if all were."""
-    sentences = []
-    for of_attack in results:
-        for level, name in dict.fromkeys((row.level, row.level_name) for row in of_attack.rows):
-            sentence = why_not_finite(of_attack.scores(level))
-            if sentence is not None:
-                sentences.append(f"{of_attack.about.attack}, {name}: {sentence}")
+    sentences = levels_not_finite(row for of_attack in results for row in of_attack.rows)
     if not sentences:
         return None
     return sentences[0] + (f" {len(sentences) - 1} more levels have such answers." if len(sentences) > 1 else "")

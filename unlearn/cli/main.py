@@ -26,12 +26,6 @@ app = typer.Typer(
 AllowCode = Annotated[
     bool, typer.Option("--allow-code", help="Let code run that the folder names: tasks, or a checkpoint's own code.")
 ]
-Trust = Annotated[
-    bool,
-    typer.Option(
-        "--allow-code", "--trust-remote-code", help="Let code run that the folder names, such as a checkpoint's own."
-    ),
-]
 Folders = Annotated[list[Path], typer.Argument(metavar="DIR", help="A run, a sweep, or a folder of runs or sweeps.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="OVERRIDE", help="As for launch.py: eval=NAME, KEY=VALUE.")
@@ -201,7 +195,7 @@ def theory(
     injected: Annotated[
         bool, typer.Option(help="Measure Theorems 4.3 and 5.2 with injected noise, which takes nearly all the time.")
     ] = True,
-    allow_code: Trust = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Measure the paper's theorems on a finished run.
 
@@ -247,7 +241,7 @@ def export(
     model: Annotated[
         str | None, typer.Option(metavar="PATH", help="The base model's current path, if it was moved.")
     ] = None,
-    allow_code: Trust = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Write a run's unlearned model as a Hugging Face checkpoint."""
     from unlearn.models.export import export as write

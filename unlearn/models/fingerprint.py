@@ -30,7 +30,6 @@ SETTINGS = ("config.json", "generation_config.json", "adapter_config.json")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # transformers reads the first that is there, or its shards
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")  # peft reads them with the weights
 SHA256 = re.compile("[0-9a-f]{64}")  # the hub's name of a large file's content
-NOT_OF_TOKENIZER = ("is_local", "local_files_only")
 # What tokenizers treat differently: upper and lower case, composed and other accents, spaces, digits, other scripts.
 PROBE = "An  unlearned\tModel's caf\u00e9 cafe\u0301, 12345.67 (na\u00efve)\n\u6a21\u578b \U0001f642 "
 

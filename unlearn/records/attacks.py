@@ -85,6 +85,15 @@ def read_attack(folder: Path) -> tuple[AttackAbout, list[AttackScore]]:
     return about, rows
 
 
+def levels_not_finite(rows: Iterable[AttackScore]) -> list[str]:
+    """A sentence for each level of an attack at which answers were not finite."""
+    levels: dict[tuple[str, str], list[Score]] = {}
+    for row in rows:
+        levels.setdefault((row.attack, row.level_name), []).append(row.score)
+    sentences = {level: scores.why_not_finite(of_level) for level, of_level in levels.items()}
+    return [f"{attack}, {name}: {why}" for (attack, name), why in sentences.items() if why is not None]
+
+
 def attack_folders(run: Path) -> list[Path]:
     """The folders of the attacks on a run of which there are scores."""
     return sorted(file.parent for file in (run / ATTACKS).glob(f"*/{SCORES}"))

@@ -105,12 +105,12 @@ class RunFolder:
 
     def check_files(self) -> None:
         """Raise UserError if this folder has no run but files that a run would replace."""
-        if not self.file("run.json").is_file():
+        if not self.file(RECORD).is_file():
             names = dict.fromkeys((*OF_A_TRAINING, *OF_AN_EVALUATION))
             files, why = [name for name in names if self.file(name).exists()], "it has no run.json"
         else:
             of_a_run = "identity" in self.record or not self.record  # it is empty while a run starts anew
-            files, why = [] if of_a_run else ["run.json"], "its run.json is something else"
+            files, why = [] if of_a_run else [RECORD], "its run.json is something else"
         if files:
             raise UserError(
                 f"output_dir={self.path} is not the folder of a run ({why}), and a run would replace "
@@ -153,7 +153,7 @@ class RunFolder:
         kept = ["trained", "training_from", "wandb_id"]
         if not trained:
             # It marks the other files as a run's if this is interrupted.
-            self.lock.write_json(self.file("run.json"), {})
+            self.lock.write_json(self.file(RECORD), {})
             self._remove(*OF_A_TRAINING)
         if not continued:
             self._remove(*OF_AN_EVALUATION)
@@ -179,7 +179,7 @@ class RunFolder:
 
     def write(self) -> None:
         """Write run.json."""
-        self.lock.write_json(self.file("run.json"), self.record)
+        self.lock.write_json(self.file(RECORD), self.record)
 
     @property
     def trained(self) -> dict[str, float] | None:

@@ -10,6 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from unlearn.config.recorded import PACKAGE
 from unlearn.errors import UserError
 from unlearn.runs.provenance import CODE_VERSION, code_version
 from unlearn.storage.files import write_json
@@ -17,7 +18,6 @@ from unlearn.sweeps import slurm
 from unlearn.sweeps.sweep import Sweep
 from unlearn.sweeps.worker import RunJobs
 
-PACKAGE = Path(__file__).parents[1]
 PACKED = "hydra/launcher=slurm_packed puts several runs into a job, and hydra.launcher.pack_size says how many."
 
 

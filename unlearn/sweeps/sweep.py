@@ -35,7 +35,6 @@ from unlearn.storage.lock import Phase, live_holder, phase_of
 from unlearn.storage.schema import TREE, Inside, Name, Tree, check_links, read_as
 from unlearn.sweeps import slurm
 
-ROOT = Path(__file__).parents[2]
 ENDED = ("done", "failed", "interrupted", "missing")
 
 

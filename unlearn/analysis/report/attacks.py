@@ -13,16 +13,25 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from unlearn.analysis.collect import Run
 from unlearn.analysis.frames import mean_interval
 from unlearn.analysis.report import charts
 from unlearn.analysis.report.charts import Look
 from unlearn.analysis.report.figure import Figure
 from unlearn.analysis.report.material import Material
 from unlearn.analysis.settings import SETTING
-from unlearn.records.attacks import BASE, NOT_ATTACKED, RETRAINED, UNLEARNED, attack_folders, read_attack
+from unlearn.records.attacks import (
+    BASE,
+    NOT_ATTACKED,
+    RETRAINED,
+    UNLEARNED,
+    AttackAbout,
+    AttackScore,
+    attack_folders,
+    levels_not_finite,
+    read_attack,
+)
 from unlearn.records.names import text_role
-from unlearn.records.scores import Score, role_means, why_not_finite
+from unlearn.records.scores import Score, role_means
 
 STRONGEST = "the strongest of them"
 DISJOINT = "no attack with a run's own questions was made at the same level on runs with RNA and without"
@@ -49,9 +58,10 @@ def attack_rows(m: Material) -> pd.DataFrame:
         if run.done and about.loc[number, "world"] == m.world:
             with m.reading(run):
                 named = about.loc[number, [*SETTING, "seed"]].to_dict()
-                rows += [named | row for row in _of_run(run)]
-                if (sentence := _not_finite(run)) is not None:
-                    m.not_finite[str(run.folder)] = sentence
+                attacks = [read_attack(folder) for folder in attack_folders(run.folder)]
+                rows += [named | row for row in _of_run(attacks)]
+                if sentences := levels_not_finite(row for _, of_attack in attacks for row in of_attack):
+                    m.not_finite[str(run.folder)] = sentences[0]
     if not rows:
         return pd.DataFrame()
     frame = pd.DataFrame(_with_variants(rows))
@@ -73,8 +83,7 @@ def _with_variants(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         yield row | {"attack": ", ".join([row["attack"], *differing])}
 
 
-def _of_run(run: Run) -> Iterator[dict[str, Any]]:
-    attacks = [read_attack(folder) for folder in attack_folders(run.folder)]
+def _of_run(attacks: Sequence[tuple[AttackAbout, list[AttackScore]]]) -> Iterator[dict[str, Any]]:
     plain = {about.questions: [row.score for row in rows] for about, rows in attacks if about.attack == NOT_ATTACKED}
     for about, rows in attacks:
         without = plain.get(about.questions)
@@ -96,15 +105,6 @@ def _of_run(run: Run) -> Iterator[dict[str, Any]]:
                         "retrained": _known(scores, unit, RETRAINED),
                         "robust": _robust(without, unit),
                     }
-
-
-def _not_finite(run: Run) -> str | None:
-    """A sentence on the first level of an attack at which answers were not finite; None if all were."""
-    for folder in attack_folders(run.folder):
-        for row in read_attack(folder)[1]:
-            if (sentence := why_not_finite([row.score])) is not None:
-                return f"{row.attack}, {row.level_name}: {sentence}"
-    return None
 
 
 def _known(scores: Sequence[Score], unit: str, model: str) -> float | None:
