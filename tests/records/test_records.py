@@ -27,12 +27,19 @@ def test_scores_and_samples_are_read_as_they_were_written(tmp_path):
     assert read_samples(tmp_path) == [QUESTION, TEXT]
 
 
-@pytest.mark.slow  # alone ends processes that have read results: threads of pyarrow may abort them
-def test_a_process_that_has_read_results_ends_well(tmp_path):
-    write_scores(tmp_path, [Score("base", "retain", f"toy {n}", None, "default", "acc", 0.5) for n in range(300)])
-    code = "import sys, pathlib, unlearn.records.scores as s; s.read_scores(pathlib.Path(sys.argv[1]))"
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_results_are_read_without_threads(tmp_path):
+    """Threads of pyarrow that hold Python's memory may outlive the interpreter, which then aborts."""
+    write_samples(tmp_path, [QUESTION, TEXT] * 100)
+    code = """
+import os, pathlib, sys
+from unlearn.records import samples
+threads = lambda: len(os.listdir("/proc/self/task"))
+before, folder = threads(), pathlib.Path(sys.argv[1])
+assert len(samples.read_samples(folder)) == 200 and samples.guessing_accuracy(folder, "retain") == 0.5
+sys.exit(threads() - before)"""
     command = [sys.executable, "-c", code, str(tmp_path)]
-    assert [subprocess.run(command, cwd=ROOT, check=False).returncode for _ in range(12)] == [0] * 12
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
 
 
 def test_no_rows_are_a_table_too(tmp_path):

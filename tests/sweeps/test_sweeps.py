@@ -39,7 +39,8 @@ def launch(*arguments):
 
 def status(*arguments, cwd=ROOT):
     command = [sys.executable, "-m", "unlearn", "status", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    wide = {**os.environ, "COLUMNS": "1000"}  # no line is broken
+    return subprocess.run(command, cwd=cwd, env=wide, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
@@ -165,7 +166,7 @@ def test_the_view_and_the_retry_of_a_sweep_that_ran_here(tmp_path):
     shown = status(folder)
     assert shown.returncode == 1
     assert "2 failed" in shown.stdout
-    assert "".join(missing.split()) in "".join(shown.stdout.split())  # it may be broken into lines
+    assert missing in shown.stdout
     assert f"folders: in {tmp_path / 'runs'}" in shown.stdout
     assert all(Path(job.folder).name in shown.stdout for job in Sweep.open(folder).jobs.values())
     good.write_text(json.dumps({"text": "soil blossom river"}) + "\n" + json.dumps({"text": "harbour"}) + "\n" * 1)

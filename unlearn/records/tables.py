@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.compute as compute  # type: ignore[import-untyped]
 import pyarrow.parquet as parquet  # type: ignore[import-untyped]
 
 from unlearn.errors import UserError
@@ -30,12 +31,13 @@ def read_rows(
     Raises UserError if it cannot be read, does not have the schema's columns and types, or has an empty cell in one of
     the `required` columns.
     """
-    # Not io.BytesIO: threads of pyarrow that call Python may outlive the interpreter, which then aborts.
     content = pa.BufferReader(read_bytes(file))
-    filters = [(column, "=", value) for column, value in (where or {}).items()]
     try:
-        table = parquet.read_table(content, filters=filters or None)
+        # No threads: those of pyarrow hold Python's memory and may outlive the interpreter, which then aborts.
+        table = parquet.ParquetFile(content, pre_buffer=False).read(use_threads=False)
         table.validate(full=True)
+        for column, value in (where or {}).items():
+            table = table.filter(compute.equal(table[column], value))
         rows = table.to_pylist()
     except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: text that is no UTF-8
         raise UserError(f"{file}: not a readable Parquet file ({error}).") from None
