@@ -26,9 +26,8 @@ from unlearn.records.answers import Answers
 from unlearn.records.scores import SCORES, check_finite, read_scores
 from unlearn.runs.active import ActiveRun, open_run
 from unlearn.runs.folder import RunFolder
-from unlearn.runs.inputs import Inputs, hashes_of_run, load_inputs
+from unlearn.runs.inputs import Inputs, hashes_of_run, load_inputs, make_evaluator
 from unlearn.runs.memory import check_training_memory, must_recompute
-from unlearn.runs.sharing import check_devices, open_evaluator
 from unlearn.screen import say
 from unlearn.storage.files import check_space, check_writable
 from unlearn.tracking.terminal import ShowResult, show_result, show_result_line, training_progress
@@ -72,7 +71,6 @@ def run_together(
     """
     shared = _shared(configs)
     check_writable(run_folder(shared).parent)
-    check_devices(shared)
     inputs = load_inputs(shared)
     _check_folders(configs)
     errors: dict[Path, Exception | None] = {}
@@ -284,11 +282,11 @@ def _evaluate(runs: list[ActiveRun], shared: Config, inputs: Inputs, show: ShowR
     if inputs.questions is not None and runs:
         from unlearn.runs.results import measure_course, results_of  # imports lm-eval, which takes long
 
-        with open_evaluator(shared, inputs) as evaluator:
-            if inputs.questions.course is not None:
-                measure_course(runs, shared, evaluator.asking(inputs.questions.course))
-                runs = [active for active in runs if active.error is None]
-            results = results_of(runs, evaluator) if runs else {}
+        evaluator = make_evaluator(shared, inputs)
+        if inputs.questions.course is not None:
+            measure_course(runs, shared, evaluator.asking(inputs.questions.course))
+            runs = [active for active in runs if active.error is None]
+        results = results_of(runs, evaluator) if runs else {}
     for active in runs:
         if active.error is None:
             with active.catching_errors():

@@ -2,7 +2,7 @@
 
 Sections, in the order of their importance: a correctness; b training, c evaluation and d memory at the shape of
 Zephyr-7B with random weights in bfloat16; n training and memory of NPO, which needs the whole model; p a profile of a
-training step; f what `model.compile=true` saves. d's figures come with b's, from the same runs. Figures are printed,
+training step. d's figures come with b's, from the same runs. Figures are printed,
 and written to the file, as they are measured. A section or a case that fails is a line with its error, and the others
 go on. Exit status 1 if one failed or a check did not pass.
 
@@ -24,7 +24,7 @@ from bench.gpu import likelihood, profile, training
 from bench.gpu.device import release
 from bench.gpu.results import Results
 
-SECTIONS = ("a", "b", "c", "d", "n", "p", "f")
+SECTIONS = ("a", "b", "c", "d", "n", "p")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -77,10 +77,6 @@ def run_section(section: str, args: argparse.Namespace, results: Results, device
         from bench.gpu import evaluation
 
         evaluation.measure(results, config, device, args.questions, args.tokens_per_batch)
-    elif section == "f":
-        from bench.gpu import fused
-
-        fused.measure(results, config, device, args.batch, args.lengths[0], args.questions)
     else:
         profile.measure(results, config, device, args.batch, args.lengths[0])
 

@@ -17,7 +17,6 @@ from bench.gpu.results import Results
 from bench.gpu.toy import STEPS, TOY, killed_training, toy_cut, toy_train, toy_variant
 from unlearn.models.cutting import CutModel
 from unlearn.models.delta import apply_delta
-from unlearn.models.fusing import fuse
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_tokenizer, load_whole
 from unlearn.training.checkpoint import load_checkpoint
@@ -129,13 +128,10 @@ def _tiny(name: str, dtype: torch.dtype, device: torch.device) -> PreTrainedMode
 
 
 def _family(name: str, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """Whether the cut is exact (CutModel checks it), compiled too, and which ways of sharing a row work."""
+    """Whether the cut is exact (CutModel checks it), and which ways of sharing a row work."""
     model = _tiny(name, dtype, device)
     cut = CutModel(model, 3)
     group = ModelGroup(model, [shapes.random_delta(model, 3, seed) for seed in range(2)])
-    fused = _tiny(name, dtype, device)
-    fuse(fused)
-    CutModel(fused, 3)
     found: dict[str, Any] = {"cut": "exact", "packs": cut.packs, "evaluated_together": group.shares}
     if find_spec("lm_eval") is not None:
         from unlearn.evaluation.scorer import Scorer

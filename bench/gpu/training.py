@@ -21,7 +21,6 @@ from unlearn.arguments import SPAN
 from unlearn.data.batches import Batch, batches
 from unlearn.methods.noise import _noise
 from unlearn.models.cutting import CutModel
-from unlearn.models.fusing import fuse
 from unlearn.training.cost import Shape, training_memory
 from unlearn.training.loop import Schedule, train_variants
 
@@ -183,16 +182,11 @@ class _Bench:
             passed = passed and peak <= bound
         self.results.add(section, name, **figures, passed=passed)
 
-    def _ours(
-        self, length: int, count: int, nu: float, precision: str, log_every: int | None, compiled: bool = False
-    ) -> dict[str, Any]:
+    def _ours(self, length: int, count: int, nu: float, precision: str, log_every: int | None) -> dict[str, Any]:
         release(self.device)
         steps = WARM + (8 if count == 1 else 5)
         config = type(self.config)(**{**self.config.to_dict(), "num_hidden_layers": shapes.LAYER + 1})
-        model = build(config, self.device, head=False)
-        if compiled:
-            fuse(model)
-        cut = CutModel(model, shapes.LAYER)
+        cut = CutModel(build(config, self.device, head=False), shapes.LAYER)
         nus = tuple(nu * k for k in range(1, count + 1))  # one draw serves them all
         points = shapes.variants(cut, nus, precision)
         clock = Clock(self.device, ahead=1)

@@ -16,7 +16,7 @@ BAD = {
     "rna.nu=abc": r"rna\.nu: Value 'abc'.*could not be converted to Float\. Allowed: a number, as 0\.05",
     "train.steps=1.5": r"train\.steps: Value '1\.5'.*Integer\. Allowed: a whole number",
     "train.betas=2": r"train\.betas: .*Allowed: a list, as \[a,b\]",
-    "model.compile=perhaps": r"model\.compile: Value 'perhaps'.*Allowed: true or false",
+    "model.trust_remote_code=perhaps": r"model\.trust_remote_code: Value 'perhaps'.*Allowed: true or false",
     "loss.alpha=-0.5": r"loss\.alpha=-0\.5 is not allowed: it must be a finite number >= 0",
     "model.layer=1": r"model\.layer=1 is not allowed: .*must be in 2\.\.7",
     "model.parameters=[]": r"model\.parameters=\[\] is not allowed: name at least one matrix, or null for the MLP",

@@ -135,7 +135,5 @@ def test_what_cannot_be_spread_is_refused(short):
         short("model.device=balanced", "model.max_memory={gpu:1GiB}")
     with pytest.raises(UserError, match=r"model\.max_memory=\{cpu:much\} is not allowed"):
         short("model.device=balanced", "model.max_memory={cpu:much}")
-    with pytest.raises(UserError, match=r"model\.compile=true with model\.device=balanced"):
-        short("model.device=balanced", "model.compile=true")
     large = short("model.device=balanced", "model.max_memory={0:40GiB,cpu:8GiB}").model.max_memory
     assert placement(large, "") == placement({"0": "40GiB", "cpu": "8GiB"}, "")  # as run.json has it

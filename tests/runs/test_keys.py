@@ -186,7 +186,6 @@ def test_with_anything_flipped_that_answers_depend_on_the_base_model_is_asked_ag
         place(),
         place(replace(source, dtype="bfloat16")),
         place(replace(source, attn_implementation="eager")),
-        place(replace(source, compile=True)),
         place(model_hash="b"),
         place(tokens=16384),
         place(maxlogit=MaxLogitPlan(["retain"], ["default"], 1)),

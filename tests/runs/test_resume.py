@@ -213,7 +213,7 @@ def test_a_journal_keeps_whole_lines_of_its_own_plan(tmp_path):
     with journals.open("a", "plan") as journal:
         journal.add(0, [[-1.5, True]])
         journal.add(1, [[0.1 + 0.2, False]])
-    file = tmp_path / "a.0.jsonl"
+    file = tmp_path / "a.jsonl"
     file.write_text(file.read_text() + "[2, [[-3.")
     with journals.open("a", "plan") as journal:
         assert journal.done == {0: [[-1.5, True]], 1: [[0.1 + 0.2, False]]}
@@ -221,7 +221,7 @@ def test_a_journal_keeps_whole_lines_of_its_own_plan(tmp_path):
     assert journals.open("a", "plan").done[2] == "x"
     file.write_text(file.read_text() + "[3, [[-3." + "[4, 1]\n" + "[5, 2]\n")  # the disk was full for a while
     assert list(journals.open("a", "plan").done) == [0, 1, 2]
-    (tmp_path / "b.0.jsonl").write_text("no journal\n[0, 1]\n")
+    (tmp_path / "b.jsonl").write_text("no journal\n[0, 1]\n")
     assert journals.open("b", "plan").done == {}
     assert journals.open("a", "another plan").done == {}
     assert Journals(tmp_path, "other weights").open("a", "plan").done == {}

@@ -95,8 +95,6 @@ def _attacks(c: Config) -> Iterator[str]:
 
 
 def _max_memory(c: Config) -> Iterator[str]:
-    if c.model.device == "balanced" and c.model.compile:
-        yield "model.compile=true with model.device=balanced: compiled layers cannot be moved. Set one of them only."
     if c.model.max_memory is None:
         return
     if c.model.device != "balanced":

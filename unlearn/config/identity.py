@@ -37,7 +37,7 @@ def identity(config: Config) -> dict[str, Any]:
         evaluation.pop("forget_tokens")
     for corpora in evaluation["texts"]["corpora"].values():
         corpora.update((name, path if path.startswith("hub:") else "") for name, path in corpora.items())
-    for key in ("for_model", "include_path", "local_dir", "tokens_per_batch", "devices"):
+    for key in ("for_model", "include_path", "local_dir", "tokens_per_batch"):
         evaluation.pop(key)
     for key in ("log_every", "checkpoint_every", "recompute", "force"):
         plain["train"].pop(key)

@@ -83,7 +83,6 @@ class ModelConfig:
     gguf_file: str | None = MISSING
     trust_remote_code: bool = MISSING
     attn_implementation: str | None = MISSING
-    compile: bool = False
     num_layers: int = MISSING
     dtype: str = one_of("auto", "float32", "bfloat16", "float16")
     device: str = MISSING
@@ -223,7 +222,6 @@ class EvalConfig:
     chat_template: bool = False
     system_instruction: str | None = None
     fewshot_as_multiturn: bool = True
-    devices: int | None = at_least(1, None)
     every: int | None = at_least(1, None)
     every_documents: int = at_least(1, 16)
     every_questions: int | None = at_least(1, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from unlearn.config.identity import RESULTS_VERSION
 from unlearn.evaluation.cache import CachedAnswers, cache_place
 from unlearn.evaluation.harness import MaxLogitPlan, against_base, evaluate
-from unlearn.evaluation.journal import ALONE, Journals, Report, Sharing
+from unlearn.evaluation.journal import Journals, Report
 from unlearn.evaluation.suite import Suite
 from unlearn.models.delta import check_delta, load_delta
 from unlearn.models.fingerprint import states_key
@@ -50,29 +50,12 @@ class Unlearned:
     report: Report = lambda *_: None
 
 
-@dataclass(frozen=True)
-class Task:
-    """What processes that share an evaluation are to do: ask the base model, or unlearned ones, all questions.
-
-    Args:
-        models: the delta and the folder of journals of each unlearned model; empty for the base model.
-        holds: `Hold.place` of the folder of each model's journals.
-        course: whether the questions are those of `Questions.course`.
-    """
-
-    models: list[tuple[str, str]]
-    holds: list[str]
-    course: bool = False
-
-
 class Evaluator:
     """Asks models all questions of a suite. The model is loaded when it is first asked.
 
     Args:
         model_hash: of `source`, see `checkpoint_fingerprint`; part of the key of cached answers.
         cache: the folder in which all runs share the base model's answers.
-        sharing: which of several processes that share the work this one is.
-        announce: tells them what this process begins.
     """
 
     def __init__(
@@ -85,21 +68,17 @@ class Evaluator:
         tokens_per_batch: int,
         maxlogit: MaxLogitPlan,
         cache: Path,
-        sharing: Sharing = ALONE,
-        announce: Callable[[Task], None] = lambda _: None,
     ) -> None:
         self.suite = suite
         self._source, self._tokenizer, self._model_hash = source, tokenizer, model_hash
         self._tokens_per_batch, self._maxlogit, self._cache = tokens_per_batch, maxlogit, cache
-        self._sharing, self._announce = sharing, announce
-        self._course = False
         self._base: Answers | None = None
 
     def asking(self, suite: Suite) -> Evaluator:
         """An evaluator with the questions of a course, without MaxLogit, that shares the model in memory."""
         _ = self._model  # loaded before the copy
         other = copy.copy(self)
-        other.suite, other._maxlogit, other._base, other._course = suite, MaxLogitPlan(), None, True
+        other.suite, other._maxlogit, other._base = suite, MaxLogitPlan(), None
         return other
 
     def evaluate_base(self) -> Answers:
@@ -120,33 +99,20 @@ class Evaluator:
             for own in part
         ]
 
-    def help(self, task: Task) -> None:
-        """Do a part of the work that another process announced. That process reads the answers from journals."""
-        holds = [Hold(Path(place)) for place in task.holds]
-        if task.models:
-            pairs = zip(task.models, holds, strict=True)
-            models = [Unlearned(Path(delta), Path(partial), hold) for (delta, partial), hold in pairs]
-            in_batches(self._ask_unlearned, models, len(models))
-        else:
-            self._ask_base(CachedAnswers(self._cached_place()), holds[0], lambda *_: None)
-
     def _weights(self, delta: Path) -> dict[str, Tensor]:
         weights, metadata = load_delta(delta)
         check_delta(self._model, weights, metadata)
         return weights
 
     def _ask_unlearned(self, models: Sequence[Unlearned]) -> list[Answers]:
-        places = [str(model.hold.place) for model in models]
-        self._announce(Task([(str(model.delta), str(model.partial)) for model in models], places, self._course))
         group = ModelGroup(self._model, (self._weights(model.delta) for model in models))
         keys = [hashlib.sha256(model.delta.read_bytes()).hexdigest() for model in models]
         pairs = zip(models, keys, strict=True)
-        journals = [Journals(model.partial, key, model.report, self._sharing, model.hold) for model, key in pairs]
+        journals = [Journals(model.partial, key, model.report, model.hold) for model, key in pairs]
         return self._ask("unlearned", group, journals)
 
     def _ask_base(self, cached: CachedAnswers, hold: Hold, report: Report) -> Answers:
-        self._announce(Task([], [str(hold.place)], self._course))
-        journals = Journals(cached.partial, report=report, sharing=self._sharing, hold=hold)
+        journals = Journals(cached.partial, report=report, hold=hold)
         return self._ask("base", ModelGroup(self._model), [journals])[0]
 
     def _base_answers(self, models: Sequence[Unlearned]) -> Answers:

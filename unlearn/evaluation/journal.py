@@ -1,15 +1,13 @@
 """Journals: the results of an evaluation on disk, batch by batch, so that an interrupted one can be resumed.
 
 All batches are planned first, and then those in the journal are skipped. So the batches, and every bit of the results,
-are the same as without interruption. In the same way several processes share an evaluation: all of them plan all
-batches, each begins with a part of its own, and takes from the others' journals what is there already.
+are the same as without interruption.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import random
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -22,26 +20,6 @@ from unlearn.storage.files import replacing
 from unlearn.storage.hold import Hold
 
 Report = Callable[[str, int, int], None]  # phase, requests done, requests in all
-
-
-@dataclass(frozen=True)
-class Sharing:
-    """Which of several processes that share an evaluation this one is: number `place` of `count`, from 0."""
-
-    place: int = 0
-    count: int = 1
-
-    def order(self, batches: int) -> list[int]:
-        """The numbers of the batches in this process's order: its own part, then the others'.
-
-        It takes the others' at random, so that two processes seldom compute the same batch.
-        """
-        own = list(range(self.place, batches, self.count))
-        others = [number for number in range(batches) if number % self.count != self.place]
-        return own + random.Random(self.place).sample(others, len(others))
-
-
-ALONE = Sharing()
 
 
 @dataclass(frozen=True)
@@ -58,27 +36,23 @@ class Journals:
     folder: Path | None = None
     key: str = ""
     report: Report = lambda _phase, _done, _total: None
-    sharing: Sharing = ALONE
     hold: Hold | None = None
 
     def open(self, name: str, plan: str) -> Journal:
         """The journal of this name for a plan, which is given by its fingerprint."""
         plan = json.dumps([self.key, plan])
-        if self.hold is None:
-            return Journal(self.folder, name, plan, self.sharing.place)
-        return Journal(self.folder, name, plan, self.sharing.place, self.hold.replacing)
+        return Journal(self.folder, name, plan, replacing if self.hold is None else self.hold.replacing)
 
 
 NO_JOURNALS = Journals()
 
 
 class Journal:
-    """Files with a line for each finished batch: its number and its result. The first line identifies the plan.
+    """A file with a line for each finished batch: its number and its result. The first line identifies the plan.
 
-    The process at each place writes a file of its own, and reads all of them. Files of another plan, incomplete lines,
-    and all lines after a damaged one count for nothing.
+    A file of another plan, incomplete lines, and all lines after a damaged one count for nothing.
 
-    Each attempt writes a new file, which begins with what counts in the earlier one's. So a process that has lost the
+    Each attempt writes a new file, which begins with what counts in the earlier one. So a process that has lost the
     folder can add nothing to the file of the one that has taken it over. `replace` is `Hold.replacing`.
     """
 
@@ -87,21 +61,15 @@ class Journal:
         folder: Path | None,
         name: str,
         plan: str,
-        place: int = 0,
         replace: Callable[[Path], AbstractContextManager[Path]] = replacing,
     ) -> None:
         self.done: dict[int, Any] = {}
-        self._folder, self._name, self._first_line = folder, name, plan.encode() + b"\n"
-        self._read_up_to: dict[Path, int] = {}  # bytes
-        self._own: Path | None = None
         self._stream: BinaryIO | None = None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            self.read()
-            self._own = folder / f"{name}.{place}.jsonl"
-            whole = self._read_up_to.get(self._own, 0)
-            earlier = self._own.read_bytes()[:whole] if whole else self._first_line
-            with replace(self._own) as scratch:
+            file = folder / f"{name}.jsonl"
+            earlier = self._read(file, plan.encode() + b"\n")
+            with replace(file) as scratch:
                 self._stream = scratch.open("wb")
                 self._stream.write(earlier)
                 self._stream.flush()
@@ -122,28 +90,20 @@ class Journal:
             self._stream.write(json.dumps([number, result]).encode() + b"\n")
             self._stream.flush()
 
-    def read(self) -> None:
-        """Read what other processes have written since the last call."""
-        for file in [] if self._folder is None else self._folder.glob(f"{self._name}.*.jsonl"):
-            if file != self._own:
-                self._read(file)
-
-    def _read(self, file: Path) -> None:
-        end = self._read_up_to.get(file, 0)
-        with file.open("rb") as stream:
-            stream.seek(end)
-            lines = stream.read().splitlines(keepends=True)
-        for line in lines:
+    def _read(self, file: Path, first_line: bytes) -> bytes:
+        """Read the results of an earlier attempt; returns the lines that count, the first one at least."""
+        counting = first_line
+        lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+        for line in lines[1:] if lines[:1] == [first_line] else []:
             try:
-                if not line.endswith(b"\n") or (end == 0 and line != self._first_line):
+                if not line.endswith(b"\n"):
                     break
-                if end > 0:
-                    number, result = json.loads(line)
-                    self.done[number] = result
+                number, result = json.loads(line)
+                self.done[number] = result
             except (ValueError, TypeError):
                 break
-            end += len(line)
-        self._read_up_to[file] = end
+            counting += line
+        return counting
 
 
 def journaled(
@@ -161,13 +121,9 @@ def journaled(
         plan: the fingerprint of all batches.
         compute: (number of a batch, numbers of models) -> the batch's result for each of these models.
     """
-    sharing = journals[0].sharing
     with ExitStack() as stack:
         opened = [stack.enter_context(of_model.open(name, plan)) for of_model in journals]
-        for number in sharing.order(count):
-            if sharing.count > 1:
-                for journal in opened:
-                    journal.read()
+        for number in range(count):
             missing = [i for i, journal in enumerate(opened) if number not in journal.done]
             results = compute(number, missing) if missing else []
             for i, result in zip(missing, results, strict=True):

@@ -41,7 +41,6 @@ def states_key(source: Source, model_hash: str, tokenizer: PreTrainedTokenizerBa
         "dtype": str(source.torch_dtype),
         "device": source.torch_device.type,
         "attention": source.attn_implementation,
-        "compile": source.compile,
         "tokenizer": tokenizer_fingerprint(tokenizer),
     }
 

@@ -23,7 +23,6 @@ from transformers.utils import cached_file
 from unlearn.errors import UserError
 from unlearn.models import spread
 from unlearn.models.architectures import auto_class, decoder_layers, head_of, is_multimodal, keep_up_to, layer_count
-from unlearn.models.fusing import fuse
 
 # The beginning of the names of a tower's tensors. Deeper inside a name, these words belong to the language model.
 TOWER = re.compile(r"(\w+\.){0,2}(vision|visual|audio|image)\w*\.")
@@ -38,7 +37,6 @@ class SourceSettings(Protocol):
     gguf_file: str | None
     trust_remote_code: bool
     attn_implementation: str | None
-    compile: bool
     dtype: str
     device: str
     max_memory: dict[Any, str] | None
@@ -51,7 +49,6 @@ class Source:
     Args:
         path: a hub id or a local folder.
         gguf_file: the name of a GGUF file in it.
-        compile: see `unlearn.models.fusing`.
         dtype: "auto" is bfloat16 on a GPU and float32 on a CPU.
         device: "auto" is cuda if there is a GPU; "balanced" spreads whole models over all GPUs, the CPU and the disk,
             within `max_memory`.
@@ -62,7 +59,6 @@ class Source:
     gguf_file: str | None = None
     trust_remote_code: bool = False
     attn_implementation: str | None = None
-    compile: bool = False
     dtype: str = "auto"
     device: str = "auto"
     max_memory: dict[Any, str] | None = None
@@ -256,15 +252,12 @@ def _placed(model: transformers.PreTrainedModel, source: Source) -> transformers
 
 
 def _prepared(model: transformers.PreTrainedModel, source: Source) -> transformers.PreTrainedModel:
-    """The model in eval mode, without gradients, compiled if wanted."""
+    """The model in eval mode, without gradients."""
     if source.torch_device.type == "cuda":
         # cuDNN's attention prepares a plan for every new shape, and evaluation and generation have many shapes:
         # MaxLogit of 1000 questions took 22 s with it and 10 s without (docs/benchmarks.md).
         torch.backends.cuda.enable_cudnn_sdp(False)
-    model.eval().requires_grad_(False)
-    if source.compile:
-        fuse(model)
-    return model
+    return model.eval().requires_grad_(False)
 
 
 def _from_pretrained(cls: Any, path: str, source: Source, **kwargs: Any) -> transformers.PreTrainedModel:

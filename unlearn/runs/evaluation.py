@@ -27,8 +27,7 @@ from unlearn.records.samples import SAMPLES, Sample, read_samples
 from unlearn.records.scores import check_finite
 from unlearn.runs.evaluations import EVALUATIONS, Evaluation, evaluations_of, keep_evaluation
 from unlearn.runs.folder import RunFolder, check_results, write_results
-from unlearn.runs.inputs import Inputs, load_evaluation_inputs
-from unlearn.runs.sharing import open_evaluator
+from unlearn.runs.inputs import Inputs, load_evaluation_inputs, make_evaluator
 from unlearn.storage.files import check_writable
 from unlearn.storage.hashing import json_sha256
 from unlearn.storage.schema import check_links, leads_out
@@ -121,8 +120,8 @@ def _evaluate_run(folder: RunFolder, overrides: list[str], *, allow_code: bool) 
     name = _name(config, inputs)
     home = folder.file(EVALUATIONS) / name
     partial = folder.file("partial") / name  # the run's own evaluation has its journals in partial/ itself
-    with open_evaluator(config, inputs) as evaluator:
-        [answers] = evaluator.evaluate([Unlearned(folder.file("delta.safetensors"), partial, folder.lock)])
+    model = Unlearned(folder.file("delta.safetensors"), partial, folder.lock)
+    [answers] = make_evaluator(config, inputs).evaluate([model])
     if "default" not in config.eval.queries:
         answers = _with_differences(folder, config, inputs, answers)
     questions = inputs.asked
@@ -174,8 +173,7 @@ def evaluate_checkpoint(overrides: list[str]) -> Path:
         overrides = ["eval.for_model=null", *overrides]  # it may be an exported model that was taught the same facts
     config = settle(composed(overrides))
     inputs = load_evaluation_inputs(config)
-    with open_evaluator(config, inputs) as evaluator:
-        answers = evaluator.evaluate_base()
+    answers = make_evaluator(config, inputs).evaluate_base()
     folder = Path(config.output_root) / EVALUATIONS / f"{config.model.name}-{_name(config, inputs)}"
     folder.mkdir(parents=True, exist_ok=True)
     write_results(folder, answers, {})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,6 @@ from unlearn.data.batches import padding_id
 from unlearn.data.corpora import Reading, Texts, Topic, check_rows, load_texts, load_topic
 from unlearn.data.counting import documents_needed
 from unlearn.errors import UserError
-from unlearn.evaluation.journal import ALONE, Sharing
 from unlearn.methods.make import needs_logits, own_code_hash
 from unlearn.methods.randomness import generator
 from unlearn.models.architectures import context_length, has_learned_positions, parameter_count
@@ -28,7 +26,7 @@ from unlearn.storage.files import check_writable
 from unlearn.storage.hashing import json_sha256
 
 if TYPE_CHECKING:  # where nothing is evaluated, lm-eval is not imported, which takes as long as all the rest
-    from unlearn.evaluation.evaluator import Evaluator, Task
+    from unlearn.evaluation.evaluator import Evaluator
     from unlearn.evaluation.questions import Questions
 
 
@@ -147,10 +145,8 @@ def _load_questions(config: Config, source: Source, tokenizer: PreTrainedTokeniz
     return load_questions(config, source, tokenizer)
 
 
-def make_evaluator(
-    config: Config, inputs: Inputs, sharing: Sharing = ALONE, announce: Callable[[Task], None] = lambda _: None
-) -> Evaluator:
-    """The evaluator of these inputs. See `Evaluator` for the other arguments."""
+def make_evaluator(config: Config, inputs: Inputs) -> Evaluator:
+    """The evaluator of these inputs."""
     from unlearn.evaluation.evaluator import Evaluator
     from unlearn.evaluation.harness import MaxLogitPlan
     from unlearn.evaluation.questions import CACHE
@@ -164,8 +160,6 @@ def make_evaluator(
         tokens_per_batch=config.eval.tokens_per_batch,
         maxlogit=MaxLogitPlan(list(plan.roles), list(plan.queries), plan.tokens),
         cache=Path(config.output_root) / CACHE,
-        sharing=sharing,
-        announce=announce,
     )
 
 

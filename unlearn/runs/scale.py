@@ -198,7 +198,6 @@ def _model_keys(config: Config, layers: int) -> dict[str, object]:
         "gguf_file": m.gguf_file,
         "trust_remote_code": m.trust_remote_code,
         "attn_implementation": "${preset.attn_implementation}",
-        "compile": m.compile,
         "num_layers": layers,
         "dtype": "${preset.dtype}",
         "device": "auto",

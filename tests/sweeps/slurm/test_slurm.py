@@ -152,7 +152,7 @@ def test_two_gpus_two_jobs_at_a_time_each_with_its_own(lab, launch, conf, tmp_pa
 
 def test_methods_on_likelihoods_are_trained_evaluated_and_attacked_there(lab, launch, conf, tmp_path):
     how = ("train.steps=2", "eval=toy", "eval.limit=4", "attacks=[pruning]")
-    code, output = ended(launch("method=npo,dpo", *how, "eval.devices=2"))
+    code, output = ended(launch("method=npo,dpo", *how))
     assert code == 0, output
     for folder in folders(conf, tmp_path / "outputs", [("method=npo",), ("method=dpo",)], *how):
         assert status_of(folder) == "done"

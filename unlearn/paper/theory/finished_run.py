@@ -106,7 +106,7 @@ def load_suite_of(run: FinishedRun) -> Suite:
 
 def load_unlearned(run: FinishedRun) -> PreTrainedModel:
     """The run's model in float32, since rounding to bfloat16 would hide small noise."""
-    source = replace(Source.of(run.config.model), compile=False)
+    source = Source.of(run.config.model)
     if source.device == BALANCED:  # offloaded layers cannot be cast afterwards
         source = replace(source, dtype="float32")
     model = load_whole(source)
