@@ -124,7 +124,7 @@ def _asked_otherwise(evaluations: Sequence[Evaluation]) -> list[tuple[Evaluation
 
 def collect(folders: Sequence[Path]) -> list[Run]:
     """The runs of all these folders, each once, in the order of their paths. Raises UserError if there are none."""
-    found: dict[Path, Run] = {}
+    runs_by_place: dict[Path, Run] = {}
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder}: there is no such folder.")
@@ -133,9 +133,9 @@ def collect(folders: Sequence[Path]) -> list[Run]:
             raise UserError(f"{folder}: no run is here (no run.json) and no sweep (no sweep.json), at any depth.")
         for run in runs:
             place = run.folder.resolve()
-            if place not in found or found[place].status == "corrupt":  # as a link that is not followed
-                found[place] = run
-    return [found[path] for path in sorted(found)]
+            if place not in runs_by_place or runs_by_place[place].status == "corrupt":  # as a link that is not followed
+                runs_by_place[place] = run
+    return [runs_by_place[path] for path in sorted(runs_by_place)]
 
 
 def _below(top: Path) -> Iterator[Run]:

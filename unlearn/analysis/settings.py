@@ -88,8 +88,8 @@ def run_frame(runs: Sequence[Run]) -> pd.DataFrame:
             about[key] = values
     for fact in FACTS:
         about[fact] = [own.get(fact, "")[:SHOWN_LETTERS] for own in facts]
-    told = about[telling_keys(about)]
-    about["other"] = [differences(row) for row in told.to_dict("records")]
+    columns = about[telling_keys(about)]
+    about["other"] = [differences(row) for row in columns.to_dict("records")]
     return about
 
 
@@ -119,8 +119,8 @@ def telling_keys(about: pd.DataFrame) -> list[str]:
 
 def differences(row: Mapping[Any, Any], left_out: str = "") -> str:
     """`KEY=VALUE; ...` of those keys that have a value, but for one."""
-    told = {key: value for key, value in row.items() if key != left_out and value not in (None, "") and value == value}
-    return "; ".join(f"{key}={value:g}" if is_number(value) else f"{key}={value}" for key, value in told.items())
+    values = {key: v for key, v in row.items() if key != left_out and v not in (None, "") and v == v}
+    return "; ".join(f"{key}={value:g}" if is_number(value) else f"{key}={value}" for key, value in values.items())
 
 
 def _keys(run: Run) -> dict[str, Any]:
@@ -177,10 +177,10 @@ def missing_seeds(about: pd.DataFrame) -> dict[Setting, str]:
 
     It should have the seeds that were begun or planned for it, and those that at least half of all settings have.
     """
-    known = about[about["setting"].notna()]
-    usual = known.groupby("seed")["setting"].nunique() * 2 >= known["setting"].nunique()
+    finished = about[about["setting"].notna()]
+    usual = finished.groupby("seed")["setting"].nunique() * 2 >= finished["setting"].nunique()
     missing = {}
-    for setting, group in known.groupby("setting", sort=False):
+    for setting, group in finished.groupby("setting", sort=False):
         status: dict[Any, str] = {}
         for seed, now in zip(group["seed"], group["status"], strict=True):
             status[seed] = now if status.get(seed) != "done" else "done"

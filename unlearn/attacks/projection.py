@@ -27,8 +27,8 @@ class Projection(Change):
 
     def depends_on(self, target: Target) -> dict[str, Any]:
         """The layer and the directions."""
-        known = target.unlearning
-        return {"layer": known.layer, "controls": {topic: sha256(u_D) for topic, u_D in known.controls.items()}}
+        controls = {topic: sha256(u_D) for topic, u_D in target.unlearning.controls.items()}
+        return {"layer": target.unlearning.layer, "controls": controls}
 
     def obstacle(self, target: Target) -> str | None:
         """Methods on likelihoods have no control vectors, and those of a damaged delta may be none."""

@@ -63,9 +63,9 @@ class Relearning(Change):
 
     def depends_on(self, target: Target) -> dict[str, Any]:
         """The texts' token ids, which matrices are trained, and from which seed adapters are drawn."""
-        known = target.unlearning
-        values = {"trained": list(known.trained), "texts": json_sha256(self._rows(target))}
-        return {**values, "seed": known.seed} if self.parameters == "lora" else values
+        unlearning = target.unlearning
+        values = {"trained": list(unlearning.trained), "texts": json_sha256(self._rows(target))}
+        return {**values, "seed": unlearning.seed} if self.parameters == "lora" else values
 
     def obstacle(self, target: Target) -> str | None:
         """Texts that the tokenizer does not know teach nothing, and the model may not know the tokenizer's ids."""

@@ -202,10 +202,10 @@ def _announce(folder: RunFolder, measurements: Sequence[Measurement]) -> None:
     labels = list(dict.fromkeys(m.target.label for m in measurements))
     total = sum(len(m.planned.attack.levels_of(m.target)) for m in measurements)
     missing = sum(len(m.missing) for m in measurements)
-    known = f" {total - missing} of them have been made before." if missing < total else ""
+    reused = f" {total - missing} of them have been made before." if missing < total else ""
     say(
         f"{folder.path.name}: {len(attacks)} attacks, {levels} levels. With the models as they are: {total} "
-        f"measurements of the {', '.join(labels)} models.{known}"
+        f"measurements of the {', '.join(labels)} models.{reused}"
     )
 
 

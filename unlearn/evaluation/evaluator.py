@@ -130,16 +130,16 @@ class Evaluator:
         return self._base
 
     def _cached_or_asked(self, cached: CachedAnswers, report: Report) -> Answers:
-        told = False
+        reported = False
         while (answers := cached.load()) is None:
             try:
                 with FolderLock(cached.folder) as lock:
                     if cached.load() is None:
                         cached.save(self._ask_base(cached, lock, report), lock)
             except Busy as busy:
-                if not told:
+                if not reported:
                     say(f"Waiting for the base model's answers: {busy}")
-                told = True
+                reported = True
                 time.sleep(POLL_S)
             except Lost as lost:  # another process asks the base model now; if it is the run that was lost, it ends
                 if lost.folder != cached.folder:

@@ -195,8 +195,8 @@ def _samples(
     They are correct or not only where the task says so of each: in truthfulqa_mc2, for instance, accuracy is a share.
     What is said of those that are unanswered, by their number, counts for nothing.
     """
-    told = [sample.get("acc", sample.get("exact_match")) for sample in asked]
-    judgements = [None if s["doc_id"] in unanswered else j for s, j in zip(asked, told, strict=True)]
+    accuracies = [sample.get("acc", sample.get("exact_match")) for sample in asked]
+    judgements = [None if s["doc_id"] in unanswered else j for s, j in zip(asked, accuracies, strict=True)]
     is_judged = all(judgement in (0, 1) for judgement in judgements if judgement is not None)
     for sample, judgement in zip(asked, judgements, strict=True):
         number = sample["doc_id"]

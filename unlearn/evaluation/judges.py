@@ -30,12 +30,12 @@ def judge_hash(task: Task) -> str:
 
 def right_answer(task: Task, document: Mapping[str, Any]) -> list[Any]:
     """All that a task's judge is told of a document: the right answer and the options; all of it, if code judges."""
-    told = [task.doc_to_target(document)]
+    answer = [task.doc_to_target(document)]
     if getattr(task, "multiple_input", 0):  # then this is the number of the right one
-        told.append(task.doc_to_text(document))
+        answer.append(task.doc_to_text(document))
     if getattr(task.config, "doc_to_choice", None) is not None:
-        told.append(task.doc_to_choice(document))
-    return [*told, document] if _has_own_code(task) else told
+        answer.append(task.doc_to_choice(document))
+    return [*answer, document] if _has_own_code(task) else answer
 
 
 def described(value: Any) -> Any:

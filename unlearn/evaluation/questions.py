@@ -121,13 +121,13 @@ def _forget_tokens(config: Config, query: str) -> list[str]:
     given = config.eval.forget_tokens
     if isinstance(given, str) and given.startswith("corpus:"):
         name = given.removeprefix("corpus:")
-        found = corpus_tokens(_texts(config, "forget", [name]), _texts(config, "retain", [name]))
-        if not found:
+        tokens = corpus_tokens(_texts(config, "forget", [name]), _texts(config, "retain", [name]))
+        if not tokens:
             raise UserError(
                 f"eval.forget_tokens={given}: {query} queries need at least one word, and the topic's forget corpus "
                 "has none that its retain corpus lacks."
             )
-        return found
+        return tokens
     return read_forget_tokens(given)
 
 
@@ -136,10 +136,10 @@ def _corpora(config: Config, part: str, topics: Iterable[str]) -> dict[str, str]
     return {getattr(config.data.topics[name], part): f"data.topics.{name}.{part}" for name in topics}
 
 
-def _texts(config: Config, part: str, topics: Iterable[str], most: int | None = None) -> Iterator[str]:
-    """The documents of these topics' corpora, at most `most` of each."""
+def _texts(config: Config, part: str, topics: Iterable[str], limit: int | None = None) -> Iterator[str]:
+    """The documents of these topics' corpora, at most `limit` of each."""
     for path, key in _corpora(config, part, topics).items():
-        yield from (text for text, _ in islice(documents(path, key, Reading.of(config.data)), most))
+        yield from (text for text, _ in islice(documents(path, key, Reading.of(config.data)), limit))
 
 
 def _ngram_lists(config: Config, source: Source, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -191,9 +191,9 @@ def _course(e: EvalConfig, words: dict[str, list[str]], chat: Chat | None) -> Su
     """The first texts and a few of the questions, if `eval.every` wants them."""
     if e.every is None:
         return None
-    most = min(n for n in (e.texts.documents, e.every_documents) if n is not None)
+    documents_each = min(n for n in (e.texts.documents, e.every_documents) if n is not None)
     tasks = e.tasks if e.every_questions else {}
-    few = replace(e, tasks=tasks, subset=e.every_questions, texts=replace(e.texts, documents=most))
+    few = replace(e, tasks=tasks, subset=e.every_questions, texts=replace(e.texts, documents=documents_each))
     return _suite(few, words, chat)
 
 

@@ -154,9 +154,9 @@ class Suite:
                     parts = [self._judged(query, leaf) for leaf in place.leaves]
                     below = self._parts(place.task) if place.task in self.leaves else []  # a text has none
                     groups = [self._aggregated(query, name) for name in (place.task, *below)]
-                    own = json_sha256([place.task, parts, groups, self.drawn.get(place.role)])
+                    role_hash = json_sha256([place.task, parts, groups, self.drawn.get(place.role)])
                     before = hashes.setdefault(query, {}).get(place.role)
-                    hashes[query][place.role] = own if before is None else json_sha256([before, own])
+                    hashes[query][place.role] = role_hash if before is None else json_sha256([before, role_hash])
         return hashes
 
     def _judged(self, query: str, name: str) -> list[Any]:
@@ -170,10 +170,10 @@ class Suite:
 
     def question_hashes(self, query: str, name: str) -> dict[int, str]:
         """Of each question of a task, or text of a corpus, a hash of what a model is given and of what judges it."""
-        known = self._question_hashes
-        if (query, name) not in known:
-            known[query, name] = self._hash_questions(query, name)
-        return known[query, name]
+        hashes = self._question_hashes
+        if (query, name) not in hashes:
+            hashes[query, name] = self._hash_questions(query, name)
+        return hashes[query, name]
 
     @cached_property
     def _question_hashes(self) -> dict[tuple[str, str], dict[int, str]]:

@@ -64,8 +64,8 @@ def load_passages(
     Documents of fewer than FEWEST_WORDS words are left out. Raises UserError for a corpus that cannot be read, and for
     one without any longer document.
     """
-    most = min((n for n in (config.documents, limit) if n is not None), default=None)
-    found: Passages = {query: {} for query in queries}
+    documents = min((n for n in (config.documents, limit) if n is not None), default=None)
+    passages: Passages = {query: {} for query in queries}
     reading = Reading(config.text_column, config.errors)  # never of dialogues: words are inserted
     for role, named in (config.corpora if corpora is None else corpora).items():
         for name, corpus in named.items():
@@ -73,7 +73,7 @@ def load_passages(
             numbered = enumerate(_texts_of(corpus, key, reading))
             kept = numbered if config.last is None else deque(numbered, maxlen=config.last)
             long_enough = ((i, text) for i, text in kept if len(text.split()) >= FEWEST_WORDS)
-            texts = list(islice(long_enough, config.skip, None if most is None else config.skip + most))
+            texts = list(islice(long_enough, config.skip, None if documents is None else config.skip + documents))
             if not texts:
                 searched = "" if config.last is None else f" among its last {config.last}"
                 raise UserError(
@@ -83,8 +83,8 @@ def load_passages(
             task = text_task(role, name)
             for query, words in queries.items():
                 if is_asked(asked_of, query, text_role(role)):
-                    found[query][task] = [_cut(config, task, i, t, words, seed) for i, t in texts]
-    return {query: tasks for query, tasks in found.items() if tasks}
+                    passages[query][task] = [_cut(config, task, i, t, words, seed) for i, t in texts]
+    return {query: tasks for query, tasks in passages.items() if tasks}
 
 
 def _texts_of(corpus: str | Path | Sequence[str], key: str, reading: Reading) -> Iterable[str]:

@@ -63,16 +63,16 @@ def _weights(source: Source) -> dict[str, str | None]:
     """The hashes of weight files. A GGUF file may have any name."""
     if source.gguf_file is not None:
         return {"gguf": _large(source, source.gguf_file)}
-    own = _small_json(source, "config.json").get("transformers_weights")  # a name of their own
-    found: dict[str, str | None] = {}
-    for name in (own, *WEIGHTS):
-        if isinstance(name, str) and not any(found.values()):
+    custom_name = _small_json(source, "config.json").get("transformers_weights")  # a name of their own
+    hashes: dict[str, str | None] = {}
+    for name in (custom_name, *WEIGHTS):
+        if isinstance(name, str) and not any(hashes.values()):
             index = name if name.endswith(".index.json") else f"{name}.index.json"
             shards = set(_small_json(source, index).get("weight_map", {}).values())
-            found = {file: _large(source, file) for file in (name, *sorted(shards))} | {index: _small(source, index)}
+            hashes = {file: _large(source, file) for file in (name, *sorted(shards))} | {index: _small(source, index)}
     if cached(source, "adapter_config.json") is not None:
-        found |= {name: _large(source, name) for name in ADAPTERS}
-    return found
+        hashes |= {name: _large(source, name) for name in ADAPTERS}
+    return hashes
 
 
 def _code(source: Source) -> dict[str, str]:

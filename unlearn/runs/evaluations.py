@@ -72,10 +72,10 @@ def evaluations_of(run: Path, record: Mapping[str, Any]) -> list[Evaluation]:
     """
     inputs = record.get("inputs", {})
     asked = checked(ASKED, record.get("config", {}).get("eval"), run / RUN, "config.eval")
-    own = Evaluation(run, dict(asked), inputs.get("questions") or {}, inputs.get("query_words") or {})
+    first = Evaluation(run, dict(asked), inputs.get("questions") or {}, inputs.get("query_words") or {})
     files = [file for file in run.glob(f"{EVALUATIONS}/*/{RECORD}") if (file.parent / SCORES).is_file()]
     later = [Evaluation(file.parent, **read_as(_RECORD, file)) for file in files]
-    return [own, *sorted(later, key=lambda evaluation: (evaluation.time, evaluation.folder))]
+    return [first, *sorted(later, key=lambda evaluation: (evaluation.time, evaluation.folder))]
 
 
 def keep_evaluation(lock: Hold, evaluation: Evaluation, answers: Answers, training: Mapping[str, float]) -> None:

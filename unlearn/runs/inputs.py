@@ -81,8 +81,8 @@ class Inputs:
 
 def hashes_of_run(config: Config, inputs: Inputs) -> dict[str, Any]:
     """What a run reads: inputs, which others may share, and the code of a user's own method."""
-    own = own_code_hash(config.method["_target_"])
-    return inputs.hashes if own is None else inputs.hashes | {"method": own}
+    code_hash = own_code_hash(config.method["_target_"])
+    return inputs.hashes if code_hash is None else inputs.hashes | {"method": code_hash}
 
 
 def load_inputs(config: Config, *, elsewhere: bool = False) -> Inputs:

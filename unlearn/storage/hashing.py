@@ -50,14 +50,14 @@ def code_hash(file: Path) -> str:
 
     Nothing is run. Packages that are installed are not followed, nor what is imported by a name that the code makes up.
     """
-    found: dict[Path, str] = {}
+    hashes: dict[Path, str] = {}
     waiting = [file.resolve()]
     while waiting:
         module = waiting.pop()
-        if module not in found:
-            found[module] = file_hash(module)
+        if module not in hashes:
+            hashes[module] = file_hash(module)
             waiting += _imported(module, [file.resolve().parent, *_users_folders()])
-    return json_sha256([found[file.resolve()], sorted(found.values())])
+    return json_sha256([hashes[file.resolve()], sorted(hashes.values())])
 
 
 def _users_folders() -> list[Path]:

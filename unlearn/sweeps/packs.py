@@ -33,12 +33,12 @@ def packs(configs: Mapping[int, Config], pack_size: int | None) -> list[list[int
     """
     if pack_size is not None and pack_size < 1:
         raise UserError(f"hydra.launcher.pack_size={pack_size} is not allowed: it must be an integer >= 1 or null.")
-    found = []
+    parts = []
     for group in groups_that_share(configs):
         runs = list(by_run({i: configs[i] for i in group}).values())
         size = pack_size or fitting([configs[same[0]] for same in runs])
-        found += [[number for same in runs[i : i + size] for number in same] for i in range(0, len(runs), size)]
-    return found
+        parts += [[number for same in runs[i : i + size] for number in same] for i in range(0, len(runs), size)]
+    return parts
 
 
 def by_run(configs: Mapping[int, Config]) -> dict[Path, list[int]]:

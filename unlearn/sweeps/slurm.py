@@ -72,8 +72,8 @@ def limits() -> Limits:
     """The limits of this cluster, as far as its configuration can be read."""
     ran = _call("scontrol", "show", "config")
     shown = "" if ran is None else ran.stdout
-    found = {name: int(limit) for name, limit in re.findall(r"^(Max\w+)\s*=\s*(\d+)", shown, re.MULTILINE)}
-    return Limits(max(1, found.get("MaxArraySize", LARGEST_ARRAY)), found.get("MaxJobCount"))
+    limits_set = {name: int(limit) for name, limit in re.findall(r"^(Max\w+)\s*=\s*(\d+)", shown, re.MULTILINE)}
+    return Limits(max(1, limits_set.get("MaxArraySize", LARGEST_ARRAY)), limits_set.get("MaxJobCount"))
 
 
 def submit(

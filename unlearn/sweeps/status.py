@@ -126,11 +126,11 @@ def needing_permission(sweep: Sweep, numbers: Iterable[int]) -> list[str]:
         needing.append(f"{sweep.folder / sweep.code}, a copy of the code that differs from this package")
     if sweep.launcher == "slurm":
         needing.append(f"the settings of SLURM jobs in {sweep.folder / 'sweep.json'}, such as setup commands")
-    beside = sweep.folder.parents[2] if sweep.folder.parents[1].name == SWEEPS else sweep.folder
+    output_root = sweep.folder.parents[2] if sweep.folder.parents[1].name == SWEEPS else sweep.folder
     for config in (sweep.config(number, trained=True) for number in numbers):
         needing += code_of(config)
         for place in (run_folder(config), Path(config.output_root)):
-            if leads_out(Path(sweep.cwd) / place, beside):
+            if leads_out(Path(sweep.cwd) / place, output_root):
                 needing.append(f"files in {Path(sweep.cwd) / place.parent}")
     return list(dict.fromkeys(needing))
 

@@ -41,7 +41,7 @@ class Shape:
         """The shape of a model, whose weights are never made."""
         model = without_weights(config)
         text = config.get_text_config()
-        own = text.per_layer_config[layer]  # in some models, layers differ in their heads
+        layer_config = text.per_layer_config[layer]  # in some models, layers differ in their heads
         visited = getattr(text, "num_experts_per_tok", None) or 1
         decoder = decoder_layers(model)[layer]
         # The experts of a layer are one tensor of three dimensions; a depthwise convolution is one whose second is 1.
@@ -50,8 +50,8 @@ class Shape:
         experts = {n: len(p) if p.ndim == 3 and p.shape[1] > 1 else visited for n, p in matrices.items()}
         active = {n: p.numel() * visited // experts[n] for n, p in matrices.items()}
         trained = parameter_names(decoder, parameters)
-        heads = getattr(own, "num_attention_heads", 0)
-        head_size = getattr(own, "head_dim", None) or text.hidden_size // max(1, heads)
+        heads = getattr(layer_config, "num_attention_heads", 0)
+        head_size = getattr(layer_config, "head_dim", None) or text.hidden_size // max(1, heads)
         trained_active = sum(active.get(n, 0) for n in trained)
         down = next((active[n] for n in DOWN_PROJECTIONS if n in active), trained_active)
         head, embeddings = head_of(model), model.get_input_embeddings()

@@ -130,8 +130,8 @@ def comparable(rows: pd.DataFrame) -> pd.DataFrame:
     rows = rows.assign(with_rna=rows["nu"] > 0, made=rows["attack"] + ", " + rows["level"])
     sides = rows.groupby(of)["with_rna"].transform("nunique")
     rows = rows[rows.groupby([*of, "made"])["with_rna"].transform("nunique") == sides]
-    own = rows.groupby([*of, "setting"], sort=False)["made"].transform("nunique")
-    return rows[own == rows.groupby(of)["made"].transform("nunique")].drop(columns=["with_rna", "made"])
+    levels_of_run = rows.groupby([*of, "setting"], sort=False)["made"].transform("nunique")
+    return rows[levels_of_run == rows.groupby(of)["made"].transform("nunique")].drop(columns=["with_rna", "made"])
 
 
 def strongest(rows: pd.DataFrame) -> pd.DataFrame:

@@ -124,8 +124,8 @@ def figure_3(m: Material, behind: Behind | None = None) -> Figure | None:
                 before = plain.get(part["common"].iloc[0], nothing)
                 backs = behind(shown[shown["curve"] == curve], before, look) if behind else []
                 main = panel(part, look, title=f"{curve}, {role}", axis="ν", log=True, scaled_to=of_role)
-                beside = _without_rna(before[before["role"] == role])
-                panels.append(alt.layer(*backs, *beside, main))
+                lines = _without_rna(before[before["role"] == role])
+                panels.append(alt.layer(*backs, *lines, main))
         return charts.side_by_side(*panels, columns=min(3, len(curves)))
 
     caption = f"{INTERVALS} Horizontal lines: the same without RNA.{_told(rows, len(curves))}"

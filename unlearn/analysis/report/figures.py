@@ -70,10 +70,10 @@ def figure_1(m: Material) -> Figure | None:
         return alt.concat(*first, *panels, columns=3).resolve_scale(color="independent", strokeDash="independent")
 
     left = "Left: MaxLogit (Eq. 11) of perturbed queries; then accuracies" if len(densities) else "Accuracies"
-    told = "" if len(densities) else " No run measured MaxLogit (eval=paper, or eval.maxlogit.tokens=15)."
+    note = "" if len(densities) else " No run measured MaxLogit (eval=paper, or eval.maxlogit.tokens=15)."
     data = pd.concat([densities.assign(panel="maxlogit"), rows.assign(panel=rows["role"])], ignore_index=True)
     title = "Figure 1 · Confidence and accuracy under perturbation"
-    return Figure("figure_1", title, f"{left} with and without RNA. {INTERVALS} {m.choice}{told}", data, chart)
+    return Figure("figure_1", title, f"{left} with and without RNA. {INTERVALS} {m.choice}{note}", data, chart)
 
 
 def figure_4(m: Material) -> Figure | None:

@@ -56,14 +56,14 @@ def figure(m: Material) -> Figure | None:
         drawn = (_panel(data.dropna(subset=[x.name, y.name]), look, x, y, methods) for x, y in panels)
         return charts.side_by_side(*drawn, columns=2)
 
-    told = []
+    directions = []
     if "forgotten" in data:
-        told.append("Questions: to the left more is forgotten, higher up more is retained; grey, the base model.")
+        directions.append("Questions: to the left more is forgotten, higher up more is retained; grey, the base model.")
     if "forgotten_texts" in data:
-        told.append("Texts: to the right more is forgotten, lower down less is lost.")
+        directions.append("Texts: to the right more is forgotten, lower down less is lost.")
     caption = (
-        f"A point for each setting. {' '.join(told)} Points of a method are joined in the order of forgetting, with "
-        f"RNA and without, so that both can be compared at equal forgetting. {INTERVALS}{m.one_world}"
+        f"A point for each setting. {' '.join(directions)} Points of a method are joined in the order of forgetting, "
+        f"with RNA and without, so that both can be compared at equal forgetting. {INTERVALS}{m.one_world}"
     )
     return Figure("trade_off", "Forgetting against what is retained", caption, data, chart)
 

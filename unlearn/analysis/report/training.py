@@ -197,8 +197,8 @@ def course(m: Material) -> Figure | None:
         return charts.side_by_side(*panels)
 
     more = data["run"].nunique() - drawn["run"].nunique()
-    told = f" {MOST_COURSES} of {more + MOST_COURSES} runs are drawn; the data has all." if more else ""
+    left_out = f" {MOST_COURSES} of {more + MOST_COURSES} runs are drawn; the data has all." if more else ""
     caption = (
-        f"A curve for each run, measured every eval.every steps on fewer texts and questions than its result.{told}"
+        f"A curve for each run, measured every eval.every steps on fewer texts and questions than its result.{left_out}"
     )
     return Figure("course", "The course of training", caption, data, chart)

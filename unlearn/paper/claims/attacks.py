@@ -60,12 +60,12 @@ def _more(rows: pd.DataFrame, attack: str, unit: str) -> Contrast:
     chosen = comparable(chosen)
     if chosen.empty:
         return Contrast(why_not=DISJOINT)
-    most = strongest(chosen)
+    strongest_rows = strongest(chosen)
     if unit == "nats":
-        differences = at_equal_forgetting(most.assign(forgotten=-most["without"]), "recovered")
+        differences = at_equal_forgetting(strongest_rows.assign(forgotten=-strongest_rows["without"]), "recovered")
         why = f"no run with RNA has forgotten as much as two without RNA at most {WIDEST:g} nats a token apart"
     else:
-        means = most.groupby(["seed", most["nu"] > 0])["recovered"].mean().unstack().dropna()
+        means = strongest_rows.groupby(["seed", strongest_rows["nu"] > 0])["recovered"].mean().unstack().dropna()
         differences = dict(means[True] - means[False]) if {True, False} <= set(means) else {}
         why = "no seed with RNA, whose best nu is known, and without"
     return mean_over_seeds(list(differences.values())) if len(differences) >= FEWEST else Contrast(why_not=why)

@@ -151,8 +151,8 @@ class Evidence:
         families = [s.without("rna") for s in noisy["setting"] if family(s) in plains]
         if not families:
             return None
-        most = Counter(families).most_common(1)[0][0]
-        noisy = noisy[[s.without("rna") == most for s in noisy["setting"]]].drop_duplicates("setting")
+        largest_family = Counter(families).most_common(1)[0][0]
+        noisy = noisy[[s.without("rna") == largest_family for s in noisy["setting"]]].drop_duplicates("setting")
         noisy = noisy.sort_values("nu")
         plain = plains[family(noisy["setting"].iloc[0])]
         curves = {}

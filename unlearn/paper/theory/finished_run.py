@@ -132,8 +132,8 @@ def questions(run: FinishedRun, suite: Suite, model: PreTrainedModel) -> list[Qu
         for number, pair in default.items():
             (ids, answer), (changed, same) = (scorer._encode_pair(*p) for p in (pair, perturbed[number]))
             assert answer == same, (name, number)  # only wrong options are replaced
-            most = scorer.max_length
-            encoded.append(Question(name, number, ids[-most:], changed[-most:], answer[0]))
+            max_length = scorer.max_length
+            encoded.append(Question(name, number, ids[-max_length:], changed[-max_length:], answer[0]))
     return encoded
 
 
