@@ -29,6 +29,7 @@ def prefetch(config: Config) -> None:
         _fetch("eval.ngrams.encoder", Source(config.eval.ngrams.encoder))
     # Lists of n-grams need a forward pass over the corpora: the job makes them.
     config.eval.queries = [query for query in config.eval.queries if query not in NGRAM_QUERIES]
+    say("Downloading corpora and tasks, and checking them")
     inputs = load_inputs(config, elsewhere=True)
     say(f"model {config.model.name}: {config.model.path}")
     for topic in inputs.topics:
@@ -41,6 +42,7 @@ def _fetch(key: str, source: Source) -> None:
     """Download a model unless it is a local folder. Raises UserError, with the key that names it, if that fails."""
     if Path(source.path).is_dir():
         return
+    say(f"Downloading {source.path} ({key})")
     try:
         weights = source.gguf_file or ("*.safetensors" if HF_HUB_OFFLINE else _weights(source))
         snapshot_download(source.path, revision=source.revision, allow_patterns=[*FILES, weights])
