@@ -4,8 +4,8 @@ The public names below are what a user's own code imports (docs/api.md); the com
 imported when they are used, so that `import unlearn` takes no time.
 
 `experiment.py` is the whole run on one page. The rooms, from top to bottom: cli, paper, analysis, sweeps, experiment,
-attacks, runs, tracking, evaluation, config, training, methods, models, data, records, toy, real, storage, arguments,
-screen, errors. A room imports only from rooms below it: `lint-imports` checks that (pyproject.toml).
+attacks, runs, tracking, evaluation, config, training, methods, models, data, records, toy, real, storage, statistics,
+arguments, screen, errors. A room imports only from rooms below it: `lint-imports` checks that (pyproject.toml).
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from unlearn.config.schema import TextConfig
 from unlearn.errors import UserError
 from unlearn.evaluation.harness import MaxLogitPlan, against_base, evaluate
 from unlearn.evaluation.maxlogit import continue_greedily, max_logits
-from unlearn.evaluation.statistics import paired
 from unlearn.evaluation.suite import load_suite
 from unlearn.evaluation.texts import load_passages
 from unlearn.evaluation.tokens import read_forget_tokens
@@ -24,6 +23,7 @@ from unlearn.records.answers import Answers
 from unlearn.records.names import text_tasks
 from unlearn.records.samples import read_samples
 from unlearn.records.scores import read_scores
+from unlearn.statistics.paired import paired
 
 TOY = ROOT / "unlearn/toy"
 TOKENS = read_forget_tokens(str(TOY / "data/forget_tokens.txt"))

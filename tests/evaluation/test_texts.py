@@ -9,12 +9,12 @@ from tests.conftest import ROOT, read_metrics
 from unlearn.analysis.compare import compare_runs
 from unlearn.config.schema import TextConfig
 from unlearn.errors import UserError
-from unlearn.evaluation.statistics import PairedMeans, paired_means
 from unlearn.evaluation.texts import load_passages
 from unlearn.experiment import run
 from unlearn.models.loading import Source, load_tokenizer, load_whole
 from unlearn.records.samples import Sample
 from unlearn.records.scores import read_scores
+from unlearn.statistics.paired import PairedMeans, paired_means
 from unlearn.tracking.wandb_tables import question_rows, role_figures, text_rows
 
 WORDS = [f"w{n}" for n in range(20)]

@@ -17,11 +17,11 @@ from rich.table import Table
 
 from unlearn.analysis.collect import OF_QUESTIONS, Run, read_run
 from unlearn.errors import UserError
-from unlearn.evaluation.statistics import Paired, PairedMeans, paired, paired_means
 from unlearn.records.run import RECORD
 from unlearn.records.samples import Sample
 from unlearn.runs.evaluations import evaluations_of
 from unlearn.screen import console, say
+from unlearn.statistics.paired import Paired, PairedMeans, paired, paired_means
 
 OTHER_QUESTIONS = (
     "the questions differ in their text, options, right answers, replaced words (eval.forget_tokens, eval.seed, "
@@ -82,6 +82,19 @@ def pairs(a: Mapping[int, Sample], b: Mapping[int, Sample]) -> list[tuple[Sample
     """The samples of the same questions in two runs. Those of other content under the same number are left out."""
     common = sorted(a.keys() & b.keys())
     return [(a[number], b[number]) for number in common if a[number].question == b[number].question]
+
+
+def differences_by_task(a: Run, b: Run, role: str, query: str) -> dict[str, dict[tuple[str, int], float]]:
+    """Task or group -> (task, question) -> the unlearned model's value in `b` less that in `a`."""
+    groups = {(score.role, score.task): score.part_of for score in a.scores}
+    left, right = by_place(a.samples()), by_place(b.samples())
+    differences: dict[str, dict[tuple[str, int], float]] = {}
+    for place in sorted(left.keys() & right.keys()):
+        if (place[0], place[2]) == (role, query):
+            of_task = differences.setdefault(groups.get(place[:2]) or place[1], {})
+            for x, y in pairs(left[place], right[place]):
+                of_task[place[1], x.id] = (y.value or 0.0) - (x.value or 0.0)
+    return differences
 
 
 def differing_questions(a: Run, b: Run, query: str, role: str | None = None) -> str | None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from operator import attrgetter
 
-import numpy as np
 import pandas as pd
 from scipy import stats
 
 from unlearn.analysis.collect import Run
 from unlearn.analysis.settings import SETTING, missing_seeds
-from unlearn.evaluation.statistics import CONFIDENCE, NORMAL
+from unlearn.statistics.intervals import NORMAL, UPPER
 
 MEAN = "mean"  # the task of the rows of a whole role
 PLACE = ["model", "role", "task", "query", "measure", "against"]
@@ -85,7 +84,7 @@ def over_seeds(scores: pd.DataFrame, about: pd.DataFrame) -> pd.DataFrame:
     ).reset_index()
     several = (means["seeds"] > 1) & (means["model"] != "base")
     means["stderr"] = (means["std"] / means["seeds"] ** 0.5).where(several, means["stderr"])
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, (means["seeds"] - 1).clip(lower=1)) * means["stderr"]
+    half = stats.t.ppf(UPPER, (means["seeds"] - 1).clip(lower=1)) * means["stderr"]
     means["low"] = (means["mean"] - half).where(several, means["low"])
     means["high"] = (means["mean"] + half).where(several, means["high"])
     means["interval"] = several.map({True: "over seeds", False: "over questions"})
@@ -97,12 +96,3 @@ def over_seeds(scores: pd.DataFrame, about: pd.DataFrame) -> pd.DataFrame:
     means["low"] = means["low"].mask(value, means["low"].clip(lower=0))
     means["high"] = means["high"].mask(value, means["high"].clip(upper=100))
     return means.drop(columns="std").round(DIGITS)
-
-
-def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """The mean of a value for each seed, with the ends of its 95 % interval (Student's t); NaN for a single seed."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, float("nan"), float("nan")
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values))
-    return mean, mean - half, mean + half

@@ -15,13 +15,13 @@ from unlearn.evaluation import texts
 from unlearn.evaluation.journal import Journals
 from unlearn.evaluation.maxlogit import MaxLogits, max_logits
 from unlearn.evaluation.scorer import Scorer
-from unlearn.evaluation.statistics import Paired, PairedMeans, paired, paired_means
 from unlearn.evaluation.suite import Place, Suite
 from unlearn.models.group import ModelGroup
 from unlearn.records.answers import Answers
 from unlearn.records.samples import Sample
 from unlearn.records.scores import MAXLOGIT_NOT_FINITE, NOT_FINITE, TRUNCATED, Score
 from unlearn.screen import say
+from unlearn.statistics.paired import Paired, PairedMeans, paired, paired_means
 
 # lm-eval would fork this process, with its threads, for the bootstrap of standard errors; the draws are the same.
 os.environ.setdefault("DISABLE_MULTIPROC", "1")

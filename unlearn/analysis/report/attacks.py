@@ -13,7 +13,6 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from unlearn.analysis.frames import mean_interval
 from unlearn.analysis.report import charts
 from unlearn.analysis.report.charts import Look
 from unlearn.analysis.report.figure import Figure
@@ -32,6 +31,7 @@ from unlearn.records.attacks import (
 )
 from unlearn.records.names import text_role
 from unlearn.records.scores import Score, role_means
+from unlearn.statistics.intervals import over_seeds
 
 STRONGEST = "the strongest of them"
 DISJOINT = "no attack with a run's own questions was made at the same level on runs with RNA and without"
@@ -168,7 +168,7 @@ def figure(m: Material) -> Figure | None:
 def _summary(group: pd.DataFrame) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     for name in ("robust", "recovered", "known", "without"):
-        mean, low, high = mean_interval(list(group[name].astype(float)))
+        mean, low, high = over_seeds(list(group[name].astype(float)))
         summary |= {name: mean, f"{name}_low": low, f"{name}_high": high}
     attacks = (group["attack"] + ", " + group["level"]).value_counts()
     return summary | {"strongest": f"{attacks.index[0]} ({attacks.iloc[0]} of {len(group)})"}

@@ -1,7 +1,7 @@
 """Differences between the chosen settings: what perturbation costs, and what RNA changes.
 
-Over several seeds, an effect is the mean of the seeds' differences, with Student's t. Of a single seed it is paired by
-question.
+What perturbation costs has an interval over seeds (Student's t). What RNA changes has one over seeds and questions
+(`two_way`). Of a single seed, both are over questions.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from unlearn.analysis.collect import Run
-from unlearn.analysis.compare import compare_answers, differing_questions
-from unlearn.analysis.frames import MEAN, mean_interval
+from unlearn.analysis.compare import compare_answers, differences_by_task, differing_questions
+from unlearn.analysis.frames import MEAN
 from unlearn.analysis.report.choose import Chosen, family
 from unlearn.analysis.report.material import Material
 from unlearn.analysis.settings import Setting
 from unlearn.records.names import text_role
+from unlearn.statistics.intervals import two_way
 
 ROLES = ("retain", "near", "forget", text_role("retain"), text_role("forget"))
 OTHERWISE = "of another model, trained on other texts, or asked other tasks"
@@ -87,22 +90,23 @@ def _of_rna(m: Material, choice: Chosen, role: str, name: str, query: str) -> Ef
             return Effect(choice.method, role, name, why_not=why)
     if len(common) == 1:
         return _of_one_seed(m, before[common[0]], after[common[0]], choice, role, name, query)
-    differences = _differences(m, [(before[seed], after[seed]) for seed in common], role, query)
-    if not differences:
-        return None
-    return Effect(choice.method, role, name, *mean_interval(differences), seeds=len(differences))
+    parts = _differences(m, [(before[seed], after[seed]) for seed in common], role, query)
+    return Effect(choice.method, role, name, *two_way(parts), seeds=len(parts[0])) if parts else None
 
 
-def _differences(m: Material, pairs: Sequence[tuple[Run, Run]], role: str, query: str) -> list[float]:
-    """The second run's mean of the role minus the first one's, in points or nats a token."""
-    numbers = {str(run.folder): number for number, run in enumerate(m.runs)}
-    scores = m.scores
-    rows = scores[(scores["role"] == role) & (scores["query"] == query) & (scores["task"] == MEAN)]
-    rows = rows[(rows["model"] == "unlearned") & (rows["against"] == "") & rows["measure"].isin(["acc", "nats"])]
-    factor = 100 if "acc" in set(rows["measure"]) else 1
-    values = rows.drop_duplicates("number").set_index("number")["value"]
-    both = [(numbers[str(a.folder)], numbers[str(b.folder)]) for a, b in pairs]
-    return [factor * float(values[b] - values[a]) for a, b in both if a in values.index and b in values.index]
+def _differences(m: Material, pairs: Sequence[tuple[Run, Run]], role: str, query: str) -> list[np.ndarray]:
+    """For each task, float [seeds, questions]: the second run less the first one, in points or nats a token."""
+    by_seed = []
+    for a, b in pairs:
+        with m.reading(b):
+            by_seed.append(differences_by_task(a, b, role, query))
+    factor = 1 if role.endswith("_text") else 100
+    parts = []
+    for task in [task for task in by_seed[0] if all(task in of_seed for of_seed in by_seed)] if by_seed else []:
+        questions = sorted(set.intersection(*(set(of_seed[task]) for of_seed in by_seed)))
+        if questions:
+            parts.append(factor * np.array([[of_seed[task][q] for q in questions] for of_seed in by_seed]))
+    return parts
 
 
 def _of_one_seed(m: Material, a: Run, b: Run, choice: Chosen, role: str, name: str, query: str) -> Effect | None:

@@ -10,8 +10,8 @@ import numpy as np
 from scipy import stats
 
 from unlearn.analysis.collect import Run
-from unlearn.analysis.frames import mean_interval
 from unlearn.analysis.report.material import Material
+from unlearn.statistics.intervals import over_seeds
 
 # Task -> (its part, question) -> whether it is right, or a weighted sum of such.
 Answers = dict[str, dict[tuple[str, int], float]]
@@ -65,4 +65,4 @@ def contrast(sums: Sequence[Answers]) -> Contrast:
 
 def mean_over_seeds(values: Sequence[float]) -> Contrast:
     """The mean of a value for each seed; of one seed, without an interval."""
-    return Contrast(*mean_interval(values), seeds=len(values))
+    return Contrast(*over_seeds(values), seeds=len(values))

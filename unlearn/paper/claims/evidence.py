@@ -24,10 +24,10 @@ from unlearn.analysis.compare import differing_questions
 from unlearn.analysis.report.choose import family
 from unlearn.analysis.report.material import Material
 from unlearn.analysis.settings import Setting
-from unlearn.evaluation.statistics import NORMAL
 from unlearn.paper.claims.contrasts import Answers, Contrast, answers, contrast, mean_over_seeds
 from unlearn.paper.phases import turning_points
 from unlearn.records.scores import role_means
+from unlearn.statistics.intervals import correlation
 
 CHOOSING, MEASURING = 0, 1  # halves of the questions
 BLOCK = 4  # questions in a row that go to one half; the embedded world asks about a forgotten fact four times in a row
@@ -221,9 +221,7 @@ class Evidence:
         if freedom < 1 or size.min() < TINY:
             return Contrast(why_not="too few models that differ have MaxLogit (eval.maxlogit)")
         r = float(np.clip(within["x"] @ within["y"] / size.prod(), -1, 1))
-        with np.errstate(divide="ignore"):
-            low, high = np.tanh(np.arctanh(r) + np.array([-NORMAL, NORMAL]) / math.sqrt(freedom))
-        return Contrast(r, float(low), float(high), seeds=len(table))
+        return Contrast(*correlation(r, freedom), seeds=len(table))
 
     def _half(self, run: Run, term: Term, half: int) -> Answers:
         """A run's answers on one half of the questions, read once."""

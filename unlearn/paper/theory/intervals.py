@@ -1,4 +1,4 @@
-"""Intervals over questions, and seeded noise."""
+"""Intervals over questions as they are written to theory.json, and seeded noise."""
 
 from __future__ import annotations
 
@@ -6,29 +6,22 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
-from unlearn.evaluation.statistics import CONFIDENCE, RESAMPLES
 from unlearn.methods.randomness import generator
+from unlearn.statistics.intervals import over_items, share
 
 Interval = dict[str, float]
 
 
 def mean_interval(values: Sequence[float] | np.ndarray | Tensor) -> Interval:
-    """Mean over questions with its percentile bootstrap interval (95 %, 2,000 resamples, a fixed seed)."""
-    array = np.asarray(values, dtype=np.float64)
-    rng = np.random.default_rng(0)
-    means = array[rng.integers(0, len(array), (RESAMPLES, len(array)))].mean(axis=1)
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return {"mean": float(array.mean()), "low": float(low), "high": float(high)}
+    """Mean over questions with its 95 % interval."""
+    return over_items(np.asarray(values, dtype=np.float64))._asdict()
 
 
-def share(hits_N: Tensor) -> Interval:
-    """Share of questions with Wilson's 95 % interval."""
-    interval = stats.binomtest(int(hits_N.sum()), len(hits_N)).proportion_ci(CONFIDENCE, method="wilson")
-    return {"mean": hits_N.double().mean().item(), "low": interval.low, "high": interval.high}
+def share_of(hits_N: Tensor) -> Interval:
+    """Share of questions with its 95 % interval."""
+    return share(int(hits_N.sum()), len(hits_N))._asdict()
 
 
 def quartiles(values: Sequence[float] | np.ndarray | Tensor) -> Interval:

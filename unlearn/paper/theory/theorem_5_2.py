@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from unlearn.models.memory import in_batches
 from unlearn.paper.theory.assumptions import describe
 from unlearn.paper.theory.finished_run import Question
-from unlearn.paper.theory.intervals import mean_interval, normal, quartiles, share
+from unlearn.paper.theory.intervals import mean_interval, normal, quartiles, share_of
 from unlearn.paper.theory.predicted import Predicted, States
 
 RATIOS = (0.01, 0.1, 1.0, 10.0, 100.0)  # nu / eta
@@ -158,8 +158,8 @@ def against(rna: States, rm: States, nu: float, *, directions: int, seed: int) -
         "eta": eta,
         "nu": nu,
         "nu_measured": between["eta"]["mean"],
-        "rejected": share(opposed_N),
-        "rm_loss_rises": share(worse_N),
+        "rejected": share_of(opposed_N),
+        "rm_loss_rises": share_of(worse_N),
         "predicted": {"nu": {"exact": mean_interval(exact(g_N, g_per_N, nu / eta))}},
         "assumption_5_1": between,
     }
