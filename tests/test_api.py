@@ -56,7 +56,7 @@ def test_the_defaults_are_those_of_the_configuration(conf):
     assert (defaults["batch_size"], defaults["seed"], defaults["log_every"]) == (t.batch_size, config.seed, t.log_every)
     assert (defaults["mask"], defaults["on_exhausted"]) == (config.loss.mask, config.data.on_exhausted)
     assert optimizer == Optimizer(t.optimizer, t.schedule, tuple(t.betas), t.eps, t.weight_decay, t.precision)
-    assert RNA(1.0).scale == config.rna.scale
+    assert (RNA(1.0).scale, RNA(1.0).per) == (config.rna.scale, config.rna.per)
     for method in ("adaptive_rmu", "npo", "simnpo", "dpo", "grad_diff"):
         configured = make_method(
             conf("model=zephyr_7b_beta", "eval=none", f"method={method}", "rna=none").method, RNA(0.0)

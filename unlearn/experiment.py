@@ -160,7 +160,7 @@ def _setting(config: Config) -> Setting:
     """What distinguishes a run from others of the same training."""
     t = config.train
     optimizer = Optimizer(t.optimizer, t.schedule, (t.betas[0], t.betas[1]), t.eps, t.weight_decay, t.precision)
-    method = make_method(config.method, RNA(config.rna.nu, config.rna.scale))
+    method = make_method(config.method, RNA(config.rna.nu, config.rna.scale, config.rna.per))
     return Setting(method, t.lr, config.loss.alpha, config.seed, optimizer)
 
 

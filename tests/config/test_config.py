@@ -33,6 +33,7 @@ BAD = {
     "method.c={_target_: os.system}": r"method\.c=.* is not allowed: a method's arguments are numbers and names",
     "~method.c": r"method\.c: no value was given",
     "loss.mask=paddin": r"loss\.mask=paddin is not allowed\. Did you mean 'padding'\?",
+    "rna.per=row": r"rna\.per=row is not allowed.*Allowed: token, text",
     "rna.scale=sd": r"rna\.scale=sd is not allowed.*Allowed: std, variance",
     "data.on_exhausted=stop": r"data\.on_exhausted=stop is not allowed.*Allowed: error, cycle",
     "data.use=[bioo]": r"data\.use: unknown topic 'bioo'\. Did you mean 'bio'\? Allowed: bio, cyber",

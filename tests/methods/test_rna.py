@@ -8,8 +8,8 @@ from unlearn.methods.noise import Augmentation
 from unlearn.methods.rna import RNA
 
 
-def augment(h_BTD, mask_BT, nu, scale="std", seed=0, topic="bio", step=0):
-    return Augmentation(RNA(nu, scale), seed)(h_BTD, mask_BT, topic, step)
+def augment(h_BTD, mask_BT, nu, scale="std", seed=0, topic="bio", step=0, per="token"):
+    return Augmentation(RNA(nu, scale, per), seed)(h_BTD, mask_BT, topic, step)
 
 
 def test_nu_zero_is_exactly_no_rna():
@@ -57,6 +57,16 @@ def test_every_step_topic_seed_and_row_has_noise_of_its_own():
     rows = {tuple(row.flatten().tolist()) for draw in draws for row in draw}
     assert len(rows) == 8
     assert torch.equal(draws[0], augment(torch.zeros(2, 3, 4), mask_BT, 1.0))
+
+
+def test_noise_of_a_text_is_one_vector_for_all_its_tokens():
+    mask_BT = torch.tensor([[True, True, False, False], [True, True, True, True]])
+    noise_BTD = augment(torch.zeros(2, 4, 200), mask_BT, 0.5, per="text")
+    assert (noise_BTD[0, 2:] == 0).all()
+    for tokens_TD in (noise_BTD[0, :2], noise_BTD[1]):
+        assert (tokens_TD == tokens_TD[0]).all()
+        assert tokens_TD[0].std().item() == pytest.approx(0.5, abs=5 * 0.5 / 20)  # 200 draws
+    assert (noise_BTD[0, 0] != noise_BTD[1, 0]).all()
 
 
 def test_half_precision_targets_keep_the_noise_in_float32():

@@ -207,8 +207,10 @@ def test_late_checks_and_noise_drawn_ahead_change_nothing(tiny_llama):
 
     plain, late = (
         [
-            make_variant(replace(objective(), noise=Augmentation(RNA(0.3), seed, noise)), cut.frozen, **SETTINGS)
-            for seed in (0, 0, 1)
+            make_variant(
+                replace(objective(), noise=Augmentation(RNA(0.3, per=per), seed, noise)), cut.frozen, **SETTINGS
+            )
+            for seed, per in ((0, "token"), (0, "token"), (1, "token"), (0, "text"))
         ]
         for noise in (None, ahead)
     )
@@ -219,7 +221,8 @@ def test_late_checks_and_noise_drawn_ahead_change_nothing(tiny_llama):
     assert lines[0] == lines[1]
     for a, b in zip(plain, late, strict=True):
         assert all(torch.equal(a.weights[n], b.weights[n]) for n in a.weights)
-    assert not torch.equal(*(late[i].weights[next(iter(cut.frozen))] for i in (0, 2)))
+    for other in (2, 3):
+        assert not torch.equal(*(late[i].weights[next(iter(cut.frozen))] for i in (0, other)))
 
 
 def test_the_first_and_the_last_step_are_always_logged(tiny_llama):

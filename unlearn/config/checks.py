@@ -149,7 +149,7 @@ def _method_and_rna(c: Config) -> Iterator[str]:
     """Problems that the constructors of RNA and of the method's class report. A user's own class is imported."""
     rna = RNA(0.0)
     try:
-        rna = RNA(c.rna.nu, c.rna.scale)
+        rna = RNA(c.rna.nu, c.rna.scale, c.rna.per)
     except UserError as error:
         yield f"rna.{error}"
     try:

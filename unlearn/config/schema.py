@@ -103,6 +103,7 @@ class RNAConfig:
 
     nu: float = MISSING
     scale: str = MISSING
+    per: str = MISSING
 
 
 @dataclass

@@ -16,7 +16,7 @@ from unlearn.methods.losses import at_least_float32
 from unlearn.methods.randomness import generator
 from unlearn.methods.rna import RNA
 
-Key = tuple[int, str, int]  # seed, topic, step
+Key = tuple[int, str, int, str]  # seed, topic, step, and what has noise of its own (`RNA.per`)
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Augmentation:
     ahead: Ahead | None = field(default=None, compare=False)
 
     def __call__(self, target_BTD: Tensor, mask_BT: Tensor, topic: str, step: int) -> Tensor:
-        """The target with noise delta ~ N(0, std^2 I), drawn anew for every step, token and dimension.
+        """The target with noise delta ~ N(0, std^2 I), drawn anew for every step, token (or text) and dimension.
 
         Args:
             target_BTD: the frozen model's retain representation, any floating dtype.
@@ -40,10 +40,11 @@ class Augmentation:
         """
         if self.rna.nu == 0:
             return target_BTD
-        noise_BTD = None if self.ahead is None else self.ahead.take(topic, step, self.seed)
+        key = (self.seed, topic, step, self.rna.per)
+        noise_BTD = None if self.ahead is None else self.ahead.take(key)
         target_BTD = at_least_float32(target_BTD)
         if noise_BTD is None:
-            noise_ND = _noise(tuple(mask_BT.sum(dim=1).tolist()), target_BTD.shape[-1], topic, step, self.seed)
+            noise_ND = _noise(tuple(mask_BT.sum(dim=1).tolist()), target_BTD.shape[-1], key)
             noise_BTD = torch.zeros_like(target_BTD)
             noise_BTD[mask_BT] = noise_ND.to(target_BTD)
         return target_BTD + self.rna.std * noise_BTD
@@ -51,18 +52,19 @@ class Augmentation:
     def prepare(self, mask_BT: Tensor, topic: str, step: int) -> None:
         """Begin to draw the noise of a coming step: see `Ahead.draw`."""
         if self.ahead is not None and self.rna.nu > 0:
-            self.ahead.draw(mask_BT, topic, step, seed=self.seed)
+            self.ahead.draw(mask_BT, (self.seed, topic, step, self.rna.per))
 
 
 @lru_cache(maxsize=1)  # the points of a grid differ in nu and share the draw
-def _noise(counts: tuple[int, ...], dim: int, topic: str, step: int, seed: int) -> Tensor:
+def _noise(counts: tuple[int, ...], dim: int, key: Key) -> Tensor:
     """Standard normal noise for each row's `counts` tokens, row after row: float32 [N, D] on the CPU."""
-    rows = [_row(n, dim, topic, step, seed, row) for row, n in enumerate(counts)]
-    return torch.cat(rows)
+    return torch.cat([_row(count, dim, key, row) for row, count in enumerate(counts)])
 
 
-def _row(count: int, dim: int, topic: str, step: int, seed: int, row: int) -> Tensor:
-    return torch.randn(count, dim, generator=generator(seed, "noise", topic, step, row))
+def _row(count: int, dim: int, key: Key, row: int) -> Tensor:
+    seed, topic, step, per = key
+    draws = 1 if per == "text" else count
+    return torch.randn(draws, dim, generator=generator(seed, "noise", topic, step, row)).expand(count, dim)
 
 
 class Ahead:
@@ -78,28 +80,27 @@ class Ahead:
         self._active = always or device.type == "cuda"
         self._threads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="noise")
         self._drawn: dict[Key, tuple[Tensor, list[Future[None]]]] = {}
-        self._current: dict[int, tuple[Key, Tensor]] = {}  # seed -> the noise of its current step, on the device
+        self._current: dict[tuple[int, str], tuple[Key, Tensor]] = {}  # seed, per -> the current step's, on the device
 
-    def draw(self, mask_BT: Tensor, topic: str, step: int, *, seed: int) -> None:
+    def draw(self, mask_BT: Tensor, key: Key) -> None:
         """Begin to draw the noise of a coming step; returns at once. `mask_BT` is on the CPU."""
-        key = (seed, topic, step)
         if not self._active or key in self._drawn:  # variants with the same seed share the noise
             return
         noise_BTD = torch.zeros(*mask_BT.shape, self._dim, pin_memory=self._device.type == "cuda")
 
         def fill(row: int) -> None:
             counted_T = mask_BT[row]
-            noise_BTD[row, counted_T] = _row(int(counted_T.sum()), self._dim, topic, step, seed, row)
+            noise_BTD[row, counted_T] = _row(int(counted_T.sum()), self._dim, key, row)
 
         self._drawn[key] = noise_BTD, [self._threads.submit(fill, row) for row in range(len(mask_BT))]
 
-    def take(self, topic: str, step: int, seed: int) -> Tensor | None:
+    def take(self, key: Key) -> Tensor | None:
         """The noise of this step on the device, float32 [B, T, D]; None if it was not drawn ahead."""
-        key = (seed, topic, step)
+        seed, _, _, per = key
         if key in self._drawn:
             noise_BTD, rows = self._drawn.pop(key)
             for row in rows:
                 row.result()
-            self._current[seed] = key, noise_BTD.to(self._device, non_blocking=True)
-        current = self._current.get(seed)
+            self._current[seed, per] = key, noise_BTD.to(self._device, non_blocking=True)
+        current = self._current.get((seed, per))
         return current[1] if current is not None and current[0] == key else None

@@ -10,12 +10,14 @@ from unlearn.arguments import check_choice, check_number
 
 @dataclass(frozen=True)
 class RNA:
-    """Gaussian noise on what the retain loss compares with, drawn anew for every step, token and dimension.
+    """Gaussian noise on what the retain loss compares with, drawn anew for every step and dimension.
 
     Args:
         nu: the scale of the noise in units of the hidden states at layer l, at least 0. 0 means no noise.
         scale: what `nu` means: the standard deviation of the noise ("std", the published code) or its variance
             ("variance", Eq. 8).
+        per: what has noise of its own: each token ("token", the published code) or each text, whose tokens then share
+            one vector ("text", as Eq. 8 reads where h is the mean over a text's tokens).
 
     Raises:
         UserError: an argument is not allowed.
@@ -26,10 +28,12 @@ class RNA:
 
     nu: float
     scale: str = "std"
+    per: str = "token"
 
     def __post_init__(self) -> None:
         check_number("nu", self.nu, at_least=0)
         check_choice("scale", self.scale, ("std", "variance"))
+        check_choice("per", self.per, ("token", "text"))
 
     @property
     def std(self) -> float:
