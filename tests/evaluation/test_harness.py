@@ -16,7 +16,7 @@ from unlearn.evaluation.harness import MaxLogitPlan, against_base, evaluate
 from unlearn.evaluation.maxlogit import continue_greedily, max_logits
 from unlearn.evaluation.suite import load_suite
 from unlearn.evaluation.texts import load_passages
-from unlearn.evaluation.tokens import read_forget_tokens
+from unlearn.evaluation.tokens import read_tokens
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_tokenizer, load_whole
 from unlearn.records.answers import Answers
@@ -26,7 +26,7 @@ from unlearn.records.scores import read_scores
 from unlearn.statistics.paired import paired
 
 TOY = ROOT / "unlearn/toy"
-TOKENS = read_forget_tokens(str(TOY / "data/forget_tokens.txt"))
+TOKENS = read_tokens(str(TOY / "data/forget_tokens.txt"))
 SOURCE = Source(str(TOY / "model"))
 
 

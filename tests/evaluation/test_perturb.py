@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from unlearn.errors import UserError
 from unlearn.evaluation.perturb import perturb
-from unlearn.evaluation.tokens import control_tokens, corpus_tokens, read_forget_tokens
+from unlearn.evaluation.questions import query_words
+from unlearn.evaluation.tokens import control_tokens, corpus_tokens, read_tokens
 
 TOKENS = ["SARS-CoV-2", "exploit"]
 
@@ -54,17 +55,17 @@ def test_other_columns_are_refused():
 def test_tokens_come_from_a_list_or_a_file(tmp_path):
     file = tmp_path / "tokens.txt"
     file.write_text("SARS-CoV-2\n\n exploit \n")
-    assert read_forget_tokens(str(file)) == TOKENS == read_forget_tokens(TOKENS)
+    assert read_tokens(str(file)) == TOKENS == read_tokens(TOKENS)
     file.write_bytes(b"\xef\xbb\xbfSARS-CoV-2\r\nexploit\r\n")  # as Windows programs write it
-    assert read_forget_tokens(str(file)) == TOKENS
+    assert read_tokens(str(file)) == TOKENS
     file.write_bytes("virus\nvirus à ADN\n".encode("latin-1"))
     with pytest.raises(UserError, match=r"eval\.forget_tokens: .*tokens\.txt:2: not UTF-8 text"):
-        read_forget_tokens(str(file))
+        read_tokens(str(file))
     file.write_text("\n")
     with pytest.raises(UserError, match="the file is empty"):
-        read_forget_tokens(str(file))
+        read_tokens(str(file))
     with pytest.raises(UserError, match="there is no such file"):
-        read_forget_tokens(str(tmp_path / "none.txt"))
+        read_tokens(str(tmp_path / "none.txt"))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 9])
@@ -84,13 +85,33 @@ def test_control_tokens_are_harmless_and_alike():
     retain = ["river river river river valley", "harbour mountains plasmid", "wanderings abcdefghij of a poet"]
     controls = control_tokens(["SARS-CoV-2", "plasmid"], forget, retain)
     assert not {"plasmid", "virus", "vector", "SARS-CoV-2"} & set(controls)
-    assert controls[:2] == ["abcdefghij", "wanderings"]  # as long and as rare as SARS-CoV-2
+    assert set(controls[:2]) == {"abcdefghij", "wanderings"}  # as long and as rare as SARS-CoV-2
     assert "river" in controls  # as frequent as plasmid
     assert controls == control_tokens(["SARS-CoV-2", "plasmid"], forget, retain)
     two = control_tokens(["plasmid vector"], forget, retain)
     assert all(len(phrase.split()) == 2 for phrase in two)
     with pytest.raises(UserError, match="control queries need words in the retain corpora"):
         control_tokens(["plasmid"], forget, ["plasmid"])
+
+
+def test_of_control_tokens_that_are_alike_the_seed_draws_and_not_the_alphabet():
+    retain = [f"{letter}river" for letter in "abcdefghijklmnopqrstuvwxyz"]
+    draws = [control_tokens(["plasmi"], ["plasmi"], retain, seed) for seed in range(20)]
+    assert all(len(draw) == 5 for draw in draws)
+    assert len({word for draw in draws for word in draw}) > 20  # of 26
+    assert draws[0] == control_tokens(["plasmi"], ["plasmi"], retain, 0)
+
+
+def test_control_tokens_of_the_users_own(conf, tmp_path):
+    (tmp_path / "terms.txt").write_text("photosynthesis\nplate tectonics\n")
+    asked = ("eval=toy", "eval.queries=[control]", "eval.forget_tokens=[]")
+    for words in (f"{tmp_path / 'terms.txt'}", "[photosynthesis,plate tectonics]"):
+        config = conf(*asked, f"eval.control_tokens={words}")
+        assert query_words(config, None, None) == {"control": ["photosynthesis", "plate tectonics"]}
+    with pytest.raises(UserError, match=r"eval\.control_tokens=/nope: there is no such file\. Give a list, a file"):
+        query_words(conf(*asked, "eval.control_tokens=/nope"), None, None)
+    with pytest.raises(UserError, match=r"eval\.control_tokens=\[\] is not allowed: it must be a list of words"):
+        conf(*asked, "eval.control_tokens=[]")
 
 
 def test_a_corpus_stands_for_the_words_that_only_it_has():

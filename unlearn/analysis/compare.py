@@ -25,7 +25,7 @@ from unlearn.statistics.paired import Paired, PairedMeans, paired, paired_means
 
 OTHER_QUESTIONS = (
     "the questions differ in their text, options, right answers, replaced words (eval.forget_tokens, eval.seed, "
-    "eval.position, eval.local_dir, ...) or in the rules that judge them"
+    "eval.control_tokens, eval.position, eval.local_dir, ...) or in the rules that judge them"
 )
 # (role, task, query) -> question -> sample, of one model
 Samples = dict[tuple[str, str, str], dict[int, Sample]]

@@ -185,17 +185,23 @@ def _topics_twice(c: Config) -> Iterator[str]:
 
 
 def _forget_tokens(c: Config) -> Iterator[str]:
-    tokens = c.eval.forget_tokens
-    needed = {"perturbed", "control"} & set(c.eval.queries)
+    tokens, controls = c.eval.forget_tokens, c.eval.control_tokens
+    needed = {"perturbed", *(["control"] if controls is None else [])} & set(c.eval.queries)
+    if controls is not None and not isinstance(controls, str) and not (_is_list_of_words(controls) and controls):
+        yield f"eval.control_tokens={controls} is not allowed: it must be a list of words, a file, or null."
     if isinstance(tokens, str):
         topic = tokens.removeprefix("corpus:")
         if topic != tokens and topic not in c.data.topics:
             allowed = ", ".join(c.data.topics)
             yield f"eval.forget_tokens={tokens}: unknown topic.{nearest(topic, c.data.topics)} Allowed: {allowed}."
-    elif not isinstance(tokens, list) or not all(isinstance(t, str) and t.strip() for t in tokens):
+    elif not _is_list_of_words(tokens):
         yield f"eval.forget_tokens={tokens} is not allowed: it must be a list of words, a file, or corpus:TOPIC."
     elif not tokens and needed:
         yield f"eval.forget_tokens is empty: {needed.pop()} queries need at least one, e.g. [SARS-CoV-2]."
+
+
+def _is_list_of_words(tokens: Any) -> bool:
+    return isinstance(tokens, list) and all(isinstance(token, str) and token.strip() for token in tokens)
 
 
 def _asks_what_was_taught(c: Config) -> Iterator[str]:

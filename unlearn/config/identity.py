@@ -33,8 +33,9 @@ def identity(config: Config) -> dict[str, Any]:
         for key in ("forget", "retain"):
             if not topic[key].startswith("hub:"):
                 topic.pop(key)
-    if isinstance(evaluation["forget_tokens"], str):
-        evaluation.pop("forget_tokens")
+    for key in ("forget_tokens", "control_tokens"):
+        if isinstance(evaluation[key], str):
+            evaluation.pop(key)
     for corpora in evaluation["texts"]["corpora"].values():
         corpora.update((name, path if path.startswith("hub:") else "") for name, path in corpora.items())
     for key in ("for_model", "include_path", "local_dir", "tokens_per_batch"):

@@ -210,6 +210,7 @@ class EvalConfig:
     queries: list[str] = one_of(*QUERIES)  # noqa: RUF009
     asked_of: dict[str, list[str]] = field(default_factory=dict)  # query -> its roles; without an entry, all roles
     forget_tokens: Any = MISSING  # list of str, the path of a file with one a line, or corpus:TOPIC
+    control_tokens: Any = None  # list of str, or the path of a file with one a line; None: words of the retain corpora
     replaced: int = at_least(1)
     position: str = one_of("random", "first", "last")
     seed: int = MISSING

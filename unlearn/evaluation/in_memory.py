@@ -15,7 +15,7 @@ from unlearn.evaluation.harness import against_base
 from unlearn.evaluation.questions import check_token_ids
 from unlearn.evaluation.suite import Suite, load_suite
 from unlearn.evaluation.texts import load_passages
-from unlearn.evaluation.tokens import read_forget_tokens
+from unlearn.evaluation.tokens import read_tokens
 from unlearn.models.cutting import CutModel
 from unlearn.models.group import ModelGroup
 from unlearn.records.answers import Answers
@@ -76,7 +76,7 @@ def evaluate(
             raise UserError(f"variants[{number}] stopped in training ({variant.error}): leave it out.")
     words: dict[str, list[str]] = {"default": []}
     if forget_tokens:
-        words["perturbed"] = read_forget_tokens(forget_tokens)
+        words["perturbed"] = read_tokens(forget_tokens)
     corpora = {role: dict(named) for role, named in (texts or {}).items()}
     suite = load_suite(
         tasks or {},

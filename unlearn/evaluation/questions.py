@@ -22,7 +22,7 @@ from unlearn.evaluation.chat import Chat
 from unlearn.evaluation.ngrams import embedded, in_context, rank_ngrams
 from unlearn.evaluation.suite import Suite, load_suite
 from unlearn.evaluation.texts import load_passages
-from unlearn.evaluation.tokens import control_tokens, corpus_tokens, read_forget_tokens
+from unlearn.evaluation.tokens import control_tokens, corpus_tokens, read_tokens
 from unlearn.models.architectures import context_length
 from unlearn.models.cutting import CutModel
 from unlearn.models.fingerprint import checkpoint_fingerprint, states_key
@@ -109,12 +109,16 @@ def query_words(config: Config, source: Source, tokenizer: PreTrainedTokenizerBa
                     f"(data.topics) has one within eval.ngrams.window={config.eval.ngrams.window} tokens."
                 )
         else:
-            forget = _forget_tokens(config, query)
-            if query == "control":
-                every = list(config.data.topics)
-                forget = control_tokens(forget, _texts(config, "forget", every), _texts(config, "retain", every))
-            words[query] = forget
+            words[query] = _control_tokens(config) if query == "control" else _forget_tokens(config, query)
     return words
+
+
+def _control_tokens(config: Config) -> list[str]:
+    e, topics = config.eval, list(config.data.topics)
+    if e.control_tokens is not None:
+        return read_tokens(e.control_tokens, "eval.control_tokens")
+    forget = _forget_tokens(config, "control")
+    return control_tokens(forget, _texts(config, "forget", topics), _texts(config, "retain", topics), e.seed)
 
 
 def _forget_tokens(config: Config, query: str) -> list[str]:
@@ -128,7 +132,7 @@ def _forget_tokens(config: Config, query: str) -> list[str]:
                 "has none that its retain corpus lacks."
             )
         return tokens
-    return read_forget_tokens(given)
+    return read_tokens(given)
 
 
 def _corpora(config: Config, part: str, topics: Iterable[str]) -> dict[str, str]:
