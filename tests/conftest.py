@@ -6,18 +6,23 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: pytest-xdist runs a process on each core
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # as `import unlearn` does, where torch has not been imported before
 os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs the hub, whose library would wait and ask again
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from unlearn.config.compose import changed, composed
 from unlearn.config.schema import Config
 from unlearn.config.settle import settle
 from unlearn.records.scores import flat, nested
@@ -33,13 +38,21 @@ def _wandb_data(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def conf() -> Callable[..., Config]:
-    """Compose and check conf/ with overrides."""
+    """Compose and check conf/ with overrides. The same choice of files is composed once, since Hydra takes long."""
+    groups = {folder.name for folder in (ROOT / "conf").iterdir() if folder.is_dir()}
 
-    def build(*overrides: str) -> Config:
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            return settle(compose("config", list(overrides)))
+    @cache
+    def of_files(*chosen: str) -> DictConfig:
+        return composed(list(chosen))
 
-    return build
+    @cache
+    def settled(*overrides: str) -> Config:
+        chosen = [override for override in overrides if override.partition("=")[0] in groups]
+        raw = deepcopy(of_files(*chosen))
+        changed(raw, [override for override in overrides if override not in chosen])
+        return settle(raw)
+
+    return lambda *overrides: deepcopy(settled(*overrides))
 
 
 @pytest.fixture
@@ -47,8 +60,9 @@ def short(conf: Callable[..., Config], tmp_path: Path) -> Callable[..., Config]:
     """A run of a few steps into a temporary folder, without evaluation and tracking unless overridden."""
 
     def build(*overrides: str) -> Config:
-        quick = ("train.steps=3", "eval=none", "tracker=none", f"output_root={tmp_path / 'outputs'}")
-        return conf(*quick, *overrides)
+        config = conf("train.steps=3", "eval=none", "tracker=none", *overrides)
+        elsewhere = any(override.startswith("output_root=") for override in overrides)
+        return config if elsewhere else replace(config, output_root=str(tmp_path / "outputs"))
 
     return build
 

@@ -254,9 +254,10 @@ def test_a_command_without_a_run_is_refused(capsys):
     assert "folder of a finished run" in capsys.readouterr().err
 
 
-def test_a_run_whose_folder_has_an_equals_sign_in_its_path_is_attacked(short, tmp_path):
-    folder = run(short("eval=toy", "eval.subset=4", "eval.queries=[default]", f"output_dir='{tmp_path / 'nu=0.5'}'"))
-    main(["attack", str(folder), "attack=pruning"])
+def test_a_run_whose_folder_has_an_equals_sign_in_its_path_is_attacked(finished, tmp_path):
+    folder = tmp_path / "nu=0.5"
+    shutil.copytree(finished, folder)
+    main(["attack", str(folder), "attack=pruning", "eval.subset=4", "eval.queries=[default]"])
     assert any((folder / "attacks").glob("pruning-*"))
 
 

@@ -159,6 +159,16 @@ def test_the_output_follows_the_state_at_the_predicted_position(source, cut):
     torch.testing.assert_close((at.pulled(r_BV) * z_BD).sum(1), (r_BV * pushed_BV).sum(1), rtol=1e-3, atol=1e-3)
 
 
+# Alone: the other kinds.
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        pytest.param(name, marks=() if name in ("Mistral", "GPT2", "Qwen3Moe", "Gemma3") else pytest.mark.slow)
+        for name in (*ARCHITECTURES, *MULTIMODAL)
+    ],
+    indirect=True,
+    scope="module",
+)
 def test_models_asked_together_answer_as_alone_to_the_bit(source, whole, cut, architecture):
     """Log-likelihoods from trees, rows and cached beginnings, and continuations; what all have in common runs once."""
     tokenizer = load_tokenizer(source)

@@ -1,4 +1,7 @@
-"""docs/models.md says of every family of transformers whether it works: a few of them here, all in `make test-all`."""
+"""docs/models.md says of every family of transformers whether it works: a few of them here, all in `make test-all`.
+
+Those of which test_architectures.py asks more are not among the few.
+"""
 
 from collections import Counter
 
@@ -6,10 +9,7 @@ import pytest
 
 from tests.models import families as walk
 
-SAMPLE = (
-    "llama", "qwen2", "qwen3_moe", "gpt_oss", "gptj", "mpt", "openai-gpt", "bamba", "jamba", "gemma4_text",
-    "gemma3", "mistral3", "qwen2_vl", "llama4", "mllama", "nemotron_h_omni", "bert", "bart", "dbrx",
-)  # fmt: skip
+SAMPLE = ("llama", "gpt_oss", "openai-gpt", "jamba", "gemma4_text", "mllama", "nemotron_h_omni", "bert", "bart", "dbrx")
 ROWS = {line.split(" | ")[0].removeprefix("| "): line for line in walk.PAGE.read_text().splitlines()}
 
 

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -13,8 +11,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from tests.conftest import ROOT
+from unlearn.experiment import run
 from unlearn.models.fingerprint import checkpoint_fingerprint, tokenizer_fingerprint
 from unlearn.models.loading import Source
+from unlearn.runs.prefetch import prefetch
 from unlearn.storage import hashing
 
 TOY = ROOT / "unlearn/toy/model"
@@ -186,20 +186,8 @@ def test_what_is_not_known_equals_nothing(hub):
     assert checkpoint_fingerprint(source) != checkpoint_fingerprint(source)
 
 
-def test_a_model_of_the_hub_runs_offline(tmp_path):
-    place = tmp_path / "home/hub/models--owner--toy"
-    (place / "refs").mkdir(parents=True)
-    (place / "refs/main").write_text(COMMIT)
-    shutil.copytree(TOY, place / "snapshots" / COMMIT)
-    offline = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    job = [
-        "model.path=owner/toy",
-        "train.steps=2",
-        "eval=toy",
-        "eval.limit=2",
-        "tracker=none",
-        f"output_root={tmp_path}",
-    ]
-    for command in (["-m", "unlearn", "prefetch"], ["launch.py"]):
-        done = subprocess.run([sys.executable, *command, *job], cwd=ROOT, env=offline, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+def test_a_model_of_the_hub_runs_offline(hub, short):
+    hub("owner/toy", {file.name: file.read_bytes() for file in TOY.iterdir()})
+    config = short("model.path=owner/toy", "train.steps=2", "eval=toy", "eval.limit=2")
+    prefetch(config)
+    assert (run(config) / "metrics.json").is_file()

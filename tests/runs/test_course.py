@@ -1,7 +1,6 @@
 """`eval.every`: the course of a training, from weights that are kept until the run is done."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,9 +20,18 @@ JOB = (
 EVERY = ("eval.every=2", "eval.every_documents=3")
 
 
-def test_the_course_ends_in_the_result_and_changes_none_of_it(short):
-    plain, measured = run(short(*JOB)), run(short(*JOB, *EVERY))
+@pytest.fixture(scope="module")
+def runs(conf, tmp_path_factory):
+    """A run without and one with a course, which W&B follows."""
+    root = f"output_root={tmp_path_factory.mktemp('course')}"
+    plain = run(conf(*JOB, "tracker=none", root))
+    return plain, run(conf(*JOB, *EVERY, "tracker=wandb", "tracker.mode=offline", root))
+
+
+def test_the_course_ends_in_the_result_and_changes_none_of_it(runs):
+    plain, measured = runs
     assert plain != measured
+    assert "training_from" not in json.loads((measured / "run.json").read_text())
     deltas = [load_delta(folder / "delta.safetensors")[0] for folder in (plain, measured)]
     assert all(torch.equal(deltas[0][name], deltas[1][name]) for name in deltas[0])
     before, after = (read_metrics(folder) for folder in (plain, measured))
@@ -39,9 +47,10 @@ def test_the_course_ends_in_the_result_and_changes_none_of_it(short):
     assert not (measured / "partial").exists()
 
 
-def test_points_of_a_pack_have_the_courses_that_they_have_alone(short, tmp_path):
-    alone = [run(short(*JOB, *EVERY, f"rna.nu={nu}")) for nu in (0, 1)]
-    together = run_together([short(*JOB, *EVERY, f"rna.nu={nu}", f"output_root={tmp_path / 'pack'}") for nu in (0, 1)])
+def test_points_of_a_pack_have_the_courses_that_they_have_alone(runs, short, tmp_path):
+    points = [(*JOB, *EVERY), (*JOB, *EVERY, "rna.nu=1")]
+    alone = [runs[1], run(short(*points[1]))]
+    together = run_together([short(*point, f"output_root={tmp_path / 'pack'}") for point in points])
     for single, outcome in zip(alone, together, strict=True):
         assert (single / "course.jsonl").read_bytes() == (outcome.folder / "course.jsonl").read_bytes()
 
@@ -72,20 +81,13 @@ def test_a_few_questions_are_asked_too(short):
     assert course[0]["retain/default/acc"] in {n / 4 for n in range(5)}
 
 
-def test_a_training_of_another_run_is_not_taken_over(short):
-    run(short(*JOB))
-    folder = run(short(*JOB, *EVERY))
-    assert "training_from" not in json.loads((folder / "run.json").read_text())
-
-
 def test_nothing_to_measure_is_an_error(short):
     with pytest.raises(UserError, match=r"eval\.every=3: there is nothing to measure"):
         short("eval=toy", "eval.every=3")
 
 
-def test_wandb_has_the_course_over_its_own_steps(short):
-    folder = run(short(*JOB, *EVERY, "tracker=wandb", "tracker.mode=offline"))
-    [log] = Path(folder).glob("wandb/offline-run-*/run-*.wandb")
+def test_wandb_has_the_course_over_its_own_steps(runs):
+    [log] = runs[1].glob("wandb/offline-run-*/run-*.wandb")
     logged = [row for row in rows(records(log)) if "course/step" in row]
     assert [row["course/step"] for row in logged] == [0, 2, 4, 5]
     assert all("course/retain_text/perturbed/nats" in row for row in logged)

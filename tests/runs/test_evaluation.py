@@ -34,17 +34,48 @@ HELD_OUT = ROOT / "unlearn/real/data/wikipedia-heldout.jsonl"
 
 
 @pytest.fixture(scope="module")
-def finished(conf, tmp_path_factory):
-    """A finished run that nothing is written into."""
-    return run(conf("train.steps=3", "eval=none", "tracker=none", f"output_root={tmp_path_factory.mktemp('runs')}"))
+def made(conf, tmp_path_factory):
+    """A finished run with this evaluation, that nothing is written into."""
+
+    def make(*evaluation):
+        root = tmp_path_factory.mktemp("outputs")
+        return run(conf("train.steps=3", "tracker=none", *evaluation, f"output_root={root}"))
+
+    return make
 
 
-def test_a_finished_run_is_evaluated_later_as_it_would_have_been_at_once(short, tmp_path):
-    later = run(short(f"output_dir={tmp_path / 'later'}"))
+@pytest.fixture(scope="module")
+def finished(made):
+    return made("eval=none")
+
+
+@pytest.fixture(scope="module")
+def asked(made):
+    """Four questions of each task in both kinds of query."""
+    return made("eval=toy", "eval.limit=4")
+
+
+@pytest.fixture(scope="module")
+def asked_by_default(made):
+    return made("eval=toy", "eval.limit=4", "eval.queries=[default]")
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """A copy of a run to write into, beside a copy of the base model's answers."""
+
+    def copy(folder):
+        shutil.copytree(folder.parent.parent, tmp_path / "outputs")
+        return tmp_path / "outputs/runs" / folder.name
+
+    return copy
+
+
+def test_a_finished_run_is_evaluated_later_as_it_would_have_been_at_once(finished, asked, copied):
+    later, once = copied(finished), asked
     before = {f: f.read_bytes() for f in later.rglob("*") if f.is_file()}
     home = evaluate_run(RunFolder(later), ["eval=toy", "eval.limit=4"])
     assert home.parent == later / "evaluations"
-    once = run(short("eval=toy", "eval.limit=4", f"output_dir={tmp_path / 'once'}"))
     for name in ("scores.parquet", "samples.parquet"):
         assert (home / name).read_bytes() == (once / name).read_bytes()
     assert all(file.read_bytes() == content for file, content in before.items())
@@ -76,8 +107,8 @@ def test_where_nothing_can_be_written_nothing_is_loaded(conf, tmp_path, monkeypa
         export(tmp_path / "run", tmp_path / "file/model")
 
 
-def test_what_was_asked_twice_is_read_as_it_was_asked_first(short):
-    folder = run(short("eval=toy", "eval.limit=4"))
+def test_what_was_asked_twice_is_read_as_it_was_asked_first(asked, copied):
+    folder = copied(asked)
     fewer = evaluate_run(RunFolder(folder), ["eval=toy", "eval.limit=2"])
     assert len([s for s in read_samples(fewer) if s.task == "toy_retain" and s.query == "default"]) == 4  # two models
     other = evaluate_run(RunFolder(folder), ["eval=toy", "eval.limit=2", "eval.seed=1"])
@@ -105,22 +136,22 @@ def test_a_later_query_over_more_questions_has_no_difference_from_the_default_on
     assert "default" not in {score.against for score in read_scores(home)}
 
 
-def test_the_default_query_of_a_later_evaluation_is_compared_with_one_that_comes_after_it(short):
-    folder = run(short("eval=none"))
+def test_the_default_query_of_a_later_evaluation_is_compared_with_one_that_comes_after_it(finished, copied):
+    folder = copied(finished)
     evaluate_run(RunFolder(folder), ["eval=toy", "eval.limit=3", "eval.queries=[default]"])
     home = evaluate_run(RunFolder(folder), ["eval=toy", "eval.limit=3", "eval.queries=[perturbed]"])
     assert "default" in {score.against for score in read_scores(home)}
 
 
-def test_maxlogits_of_a_later_evaluation_are_put_beside_a_runs_own_answers(short):
-    folder = run(short("eval=toy", "eval.limit=2", "eval.queries=[default]"))
+def test_maxlogits_of_a_later_evaluation_are_put_beside_a_runs_own_answers(asked_by_default, copied):
+    folder = copied(asked_by_default)
     evaluate_run(RunFolder(folder), ["eval.maxlogit={roles: [retain], queries: [default], tokens: 2}"])
     measured = [sample for sample in read_run(folder).samples() if sample.role == "retain"]
     assert all(len(sample.maxlogits) == 2 for sample in measured)
 
 
-def test_another_evaluation_leaves_what_the_runs_own_had_begun(short):
-    folder = run(short("eval=toy", "eval.limit=2", "eval.queries=[default]"))
+def test_another_evaluation_leaves_what_the_runs_own_had_begun(asked_by_default, copied):
+    folder = copied(asked_by_default)
     begun = folder / "partial" / "step-000001" / "journal"
     begun.parent.mkdir(parents=True)
     begun.write_text("answers")
@@ -146,8 +177,8 @@ def test_a_kind_of_query_that_is_asked_later_is_compared_with_the_default_one(sh
     assert differing_questions(read_run(folder), read_run(once), "control") is None
 
 
-def test_other_questions_are_not_compared(short):
-    folder = run(short("eval=toy", "eval.limit=4", "eval.queries=[default]"))
+def test_other_questions_are_not_compared(asked_by_default, copied):
+    folder = copied(asked_by_default)
     home = evaluate_run(RunFolder(folder), ["eval.queries=[control]", "eval.num_fewshot=1"])
     assert "default" not in {score.against for score in read_scores(home)}
 
@@ -166,10 +197,9 @@ def test_single_keys_change_the_runs_own_evaluation(short):
     assert {sample.task for sample in read_samples(home)} == {"toy_forget_bio", "toy_retain"}
 
 
-def test_only_the_evaluation_can_be_chosen_anew(short):
-    folder = RunFolder(run(short()))
+def test_only_the_evaluation_can_be_chosen_anew(finished):
     with pytest.raises(UserError, match=r"rna\.nu=3 is not allowed: for a finished run only eval"):
-        evaluate_run(folder, ["eval=toy", "rna.nu=3"])
+        evaluate_run(RunFolder(finished), ["eval=toy", "rna.nu=3"])
 
 
 def test_a_run_whose_base_model_was_moved_is_evaluated_with_its_new_place(short, tmp_path):
@@ -208,8 +238,8 @@ def test_a_runs_folder_cannot_have_code_of_a_checkpoint_trusted(short, tmp_path,
 
 
 @pytest.mark.parametrize("arguments", [["evaluate", "RUN", "eval=toy"], ["attack", "RUN"]])
-def test_a_run_of_another_version_of_the_results_is_refused(short, arguments):
-    folder = run(short())
+def test_a_run_of_another_version_of_the_results_is_refused(finished, copied, arguments):
+    folder = copied(finished)
     record = json.loads((folder / "run.json").read_text())
     record["identity"]["results_version"] = 2
     (folder / "run.json").write_text(json.dumps(record))
@@ -218,8 +248,8 @@ def test_a_run_of_another_version_of_the_results_is_refused(short, arguments):
     assert read_run(folder).status == "corrupt"
 
 
-def test_the_command(short, capsys):
-    main(["evaluate", str(run(short())), "eval=toy", "eval.limit=2", "eval.queries=[default]"])
+def test_the_command(finished, copied, capsys):
+    main(["evaluate", str(copied(finished)), "eval=toy", "eval.limit=2", "eval.queries=[default]"])
     assert "toy_forget_bio" in capsys.readouterr().err
 
 
@@ -252,8 +282,8 @@ def test_mistakes_on_the_command_line_are_one_line(finished, arguments, told):
     assert told in str(stop.value)
 
 
-def test_two_runs_are_compared(short, capsys):
-    main(["compare", *(str(run(short("eval=toy", "eval.limit=4", f"seed={seed}"))) for seed in (0, 1))])
+def test_two_runs_are_compared(asked, short, capsys):
+    main(["compare", str(asked), str(run(short("eval=toy", "eval.limit=4", "seed=1")))])
     assert "McNemar" in capsys.readouterr().err
 
 

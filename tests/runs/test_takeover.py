@@ -1,7 +1,6 @@
 """A run that differs from a finished one in `eval` alone takes over its training."""
 
 import json
-import shutil
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from unlearn.models.delta import dtype_of, load_delta
 from unlearn.models.loading import Source
 from unlearn.runs.evaluation import evaluate_run, run_config
 from unlearn.runs.folder import RunFolder
+from unlearn.runs.takeover import find_training
 from unlearn.storage.hashing import json_sha256
 
 ASKED = ("eval=toy", "~eval.tasks", "+eval.tasks={retain: [toy_retain]}", "eval.limit=2")
@@ -34,7 +34,7 @@ def trained(monkeypatch):
     return counts
 
 
-def test_nothing_is_trained_and_the_delta_is_the_same(short, trained):
+def test_nothing_is_trained_and_the_result_is_that_of_a_run_of_its_own(short, tmp_path, trained):
     first = run(short())
     second = run(short(*ASKED))
     assert trained == [1]
@@ -49,16 +49,14 @@ def test_nothing_is_trained_and_the_delta_is_the_same(short, trained):
     assert metrics["train/steps"] == 3
     assert "unlearned/toy_retain/perturbed/acc" in metrics
     assert not (second / "checkpoint.safetensors").exists()
-
-
-def test_the_result_is_that_of_a_run_of_its_own(short, tmp_path, trained):
-    run(short())
-    taken = run(short(*ASKED))
+    third = run(short(*ASKED, "eval.limit=3"))
+    assert json.loads((third / "run.json").read_text())["training_from"] == first.name
+    assert trained == [1]
     own = run(short(*ASKED, f"output_root={tmp_path / 'elsewhere'}"))
     assert trained == [1, 1]
-    deltas = [load_delta(folder / "delta.safetensors")[0] for folder in (taken, own)]  # their metadata name the run
+    deltas = [load_delta(folder / "delta.safetensors")[0] for folder in (second, own)]  # their metadata name the run
     assert all(torch.equal(w, deltas[1][name]) for name, w in deltas[0].items())
-    assert_same_results(taken, own)
+    assert_same_results(second, own)
 
 
 def test_in_a_grid_too(short, trained):
@@ -68,24 +66,28 @@ def test_in_a_grid_too(short, trained):
     assert trained == [2, 1]
 
 
-@pytest.mark.parametrize("change", ["seed=1", "train.lr=1e-4", "rna.nu=0.1", "loss.alpha=3"])
-def test_another_training_is_not_taken(short, trained, change):
-    run(short())
-    run(short(change, *ASKED))
-    assert trained == [1, 1]
+def test_another_training_is_not_taken(short):
+    first = run(short())
+    inputs = RunFolder(first).record["inputs"]
+    assert find_training(short(*ASKED), inputs).path == first
+    for change in ("seed=1", "train.lr=1e-4", "rna.nu=0.1", "loss.alpha=3"):
+        assert find_training(short(change, *ASKED), inputs) is None, change
+    assert find_training(short(*ASKED), inputs | {"model": "another"}) is None
+    whole = (first / "run.json").read_text()
+    (first / "run.json").write_text("{")  # not readable
+    assert find_training(short(*ASKED), inputs) is None
+    (first / "run.json").write_text(whole)
+    (first / "delta.safetensors").unlink()
+    assert find_training(short(*ASKED), inputs) is None
 
 
-def test_the_same_configuration_in_another_folder_trains_again(short, tmp_path, trained):
-    """It would repeat what is there: whoever asks for that wants to compare."""
+def test_the_same_configuration_in_another_folder_and_a_forced_run_train_again(short, tmp_path, trained):
+    """The first would repeat what is there: whoever asks for that wants to compare."""
     run(short())
     run(short(f"output_dir={tmp_path / 'again'}"))
     assert trained == [1, 1]
-
-
-def test_force_trains_again(short, trained):
-    run(short())
     run(short("train.force=true", *ASKED))
-    assert trained == [1, 1]
+    assert trained == [1, 1, 1]
 
 
 @pytest.fixture
@@ -124,31 +126,6 @@ def test_a_run_is_evaluated_in_the_dtype_of_its_training(short, auto_is_bfloat16
 def test_float16_is_for_evaluation_alone(short):
     with pytest.raises(UserError, match=r"model\.dtype=float16 is not allowed in training, where small gradients"):
         run(short("model.dtype=float16"))
-
-
-def test_other_inputs_or_an_unfinished_training_are_not_taken(short, trained):
-    first = run(short())
-    record = json.loads((first / "run.json").read_text())
-    changed = {**record, "inputs": {**record["inputs"], "model": "another"}}
-    (first / "run.json").write_text(json.dumps(changed))
-    second = run(short(*ASKED))
-    (first / "run.json").write_text("{")  # not readable
-    shutil.rmtree(second)
-    run(short(*ASKED))
-    (first / "run.json").write_text(json.dumps(record))
-    (first / "delta.safetensors").unlink()
-    shutil.rmtree(second)
-    run(short(*ASKED))
-    assert trained == [1, 1, 1, 1]
-
-
-def test_a_third_run_names_the_first(short, trained):
-    first = run(short())
-    run(short(*ASKED))
-    third = run(short(*ASKED, "eval.limit=3"))
-    assert trained == [1]
-    record = json.loads((third / "run.json").read_text())
-    assert record["training_from"] == first.name
 
 
 def test_the_identity_of_a_training_is_all_but_the_evaluation(conf):

@@ -6,8 +6,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from tests.conftest import ROOT, assert_same_results, read_jsonl, read_metrics, untimed
 from unlearn.config.identity import run_folder
@@ -101,15 +99,3 @@ def test_a_pack_is_no_larger_than_the_memory(short, monkeypatch):
     assert fitting(configs) == 5
     Free.available = 0
     assert fitting(configs) == 1
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_a_pack_of_any_size_leaves_the_same_bytes(short, tmp_path, count):
-    from unlearn.experiment import run_together
-
-    points = [short(f"rna.nu={nu}", f"output_dir={tmp_path / str(count) / str(nu)}") for nu in (0.02, 0.05, 0.07)]
-    for start in range(0, 3, count):
-        run_together(points[start : start + count])
-    alone = run(short("rna.nu=0.07", f"output_dir={tmp_path / 'alone'}"))
-    a, b = load_file(alone / "delta.safetensors"), load_file(run_folder(points[2]) / "delta.safetensors")
-    assert all(torch.equal(a[name], b[name]) for name in a)

@@ -41,15 +41,19 @@ def unmoved(frozen, weights) -> float:
     return torch.cat([s.flatten() for s in same]).mean().item()
 
 
-def test_without_a_master_copy_updates_round_away_and_less_is_forgotten(record_property):
+def test_without_a_master_copy_updates_round_away():
     # After one step every number has been updated by lr (AdamW's first step), so what has not moved rounded away.
     frozen, stepped = trained(1)
     lost = {precision: unmoved(frozen, variant.weights) for precision, variant in stepped.items()}
+    assert lost["master"] < 0.01
+    assert lost["model"] > 0.1
+
+
+@pytest.mark.slow  # alone measures what rounding costs over a hundred steps
+def test_without_a_master_copy_less_is_forgotten(record_property):
     losses = {precision: variant.records for precision, variant in trained(100)[1].items()}
     first = losses["master"][0].forget_loss
     last = {p: sum(r.forget_loss for r in losses[p][-10:]) / 10 for p in losses}
-    record_property("lost, first and last losses", (lost, first, last))
-    assert lost["master"] < 0.01
-    assert lost["model"] > 0.1
+    record_property("first and last losses", (first, last))
     assert losses["model"][0].forget_loss == pytest.approx(first)  # both start from the same model
     assert first - last["model"] < 0.8 * (first - last["master"])

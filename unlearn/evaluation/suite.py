@@ -16,6 +16,7 @@ from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import lm_eval.api.task
+import lm_eval.utils
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 from tqdm import tqdm
@@ -34,6 +35,8 @@ from unlearn.storage.hashing import json_sha256
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
 # One bar for each model is enough: lm-eval shows another one for each task while it builds prompts.
 lm_eval.api.task.tqdm = partial(tqdm, disable=True)
+# lm-eval compiles a task's templates anew for each question, which takes longer than all else that it does with it.
+lm_eval.utils.env.from_string = lru_cache(lm_eval.utils.env.from_string)
 
 
 @dataclass(frozen=True)
