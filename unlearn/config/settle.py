@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, Node, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from unlearn.config.checks import CHECKS, CHECKS_OF_TRAINING
@@ -114,7 +114,7 @@ def _resolve(raw: DictConfig) -> DictConfig:
     """Resolve every interpolation, with a clear error where a model lacks a coefficient."""
     resolved = OmegaConf.create(OmegaConf.to_container(raw, resolve=False))
     assert isinstance(resolved, DictConfig)
-    for key, node in _unresolved(resolved):
+    for key, node in _leaves(resolved):
         try:
             OmegaConf.select(resolved, key, throw_on_missing=True)
         except MissingMandatoryValue:
@@ -139,14 +139,12 @@ def _missing_reference(config: DictConfig, key: str, reference: str) -> str:
     return f"{key} refers to {reference}, which does not exist. Set {key}=VALUE."
 
 
-def _unresolved(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(full key, unresolved value) of every leaf that is missing or refers to others."""
+def _leaves(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(full key, unresolved value) of every leaf."""
     for name in map(str, node):
         key = f"{prefix}{name}"
         value = node._get_node(name)
-        if not isinstance(value, Node):
-            continue
-        if value._is_missing() or value._is_interpolation():
-            yield key, value._value()
-        elif isinstance(value, DictConfig) and not value._is_none():
-            yield from _unresolved(value, f"{key}.")
+        if isinstance(value, DictConfig) and not value._is_interpolation() and not value._is_none():
+            yield from _leaves(value, f"{key}.")
+        else:
+            yield key, value._value() if value is not None else None

@@ -18,7 +18,6 @@ import transformers
 from huggingface_hub import constants
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
-from transformers.initialization import no_init_weights
 from transformers.utils import cached_file
 
 from unlearn.errors import UserError
@@ -237,7 +236,7 @@ def _cut_class(config: transformers.PretrainedConfig, source: Source, layer: int
     how: dict[str, Any] = {"trust_remote_code": source.trust_remote_code}
     if source.trust_remote_code and auto.__name__ in getattr(config, "auto_map", {}):
         how["code_revision"] = source.revision
-    with torch.device("meta"), no_init_weights(), _user_errors(source, "cannot load the model"):
+    with torch.device("meta"), _user_errors(source, "cannot load the model"):
         cls: Any = type(auto.from_config(config, **how))
 
     def build(self: transformers.PreTrainedModel, *args: Any, **kwargs: Any) -> None:
