@@ -6,7 +6,7 @@ import gc
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache
@@ -35,6 +35,14 @@ ROOT = Path(__file__).parent.parent
 def _wandb_data(tmp_path_factory: pytest.TempPathFactory) -> None:
     """W&B puts the files of artifacts there until they are uploaded; otherwise into the home directory."""
     os.environ["WANDB_DATA_DIR"] = str(tmp_path_factory.mktemp("wandb-data"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_wait_for_the_disk() -> Iterator[None]:
+    """No test turns the power off, and every fsync would take milliseconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda _descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="session")
