@@ -778,6 +778,9 @@ def test_output_that_cannot_be_written_is_refused_before_anything_is_computed(gr
     monkeypatch.setattr(write, "collect", lambda _: pytest.fail("it was computed before"))
     with pytest.raises(SystemExit, match=r"Error: .*-o FILE chooses another place"):
         main(["report", str(grid), "-o", str(tmp_path / "file/report.html")])
+    monkeypatch.setattr("unlearn.paper.claims.write.collect", lambda _: pytest.fail("it was computed before"))
+    with pytest.raises(SystemExit, match=r"Error: .*-o FILE chooses another place"):
+        main(["claims", str(grid), "-o", str(tmp_path / "file/claims.md")])
 
 
 def test_text_of_runs_cannot_become_markup(tmp_path):

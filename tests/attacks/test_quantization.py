@@ -1,5 +1,7 @@
 """The library's kernels compute in place of the decoder layers' linear modules. Then all is as before."""
 
+import logging
+
 import pytest
 import torch
 from bitsandbytes.functional import get_4bit_type
@@ -83,3 +85,8 @@ def test_without_the_library_it_is_left_out(tiny_llama, monkeypatch):
     monkeypatch.setattr(quantization, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"attack=quantization: it needs bitsandbytes \(pip install"):
         _possible(plan(["quantization"], []), target_of(tiny_llama))
+
+
+def test_the_library_says_nothing_of_kernels_that_nothing_uses():
+    """It warns when it is imported, on a CPU with bfloat16."""
+    assert not logging.getLogger("bitsandbytes.backends.cpu.ops").isEnabledFor(logging.WARNING)

@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 from unlearn.analysis.report.tables import TABLES
 from unlearn.cli.arguments import attack_arguments
 from unlearn.cli.hints import explain
-from unlearn.cli.launch import of_one_job, one_sentence, options_first
+from unlearn.cli.launch import of_one_job, one_sentence
 from unlearn.cli.main import main
 from unlearn.config.compose import composed
 from unlearn.config.hydra_job import FULL_ERROR
@@ -190,10 +190,11 @@ def test_only_keys_of_the_composed_configuration_are_suggested(data):
         assert "security" not in told
 
 
-def test_options_may_stand_behind_values():
-    assert options_first(["-m", "a=1", "--config-dir", "DIR", "~b", "--cfg=job", "+c=2"]) == [
-        "-m", "--config-dir", "DIR", "--cfg=job", "a=1", "~b", "+c=2",
-    ]  # fmt: skip
+def test_options_may_stand_behind_values(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["launch.py", "-m", "a=1", "--config-dir", "DIR", "~b", "--cfg=job", "+c=2"])
+    monkeypatch.setenv(FULL_ERROR, "1")
+    with one_sentence():
+        assert sys.argv == ["launch.py", "-m", "--config-dir", "DIR", "--cfg=job", "a=1", "~b", "+c=2"]
 
 
 def test_the_configuration_of_a_grid_is_refused_with_what_shows_it(tmp_path):

@@ -1,5 +1,6 @@
 """Evaluation without training: of a finished run, of a checkpoint; prefetching; the base model's answers kept."""
 
+import errno
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from unlearn.evaluation.cache import CachedAnswers
 from unlearn.evaluation.evaluator import Evaluator
 from unlearn.experiment import run
 from unlearn.models.export import export
+from unlearn.paper.theory.measure import theory
 from unlearn.records.answers import Answers
 from unlearn.records.samples import read_samples
 from unlearn.records.scores import Score, read_scores
@@ -105,6 +107,14 @@ def test_where_nothing_can_be_written_nothing_is_loaded(conf, tmp_path, monkeypa
     monkeypatch.setattr("unlearn.models.export._source_of", lambda _: None)
     with pytest.raises(UserError, match="file/model: not writable"):
         export(tmp_path / "run", tmp_path / "file/model")
+    monkeypatch.setattr("unlearn.storage.files.tempfile.TemporaryFile", read_only)
+    monkeypatch.setattr("unlearn.paper.theory.measure._theory", lambda *_: pytest.fail("it was measured before"))
+    with pytest.raises(UserError, match="run: not writable"):
+        theory(tmp_path / "run")
+
+
+def read_only(*_, **__):
+    raise OSError(errno.EROFS, "Read-only file system")
 
 
 def test_what_was_asked_twice_is_read_as_it_was_asked_first(asked, copied):

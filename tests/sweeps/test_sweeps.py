@@ -22,9 +22,10 @@ from unlearn.runs.folder import RunFolder
 from unlearn.storage.lock import Busy, FolderLock, Phase
 from unlearn.sweeps import slurm
 from unlearn.sweeps.launchers import PackedLauncher
+from unlearn.sweeps.obstacles import obstacle
 from unlearn.sweeps.slurm import Limits, answers, last_line
 from unlearn.sweeps.submission import submit
-from unlearn.sweeps.sweep import Sweep, failure_list, obstacle
+from unlearn.sweeps.sweep import Sweep, failure_list
 from unlearn.sweeps.sweeper import GridsSweeper
 from unlearn.sweeps.worker import run_packed, shown_as_running
 
@@ -255,12 +256,36 @@ def test_a_file_that_all_jobs_lack_is_told_once_before_any_begins(short, tmp_pat
         (("eval=toy", "eval.forget_tokens=corpus:bio"), None),
         (("+eval.texts.corpora.retain.a=/nope",), "eval.texts.corpora.retain.a=/nope: there is no such file."),
         (("output_root=/dev/null/x",), "/dev/null/x/runs: not writable"),
+        (("eval=toy", "eval.tasks.retain=[mmlu_anatomi]"), "eval.tasks: unknown lm-eval task 'mmlu_anatomi'. Did you"),
+        (("eval=toy", "eval.tasks.retain=[mmlu_anatomy]"), None),
         ((), None),
     ],
 )
 def test_what_a_job_cannot_run_without(overrides, told, short):
     found = obstacle(short(*overrides))
     assert found is None if told is None else found.startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('{"text": "river"}\nnot read\n', None),
+        ("river\n", "not valid JSON"),
+        ('{"body": "river"}\n', 'there is no "text"'),
+    ],
+)
+@pytest.mark.parametrize("key", ["data.topics.bio.forget", "eval.texts.corpora.retain.a"])
+def test_the_first_document_of_each_corpus_is_read_before_a_job_begins(key, content, told, short, tmp_path):
+    file = tmp_path / "texts.jsonl"
+    file.write_text(content)
+    found = obstacle(short(f"{'+' if 'eval' in key else ''}{key}={file}"))
+    assert found is None if told is None else found.startswith(f"{key}: {file}:1: {told}")
+
+
+def test_what_a_job_cannot_run_without_is_looked_for_without_heavy_imports():
+    heavy = ("torch", "transformers", "datasets", "lm_eval", "wandb")
+    code = f"import sys, unlearn.sweeps.obstacles; sys.exit(bool({set(heavy)} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def test_a_run_that_another_slurm_job_works_on_is_no_failure(one_job, monkeypatch):

@@ -72,8 +72,8 @@ class SweepLauncher(Launcher):
         return [JobReturn(_return_value=sweep.jobs[i].folder, status=JobStatus.COMPLETED) for i in numbers]
 
     def _errors_before(self, sweep: Sweep, numbers: list[int]) -> dict[int, str]:
-        """The jobs that cannot run, and why: a wrong configuration, a file that does not exist, an output folder."""
-        from unlearn.sweeps.sweep import obstacle
+        """The jobs that cannot run, and why: a wrong configuration, an input or an output folder (`obstacles`)."""
+        from unlearn.sweeps.obstacles import obstacle
 
         errors: dict[int, str] = {}
         for number in numbers:

@@ -30,7 +30,7 @@ from unlearn.config.schema import Config
 from unlearn.config.settle import settle
 from unlearn.errors import UserError, describe
 from unlearn.runs.folder import RunFolder
-from unlearn.storage.files import check_writable, no_such_file, write_json
+from unlearn.storage.files import write_json
 from unlearn.storage.lock import Phase, live_holder, phase_of
 from unlearn.storage.schema import TREE, Inside, Name, Tree, check_links, read_as
 from unlearn.sweeps import slurm
@@ -252,42 +252,6 @@ class Sweep:
 def _complete(job: Job, run: RunFolder) -> bool:
     """Whether the run is done, and the attacks that the job makes after it."""
     return run.done and set(job.attacks) <= set(run.record.get("attacked", []))
-
-
-def obstacle(config: Config) -> str | None:
-    """A sentence about the first file or folder of a configuration that does not exist or cannot be written to."""
-    try:
-        check_writable(run_folder(config).parent)
-    except UserError as error:
-        return str(error)
-    return _missing_input(config)
-
-
-def _missing_input(config: Config) -> str | None:
-    model = config.model
-    if Path(model.path).is_absolute() and not Path(model.path).is_dir():
-        return f"model.path={model.path}: there is no such folder."
-    if model.gguf_file is not None and Path(model.path).is_dir() and not (Path(model.path) / model.gguf_file).is_file():
-        return f"model.gguf_file={model.gguf_file}: there is no such file in {model.path}."
-    for key, path in _input_files(config).items():
-        if not path.startswith("hub:") and not Path(path).exists():
-            return f"{key}={path}: {no_such_file(path)}"
-    return None
-
-
-def _input_files(config: Config) -> dict[str, str]:
-    """The files and folders, or data sets of the hub, that a configuration names beside the model, by their keys."""
-    data, evaluation, tokens = config.data, config.eval, config.eval.forget_tokens
-    files: dict[str, str | None] = {"method.preferred": config.method.get("preferred")}
-    for name in data.use or data.topics:
-        files |= {f"data.topics.{name}.{part}": getattr(data.topics[name], part) for part in ("forget", "retain")}
-    for role, corpora in evaluation.texts.corpora.items():
-        files |= {f"eval.texts.corpora.{role}.{name}": path for name, path in corpora.items()}
-    if evaluation.roles:
-        files |= {"eval.include_path": evaluation.include_path, "eval.local_dir": evaluation.local_dir}
-    if {"perturbed", "control"} & set(evaluation.queries) and isinstance(tokens, str):
-        files["eval.forget_tokens"] = None if tokens.startswith("corpus:") else tokens
-    return {key: path for key, path in files.items() if path is not None}
 
 
 def failure_list(sweep: Sweep, errors: Mapping[int, str], jobs: int) -> str:
