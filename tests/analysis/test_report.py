@@ -134,7 +134,7 @@ def test_mixed_models_code_and_questions_are_warned_of(tmp_path):
 
 
 def test_keys_that_follow_from_others_are_not_shown(tmp_path):
-    """Two models that differ in layer, steps and rate, and a failed run that differs in more: the model's name tells."""
+    """Two models that differ in layer, steps and rate, and a failed run that differs in more: the name tells them."""
     for name, layer in (("small", 7), ("large", 14)):
         keys = {"identity.model": {"name": name, "layer": layer}, "identity.train": {"steps": layer, "lr": layer / 1e4}}
         made_up_run(tmp_path / name, changes=keys)
