@@ -253,6 +253,10 @@ def test_a_file_that_all_jobs_lack_is_told_once_before_any_begins(short, tmp_pat
         (("eval=toy", "eval.include_path=/nope"), "eval.include_path=/nope: there is no such file."),
         (("eval=toy", "eval.local_dir=/nope"), "eval.local_dir=/nope: there is no such file."),
         (("eval=toy", "eval.forget_tokens=/nope"), "eval.forget_tokens=/nope: there is no such file."),
+        (
+            ("eval=toy", "eval.queries=[control]", "eval.control_tokens=/nope"),
+            "eval.control_tokens=/nope: there is no such file.",
+        ),
         (("eval=toy", "eval.forget_tokens=corpus:bio"), None),
         (("+eval.texts.corpora.retain.a=/nope",), "eval.texts.corpora.retain.a=/nope: there is no such file."),
         (("output_root=/dev/null/x",), "/dev/null/x/runs: not writable"),

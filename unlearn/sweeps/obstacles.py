@@ -64,6 +64,8 @@ def _input_files(config: Config) -> dict[str, str]:
         files |= {"eval.include_path": evaluation.include_path, "eval.local_dir": evaluation.local_dir}
     if {"perturbed", "control"} & set(evaluation.queries) and isinstance(tokens, str):
         files["eval.forget_tokens"] = None if tokens.startswith("corpus:") else tokens
+    if "control" in evaluation.queries and isinstance(evaluation.control_tokens, str):
+        files["eval.control_tokens"] = evaluation.control_tokens
     return {key: path for key, path in files.items() if path is not None}
 
 
