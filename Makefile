@@ -98,8 +98,10 @@ real-forgetting-rsv: $(INSTALLED) smollm2
 test: $(INSTALLED) ## run the quick tests, a few minutes: make test ARGS="-k rmu"
 	$(BIN)/python -m pytest $(ARGS)
 
+# A process more than there are cores: the one with the tests on SLURM mostly waits for the cluster's jobs.
+ALL := -m "" --kills 10 -n $$(($$(nproc) + 1)) --no-loadscope-reorder
 test-all: $(INSTALLED) smollm2 $(SLURM_INSTALLED) $(BROWSER_INSTALLED) ## all tests: also SLURM, browser, ten kills
-	$(BIN)/python -m pytest -m "" --kills 10 $(ARGS)
+	$(BIN)/python -m pytest $(ALL) $(ARGS)
 
 test-slurm: $(INSTALLED) $(SLURM_INSTALLED) ## the tests of sweeps on a real SLURM of one node (installed by apt, as root)
 	$(BIN)/python -m pytest -m slurm -n 0 $(ARGS)

@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import signal
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
@@ -138,3 +139,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden-dir", help="replay this folder of golden trajectories instead of tests/golden")
     parser.addoption("--mmlu-dir", help="ask all of the MMLU in this folder (test/SUBJECT_test.csv), not a sample")
     parser.addoption("--kills", type=int, default=4, help="how often tests/runs/test_crash.py kills a run")
+
+
+@pytest.hookimpl(trylast=True)  # what is not selected is gone by then
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with the longest tests begin first (SLURM's, then those with slow ones), then the largest.
+
+    So no process is left with a long file when the others have ended (`--no-loadscope-reorder` keeps this order).
+    """
+    marks, sizes = defaultdict(set), Counter(item.path for item in items)
+    for item in items:
+        marks[item.path] |= {mark.name for mark in item.iter_markers()}
+    items.sort(key=lambda item: ("slurm" not in marks[item.path], "slow" not in marks[item.path], -sizes[item.path]))

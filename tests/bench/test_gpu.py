@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench import shapes
 from bench.baseline import train_plainly
 from bench.flops import published_step
-from bench.gpu import profile, training
+from bench.gpu import device, likelihood, profile, training
 from bench.gpu.__main__ import chosen, main
 from bench.gpu.device import build
 from tests.conftest import ROOT
@@ -23,6 +23,20 @@ from unlearn.training.cost import Shape
 SMALL = ["--width", "0.03125", "--batch", "1", "--lengths", "32", "--questions", "2", "--steps", "4"]
 SMALL += ["--seconds", "86400"]  # on a busy machine, too, no section is left out
 CPU = torch.device("cpu")
+LAYERS, VARIANTS, GEMM_S = 10, 3, 0.02  # enough of each to measure something
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """What no option makes small: the model's depth, a grid's size, and how long matrices are multiplied."""
+    zephyr = shapes.zephyr(0.03125)
+    zephyr.num_hidden_layers = LAYERS
+    monkeypatch.setattr(shapes, "zephyr", lambda _width: zephyr)
+    monkeypatch.setattr(training, "MANY", VARIANTS)
+    bounds = {(min(count, VARIANTS), precision): gb for (count, precision), gb in training.BOUNDS_GB.items()}
+    monkeypatch.setattr(training, "BOUNDS_GB", bounds)
+    monkeypatch.setattr(likelihood, "POINTS", VARIANTS)
+    monkeypatch.setattr(device, "GEMM_S", GEMM_S)
 
 
 def measured(file, *arguments):
@@ -132,7 +146,9 @@ class Blocked:
         if name.split(".")[0] in blocked:
             raise ModuleNotFoundError("blocked: " + name, name=name)
 sys.meta_path.insert(0, Blocked())
+from bench.gpu import device, training
 from bench.gpu.__main__ import main
+device.GEMM_S, training.MANY = {GEMM_S}, {VARIANTS}
 main({[*SMALL, "--sections", "b"]})
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -37,12 +38,17 @@ def lab(cluster: Lab) -> Iterator[Lab]:
 @pytest.fixture
 def launch(lab: Lab, tmp_path: Path) -> Iterator[Launch]:
     """`python launch.py -m ...` in the background, with outputs below tmp_path/outputs."""
+    with launching(tmp_path / "outputs") as begin:
+        yield begin
+
+
+@contextmanager
+def launching(outputs: Path) -> Iterator[Launch]:
+    """A function that starts sweeps in the background, by default with outputs in this folder."""
     started = []
 
     def begin(*arguments: str, root: Path = ROOT) -> subprocess.Popen:
-        output = (
-            () if any(a.startswith("output_root=") for a in arguments) else (f"output_root={tmp_path / 'outputs'}",)
-        )
+        output = () if any(a.startswith("output_root=") for a in arguments) else (f"output_root={outputs}",)
         command = [sys.executable, "launch.py", "-m", *SMALL, *output, *arguments]
         environment = os.environ | {"WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
         started.append(
@@ -52,8 +58,10 @@ def launch(lab: Lab, tmp_path: Path) -> Iterator[Launch]:
         )
         return started[-1]
 
-    yield begin
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+    try:
+        yield begin
+    finally:
+        for process in started:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
