@@ -98,7 +98,7 @@ real-forgetting-rsv: $(INSTALLED) smollm2
 test: $(INSTALLED) ## run the quick tests, a few minutes: make test ARGS="-k rmu"
 	$(BIN)/python -m pytest $(ARGS)
 
-# A process more than there are cores: the one with the tests on SLURM mostly waits for the cluster's jobs.
+# A process more than there are cores: tests that start others, and those on SLURM above all, wait a good part of their time.
 ALL := -m "" --kills 10 -n $$(($$(nproc) + 1)) --no-loadscope-reorder
 test-all: $(INSTALLED) smollm2 $(SLURM_INSTALLED) $(BROWSER_INSTALLED) ## all tests: also SLURM, browser, ten kills
 	$(BIN)/python -m pytest $(ALL) $(ARGS)

@@ -21,8 +21,8 @@ from unlearn.storage.hold import LOCK
 
 STEPS, EVERY = 14, 4
 JOB = (
-    f"train.steps={STEPS}", f"train.checkpoint_every={EVERY}", "eval=toy", "eval.limit=6", "eval.tokens_per_batch=512",
-    "eval.maxlogit.tokens=3", "eval.maxlogit.roles=[retain]", "tracker=none",
+    f"train.steps={STEPS}", f"train.checkpoint_every={EVERY}", "eval=toy", "~eval.tasks.near", "eval.limit=6",
+    "eval.tokens_per_batch=512", "eval.maxlogit.tokens=3", "eval.maxlogit.roles=[retain]", "tracker=none",
 )  # fmt: skip
 PACKS = (
     (("method=rmu",),),
