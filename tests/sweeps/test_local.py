@@ -13,6 +13,7 @@ import pytest
 from tests.conftest import ROOT, assert_same_results, read_metrics, untimed
 from unlearn.config.identity import run_folder
 from unlearn.errors import UserError
+from unlearn.experiment import run_together
 from unlearn.models.devices import visible_devices
 from unlearn.runs.folder import RunFolder
 from unlearn.sweeps import local
@@ -210,7 +211,7 @@ def assert_equal_runs(runs, others):
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_fails_alone_and_the_same_command_completes_the_grid(tmp_path):
+def test_a_process_that_dies_fails_alone_and_the_same_command_completes_the_grid(conf, tmp_path):
     runs = tmp_path / "runs"
     launcher = start(*DEVICES, *GRID, f"output_root={tmp_path}", f"hydra.sweep.dir={tmp_path / '1'}")
     worker_of(launcher, "7", runs).kill()
@@ -235,15 +236,15 @@ def test_a_process_that_dies_fails_alone_and_the_same_command_completes_the_grid
     assert devices_of(again) == ["5", "5", "5", "7"]  # what is left is spread over both
     asked = [log.read_text().count("Evaluating the base model") for log in (tmp_path / "1/logs").iterdir()]
     assert sum(asked) == 1
-    code, said = launch("hydra/launcher=packed", *GRID, f"output_root={tmp_path / 'packed'}")
-    assert code == 0, said
-    assert_equal_runs(tmp_path / "packed/runs", runs)
+    here = [conf(*GRID[:-1], f"seed={seed}", f"output_root={tmp_path / 'here'}") for seed in range(4)]
+    assert all(outcome.error is None for outcome in run_together(here))
+    assert_equal_runs(tmp_path / "here/runs", runs)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_processes_end_with_their_launcher_and_a_retry_spreads_the_rest(how, tmp_path):
-    quick = ("tracker=none", "eval=none", "train.steps=100", "train.checkpoint_every=10", "seed=0,1,2")
+    quick = ("tracker=none", "eval=none", "train.steps=50", "train.checkpoint_every=10", "seed=0,1,2")
     one_by_one = ("hydra.launcher.pack_size=1", f"output_root={tmp_path}", f"hydra.sweep.dir={tmp_path / 's'}")
     launcher = start(*DEVICES, *quick, *one_by_one)
     workers = []
