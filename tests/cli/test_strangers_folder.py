@@ -107,9 +107,11 @@ def other_commands(top):
         ["status", top / SWEEP, "--once", "--retry"],
         ["attack", top / RUN, "attack=pruning"],
         ["theory", top / RUN],
-        ["claims", top, "-o", top.parent / "out/claims.md"],
-        ["report", top, "-o", top.parent / "out/r.html"],
     ]
+
+
+def pages(top):
+    return [["claims", top, "-o", top.parent / "out/claims.md"], ["report", top, "-o", top.parent / "out/r.html"]]
 
 
 short = settings(
@@ -133,13 +135,22 @@ def test_a_report_leaves_out_what_is_damaged(change, place, capsys):
     check(top, [report(top)], capsys)
 
 
-@pytest.mark.slow  # alone tries many changes, all commands, and the page with all figures
+@pytest.mark.slow  # alone tries many changes, and all commands
 @given(change=changes())
 @settings(short, max_examples=20)
 def test_any_change_of_a_folder_gets_an_answer(change, place, nothing_loaded, capsys):
     top = place()
     change(top, top.parent / "outside")
-    check(top, [*quick_commands(top), report(top), *other_commands(top)], capsys)
+    check(top, [*quick_commands(top), *other_commands(top)], capsys)
+
+
+@pytest.mark.slow  # alone writes the pages of damaged folders, with all figures
+@given(change=changes())
+@settings(short, max_examples=5)
+def test_any_change_of_a_folder_leaves_a_page(change, place, nothing_loaded, capsys):
+    top = place()
+    change(top, top.parent / "outside")
+    check(top, [report(top), *pages(top)], capsys)
 
 
 def edit(file, key, value):
