@@ -2,17 +2,14 @@
 
 import csv
 import json
-import shutil
-from pathlib import Path
 
 import datasets
-import lm_eval
 import pytest
 
 from tests.conftest import write_jsonl
 from unlearn.errors import UserError
 from unlearn.evaluation.local_data import load_local
-from unlearn.evaluation.suite import load_suite
+from unlearn.evaluation.suite import COMPLETE, TASKS, _tasks_in, load_suite
 
 ROWS = [("Is 'NA' a word?", ["None", "1, 2", "3\n4", "yes"], 3), ("1 + 1?", ["1", "2", "3", "4"], 1)]
 BOTH = {"default": [], "perturbed": ["SARS-CoV-2"]}
@@ -26,34 +23,23 @@ def write_csv(file, rows, header=("question", "choice0", "choice1", "choice2", "
         writer.writerows([question, *choices, answer] for question, choices, answer in rows)
 
 
-@pytest.fixture(scope="module")
-def tasks(tmp_path_factory):
-    """lm-eval's own tasks of these two benchmarks. Scanning its thousands of others takes ten seconds."""
-    folder = tmp_path_factory.mktemp("tasks")
-    for name in ("mmlu/default", "wmdp"):
-        shutil.copytree(Path(lm_eval.__file__).parent / "tasks" / name, folder / name)
-    return str(folder)
-
-
-def test_lm_evals_own_task_reads_the_folder(tmp_path, tasks):
+def test_lm_evals_own_task_reads_the_folder(tmp_path):
     write_csv(tmp_path / "test/anatomy_test.csv", ROWS)
     write_csv(tmp_path / "dev/anatomy_dev.csv", ROWS[:1])
-    suite = load_suite({"retain": ["mmlu_anatomy"]}, BOTH, include_path=tasks, local_dir=str(tmp_path))
+    suite = load_suite({"retain": ["mmlu_anatomy"]}, BOTH, local_dir=str(tmp_path))
     [first, *_] = suite.tasks["default"]["tasks"]["mmlu_anatomy"].instances
     assert first.args[0] == (
         "The following are multiple choice questions (with answers) about anatomy.\n\n"
         "Is 'NA' a word?\nA. None\nB. 1, 2\nC. 3\n4\nD. yes\nAnswer:"
     )
     assert len(list(suite.instances("perturbed"))) == 8
-    few = load_suite(
-        {"retain": ["mmlu_anatomy"]}, {"default": []}, include_path=tasks, local_dir=str(tmp_path), num_fewshot=1
-    )
+    few = load_suite({"retain": ["mmlu_anatomy"]}, {"default": []}, local_dir=str(tmp_path), num_fewshot=1)
     context = next(few.instances("default")).args[0]
     assert context.count("Is 'NA' a word?") == 2
     assert "Answer: D" in context
 
 
-def test_wmdp_from_jsonl_and_everything_from_parquet(tmp_path, tasks):
+def test_wmdp_from_jsonl_and_everything_from_parquet(tmp_path):
     rows = [{"question": q, "choices": c, "answer": a} for q, c, a in ROWS]
     tmp_path = tmp_path / "a[1]"  # no pattern, but a name
     (tmp_path / "wmdp").mkdir(parents=True)
@@ -62,13 +48,11 @@ def test_wmdp_from_jsonl_and_everything_from_parquet(tmp_path, tasks):
     (tmp_path / "mmlu/anatomy").mkdir(parents=True)
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "mmlu/anatomy/test-00000-of-00001.parquet")
     roles = {"forget": ["wmdp_bio", "wmdp_cyber"], "retain": ["mmlu_anatomy"]}
-    suite = load_suite(roles, {"default": []}, include_path=tasks, local_dir=str(tmp_path))
+    suite = load_suite(roles, {"default": []}, local_dir=str(tmp_path))
     for task in suite.tasks["default"]["tasks"].values():
         assert [(d["question"], d["choices"], d["answer"]) for d in task.eval_docs] == ROWS
     with pytest.raises(UserError, match="no dev questions of 'wmdp-bio'"):
-        load_suite(
-            {"forget": ["wmdp_bio"]}, {"default": []}, include_path=tasks, local_dir=str(tmp_path), num_fewshot=1
-        )
+        load_suite({"forget": ["wmdp_bio"]}, {"default": []}, local_dir=str(tmp_path), num_fewshot=1)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +75,7 @@ def test_mistakes_are_named_with_file_and_line(tmp_path, content, told):
         load_local(tmp_path, "anatomy")
 
 
-def test_other_mistakes(tmp_path, tasks):
+def test_other_mistakes(tmp_path):
     with pytest.raises(UserError, match=r"no test questions of 'virology'. Looked for .*virology_test\.csv"):
         load_local(tmp_path, "virology")
     (tmp_path / "wmdp-bio.jsonl").write_text(json.dumps({"question": "q", "choices": ["a", "b", "c"], "answer": 0}))
@@ -101,9 +85,9 @@ def test_other_mistakes(tmp_path, tasks):
     with pytest.raises(UserError, match=r"wmdp-bio.jsonl:1: not valid JSON"):
         load_local(tmp_path, "wmdp-bio")
     with pytest.raises(UserError, match=r"eval\.local_dir=/nowhere: there is no such folder"):
-        load_suite({"retain": ["mmlu_anatomy"]}, BOTH, include_path=tasks, local_dir="/nowhere")
+        load_suite({"retain": ["mmlu_anatomy"]}, BOTH, local_dir="/nowhere")
     with pytest.raises(UserError, match=r"no test questions of 'anatomy'"):
-        load_suite({"retain": ["mmlu_anatomy"]}, BOTH, include_path=tasks, local_dir=str(tmp_path))
+        load_suite({"retain": ["mmlu_anatomy"]}, BOTH, local_dir=str(tmp_path))
 
 
 def test_unusual_characters_and_a_byte_order_mark_are_read(tmp_path):
@@ -121,3 +105,11 @@ def test_unusual_characters_and_a_byte_order_mark_are_read(tmp_path):
 def test_letters_are_answers_too(tmp_path):
     write_csv(tmp_path / "test/anatomy_test.csv", [("q", list("abcd"), answer) for answer in ("C", "d", " 1 ")])
     assert load_local(tmp_path, "anatomy")["test"]["answer"][:] == [2, 3, 1]
+
+
+@pytest.mark.slow  # alone scans all of lm-eval's tasks, which takes ten seconds
+def test_lm_evals_mmlu_and_wmdp_need_no_task_of_another_folder():
+    everything = _tasks_in(all_of_lm_evals=True).task_index
+    complete = _tasks_in(*(str(TASKS / name) for name in COMPLETE)).task_index
+    assert {"mmlu", "mmlu_stem", "mmlu_anatomy", "wmdp_bio"} <= complete.keys()
+    assert complete == {name: everything[name] for name in complete}

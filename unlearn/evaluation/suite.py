@@ -13,9 +13,11 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import lm_eval.api.task
+import lm_eval.tasks
 import lm_eval.utils
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
@@ -31,6 +33,9 @@ from unlearn.evaluation.texts import Passages
 from unlearn.records.names import is_asked
 from unlearn.screen import say
 from unlearn.storage.hashing import json_sha256
+
+TASKS = Path(lm_eval.tasks.__file__).parent
+COMPLETE = ("mmlu", "wmdp")  # folders of lm-eval's tasks that need no task of another folder
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
 # One bar for each model is enough: lm-eval shows another one for each task while it builds prompts.
@@ -237,9 +242,7 @@ def load_suite(
     names = list(dict.fromkeys(name for group in roles.values() for name in group))
     if not names:
         return Suite({}, {}, {}, None, passages or {}, dict(text_roles), asked_of)
-    manager = _tasks_in(include_path, beside_lm_evals=False)
-    if not set(names) <= set(manager.all_tasks):
-        manager = _tasks_in(include_path, beside_lm_evals=True)
+    manager = _manager_of(names, include_path)
     for name in names:
         if name not in manager.task_index:
             raise UserError(f"eval.tasks: unknown lm-eval task {name!r}.{nearest(name, manager.all_tasks)}")
@@ -272,9 +275,19 @@ def load_suite(
     return Suite(suite, asked, leaves, samples, passages or {}, dict(text_roles), asked_of, drawn)
 
 
-@lru_cache  # scanning lm-eval's thousands of task files takes seconds
-def _tasks_in(include_path: str | None, beside_lm_evals: bool) -> TaskManager:
-    return TaskManager(include_path=include_path, include_defaults=beside_lm_evals)
+def _manager_of(names: Sequence[str], include_path: str | None) -> TaskManager:
+    """The user's own tasks, with lm-eval's MMLU and WMDP if there are others, with all of lm-eval's if still others."""
+    own = [] if include_path is None else [include_path]
+    for folders in (own, [*(str(TASKS / name) for name in COMPLETE), *own]):
+        manager = _tasks_in(*folders)
+        if set(names) <= set(manager.all_tasks):
+            return manager
+    return _tasks_in(*own, all_of_lm_evals=True)
+
+
+@lru_cache  # scanning lm-eval's 14,000 task files takes ten seconds
+def _tasks_in(*folders: str, all_of_lm_evals: bool = False) -> TaskManager:
+    return TaskManager(include_path=list(folders), include_defaults=all_of_lm_evals)
 
 
 def _load(manager: TaskManager, names: list[str], num_fewshot: int) -> dict[str, Any]:
