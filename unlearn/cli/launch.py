@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import re
 import signal
@@ -18,6 +17,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from unlearn.cli.hints import explain
+from unlearn.cli.importing import without_garbage_collection
 from unlearn.config.compose import CONF
 from unlearn.config.hydra_job import FULL_ERROR, raising_errors, to_config, users_environment
 from unlearn.errors import GOES_ON, INTERRUPTED, UserError
@@ -41,21 +41,10 @@ def _job(raw: DictConfig) -> None:
     """Check the configuration before anything heavy is imported, then run."""
     with of_one_job():
         config, hydra_folder = to_config(raw)
-        with _no_garbage():
+        with without_garbage_collection():
             from unlearn.experiment import run
 
         run(config, hydra_folder)
-
-
-@contextmanager
-def _no_garbage() -> Iterator[None]:
-    """Collect none while torch and transformers are imported, and later none of theirs: a sixth of the start."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 @contextmanager

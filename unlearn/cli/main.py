@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from unlearn.cli.importing import without_garbage_collection
 from unlearn.errors import GOES_ON, INTERRUPTED, UserError
 from unlearn.screen import accept_every_letter, plain
 
@@ -71,7 +72,8 @@ def evaluate(
     are cached there), and model.device=DEVICE to use another device. Results go to RUN/evaluations/. CHECKPOINT is a
     folder or a hub id, and NAME is a file of conf/model; both are evaluated as base models.
     """
-    from unlearn.runs.evaluation import evaluate as run
+    with without_garbage_collection():
+        from unlearn.runs.evaluation import evaluate as run
 
     run(what, overrides or [], allow_code=allow_code)
 
@@ -97,8 +99,9 @@ def attack(
     parsed = attack_arguments(arguments)
     if not parsed.folders:
         raise typer.BadParameter("give the folder of a finished run.")
-    from unlearn.attacks.make import plan
-    from unlearn.attacks.run import attack as run
+    with without_garbage_collection():
+        from unlearn.attacks.make import plan
+        from unlearn.attacks.run import attack as run
 
     attacks = plan(parsed.attacks, parsed.attack_overrides)
     run(parsed.folders, attacks, parsed.overrides, retrained=retrained, allow_code=allow_code)
