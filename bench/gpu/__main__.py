@@ -2,9 +2,9 @@
 
 Sections, in the order of their importance: a correctness; b training, c evaluation and d memory at the shape of
 Zephyr-7B with random weights in bfloat16; n training and memory of NPO, which needs the whole model; p a profile of a
-training step. d's figures come with b's, from the same runs. Figures are printed,
-and written to the file, as they are measured. A section or a case that fails is a line with its error, and the others
-go on. Exit status 1 if one failed or a check did not pass.
+training step. d's figures come with b's, from the same runs. Figures are printed, and written to the file, as they are
+measured. A section or a case that fails is a line with its error, and the others go on. Exit status 1 if one failed or
+a check did not pass.
 
 Without a GPU all of it runs in float32, and small: `--width 0.03125 --batch 1 --lengths 64 --questions 8`.
 """

@@ -9,7 +9,8 @@ import pytest
 from tests.conftest import write_jsonl
 from unlearn.errors import UserError
 from unlearn.evaluation.local_data import load_local
-from unlearn.evaluation.suite import COMPLETE, TASKS, _tasks_in, load_suite
+from unlearn.evaluation.suite import COMPLETE, _tasks_in, load_suite
+from unlearn.evaluation.task_names import tasks_folder
 
 ROWS = [("Is 'NA' a word?", ["None", "1, 2", "3\n4", "yes"], 3), ("1 + 1?", ["1", "2", "3", "4"], 1)]
 BOTH = {"default": [], "perturbed": ["SARS-CoV-2"]}
@@ -110,6 +111,6 @@ def test_letters_are_answers_too(tmp_path):
 @pytest.mark.slow  # alone scans all of lm-eval's tasks, which takes ten seconds
 def test_lm_evals_mmlu_and_wmdp_need_no_task_of_another_folder():
     everything = _tasks_in(all_of_lm_evals=True).task_index
-    complete = _tasks_in(*(str(TASKS / name) for name in COMPLETE)).task_index
+    complete = _tasks_in(*(str(tasks_folder() / name) for name in COMPLETE)).task_index
     assert {"mmlu", "mmlu_stem", "mmlu_anatomy", "wmdp_bio"} <= complete.keys()
     assert complete == {name: everything[name] for name in complete}

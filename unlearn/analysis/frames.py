@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from operator import attrgetter
 
 import pandas as pd
-from scipy import stats
 
 from unlearn.analysis.collect import Run
 from unlearn.analysis.settings import SETTING, missing_seeds
-from unlearn.statistics.intervals import NORMAL, UPPER
+from unlearn.statistics.intervals import NORMAL, quantile
 
 MEAN = "mean"  # the task of the rows of a whole role
 PLACE = ["model", "role", "task", "query", "measure", "against"]
@@ -84,7 +83,7 @@ def over_seeds(scores: pd.DataFrame, about: pd.DataFrame) -> pd.DataFrame:
     ).reset_index()
     several = (means["seeds"] > 1) & (means["model"] != "base")
     means["stderr"] = (means["std"] / means["seeds"] ** 0.5).where(several, means["stderr"])
-    half = stats.t.ppf(UPPER, (means["seeds"] - 1).clip(lower=1)) * means["stderr"]
+    half = quantile((means["seeds"] - 1).clip(lower=1)) * means["stderr"]
     means["low"] = (means["mean"] - half).where(several, means["low"])
     means["high"] = (means["mean"] + half).where(several, means["high"])
     means["interval"] = several.map({True: "over seeds", False: "over questions"})

@@ -13,28 +13,26 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
-from pathlib import Path
 from typing import Any
 
 import lm_eval.api.task
-import lm_eval.tasks
 import lm_eval.utils
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 from tqdm import tqdm
 
-from unlearn.errors import UserError, nearest
+from unlearn.errors import UserError
 from unlearn.evaluation.chat import Chat
 from unlearn.evaluation.forms import with_documents, with_fair_examples
 from unlearn.evaluation.judges import described, judge_hash, right_answer
 from unlearn.evaluation.local_data import local_data
 from unlearn.evaluation.perturb import perturb
+from unlearn.evaluation.task_names import tasks_folder, unknown_task
 from unlearn.evaluation.texts import Passages
 from unlearn.records.names import is_asked
 from unlearn.screen import say
 from unlearn.storage.hashing import json_sha256
 
-TASKS = Path(lm_eval.tasks.__file__).parent
 COMPLETE = ("mmlu", "wmdp")  # folders of lm-eval's tasks that need no task of another folder
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -245,7 +243,7 @@ def load_suite(
     manager = _manager_of(names, include_path)
     for name in names:
         if name not in manager.task_index:
-            raise UserError(f"eval.tasks: unknown lm-eval task {name!r}.{nearest(name, manager.all_tasks)}")
+            raise unknown_task(name, manager.all_tasks)
     with local_data(local_dir, examples=num_fewshot > 0):
         loaded = _load(manager, names, num_fewshot)
     leaves = _leaves(loaded)
@@ -278,7 +276,7 @@ def load_suite(
 def _manager_of(names: Sequence[str], include_path: str | None) -> TaskManager:
     """The user's own tasks, with lm-eval's MMLU and WMDP if there are others, with all of lm-eval's if still others."""
     own = [] if include_path is None else [include_path]
-    for folders in (own, [*(str(TASKS / name) for name in COMPLETE), *own]):
+    for folders in (own, [*(str(tasks_folder() / name) for name in COMPLETE), *own]):
         manager = _tasks_in(*folders)
         if set(names) <= set(manager.all_tasks):
             return manager

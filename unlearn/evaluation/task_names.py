@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,23 +22,32 @@ def check_task_names(names: Sequence[str], include_path: str | None) -> None:
     """
     for name in names:
         if not _is_known(name, include_path):
-            raise UserError(f"eval.tasks: unknown lm-eval task {name!r}.{nearest(name, _usual_names())}")
+            raise unknown_task(name, _usual_names())
+
+
+def unknown_task(name: str, names: Iterable[str]) -> UserError:
+    """The error for a task that lm-eval lacks, with the nearest of these names."""
+    return UserError(f"eval.tasks: unknown lm-eval task {name!r}.{nearest(name, names)}")
+
+
+def tasks_folder() -> Path:
+    """The folder of lm-eval's own tasks, a folder for each family."""
+    package = find_spec("lm_eval")
+    assert package is not None  # it is a dependency
+    assert package.origin is not None
+    return Path(package.origin).parent / "tasks"
 
 
 @lru_cache
 def _is_known(name: str, include_path: str | None) -> bool:
     word = re.compile(rb"(?<![\w-])" + re.escape(name.encode()) + rb"(?![\w-])")
     folders = ([] if include_path is None else [Path(include_path)]) + _lm_evals_folders(name)
-    return not folders or any(word.search(file.read_bytes()) for folder in folders for file in _files(folder))
+    return any(word.search(file.read_bytes()) for folder in folders for file in _files(folder))
 
 
 def _lm_evals_folders(name: str = "") -> list[Path]:
-    """The folders of lm-eval's tasks, first those that the name begins with; none if it is not installed."""
-    package = find_spec("lm_eval")
-    if package is None or not package.submodule_search_locations:
-        return []
-    tasks = Path(package.submodule_search_locations[0]) / "tasks"
-    folders = sorted(folder for folder in tasks.iterdir() if folder.is_dir())
+    """The folders of lm-eval's tasks, first those that the name begins with."""
+    folders = sorted(folder for folder in tasks_folder().iterdir() if folder.is_dir())
     return sorted(folders, key=lambda folder: not name.startswith(folder.name))
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
 NORMAL = 1.96  # standard errors of a normal distribution
-UPPER = (1 + CONFIDENCE) / 2
 
 
 class Interval(NamedTuple):
@@ -20,6 +19,11 @@ class Interval(NamedTuple):
     mean: float
     low: float
     high: float
+
+
+def quantile(freedom: Any) -> Any:
+    """Student's t with so many degrees of freedom, an array's elementwise: half of an interval in standard errors."""
+    return stats.t.ppf((1 + CONFIDENCE) / 2, freedom)
 
 
 def over_seeds(values: Sequence[float]) -> Interval:
@@ -31,7 +35,7 @@ def over_seeds(values: Sequence[float]) -> Interval:
     mean = float(np.mean(values))
     if len(values) < 2:
         return Interval(mean, math.nan, math.nan)
-    half = float(stats.t.ppf(UPPER, len(values) - 1) * stats.sem(values))
+    half = float(quantile(len(values) - 1) * stats.sem(values))
     return Interval(mean, mean - half, mean + half)
 
 
@@ -48,9 +52,9 @@ def over_items(values: Sequence[float] | np.ndarray) -> Interval:
         return Interval(mean, math.nan, math.nan)
     if np.ptp(array) == 0:
         return Interval(mean, mean, mean)
-    quantile, error = float(stats.t.ppf(UPPER, n - 1)), float(stats.sem(array))
+    t, error = float(quantile(n - 1)), float(stats.sem(array))
     skewness = float(stats.skew(array, bias=False)) / math.sqrt(n) if n > 2 else 0.0
-    return Interval(mean, mean - error * _unskewed(quantile, skewness), mean - error * _unskewed(-quantile, skewness))
+    return Interval(mean, mean - error * _unskewed(t, skewness), mean - error * _unskewed(-t, skewness))
 
 
 def _unskewed(t: float, skewness: float) -> float:
@@ -81,10 +85,24 @@ def two_way(parts: Sequence[np.ndarray]) -> Interval:
     v_item = float(of_items.sum())
     if v_seed + v_item == 0:
         return Interval(mean, mean, mean)
-    t_item = float(stats.t.ppf(UPPER, v_item**2 / (of_items**2 / (counts - 1)).sum())) if v_item else 0.0
-    quantile = (v_seed * float(stats.t.ppf(UPPER, seeds - 1)) + v_item * t_item) / (v_seed + v_item)
-    half = quantile * math.sqrt(max(v_seed + v_item - float(residual.sum()), v_seed, v_item))
+    t_item = float(quantile(v_item**2 / (of_items**2 / (counts - 1)).sum())) if v_item else 0.0
+    t = (v_seed * float(quantile(seeds - 1)) + v_item * t_item) / (v_seed + v_item)
+    half = t * math.sqrt(max(v_seed + v_item - float(residual.sum()), v_seed, v_item))
     return Interval(mean, mean - half, mean + half)
+
+
+def crossed(by_seed: Sequence[Mapping[str, Mapping[Any, float]]]) -> list[np.ndarray]:
+    """For `two_way`: float [seeds, items] of each part that all seeds have, over the items of it that all have.
+
+    Args:
+        by_seed: for each seed, part -> item -> value.
+    """
+    parts = []
+    for part in [part for part in by_seed[0] if all(part in of_seed for of_seed in by_seed)] if by_seed else []:
+        items = sorted(set.intersection(*(set(of_seed[part]) for of_seed in by_seed)))
+        if items:
+            parts.append(np.array([[of_seed[part][item] for item in items] for of_seed in by_seed]))
+    return parts
 
 
 def _residual(values: np.ndarray) -> float:

@@ -19,7 +19,7 @@ from unlearn.analysis.report.choose import Chosen, family
 from unlearn.analysis.report.material import Material
 from unlearn.analysis.settings import Setting
 from unlearn.records.names import text_role
-from unlearn.statistics.intervals import two_way
+from unlearn.statistics.intervals import crossed, two_way
 
 ROLES = ("retain", "near", "forget", text_role("retain"), text_role("forget"))
 OTHERWISE = "of another model, trained on other texts, or asked other tasks"
@@ -101,12 +101,7 @@ def _differences(m: Material, pairs: Sequence[tuple[Run, Run]], role: str, query
         with m.reading(b):
             by_seed.append(differences_by_task(a, b, role, query))
     factor = 1 if role.endswith("_text") else 100
-    parts = []
-    for task in [task for task in by_seed[0] if all(task in of_seed for of_seed in by_seed)] if by_seed else []:
-        questions = sorted(set.intersection(*(set(of_seed[task]) for of_seed in by_seed)))
-        if questions:
-            parts.append(factor * np.array([[of_seed[task][q] for q in questions] for of_seed in by_seed]))
-    return parts
+    return [factor * part for part in crossed(by_seed)]
 
 
 def _of_one_seed(m: Material, a: Run, b: Run, choice: Chosen, role: str, name: str, query: str) -> Effect | None:

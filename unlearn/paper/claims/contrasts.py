@@ -11,7 +11,7 @@ from scipy import stats
 
 from unlearn.analysis.collect import Run
 from unlearn.analysis.report.material import Material
-from unlearn.statistics.intervals import over_seeds
+from unlearn.statistics.intervals import crossed, over_seeds
 
 # Task -> (its part, question) -> whether it is right, or a weighted sum of such.
 Answers = dict[str, dict[tuple[str, int], float]]
@@ -50,10 +50,7 @@ def contrast(sums: Sequence[Answers]) -> Contrast:
 
     p is that of a normal test of each question's mean over seeds. Tasks are taken as independent.
     """
-    tasks = [task for task in sums[0] if all(task in of_seed for of_seed in sums)]
-    questions = {task: sorted(set.intersection(*(set(of_seed[task]) for of_seed in sums))) for task in tasks}
-    questions = {task: listed for task, listed in questions.items() if listed}
-    by_task = [np.array([[of_seed[t][q] for q in listed] for of_seed in sums]) for t, listed in questions.items()]
+    by_task = crossed(sums)
     if not by_task:
         return Contrast(why_not="no question was asked of both")
     by_seed = np.mean([values.mean(axis=1) for values in by_task], axis=0)
