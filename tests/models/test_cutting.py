@@ -274,21 +274,19 @@ def test_a_gguf_file_is_cut_too(tmp_path):
 def test_the_header_of_a_gguf_file_is_parsed_once_until_the_file_changes(tmp_path, monkeypatch):
     write_gguf(tmp_path / "model.gguf")
     parsed = []
-
-    class Counting:
-        @staticmethod
-        def from_pretrained(path, **how):
-            parsed.append(how["gguf_file"])
-            return AutoConfig.from_pretrained(path, **how)
-
-    monkeypatch.setattr("unlearn.models.loading.AutoConfig", Counting)
+    build = gguf.GGUFReader._build_fields
+    monkeypatch.setattr(gguf.GGUFReader, "_build_fields", lambda *args: parsed.append(1) or build(*args))
     source = Source(str(tmp_path), gguf_file="model.gguf", device="cpu", max_memory={"cpu": "1GiB"})
-    first = load_config(source)
-    first.hidden_size = 7  # as a model that is loaded changes its own
+    config = load_config(source)
+    config.hidden_size = 7  # as a model that is loaded changes its own
     assert load_config(replace(source, dtype="bfloat16")).hidden_size == 32
+    load_whole(source)
+    load_up_to(source, 3)
     assert len(parsed) == 1
     write_gguf(tmp_path / "model.gguf", dim=64)
     assert load_config(source).hidden_size == 64
+    assert load_whole(source).config.hidden_size == 64
+    assert len(parsed) == 2
 
 
 def test_dtype_and_device_by_default_are_those_of_the_machine(tiny_llama, tmp_path):

@@ -273,17 +273,24 @@ def test_what_a_job_cannot_run_without(overrides, told, short):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ('{"text": "river"}\nnot read\n', None),
-        ("river\n", "not valid JSON"),
-        ('{"body": "river"}\n', 'there is no "text"'),
+        ('{"text": "RIVER"}\n', None),
+        ('{"text": "RIVER"}\nriver\n', "2: not valid JSON"),
+        ('{"text": "RIVER"}\n{"body": "river"}\n', '2: there is no "text"'),
+        ('{"text": "RIVER"}\n{"text": " "}\n', '2: "text" is blank'),
     ],
 )
 @pytest.mark.parametrize("key", ["data.topics.bio.forget", "eval.texts.corpora.retain.a"])
-def test_the_first_document_of_each_corpus_is_read_before_a_job_begins(key, content, told, short, tmp_path):
+def test_each_document_of_a_local_corpus_is_read_before_a_job_begins(key, content, told, short, tmp_path):
     file = tmp_path / "texts.jsonl"
-    file.write_text(content)
+    file.write_text(content.replace("RIVER", "river " * 8))
     found = obstacle(short(f"{'+' if 'eval' in key else ''}{key}={file}"))
-    assert found is None if told is None else found.startswith(f"{key}: {file}:1: {told}")
+    assert found is None if told is None else found.startswith(f"{key}: {file}:{told}")
+
+
+def test_held_out_texts_that_no_job_reads_are_not_checked(short, tmp_path):
+    file = tmp_path / "texts.jsonl"
+    file.write_text(f'{{"text": "{"river " * 8}"}}\nnot read\n')
+    assert obstacle(short(f"+eval.texts.corpora.retain.a={file}", "eval.texts.documents=1")) is None
 
 
 def test_what_a_job_cannot_run_without_is_looked_for_without_heavy_imports():

@@ -11,16 +11,18 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
 
 from unlearn.data.counting import too_few
 from unlearn.data.formats import NOTHING, Row, read_rows
 from unlearn.errors import UserError
 from unlearn.screen import say
 from unlearn.storage.hashing import json_sha256
+
+if TYPE_CHECKING:  # a sweep checks its corpora before submission, without heavy imports
+    from transformers import PreTrainedTokenizerBase
 
 INVALID = re.compile("[\x00\ud800-\udfff]")  # NUL and lone surrogates, which are not text
 CHARACTERS_PER_TOKEN = 16  # the part of a long text that is tokenised first; the whole text follows if it is too short

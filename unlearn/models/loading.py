@@ -7,7 +7,7 @@ import json
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -133,7 +133,11 @@ def _state(source: Source) -> _State | None:
     """The state of the source's GGUF file; None if it has none."""
     if source.gguf_file is None or (found := cached(source, source.gguf_file)) is None:
         return None
-    file = Path(found).resolve()
+    return _state_of(found)
+
+
+def _state_of(path: str) -> _State:
+    file = Path(path).resolve()
     return _State(file, file.stat().st_size, file.stat().st_mtime_ns)
 
 
@@ -147,7 +151,29 @@ def _read(auto: Any, source: Source, state: _State | None) -> Any:
 
 @lru_cache(maxsize=4)  # a configuration and a tokenizer, of two models
 def _read_once(auto: Any, source: Source, _state: _State) -> Any:
-    return auto.from_pretrained(source.path, **source.origin())
+    with _headers_parsed_once():
+        return auto.from_pretrained(source.path, **source.origin())
+
+
+@contextmanager
+def _headers_parsed_once() -> Iterator[None]:
+    """transformers parses a GGUF file's header for the configuration, the tokenizer, and each load of weights anew.
+
+    It has no way to be given one. So gguf's reader, which it looks up by name at each use, is exchanged meanwhile.
+    """
+    import gguf
+
+    reader = gguf.GGUFReader
+    gguf.GGUFReader = lambda path: _parsed(reader, _state_of(path))
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = reader
+
+
+@lru_cache(maxsize=2)
+def _parsed(reader: Any, state: _State) -> Any:
+    return reader(state.file)
 
 
 @contextmanager
@@ -265,7 +291,8 @@ def _from_pretrained(cls: Any, path: str, source: Source, **kwargs: Any) -> tran
         kwargs["attn_implementation"] = source.attn_implementation
     if source.gguf_file is not None:  # plain matrices can be trained and saved, GGUF's packed blocks cannot
         kwargs["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    with _quiet_transformers(), _user_errors(source, "cannot load the model"):
+    headers = nullcontext() if source.gguf_file is None else _headers_parsed_once()
+    with _quiet_transformers(), _user_errors(source, "cannot load the model"), headers:
         model, info = cls.from_pretrained(path, dtype=source.torch_dtype, output_loading_info=True, **kwargs)
     parts = _read_parts(model)
     prefixes = tuple(f"{name}." for name, module in model.named_modules() if module in parts)

@@ -1,28 +1,30 @@
 """What a job cannot run without, told before it is submitted: a mistake that all jobs of a sweep share is told once.
 
-Nothing heavy is imported here, as this is what a login node does. What only loading tells, such as an error in the
-middle of a corpus, or a data set that cannot be had, is told by the jobs themselves.
+Nothing heavy is imported here, as this is what a login node does; only tables (CSV, Parquet) need the library datasets.
+A data set on the hub, and what only the model can tell, is told by the jobs themselves.
 """
 
 from __future__ import annotations
 
+from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from unlearn.config.identity import run_folder
-from unlearn.config.schema import Config
-from unlearn.data.formats import HUB, read_rows
+from unlearn.config.schema import Config, TextConfig
+from unlearn.data.corpora import Reading, documents
+from unlearn.data.formats import HUB
 from unlearn.errors import UserError
 from unlearn.evaluation.task_names import check_task_names
+from unlearn.evaluation.texts import load_passages
 from unlearn.storage.files import check_writable, no_such_file
-
-TABLES = (".csv", ".parquet")  # read by the library datasets, whose import takes seconds
 
 
 def obstacle(config: Config) -> str | None:
     """A sentence about the first thing that a configuration names and that does not exist or cannot be read or written.
 
-    Of each corpus the first document is read.
+    Of a local corpus every document is read and checked that the jobs will read.
     """
     try:
         check_writable(run_folder(config).parent)
@@ -30,9 +32,7 @@ def obstacle(config: Config) -> str | None:
         for key, path in _input_files(config).items():
             if not path.startswith(HUB) and not Path(path).exists():
                 return f"{key}={path}: {no_such_file(path)}"
-        for column, corpora in _corpora(config).items():
-            for key, path in corpora.items():
-                _read_first(path, key, column)
+        _check_corpora(config)
         names = [name for named in config.eval.tasks.values() for name in named]
         check_task_names(names, config.eval.include_path)
     except UserError as error:
@@ -48,18 +48,36 @@ def _check_model(config: Config) -> None:
         raise UserError(f"model.gguf_file={model.gguf_file}: there is no such file in {model.path}.")
 
 
+def _check_corpora(config: Config) -> None:
+    reading = Reading.of(config.data)
+    for key, path in _trained(config).items():
+        if not path.startswith(HUB):
+            _check_documents(path, key, reading)
+    texts = config.eval.texts
+    settings = {field.name: getattr(texts, field.name) for field in fields(texts)} | {"corpora": None}
+    for role, corpora in texts.corpora.items():
+        for name, path in corpora.items():
+            if not path.startswith(HUB):
+                _check_texts(role, name, path, config.eval.limit, tuple(settings.items()))
+
+
 @lru_cache  # jobs share corpora
-def _read_first(path: str, key: str, column: str) -> None:
-    if not path.startswith(HUB) and Path(path).suffix not in TABLES:
-        next(iter(read_rows(path, key, column)), None)
+def _check_documents(path: str, key: str, reading: Reading) -> None:
+    for _ in documents(path, key, reading):
+        pass
+
+
+@lru_cache
+def _check_texts(role: str, name: str, path: str, limit: int | None, settings: tuple[tuple[str, Any], ...]) -> None:
+    load_passages(TextConfig(**dict(settings)), {"default": ()}, corpora={role: {name: path}}, limit=limit)
 
 
 def _input_files(config: Config) -> dict[str, str]:
     """The files and folders, or data sets of the hub, that a configuration names beside the model, by their keys."""
     evaluation, tokens = config.eval, config.eval.forget_tokens
-    files: dict[str, str | None] = {}
-    for corpora in _corpora(config).values():
-        files |= corpora
+    files: dict[str, str | None] = {**_trained(config)}
+    for role, corpora in evaluation.texts.corpora.items():
+        files |= {f"eval.texts.corpora.{role}.{name}": path for name, path in corpora.items()}
     if evaluation.roles:
         files |= {"eval.include_path": evaluation.include_path, "eval.local_dir": evaluation.local_dir}
     if {"perturbed", "control"} & set(evaluation.queries) and isinstance(tokens, str):
@@ -69,17 +87,10 @@ def _input_files(config: Config) -> dict[str, str]:
     return {key: path for key, path in files.items() if path is not None}
 
 
-def _corpora(config: Config) -> dict[str, dict[str, str]]:
-    """The column that has the documents -> key -> corpus."""
-    data, texts, preferred = config.data, config.eval.texts, config.method.get("preferred")
-    trained = {} if preferred is None else {"method.preferred": str(preferred)}
+def _trained(config: Config) -> dict[str, str]:
+    """The corpora that are trained on, by their keys."""
+    data, preferred = config.data, config.method.get("preferred")
+    corpora = {} if preferred is None else {"method.preferred": str(preferred)}
     for name in data.use or data.topics:
-        trained |= {f"data.topics.{name}.{part}": getattr(data.topics[name], part) for part in ("forget", "retain")}
-    held_out = {
-        f"eval.texts.corpora.{role}.{name}": path
-        for role, corpora in texts.corpora.items()
-        for name, path in corpora.items()
-    }
-    if data.text_column == texts.text_column:
-        return {data.text_column: trained | held_out}
-    return {data.text_column: trained, texts.text_column: held_out}
+        corpora |= {f"data.topics.{name}.{part}": getattr(data.topics[name], part) for part in ("forget", "retain")}
+    return corpora
