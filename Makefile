@@ -26,7 +26,7 @@ help: ## show this help
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing torch, transformers, datasets, lm-eval, wandb and what they need into $(VENV): one to five minutes"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --progress-bar off --constraint constraints.txt --editable '.[dev]' \
+	$(BIN)/python -m pip install --progress-bar off --no-compile --constraint constraints.txt --editable '.[dev]' \
 		| sed -un 's/^Collecting \([^ ]*\).*/  \1/p; /^Installing\|^Successfully/{s/ .*//;p}'
 	touch $@
 
@@ -99,8 +99,8 @@ test: $(INSTALLED) ## run the quick tests, a few minutes: make test ARGS="-k rmu
 	$(BIN)/python -m pytest $(ARGS)
 
 # A process more than there are cores: tests that start others, and those on SLURM above all, wait a good part of their time.
-ALL := -m "" --kills 10 -n $$(($$(nproc) + 1)) --no-loadscope-reorder
-test-all: $(INSTALLED) smollm2 $(SLURM_INSTALLED) $(BROWSER_INSTALLED) ## all tests: also SLURM, browser, ten kills
+ALL := -m "" --kills 6 -n $$(($$(nproc) + 1)) --no-loadscope-reorder
+test-all: $(INSTALLED) smollm2 $(SLURM_INSTALLED) $(BROWSER_INSTALLED) ## all tests: also SLURM, browser, six kills
 	$(BIN)/python -m pytest $(ALL) $(ARGS)
 
 test-slurm: $(INSTALLED) $(SLURM_INSTALLED) ## the tests of sweeps on a real SLURM of one node (installed by apt, as root)

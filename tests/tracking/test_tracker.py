@@ -265,7 +265,7 @@ def test_name_config_group_tags_and_end(whole):
 @pytest.mark.slow  # alone follows a sweep's group and tags from Hydra to W&B
 def test_a_sweep_is_a_group(tmp_path):
     command = [
-        sys.executable, "launch.py", "-m", "sweep=noise_scale", "method=rmu,rsv", "model.grids.nu='0.01,0'",
+        sys.executable, "launch.py", "-m", "sweep=noise_scale", "method=rmu", "model.grids.nu='0.01,0'",
         "train.steps=1", "eval=none", "hydra/launcher=packed", f"output_root={tmp_path}",
     ]  # fmt: skip
     for extra in ([], ["tracker.group=mine", "tracker.tags=[x]", "seed=1"]):
