@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -161,8 +162,7 @@ def _headers_parsed_once() -> Iterator[None]:
 
     It has no way to be given one. So gguf's reader, which it looks up by name at each use, is exchanged meanwhile.
     """
-    import gguf
-
+    gguf: Any = import_module("gguf")
     reader = gguf.GGUFReader
     gguf.GGUFReader = lambda path: _parsed(reader, _state_of(path))
     try:
