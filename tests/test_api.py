@@ -6,6 +6,7 @@ import json
 import runpy
 import subprocess
 import sys
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ def test_the_defaults_are_those_of_the_configuration(conf):
     assert (defaults["batch_size"], defaults["seed"], defaults["log_every"]) == (t.batch_size, config.seed, t.log_every)
     assert (defaults["mask"], defaults["on_exhausted"]) == (config.loss.mask, config.data.on_exhausted)
     assert optimizer == Optimizer(t.optimizer, t.schedule, tuple(t.betas), t.eps, t.weight_decay, t.precision)
-    assert (RNA(1.0).scale, RNA(1.0).per) == (config.rna.scale, config.rna.per)
+    assert replace(RNA(1.0), nu=config.rna.nu) == RNA(**asdict(config.rna))
     for method in ("adaptive_rmu", "npo", "simnpo", "dpo", "grad_diff"):
         configured = make_method(
             conf("model=zephyr_7b_beta", "eval=none", f"method={method}", "rna=none").method, RNA(0.0)

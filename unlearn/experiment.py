@@ -8,7 +8,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -160,7 +160,7 @@ def _setting(config: Config) -> Setting:
     """What distinguishes a run from others of the same training."""
     t = config.train
     optimizer = Optimizer(t.optimizer, t.schedule, (t.betas[0], t.betas[1]), t.eps, t.weight_decay, t.precision)
-    method = make_method(config.method, RNA(config.rna.nu, config.rna.scale, config.rna.per))
+    method = make_method(config.method, RNA(**asdict(config.rna)))
     return Setting(method, t.lr, config.loss.alpha, config.seed, optimizer)
 
 

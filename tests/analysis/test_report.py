@@ -449,6 +449,15 @@ def test_without_noise_its_scale_makes_no_difference(tmp_path):
     assert list(m.runs_of(choice.plain)) == [0, 1]
 
 
+def test_a_placebo_is_no_rna(tmp_path):
+    made_up_run(tmp_path / "plain", changes={"identity.rna.on": "gradient"})
+    made_up_run(tmp_path / "rna", nu=0.02)
+    made_up_run(tmp_path / "placebo", nu=0.1, changes={"identity.rna.on": "gradient"})
+    rna, placebo = gather(collect([tmp_path])).chosen
+    assert (rna.method, rna.nu, placebo.method, placebo.nu) == ("RMU", 0.02, "RMU, noise on the gradient", 0.1)
+    assert rna.plain is not None
+
+
 def test_a_setting_without_forget_tasks_does_not_win_for_that(tmp_path):
     made_up_run(tmp_path / "plain")
     made_up_run(tmp_path / "good", nu=0.1)

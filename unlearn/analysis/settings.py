@@ -73,7 +73,7 @@ def run_frame(runs: Sequence[Run]) -> pd.DataFrame:
                 "folder": str(run.folder),
                 "status": run.status,
                 "why": run.why,
-                "method": method_name(run.identity["method"]["name"]) if run.identity else "",
+                "method": _method_of(run, own) if run.identity else "",
                 "coefficient": ", ".join(f"{k.removeprefix('method.')}={v:g}" for k, v in arguments.items()),
                 "nu": own.get("rna.nu", math.nan),
                 "seed": run.identity.get("seed"),
@@ -91,6 +91,12 @@ def run_frame(runs: Sequence[Run]) -> pd.DataFrame:
     columns = about[telling_keys(about)]
     about["other"] = [differences(row) for row in columns.to_dict("records")]
     return about
+
+
+def _method_of(run: Run, keys: Mapping[str, Any]) -> str:
+    """The method's name. With a placebo in place of RNA it is another method, which no figure takes for RNA."""
+    name, place = method_name(run.identity["method"]["name"]), keys.get("rna.on")
+    return name if place is None else f"{name}, noise on the {str(place).replace('_', ' ')}"
 
 
 def method_name(key: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from functools import partial
 from typing import Any
 
@@ -149,7 +149,7 @@ def _method_and_rna(c: Config) -> Iterator[str]:
     """Problems that the constructors of RNA and of the method's class report. A user's own class is imported."""
     rna = RNA(0.0)
     try:
-        rna = RNA(c.rna.nu, c.rna.scale, c.rna.per)
+        rna = RNA(**asdict(c.rna))
     except UserError as error:
         yield f"rna.{error}"
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearn.config.schema import Config, as_float
+from unlearn.methods.rna import RETAIN_TARGET
 from unlearn.storage.hashing import json_sha256
 
 # Increase this by hand when the same configuration gives other numbers than before.
@@ -25,6 +26,8 @@ def identity(config: Config) -> dict[str, Any]:
         model.pop(key)
     for key in ("methods", "grids", "masks", "schedules", "alpha", "lr"):  # defaults of other keys
         model.pop(key)
+    if plain["rna"]["on"] == RETAIN_TARGET:  # runs from before there were placebos keep their folders
+        plain["rna"].pop("on")
     plain["method"].pop("preferred", None)
     plain["method"] = {key: as_float(value) for key, value in plain["method"].items()}  # method.c=3 is 3.0
     if data["use"] is None and list(data["topics"]) != sorted(data["topics"]):  # hashing sorts keys; order matters

@@ -23,6 +23,7 @@ from unlearn.arguments import (
     check_number,
     is_number,
 )
+from unlearn.methods.rna import RETAIN_TARGET
 from unlearn.records.names import QUERIES, text_tasks
 
 # Keys that must be equal for runs that share a process.
@@ -99,11 +100,12 @@ class ModelConfig:
 
 @dataclass
 class RNAConfig:
-    """Noise on the retain target (Eq. 8)."""
+    """Noise on the retain target (Eq. 8), or elsewhere as a placebo."""
 
     nu: float = MISSING
     scale: str = MISSING
     per: str = MISSING
+    on: str = RETAIN_TARGET
 
 
 @dataclass

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from unlearn.arguments import check_choice, check_flag
 from unlearn.errors import UserError
 from unlearn.methods.method import Method
+from unlearn.methods.rna import RETAIN_TARGET
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,6 +48,11 @@ class LikelihoodMethod(Method):
     def __post_init__(self) -> None:
         check_choice("retain", self.retain, RETAIN)
         check_flag("published", self.published)
+        if self.rna.on != RETAIN_TARGET:
+            raise UserError(
+                f"rna.on={self.rna.on} is not allowed with a method on likelihoods: placebos of RNA are for methods on "
+                f"representations. Use {RETAIN_TARGET}."
+            )
         if self.retain == "nll" and self.rna.nu > 0:
             raise UserError(
                 f"retain=nll with RNA (nu={self.rna.nu:g}) is not allowed: that retain loss has no reference that "

@@ -39,7 +39,8 @@ def make_method(config: Mapping[str, Any], rna: RNA) -> Method:
     try:
         return cls(**arguments, rna=rna)
     except UserError as error:
-        raise UserError(f"method.{error}") from None
+        group = "" if str(error).startswith("rna.") else "method."
+        raise UserError(f"{group}{error}") from None
     except Exception as error:  # of a user's own class
         raise UserError(f"method ({target}): {type(error).__name__}: {error}") from error
 

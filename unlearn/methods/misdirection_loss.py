@@ -1,11 +1,13 @@
 """Representation misdirection: Eq. 8, a forget loss plus alpha times a retain loss with RNA's noise on its target.
 
+A placebo of RNA (`RNA.on`) has its noise elsewhere.
+
 B batch, T tokens, D hidden size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,8 +17,9 @@ from torch import Tensor
 from unlearn.data.batches import Batch
 from unlearn.methods.inputs import ForgetBatch
 from unlearn.methods.losses import counted_positions, mean_cosine, mean_norm, representation_loss
-from unlearn.methods.noise import Augmentation
+from unlearn.methods.noise import Augmentation, of_equal_norm
 from unlearn.methods.objective import Alpha, Losses, View, alpha_of
+from unlearn.methods.rna import FORGET_TARGET, GRADIENT, RETAIN_INPUT, RETAIN_TARGET
 
 if TYPE_CHECKING:
     from unlearn.methods.misdirection import MisdirectionMethod
@@ -26,7 +29,7 @@ CONTROL = "control."
 
 @dataclass(frozen=True)
 class Misdirection:
-    """Eq. 8 with the target of any method, and RNA on the retain target.
+    """Eq. 8 with the target of any method, and RNA on the retain target (or a placebo's noise elsewhere).
 
     `controls` holds each topic's control vector (float32 [D]) on the model's device, `measured` what the method
     measured (`ForgetBatch.measured_once`); for the others see `Setup`.
@@ -44,8 +47,9 @@ class Misdirection:
         forget_BT = counted_positions(batch.forget.mask_BT, self.mask)
         retain_BT = counted_positions(batch.retain.mask_BT, self.mask)
         with torch.no_grad():
-            retain_target_BTD = self.noise(frozen.hidden("retain"), retain_BT, batch.topic, batch.step)
-        forget_BTD, retain_BTD = updated.hidden("forget"), updated.hidden("retain")
+            clean_BTD = frozen.hidden("retain")
+            retain_target_BTD = self._noisy(RETAIN_TARGET, clean_BTD, retain_BT, batch)
+        forget_BTD, retain_BTD = updated.hidden("forget"), self._retained(updated, clean_BTD, retain_BT, batch)
         with torch.no_grad():
             forget_target_BTD = self.method.target(
                 ForgetBatch(
@@ -57,26 +61,58 @@ class Misdirection:
                     measured=self.measured,
                 )
             )
+            noisy_target_BTD = self._noisy(FORGET_TARGET, forget_target_BTD, forget_BT, batch)
 
         def facts() -> dict[str, Tensor]:
             with torch.no_grad():
                 return {
                     "forget_norm": mean_norm(forget_BTD, forget_BT),
-                    "retain_norm": mean_norm(retain_BTD, retain_BT),
+                    "retain_norm": mean_norm(updated.hidden("retain"), retain_BT),
                     "forget_cosine": mean_cosine(forget_BTD, forget_target_BTD, forget_BT),
-                    "retain_drift": mean_norm(retain_BTD - frozen.hidden("retain"), retain_BT),
+                    "retain_drift": mean_norm(updated.hidden("retain") - clean_BTD, retain_BT),
                 }
 
         return Losses(
-            representation_loss(forget_BTD, forget_target_BTD, forget_BT),
+            representation_loss(forget_BTD, noisy_target_BTD, forget_BT),
             representation_loss(retain_BTD, retain_target_BTD, retain_BT),
             alpha_of(self.alpha, batch.topic),
             facts,
+            self._gradient_noise(retain_BTD, clean_BTD, retain_BT, batch),
         )
+
+    def _noisy(self, place: str, states_BTD: Tensor, counted_BT: Tensor, batch: Batch) -> Tensor:
+        """The states, with noise if this is where it goes."""
+        here = self.noise.rna.on == place
+        return self.noise(states_BTD, counted_BT, batch.topic, batch.step) if here else states_BTD
+
+    def _retained(self, updated: View, clean_BTD: Tensor, retain_BT: Tensor, batch: Batch) -> Tensor:
+        """The updated model's retain representation."""
+        if self.noise.rna.on != RETAIN_INPUT or self.noise.rna.nu == 0:
+            return updated.hidden("retain")
+        none_BTD = torch.zeros_like(clean_BTD, dtype=torch.float32)
+        return updated.hidden("retain", self.noise(none_BTD, retain_BT, batch.topic, batch.step))
+
+    def _gradient_noise(
+        self, retain_BTD: Tensor, clean_BTD: Tensor, retain_BT: Tensor, batch: Batch
+    ) -> Callable[[Sequence[Tensor]], list[Tensor | None]] | None:
+        """Noise on the gradient of the norm by which RNA would change it; None if none goes there."""
+        if self.noise.rna.on != GRADIENT or self.noise.rna.nu == 0:
+            return None
+
+        def noise(weights: Sequence[Tensor]) -> list[Tensor | None]:
+            noisy_BTD = self.noise(clean_BTD, retain_BT, batch.topic, batch.step)
+            with_rna = representation_loss(retain_BTD, noisy_BTD, retain_BT)
+            change = with_rna - representation_loss(retain_BTD, clean_BTD, retain_BT)
+            by_rna = alpha_of(self.alpha, batch.topic) * change
+            gradients = torch.autograd.grad(by_rna, list(weights), retain_graph=True, allow_unused=True)
+            return of_equal_norm(gradients, self.noise.seed, batch.topic, batch.step)
+
+        return noise
 
     def prepare(self, batch: Batch) -> None:
         """Begin to draw the noise of the next step."""
-        self.noise.prepare(counted_positions(batch.retain.mask_BT, self.mask), batch.topic, batch.step)
+        part = batch.forget if self.noise.rna.on == FORGET_TARGET else batch.retain
+        self.noise.prepare(counted_positions(part.mask_BT, self.mask), batch.topic, batch.step)
 
     def state(self) -> dict[str, Tensor]:
         """Control vectors {"control.TOPIC": [D]}, and what the method measured {"NAME.TOPIC": tensor}."""

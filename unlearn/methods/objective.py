@@ -23,8 +23,8 @@ Result = TypeVar("Result")
 class View(Protocol):
     """A model, frozen or updated, on one batch. `final` and `logits` need the whole model (`Method.needs_logits`)."""
 
-    def hidden(self, part: Part) -> Tensor:
-        """h at layer l for a part of the batch: [B, T, D]."""
+    def hidden(self, part: Part, added_BTD: Tensor | None = None) -> Tensor:
+        """h at layer l for a part of the batch: [B, T, D]. `added_BTD` is added where the trained layers begin."""
         ...
 
     def final(self, part: Part, hidden_BTD: Tensor | None = None) -> Tensor:
@@ -52,6 +52,8 @@ class Losses:
     retain: Tensor  # not yet weighted
     alpha: float
     facts: Callable[[], dict[str, Tensor]]  # computed only for the steps that are logged
+    # From the trained matrices, what is added to the gradient of each; called before the backward pass. None: nothing.
+    gradient_noise: Callable[[Sequence[Tensor]], Sequence[Tensor | None]] | None = None
 
     @property
     def total(self) -> Tensor:

@@ -59,6 +59,13 @@ def _hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     return kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
 
 
+def with_added(calls: list[Call], added_BTD: Tensor) -> list[Call]:
+    """Calls whose first layer gets other states, so that nothing of it that was recorded holds."""
+    first, *others = calls
+    h_BTD = first.hidden_BTD
+    return [replace(first, hidden_BTD=h_BTD + added_BTD.to(h_BTD), recorded={}), *others]
+
+
 class _TrainedMatrixReached(Exception):
     pass
 

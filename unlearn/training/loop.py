@@ -21,7 +21,7 @@ from torch import Tensor
 from unlearn.data.batches import Batch, Part
 from unlearn.data.packing import Packed, pack
 from unlearn.methods.objective import Losses
-from unlearn.models.cutting import Call, CutModel
+from unlearn.models.cutting import Call, CutModel, with_added
 from unlearn.training.variant import Progress, Variant
 
 
@@ -71,10 +71,12 @@ class _Shared:
             self._calls[part] = self.cut.prefix(*self._inputs[part])
         return self._calls[part]
 
-    def hidden(self, part: Part, weights: dict[str, Tensor]) -> Tensor:
-        """h at layer l with these weights: [B, T, D]."""
-        h = self.cut.span(self.calls(part), weights)
-        packed = self._packed[part]
+    def hidden(self, part: Part, weights: dict[str, Tensor], added_BTD: Tensor | None = None) -> Tensor:
+        """h at layer l with these weights, and with `added_BTD` on the states that enter the span: [B, T, D]."""
+        calls, packed = self.calls(part), self._packed[part]
+        if added_BTD is not None:
+            calls = with_added(calls, added_BTD if packed is None else packed.repack(added_BTD))
+        h = self.cut.span(calls, weights)
         return h if packed is None else packed.unpack(h)
 
     def final(self, part: Part, h_BTD: Tensor) -> Tensor:
@@ -102,7 +104,9 @@ class _View:
         self._hidden: dict[Part, Tensor] = {}
         self._once: dict[Hashable, Any] = {}
 
-    def hidden(self, part: Part) -> Tensor:
+    def hidden(self, part: Part, added_BTD: Tensor | None = None) -> Tensor:
+        if added_BTD is not None:
+            return self._shared.hidden(part, self._weights, added_BTD)
         if part not in self._hidden:
             self._hidden[part] = self._shared.hidden(part, self._weights)
         return self._hidden[part]
@@ -200,7 +204,7 @@ def _step(
 ) -> Record | None:
     """Lines 6 to 13 of Algorithm 1 for one variant: losses, gradients, update. Returns the record of a logged step."""
     losses = variant.objective(batch, frozen, updated)
-    losses.total.backward()
+    _backward(losses, list(variant.weights.values()))
     norm = torch.nn.utils.get_total_norm([w.grad for w in variant.weights.values() if w.grad is not None])
     checks.begin(variant, _StepCheck(batch, losses, norm))
     if not checks.late and not checks.passed(variant):
@@ -211,6 +215,15 @@ def _step(
     before = variant.progress
     variant.progress = Progress(batch.step + 1, before.tokens + tokens, before.seconds)
     return record
+
+
+def _backward(losses: Losses, weights: Sequence[Tensor]) -> None:
+    """The gradients of the matrices, with the noise that a placebo of RNA adds to them."""
+    noises = [None] * len(weights) if losses.gradient_noise is None else losses.gradient_noise(weights)
+    losses.total.backward()
+    for weight, noise in zip(weights, noises, strict=True):
+        if weight.grad is not None and noise is not None:
+            weight.grad += noise
 
 
 def _after_step(variant: Variant, schedule: Schedule, checks: _Checks) -> None:
