@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unlearn.errors import UserError
-from unlearn.evaluation.perturb import perturb
+from unlearn.evaluation.perturb import REPLACED, perturb
 from unlearn.evaluation.questions import query_words
 from unlearn.evaluation.tokens import control_tokens, corpus_tokens, read_tokens
 
@@ -28,6 +28,7 @@ def test_exactly_one_incorrect_option_changes(choices, data, seed, question):
     assert asked["choices"].count("#forget#") >= 1
     assert (asked["question"], asked["answer"]) == ("?", answer)
     assert document["choices"] == choices  # the original is left alone
+    assert asked[REPLACED] == ["#forget#"]
     assert asked == perturb(document, ["#forget#"], seed=seed, task="t", question=question)
 
 

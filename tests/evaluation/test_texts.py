@@ -1,6 +1,7 @@
 """Held-out texts: where a document is cut, what is measured of it, and its way through a run to W&B and `compare`."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,16 +10,21 @@ from tests.conftest import ROOT, read_metrics
 from unlearn.analysis.compare import compare_runs
 from unlearn.config.schema import TextConfig
 from unlearn.errors import UserError
+from unlearn.evaluation.harness import with_agreement
+from unlearn.evaluation.suite import Suite
 from unlearn.evaluation.texts import load_passages
 from unlearn.experiment import run
+from unlearn.models.delta import load_delta
 from unlearn.models.loading import Source, load_tokenizer, load_whole
-from unlearn.records.samples import Sample
+from unlearn.records.answers import Answers
+from unlearn.records.samples import Sample, read_samples
 from unlearn.records.scores import read_scores
 from unlearn.statistics.paired import PairedMeans, paired_means
 from unlearn.tracking.wandb_tables import question_rows, role_figures, text_rows
 
 WORDS = [f"w{n}" for n in range(20)]
 TOY = str(ROOT / "unlearn/toy/model")
+TOKENS = (ROOT / "unlearn/toy/data/forget_tokens.txt").read_text().splitlines()
 HELD_OUT = ROOT / "unlearn/real/data/wikipedia-heldout.jsonl"
 
 
@@ -133,6 +139,51 @@ def test_a_run_has_differences_from_the_base_model_and_from_the_default_query(tw
     assert math.isclose(metrics[f"{name}/default/base_difference"], change, rel_tol=1e-6)
 
 
+def first_choices(weights, text):
+    """Of a plain forward pass: the most likely token in the place of each token behind a text's beginning."""
+    model, tokenizer = load_whole(Source(TOY)), load_tokenizer(Source(TOY))
+    model.load_state_dict(weights, strict=False)
+    first = len(tokenizer(text.beginning)["input_ids"])
+    with torch.no_grad():
+        logits_TV = model(torch.tensor([tokenizer(text.beginning + text.rest)["input_ids"]])).logits[0]
+    return logits_TV.argmax(-1)[first - 1 : -1].tolist()
+
+
+def test_agreement_is_the_share_of_tokens_at_which_the_first_choice_is_the_base_models(two_runs):
+    weights, _ = load_delta(two_runs[1] / "delta.safetensors")
+    samples = [s for s in read_samples(two_runs[1]) if s.role == "retain_text"]
+    texts = load_passages(TextConfig({"retain": {"wiki": str(HELD_OUT)}}, documents=4), {"default": []})
+    expected = []
+    for passage in texts["default"]["retain_text_wiki"]:
+        before, after = first_choices({}, passage), first_choices(weights, passage)
+        [base], [own] = (
+            [s for s in samples if (s.model, s.query, s.id) == (model, "default", passage.id)]
+            for model in ("base", "unlearned")
+        )
+        assert (base.choices, own.choices) == (before, after)
+        assert (base.agreement, base.words) == (None, None)
+        expected.append(sum(a == b for a, b in zip(before, after, strict=True)) / own.tokens)
+        assert own.agreement == expected[-1]
+    assert 0 < sum(expected) < 4
+    scores = {(s.query, s.against): s for s in read_scores(two_runs[1]) if s.measure == "agreement"}
+    assert scores.keys() == {("default", None), ("perturbed", None), ("perturbed", "default")}
+    assert scores["default", None].value == pytest.approx(sum(expected) / 4)
+    change = scores["perturbed", None].value - scores["default", None].value
+    assert scores["perturbed", "default"].value == pytest.approx(change)
+    assert scores["perturbed", "default"].n == 4
+    assert {tuple(s.words) for s in samples if s.query == "perturbed"} <= {(token,) for token in TOKENS}
+
+
+def test_a_text_without_a_likelihood_has_no_agreement(two_runs):
+    place = ("retain_text", "retain_text_wiki", "default", 0, "x")
+    base = Sample("base", *place, nats=3.0, tokens=2, choices=[4, 5])
+    broken = replace(base, model="unlearned", nats=math.nan)
+    suite = Suite({}, {}, {}, None, {"default": {"retain_text_wiki": []}}, {"retain_text": ["retain_text_wiki"]})
+    assert with_agreement(Answers([], [base]), Answers([], [broken]), suite) == Answers([], [broken])
+    well = with_agreement(Answers([], [base]), Answers([], [replace(broken, nats=1.0, choices=[4, 6])]), suite)
+    assert [(s.measure, s.value) for s in well.scores] == [("agreement", 0.5)]
+
+
 def test_runs_are_compared_and_questions_stay_apart(two_runs):
     comparison = compare_runs(*two_runs)
     assert not comparison.refused
@@ -160,6 +211,8 @@ def test_wandb_gets_a_table_of_texts_and_no_questions_of_them(two_runs):
     ]
     figures = role_figures(scores)
     assert figures["retain_text/default/nats"] == metrics["unlearned/retain_text_wiki/default/nats"]
+    assert figures["retain_text/perturbed/agreement"] == metrics["unlearned/retain_text_wiki/perturbed/agreement"]
+    assert [row[7] for row in rows] == [metrics.get(f"{row[3]}/{row[1]}/{row[2]}/agreement") for row in rows]
     assert figures["robustness/text_cost"] == metrics["unlearned/retain_text_wiki/perturbed/default_difference"]
     place = {"role": "retain_text", "task": "retain_text_wiki", "query": "default", "id": 0, "question": "x"}
     assert list(question_rows(Sample(model, **place, nats=3.0, tokens=2) for model in ("base", "unlearned"))) == []

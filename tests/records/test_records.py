@@ -22,9 +22,10 @@ TEXT = Sample("base", "retain_text", "retain_text_wiki", "default", 0, "cd34", n
 
 def test_scores_and_samples_are_read_as_they_were_written(tmp_path):
     write_scores(tmp_path, [VALUE, DIFFERENCE, PART])
-    write_samples(tmp_path, [QUESTION, TEXT])
+    perturbed = replace(TEXT, model="unlearned", choices=[5, 0, 7, 7], agreement=0.25, words=["virus"])
+    write_samples(tmp_path, [QUESTION, TEXT, perturbed])
     assert read_scores(tmp_path) == [VALUE, DIFFERENCE, PART]
-    assert read_samples(tmp_path) == [QUESTION, TEXT]
+    assert read_samples(tmp_path) == [QUESTION, TEXT, perturbed]
 
 
 def test_results_are_read_without_threads(tmp_path):

@@ -24,7 +24,7 @@ from unlearn.tracking import dashboard
 SECTIONS = {
     "Robustness": [wr.ScatterPlot] * 4,
     "Forgetting against robustness": [wr.ScatterPlot],
-    "Held-out texts": [wr.ScatterPlot] * 2,
+    "Held-out texts": [wr.ScatterPlot] * 3,
     "Course of training": [wr.LinePlot] * 3,
     "MaxLogit": [wr.ScatterPlot, wr.MediaBrowser],
     "All at once": [wr.ParallelCoordinatesPlot],

@@ -9,12 +9,13 @@ import pandas as pd
 
 from unlearn.analysis.collect import Run
 from unlearn.analysis.settings import SETTING, missing_seeds
+from unlearn.records.scores import AGREEMENT
 from unlearn.statistics.intervals import NORMAL, quantile
 
 MEAN = "mean"  # the task of the rows of a whole role
 PLACE = ["model", "role", "task", "query", "measure", "against"]
 FIGURES = ["value", "stderr", "low", "high", "p", "n"]
-PERCENT = ("acc",)  # measures that are shown in percent
+PERCENT = ("acc", AGREEMENT)  # measures that are shown in percent
 DIGITS = 4  # of what is shown, behind the point
 
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unlearn.config.identity import RESULTS_VERSION
 from unlearn.evaluation.cache import CachedAnswers, cache_place
-from unlearn.evaluation.harness import MaxLogitPlan, against_base, evaluate
+from unlearn.evaluation.harness import MaxLogitPlan, against_base, evaluate, with_agreement
 from unlearn.evaluation.journal import Journals, Report
 from unlearn.evaluation.suite import Suite
 from unlearn.models.delta import check_delta, load_delta
@@ -93,11 +93,11 @@ class Evaluator:
         # Before the base model, whose answers another process may be computing at the same time.
         parts, _ = in_batches(self._ask_unlearned, models, len(models))  # smaller groups, if memory runs out
         base = self._base_answers(models)
-        return [
-            Answers(base.scores + own.scores + against_base(base, own, self.suite), base.samples + own.samples)
-            for part in parts
-            for own in part
-        ]
+        return [self._compared(base, own) for part in parts for own in part]
+
+    def _compared(self, base: Answers, unlearned: Answers) -> Answers:
+        own = with_agreement(base, unlearned, self.suite)
+        return Answers(base.scores + own.scores + against_base(base, own, self.suite), base.samples + own.samples)
 
     def _weights(self, delta: Path) -> dict[str, Tensor]:
         weights, metadata = load_delta(delta)

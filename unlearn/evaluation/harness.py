@@ -14,12 +14,13 @@ from transformers import PreTrainedTokenizerBase
 from unlearn.evaluation import texts
 from unlearn.evaluation.journal import Journals
 from unlearn.evaluation.maxlogit import MaxLogits, max_logits
+from unlearn.evaluation.perturb import REPLACED
 from unlearn.evaluation.scorer import Scorer
 from unlearn.evaluation.suite import Place, Suite
 from unlearn.models.group import ModelGroup
 from unlearn.records.answers import Answers
 from unlearn.records.samples import Sample
-from unlearn.records.scores import MAXLOGIT_NOT_FINITE, NOT_FINITE, TRUNCATED, Score
+from unlearn.records.scores import AGREEMENT, MAXLOGIT_NOT_FINITE, NOT_FINITE, TRUNCATED, Score
 from unlearn.screen import say
 from unlearn.statistics.paired import Paired, PairedMeans, paired, paired_means
 
@@ -214,6 +215,7 @@ def _samples(
                 score=None if is_judged or judgement is None else float(judgement),
                 choice=max(range(len(options)), key=options.__getitem__) if is_chosen and options else None,
                 loglikelihoods=options,
+                words=sample["doc"].get(REPLACED),
             )
 
 
@@ -241,6 +243,8 @@ def _measured(
             hashes[passage.id],
             nats=-loglikelihood,
             tokens=scorer.count_tokens(passage.beginning, passage.rest),
+            choices=scorer.choices(passage.request),
+            words=list(passage.words) or None,
         )
         for passage, (loglikelihood, _) in zip(passages, results, strict=True)
     ]
@@ -278,12 +282,50 @@ def _difference(
     """The paired difference of a measure; none where one of the sides has no values."""
     if not before or not after:
         return []
-    if measure == "nats":
+    if measure in ("nats", AGREEMENT):
         result: Paired | PairedMeans = paired_means(before, after)
     else:
         result = paired([value == 1 for value in before], [value == 1 for value in after])
     interval = {"low": result.low, "high": result.high, "p": result.p, "n": len(before)}
     return [_score(label, place, query, measure, result.difference, against=against, **interval)]
+
+
+def with_agreement(base: Answers, unlearned: Answers, suite: Suite) -> Answers:
+    """The unlearned model's answers with their agreement with the base model's: of each text, and as scores.
+
+    The scores are of places that have a likelihood for every text in both models.
+    """
+    asked = {(s.role, s.task, s.query, s.id): s for s in base.samples if s.value is not None}
+    samples = [_agreeing(asked.get((s.role, s.task, s.query, s.id)), s) for s in unlearned.samples]
+    own = Answers(unlearned.scores, samples)
+    scores = []
+    for query, tasks in suite.passages.items():
+        for place in suite.places(query):
+            values = own.values(place.role, place.leaves, query, AGREEMENT) if place.task in tasks else []
+            if values:
+                mean, error = texts.mean_and_error(values)
+                scores.append(_score("unlearned", place, query, AGREEMENT, mean, stderr=error, n=len(values)))
+    return replace(own, scores=[*own.scores, *scores, *agreement_against_default(own, suite)])
+
+
+def _agreeing(base: Sample | None, sample: Sample) -> Sample:
+    """The sample with its agreement, if both models have read this text and have a likelihood for it."""
+    if base is None or sample.value is None or not sample.choices:
+        return sample
+    assert base.choices is not None
+    same = [a == b for a, b in zip(base.choices, sample.choices, strict=True)]
+    return replace(sample, agreement=sum(same) / len(same))
+
+
+def agreement_against_default(unlearned: Answers, suite: Suite) -> list[Score]:
+    """Paired difference, interval and test of the agreement in every other query against that in the default one."""
+    scores = []
+    for query, tasks in suite.passages.items():
+        for place in suite.places(query) if query != "default" else ():
+            if place.task in tasks:
+                default, other = (unlearned.values(place.role, place.leaves, q, AGREEMENT) for q in ("default", query))
+                scores += _difference(default, other, "unlearned", place, query, AGREEMENT, "default")
+    return scores
 
 
 def _measure_of(suite: Suite, place: Place, query: str) -> str:

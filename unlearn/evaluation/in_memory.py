@@ -11,7 +11,7 @@ from unlearn.arguments import check_integer
 from unlearn.config.schema import TextConfig
 from unlearn.errors import UserError
 from unlearn.evaluation import harness
-from unlearn.evaluation.harness import against_base
+from unlearn.evaluation.harness import against_base, with_agreement
 from unlearn.evaluation.questions import check_token_ids
 from unlearn.evaluation.suite import Suite, load_suite
 from unlearn.evaluation.texts import load_passages
@@ -49,7 +49,8 @@ def evaluate(
         model: the whole model, with its tokenizer.
         variants: what `train` returned; none evaluates the base model alone.
         tasks: {role: names of tasks or groups of lm-eval}, for example {"retain": ["mmlu"], "forget": ["wmdp_bio"]}.
-        texts: {role: {name: held-out texts}}, a file or a list of strings; measured in nats a token.
+        texts: {role: {name: held-out texts}}, a file or a list of strings; measured in nats a token and, of variants,
+            by agreement: the share of next tokens at which their first choice is the base model's.
         forget_tokens: words, or a file with one a line. With some, everything is asked once more in perturbed
             queries: an incorrect option becomes such a word, or it is inserted into a text.
         subset: so many questions of each role; None: all.
@@ -98,7 +99,8 @@ def evaluate(
         sentence = why_not_finite(own.scores)
         if sentence is not None:
             warnings.warn(sentence, stacklevel=2)
-    scores = [base.scores, *(own.scores + against_base(base, own, suite) for own in answers)]
+    compared = [with_agreement(base, own, suite) for own in answers]
+    scores = [base.scores, *(own.scores + against_base(base, own, suite) for own in compared)]
     return _frame(scores)
 
 

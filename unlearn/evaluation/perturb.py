@@ -9,6 +9,8 @@ from typing import Any
 from unlearn.errors import UserError
 from unlearn.evaluation.forms import options
 
+REPLACED = "unlearn_replaced_by"  # a column of perturbed documents: the words that options became
+
 
 def perturb(
     document: Mapping[str, Any],
@@ -20,7 +22,7 @@ def perturb(
     count: int = 1,
     position: str = "random",
 ) -> dict[str, Any]:
-    """The question with `count` incorrect options replaced by one each of `tokens`.
+    """The question with `count` incorrect options replaced by one each of `tokens`, which REPLACED lists.
 
     Args:
         document: has `choices` (list of str) and `answer` (index of the right one), as in cais/mmlu and cais/wmdp.
@@ -52,4 +54,4 @@ def perturb(
     changed = list(choices)
     for place in replaced:
         changed[place] = rng.choice(usable)
-    return {**document, "choices": changed}
+    return {**document, "choices": changed, REPLACED: [changed[place] for place in replaced]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from unlearn.evaluation.journal import fingerprint
@@ -21,9 +21,12 @@ class Row:
     requests: list[int]
     nodes: list[list[int]]
     targets: list[list[int]]  # the token that should come after each node
+    keeps_choices: list[bool]  # whether the model's own first choices there are kept
 
 
-def make_rows(requests: Sequence[Request], context: int, largest: int) -> list[Row]:
+def make_rows(
+    requests: Sequence[Request], context: int, largest: int, keep_choices: Collection[tuple[str, str]] = ()
+) -> list[Row]:
     """All requests as rows, the longest first, so that memory runs out at the start if at all.
 
     As in HFLM, a continuation's last token is not an input, and a sequence that is longer than the context is cut on
@@ -32,6 +35,7 @@ def make_rows(requests: Sequence[Request], context: int, largest: int) -> list[R
     Args:
         context: tokens that the model reads at most.
         largest: tokens of a tree; 0: each sequence is a row of its own.
+        keep_choices: the requests, by their strings, of which the model's first choices are kept.
     """
     requests_of: dict[tuple[int, ...], list[int]] = {}
     for number, (_, beginning, continuation) in enumerate(requests):
@@ -42,13 +46,14 @@ def make_rows(requests: Sequence[Request], context: int, largest: int) -> list[R
     trees = grow(sequences, largest) if largest else [(chain(s), [i]) for i, s in enumerate(sequences)]
     rows = []
     for tree, members in trees:
-        row = Row(tree, [], [], [])
+        row = Row(tree, [], [], [], [])
         for member, path in zip(members, tree.paths, strict=True):
             for number in asked[member]:
                 targets = requests[number][2][-context:]
                 row.requests.append(number)
                 row.nodes.append(path[len(path) - len(targets) :])
                 row.targets.append(targets)
+                row.keeps_choices.append(requests[number][0] in keep_choices)
         rows.append(row)
     return sorted(rows, key=lambda row: -len(row.tree.ids))
 

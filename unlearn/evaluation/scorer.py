@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lm_eval.models.huggingface import HFLM
@@ -35,6 +35,14 @@ from unlearn.storage.hashing import json_sha256
 
 GENERATION_LENGTH = 512  # tokens assumed for a row in tasks that generate text, which lm-eval batches itself
 Answer = tuple[float, bool]  # log-likelihood of a continuation, and whether greedy decoding gives it
+
+
+class Scored(NamedTuple):
+    """What the model said to one request. `choices` are its own first choices, where they are kept."""
+
+    loglikelihood: float
+    is_greedy: bool
+    choices: list[int]
 
 
 def _padding_within(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> PreTrainedTokenizerBase:
@@ -85,6 +93,8 @@ class Scorer(HFLM):
         self._not_finite: list[set[str]] = [set() for _ in range(len(group))]
         self._watch = _Watch()
         self._answers: list[dict[tuple[str, str], Answer]] = [{} for _ in range(len(group))]
+        self._choices: list[dict[tuple[str, str], list[int]]] = [{} for _ in range(len(group))]
+        self._keep_choices: set[tuple[str, str]] = set()
         self._tokens: dict[str, list[int]] = {}
         self._label = ""
         self._journals = journals or [NO_JOURNALS] * len(group)
@@ -109,6 +119,7 @@ class Scorer(HFLM):
         pairs = {r.args for r in requests if r.request_type == "loglikelihood"} - self._answers[0].keys()
         if not pairs:
             return
+        self._keep_choices |= {r.args for r in requests if getattr(r, "keep_choices", False)}
         ordered = sorted(pairs)  # the order of a set differs from run to run
         self._label = label
         self._tokenise(ordered)
@@ -119,6 +130,10 @@ class Scorer(HFLM):
         """An answer for each request, by the member in use."""
         self.prepare(requests)
         return [self._answers[self._member][request.args] for request in requests]
+
+    def choices(self, request: Any) -> list[int]:
+        """The first choice of the member in use for each counted token of a request that keeps them."""
+        return self._choices[self._member][request.args]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """A text for each request, by the member in use: batches of prompts of similar length, kept in its journal."""
@@ -183,18 +198,21 @@ class Scorer(HFLM):
         """
         strings = [pair for pair, _, _ in requests if pair is not None]
         if not strings:
-            return self._score_all(requests, [self._member])[0]
+            return [scored[:2] for scored in self._score_all(requests, [self._member])[0]]
         for pair, context, continuation in requests:
             if pair is not None and len(context) + len(continuation) > self.max_length + 1:
                 self.truncated.add(pair)
         scores = self._score_all(requests, list(range(len(self.group))))
-        for answers, of_member in zip(self._answers, scores, strict=True):
-            answers |= zip(strings, of_member, strict=True)
-        return scores[self._member]
+        for answers, choices, of_member in zip(self._answers, self._choices, scores, strict=True):
+            for pair, scored in zip(strings, of_member, strict=True):
+                answers[pair] = scored[:2]
+                if pair in self._keep_choices:
+                    choices[pair] = scored.choices
+        return [scored[:2] for scored in scores[self._member]]
 
-    def _score_all(self, requests: Sequence[Request], members: list[int]) -> list[list[Answer]]:
+    def _score_all(self, requests: Sequence[Request], members: list[int]) -> list[list[Scored]]:
         """Each of these members' answers, from its journal or computed, batch by batch."""
-        rows = make_rows(requests, self.max_length, self._largest_tree(requests))
+        rows = make_rows(requests, self.max_length, self._largest_tree(requests), self._keep_choices)
         # All batches are planned before those in journals are skipped. A tree's mask replaces a sliding window. Single
         # sequences may be longer than the window: they have batches of their own.
         batches = []
@@ -204,10 +222,10 @@ class Scorer(HFLM):
             batches += [[alike[i] for i in batch] for batch in by_length(lengths, self.tokens_per_batch)]
         plan = plan_of(batches)
         journals = [self._journals[member] for member in members]
-        answers = [dict[int, Answer]() for _ in members]
+        answers = [dict[int, Scored]() for _ in members]
         bar = tqdm(total=len(requests), desc=f"Scoring {self._label}".rstrip(), mininterval=1, disable=None)
 
-        def score(number: int, missing: list[int]) -> list[list[Answer]]:
+        def score(number: int, missing: list[int]) -> list[list[Scored]]:
             return self._score(batches[number], [members[i] for i in missing])
 
         name = f"{self._label or 'model'}-{plan[:10]}"
@@ -215,7 +233,7 @@ class Scorer(HFLM):
             numbers = [n for row in batches[number] for n in row.requests]
             bar.update(len(numbers))
             for journal, of_member, scores in zip(journals, answers, results, strict=True):
-                of_member |= zip(numbers, map(tuple, scores), strict=True)
+                of_member |= zip(numbers, (Scored(*scored) for scored in scores), strict=True)
                 journal.report(f"scoring {self._label}", len(of_member), len(requests))
         bar.close()
         return [[of_member[n] for n in range(len(requests))] for of_member in answers]
@@ -232,7 +250,7 @@ class Scorer(HFLM):
         window = getattr(self.model.config.get_text_config(), "sliding_window", None)
         return largest if window is None else min(largest, window)
 
-    def _score(self, rows: list[Row], members: list[int]) -> list[list[Answer]]:
+    def _score(self, rows: list[Row], members: list[int]) -> list[list[Scored]]:
         """Each member's answers to all requests of a batch, row after row. If memory runs out, the batch is split."""
         longest = max(len(row.tree.ids) for row in rows)
         planned = max(1, self.tokens_per_batch // longest)
@@ -242,18 +260,20 @@ class Scorer(HFLM):
             warnings.warn(f"Out of memory: going on with eval.tokens_per_batch={self.tokens_per_batch}.", stacklevel=2)
         return [[answer for part in parts for answer in part[i]] for i in range(len(members))]
 
-    def _score_at_once(self, rows: list[Row], members: list[int]) -> list[list[Answer]]:
+    def _score_at_once(self, rows: list[Row], members: list[int]) -> list[list[Scored]]:
         nodes = [[node for request in row.nodes for node in request] for row in rows]
-        requests = [request for row in rows for request in row.targets]
-        targets_N = torch.tensor([token for request in requests for token in request], device=self.device)
+        requests = [request for row in rows for request in zip(row.targets, row.keeps_choices, strict=True)]
+        targets_N = torch.tensor([token for targets, _ in requests for token in targets], device=self.device)
 
-        def read(logits_NV: Tensor) -> list[Answer]:
+        def read(logits_NV: Tensor) -> list[Scored]:
             logprobs = logits_NV.log_softmax(dim=-1).gather(-1, targets_N[:, None]).squeeze(-1).tolist()
-            greedy = (logits_NV.argmax(dim=-1) == targets_N).tolist()
+            choices_N = logits_NV.argmax(dim=-1)
+            choices, greedy = choices_N.tolist(), (choices_N == targets_N).tolist()
             answers, start = [], 0
-            for request in requests:
-                end = start + len(request)
-                answers.append((sum(logprobs[start:end]), all(greedy[start:end])))
+            for targets, keeps in requests:
+                end = start + len(targets)
+                own = choices[start:end] if keeps else []
+                answers.append(Scored(sum(logprobs[start:end]), all(greedy[start:end]), own))
                 start = end
             return answers
 

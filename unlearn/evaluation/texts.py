@@ -37,11 +37,12 @@ class Passage:
     beginning: str
     rest: str
     plain: str = field(default="", repr=False)  # the beginning without inserted words
+    words: tuple[str, ...] = field(default=(), repr=False)  # those that are inserted
 
     @property
     def request(self) -> Any:
-        """The request to lm-eval's model class: the log-likelihood of `rest` after `beginning`."""
-        return SimpleNamespace(args=(self.beginning, self.rest), request_type="loglikelihood")
+        """The request to the scorer: the log-likelihood of `rest` after `beginning`, and the first choices there."""
+        return SimpleNamespace(args=(self.beginning, self.rest), request_type="loglikelihood", keep_choices=True)
 
 
 def load_passages(
@@ -103,14 +104,18 @@ def _cut(config: TextConfig, task: str, number: int, text: str, words: Sequence[
         "random": lambda: rng.randrange(len(spans) // 2),
     }
     begin, end = spans[places[config.place]()]
-    inserted = "".join(f"{rng.choice(words)}. " for _ in range(config.inserted)) if words else ""
+    drawn = tuple(rng.choice(words) for _ in range(config.inserted)) if words else ()
+    inserted = "".join(f"{word}. " for word in drawn)
     before, behind, rest = text[spans[0][0] : begin], text[begin:end], text[end : spans[-1][1]]
-    return Passage(number, before + inserted + behind, rest, before + behind)
+    return Passage(number, before + inserted + behind, rest, before + behind, drawn)
 
 
 def figures(samples: Sequence[Sample]) -> list[tuple[str, float, float | None]]:
     """`nats` (a token, the mean over documents) with its standard error, and `perplexity`, exp(nats), without one."""
-    values = [sample.value for sample in samples if sample.value is not None]
-    mean = fmean(values)
-    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    mean, error = mean_and_error([sample.value for sample in samples if sample.value is not None])
     return [("nats", mean, error), ("perplexity", math.exp(min(mean, LARGEST)), None)]
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """The mean over documents and its standard error."""
+    return fmean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0

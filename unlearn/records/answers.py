@@ -31,15 +31,16 @@ class Answers:
             samples_of.setdefault((sample.role, sample.task, sample.query), []).append(sample)
         return samples_of
 
-    def values(self, role: str, leaves: Sequence[str], query: str) -> list[float]:
-        """`Sample.value` of every question of a task or group, which consists of `leaves`, task after task.
+    def values(self, role: str, leaves: Sequence[str], query: str, of: str = "value") -> list[float]:
+        """`Sample.value`, or another property, of every question of a task or group: `leaves`, task after task.
 
         Empty if one of them was not asked, or has questions without a value.
         """
         values = []
         for leaf in leaves:
             samples = self._samples_of.get((role, leaf, query), [])
-            if not samples or any(sample.value is None for sample in samples):
+            own = [getattr(sample, of) for sample in samples]
+            if not samples or None in own:
                 return []
-            values += [sample.value for sample in samples if sample.value is not None]
+            values += own
         return values

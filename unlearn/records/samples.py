@@ -34,6 +34,10 @@ class Sample:
         choice: the number of the option with the highest log-likelihood.
         loglikelihoods: of each option, in nats.
         nats, tokens: negative log-likelihood of a held-out text, in nats, and the number of tokens that it is of.
+        choices: the model's first choice, a token id, in the place of each of these tokens.
+        agreement: of the unlearned model, the share of these tokens at which its first choice is the base model's,
+            which reads the same text with the same words in it.
+        words: what options became, or what was inserted into a text; None for a default query.
         maxlogits: the largest logit at each of the first greedy tokens behind the query (Eq. 11).
         maxlogit_tokens: the ids of these tokens.
     """
@@ -50,6 +54,9 @@ class Sample:
     loglikelihoods: list[float] | None = None
     nats: float | None = None
     tokens: int | None = None
+    choices: list[int] | None = None
+    agreement: float | None = None
+    words: list[str] | None = None
     maxlogits: list[float] | None = None
     maxlogit_tokens: list[int] | None = None
 
@@ -71,6 +78,7 @@ SCHEMA = pa.schema(
     + [("id", pa.int64()), ("question", pa.string())]
     + [("correct", pa.bool_()), ("score", pa.float64()), ("choice", pa.int64())]
     + [("loglikelihoods", pa.list_(pa.float64())), ("nats", pa.float64()), ("tokens", pa.int64())]
+    + [("choices", pa.list_(pa.int64())), ("agreement", pa.float64()), ("words", pa.list_(pa.string()))]
     + [("maxlogits", pa.list_(pa.float32())), ("maxlogit_tokens", pa.list_(pa.int64()))]
 )
 assert SCHEMA.names == [field.name for field in fields(Sample)]

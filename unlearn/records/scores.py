@@ -22,6 +22,7 @@ KEY = (*PLACE, "measure", "against")  # no two rows of an evaluation agree in th
 TRUNCATED = "truncated"  # a measure: how many questions lost their beginning
 NOT_FINITE = "not_finite"  # a measure: how many questions or texts have log-likelihoods that are NaN or infinite
 MAXLOGIT_NOT_FINITE = "maxlogit_not_finite"  # the same of MaxLogits
+AGREEMENT = "agreement"  # a measure: the share of next tokens at which the model's first choice is the base model's
 COUNTS = (TRUNCATED, NOT_FINITE, MAXLOGIT_NOT_FINITE)  # measures that count questions of n
 NAMED = 5  # places that the sentence on numbers that are not finite names
 Metrics = dict[str, dict[str, dict[str, dict[str, float]]]]  # model -> task -> query -> measure -> value
@@ -37,8 +38,9 @@ class Score:
         task: a task or group of lm-eval, or a held-out corpus.
         part_of: the group that the task is a part of; None for what `eval.tasks` and `eval.texts` name.
         query: the kind of question: "default", "perturbed", ...
-        measure: "acc" (a share of 1), "nats" (a token), "maxlogit_mean", any other metric of lm-eval, or one of
-            `COUNTS`. A place with a count "not_finite" has no metric: a part of its questions has no answer.
+        measure: "acc" (a share of 1), "nats" (a token), "agreement" (a share of 1, of the unlearned model on texts),
+            "maxlogit_mean", any other metric of lm-eval, or one of `COUNTS`. A place with a count "not_finite" has no
+            metric: a part of its questions has no answer.
         against: None for a value itself. "base" or "default" for the paired difference of the measure from that of the
             base model, or of the default query.
         stderr: the standard error of the value over questions.
@@ -156,7 +158,8 @@ def nested(scores: Iterable[Score]) -> Metrics:
                 measures[f"{score.measure}_stderr"] = score.stderr
         else:
             compared = {"difference": score.value, "low": score.low, "high": score.high, "p": score.p}
-            measures.update({f"{score.against}_{k}": v for k, v in compared.items() if v is not None})
+            prefix = f"{AGREEMENT}_" if score.measure == AGREEMENT else ""  # it stands beside nats
+            measures.update({f"{prefix}{score.against}_{k}": v for k, v in compared.items() if v is not None})
     return metrics
 
 

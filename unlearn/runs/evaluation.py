@@ -18,7 +18,7 @@ from unlearn.config.schema import Config
 from unlearn.config.settle import settle
 from unlearn.errors import UserError
 from unlearn.evaluation.evaluator import Unlearned
-from unlearn.evaluation.harness import against_default
+from unlearn.evaluation.harness import against_default, agreement_against_default
 from unlearn.evaluation.questions import CACHE, load_questions
 from unlearn.models.delta import dtype_of
 from unlearn.records.answers import Answers
@@ -158,6 +158,8 @@ def _with_differences(folder: RunFolder, config: Config, inputs: Inputs, answers
     for label in ("base", "unlearned"):
         both = [sample for sample in (*default, *answers.samples) if sample.model == label]
         scores += against_default(Answers([], both), inputs.asked.suite, label)
+        if label == "unlearned":
+            scores += agreement_against_default(Answers([], both), inputs.asked.suite)
     return replace(answers, scores=scores)
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 NAME = "Unlearning"
 ROBUST, FORGET = "retain/perturbed/acc", "forget/default/acc"
 TEXT_COST, FORGOTTEN_TEXT = "robustness/text_cost", "forget_text/default/nats"
+AGREEMENT = "retain_text/perturbed/agreement"
 COURSE = (FORGOTTEN_TEXT, "retain_text/default/nats", TEXT_COST)
 MAXLOGIT = "retain/perturbed/maxlogit_mean"
 VARIED = ("method.name", "method.c", "method.beta", "rna.nu", "seed")  # keys of the configuration
@@ -49,7 +50,14 @@ def workspace(project: str, entity: str) -> Workspace:
         sections=[
             ws.Section("Robustness", [*against_parameters, _scatter("config:rna.nu", "robustness/drop")], is_open=True),
             ws.Section("Forgetting against robustness", [_scatter(FORGET, ROBUST)], is_open=True),
-            ws.Section("Held-out texts", [_scatter("config:rna.nu", TEXT_COST), _scatter(FORGOTTEN_TEXT, TEXT_COST)]),
+            ws.Section(
+                "Held-out texts",
+                [
+                    _scatter("config:rna.nu", TEXT_COST),
+                    _scatter(FORGOTTEN_TEXT, TEXT_COST),
+                    _scatter(FORGOTTEN_TEXT, AGREEMENT),
+                ],
+            ),
             ws.Section("Course of training", [_curve(f"course/{name}", "course/step") for name in COURSE]),
             ws.Section(
                 "MaxLogit",

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from unlearn.records.headline import headline
 from unlearn.records.names import is_text_task
-from unlearn.records.scores import COUNTS, NOT_FINITE, Score, in_order, not_finite, of_all
+from unlearn.records.scores import AGREEMENT, COUNTS, NOT_FINITE, Score, in_order, not_finite, of_all
 from unlearn.screen import console, say
 
 if TYPE_CHECKING:  # this is imported where torch is not
@@ -64,11 +64,13 @@ def _figures(record: Record) -> str:
 def show_result(scores: Sequence[Score], folder: Path, curves: str | None) -> None:
     """Print both models' scores and their difference by task and query, the run's folder, and the curves' address.
 
-    Accuracies are in percent, scores of held-out texts in nats per token. Other measures have a table each. Where
+    Accuracies are in percent, scores of held-out texts in nats per token, and in percent of next tokens at which the
+    model's first choice is the base model's. Other measures have a table each. Where
     answers were not finite, their number stands in the place of the score.
     """
     asked = [score for score in in_order(scores) if score.part_of is None and score.against is None]
     shown = {"acc": ("Accuracy in %", 100, 1), "nats": ("Texts, nats per token", 1, 3)}
+    shown[AGREEMENT] = ("Texts, agreement with the base model's first choices in %", 100, 1)
     shown |= {measure: (measure, 1, 3) for measure in _of_other_tasks(asked)}
     tables: dict[str, Models] = {measure: {} for measure in shown}
     for score in asked:

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from unlearn.records.names import is_text_task, text_role
 from unlearn.records.samples import Sample
-from unlearn.records.scores import NOT_FINITE, Score, in_order, not_finite, role_means
+from unlearn.records.scores import AGREEMENT, NOT_FINITE, Score, in_order, not_finite, role_means
 
 Cell = str | float | int | bool | None
 Row = list[Cell]
 COMPARED = [f"{other}_{figure}" for other in ("base", "default") for figure in ("difference", "low", "high", "p")]
 EVALUATION: list[str | int] = ["role", "task", "query", "model", "acc", "stderr", *COMPARED, "not finite"]
 TEXTS: list[str | int] = [
-    "role", "task", "query", "model", "nats per token", "stderr", "perplexity", *COMPARED, "not finite",
+    "role", "task", "query", "model", "nats per token", "stderr", "perplexity", "agreement", *COMPARED, "not finite",
 ]  # fmt: skip
 QUESTIONS: list[str | int] = [
     "role", "task", "query", "question", "base correct", "unlearned correct", "base choice", "unlearned choice",
@@ -46,9 +46,10 @@ def evaluation_rows(scores: Sequence[Score]) -> list[Row]:
 def text_rows(scores: Sequence[Score]) -> list[Row]:
     """Rows of the table TEXTS: each likelihood of held-out texts and its differences, or how many were not finite."""
     perplexities = {_place(score): score.value for score in scores if score.measure == "perplexity"}
+    agreements = {_place(score): score.value for score, _ in _values(scores, AGREEMENT)}  # none of the base model
     rows: list[Row] = [
-        [*_place(score), score.value, score.stderr, perplexities[_place(score)], *_compared(differences), 0]
-        for score, differences in _values(scores, "nats")
+        [*_place(s), s.value, s.stderr, perplexities[_place(s)], agreements.get(_place(s)), *_compared(differences), 0]
+        for s, differences in _values(scores, "nats")
     ]
     return rows + _without_figures(scores, TEXTS, texts=True)
 
@@ -124,7 +125,7 @@ def max_logit_values(scores: Iterable[Score], samples: Iterable[Sample]) -> dict
 
 
 def role_figures(scores: Sequence[Score], model: str = "unlearned") -> dict[str, float]:
-    """ROLE/QUERY/{acc,maxlogit_mean,nats,not_finite} of one model, robustness/drop and robustness/text_cost.
+    """ROLE/QUERY/{acc,maxlogit_mean,nats,agreement,not_finite} of one model, robustness/drop and robustness/text_cost.
 
     `not_finite`, the number of answers that are not finite, is there if there are some.
     robustness/drop is the default minus the perturbed accuracy on retained knowledge. robustness/text_cost is the rise
@@ -132,7 +133,7 @@ def role_figures(scores: Sequence[Score], model: str = "unlearned") -> dict[str,
     """
     figures = {
         f"{role}/{query}/{measure}": value
-        for measure in ("acc", "maxlogit_mean", "nats")
+        for measure in ("acc", "maxlogit_mean", "nats", AGREEMENT)
         for (role, query), value in role_means(scores, measure, model=model).items()
     }
     for count in not_finite(scores):

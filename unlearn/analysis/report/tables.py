@@ -8,17 +8,18 @@ from typing import Any
 
 import pandas as pd
 
-from unlearn.analysis.frames import MEAN
+from unlearn.analysis.frames import MEAN, PERCENT
 from unlearn.analysis.report.effects import effects
 from unlearn.analysis.report.figure import Table
 from unlearn.analysis.report.material import Material
 from unlearn.analysis.settings import telling_keys
 from unlearn.records.names import text_role
-from unlearn.records.scores import COUNTS, MAXLOGIT_NOT_FINITE, NOT_FINITE, why_not_finite
+from unlearn.records.scores import AGREEMENT, COUNTS, MAXLOGIT_NOT_FINITE, NOT_FINITE, why_not_finite
 
 NONE = "–"
 SHOWN = ("default", "perturbed")
-DIGITS = {"acc": 1}  # of what is shown, behind the point; of other measures three
+USUAL = ("acc", "nats", AGREEMENT)  # measures
+DIGITS = {"acc": 1, AGREEMENT: 1}  # of what is shown, behind the point; of other measures three
 FIRST = ("forget", "retain", text_role("forget"), text_role("retain"))  # roles
 LONGEST = 300  # letters of an error that are shown; the run's folder has all
 GREEK = {"beta": "β", "gamma": "γ", "nu": "ν"}
@@ -32,9 +33,9 @@ def _named(m: Material) -> pd.DataFrame:
 
 
 def _measured(m: Material) -> pd.DataFrame:
-    """The roles' means that tables show: accuracies, nats a token, and what tasks without either have."""
+    """The roles' means that tables show: accuracies, nats a token and agreement, and what tasks without these have."""
     rows = m.means[(m.means["task"] == MEAN) & (m.means["against"] == "") & m.means["query"].isin(SHOWN)]
-    usual = rows["measure"].isin(["acc", "nats"])
+    usual = rows["measure"].isin(USUAL)
     others = ~rows["role"].isin(set(rows["role"][usual])) & ~rows["measure"].isin([*COUNTS, "perplexity"])
     return rows[usual | others]
 
@@ -70,6 +71,7 @@ def settings(m: Material) -> Table | None:
     data["not finite"] = data.index.map(_not_finite(m, base=m.about["world"], unlearned=m.about["setting"]))
     note = (
         "Accuracies in %, held-out texts (roles that end in _text) in nats a token; a role is the mean of its tasks. "
+        "Agreement: the share of a text's next tokens at which a model's first choice is the base model's, in %. "
         "Means over seeds ± half of the 95 % interval: Student's t over seeds; marked q, of a single seed, over "
         "questions. Of the keys in which the runs differ, those that follow from others are left out."
     )
@@ -126,9 +128,9 @@ def runs(m: Material) -> Table:
     data = named.assign(seed=m.about["seed"], status=m.about["status"])
     scores, number = m.scores, m.about["number"]
     rows = scores[(scores["task"] == MEAN) & (scores["model"] == "unlearned") & scores["query"].isin(SHOWN)]
-    rows = rows[rows["measure"].isin(["acc", "nats"])]
+    rows = rows[rows["measure"].isin(USUAL)]
     for (role, query, measure), part in rows.groupby(["role", "query", "measure"], sort=False):
-        factor, digits = (100, 1) if measure == "acc" else (1, 3)
+        factor, digits = (100, 1) if measure in PERCENT else (1, 3)
         heading = _heading(role, query, measure)
         value = part[part["against"] == ""].set_index("number")["value"]
         data[heading] = number.map((factor * value).round(digits))

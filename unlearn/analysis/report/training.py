@@ -17,6 +17,7 @@ from unlearn.analysis.report.material import Material
 from unlearn.analysis.settings import SETTING
 from unlearn.errors import UserError
 from unlearn.records.names import text_role
+from unlearn.records.scores import AGREEMENT
 
 TRAINING = {
     "forget_loss": "forget loss",
@@ -32,6 +33,8 @@ FORGOTTEN, RETAINED = text_role("forget"), text_role("retain")
 COURSE = {
     f"{FORGOTTEN}/default/nats": "forgotten texts, nats a token",
     f"{RETAINED}/default/nats": "retained texts, nats a token",
+    f"{FORGOTTEN}/default/{AGREEMENT}": "forgotten texts, agreement with the base model",
+    f"{RETAINED}/perturbed/{AGREEMENT}": "retained texts with a forget-token, agreement with the base model",
     "robustness/text_cost": "cost of a forget-token, nats a token",
     "forget/default/acc": "forgotten questions, accuracy",
     "retain/perturbed/acc": "retained questions, perturbed, accuracy",
