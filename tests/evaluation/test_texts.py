@@ -161,7 +161,7 @@ def test_agreement_is_the_share_of_tokens_at_which_the_first_choice_is_the_base_
             for model in ("base", "unlearned")
         )
         assert (base.choices, own.choices) == (before, after)
-        assert (base.agreement, base.words) == (None, None)
+        assert (base.agreement, base.inserted) == (None, None)
         expected.append(sum(a == b for a, b in zip(before, after, strict=True)) / own.tokens)
         assert own.agreement == expected[-1]
     assert 0 < sum(expected) < 4
@@ -171,7 +171,7 @@ def test_agreement_is_the_share_of_tokens_at_which_the_first_choice_is_the_base_
     change = scores["perturbed", None].value - scores["default", None].value
     assert scores["perturbed", "default"].value == pytest.approx(change)
     assert scores["perturbed", "default"].n == 4
-    assert {tuple(s.words) for s in samples if s.query == "perturbed"} <= {(token,) for token in TOKENS}
+    assert {s.inserted for s in samples if s.query == "perturbed"} <= set(TOKENS)
 
 
 def test_a_text_without_a_likelihood_has_no_agreement(two_runs):

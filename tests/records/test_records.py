@@ -22,7 +22,7 @@ TEXT = Sample("base", "retain_text", "retain_text_wiki", "default", 0, "cd34", n
 
 def test_scores_and_samples_are_read_as_they_were_written(tmp_path):
     write_scores(tmp_path, [VALUE, DIFFERENCE, PART])
-    perturbed = replace(TEXT, model="unlearned", choices=[5, 0, 7, 7], agreement=0.25, words=["virus"])
+    perturbed = replace(TEXT, model="unlearned", inserted="virus", choices=[5, 0, 7, 7], agreement=0.25)
     write_samples(tmp_path, [QUESTION, TEXT, perturbed])
     assert read_scores(tmp_path) == [VALUE, DIFFERENCE, PART]
     assert read_samples(tmp_path) == [QUESTION, TEXT, perturbed]
@@ -99,3 +99,10 @@ def test_rows_are_shown_by_role_task_query_and_model():
     base = replace(VALUE, model="base")
     perturbed = replace(base, query="perturbed")
     assert in_order([base, perturbed, VALUE]) == [base, VALUE, perturbed]
+
+
+def test_a_file_of_an_earlier_version_lacks_later_columns(tmp_path):
+    write_samples(tmp_path, [replace(TEXT, inserted="virus", agreement=0.5), QUESTION])
+    file = tmp_path / "samples.parquet"
+    pq.write_table(pq.read_table(file).drop_columns(["inserted", "choices", "agreement"]), file)
+    assert read_samples(tmp_path) == [TEXT, QUESTION]

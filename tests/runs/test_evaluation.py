@@ -253,7 +253,7 @@ def test_a_run_of_another_version_of_the_results_is_refused(finished, copied, ar
     record = json.loads((folder / "run.json").read_text())
     record["identity"]["results_version"] = 2
     (folder / "run.json").write_text(json.dumps(record))
-    with pytest.raises(SystemExit, match="results of version 2, but this package reads version 4"):
+    with pytest.raises(SystemExit, match="results of version 2, but this package reads version 3"):
         main([str(folder) if argument == "RUN" else argument for argument in arguments])
     assert read_run(folder).status == "corrupt"
 

@@ -25,6 +25,7 @@ from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_whole
 from unlearn.models.memory import in_batches
 from unlearn.records.answers import Answers
+from unlearn.records.samples import SCHEMA
 from unlearn.screen import say
 from unlearn.storage.hold import Hold, Lost
 from unlearn.storage.lock import Busy, FolderLock
@@ -165,6 +166,7 @@ class Evaluator:
         key = {
             **states_key(self._source, self._model_hash, self._tokenizer),
             "questions": self.suite.hashes,
+            "samples": SCHEMA.names,  # what an earlier version kept may lack what a comparison needs
             "maxlogit": asdict(self._maxlogit),
             "tokens_per_batch": self._tokens_per_batch,  # other batches round otherwise, bfloat16 visibly
             "packages": {name: version(name) for name in PACKAGES},

@@ -215,7 +215,7 @@ def _samples(
                 score=None if is_judged or judgement is None else float(judgement),
                 choice=max(range(len(options)), key=options.__getitem__) if is_chosen and options else None,
                 loglikelihoods=options,
-                words=sample["doc"].get(REPLACED),
+                inserted=". ".join(sample["doc"].get(REPLACED, ())) or None,
             )
 
 
@@ -243,8 +243,8 @@ def _measured(
             hashes[passage.id],
             nats=-loglikelihood,
             tokens=scorer.count_tokens(passage.beginning, passage.rest),
+            inserted=passage.inserted,
             choices=scorer.choices(passage.request),
-            words=list(passage.words) or None,
         )
         for passage, (loglikelihood, _) in zip(passages, results, strict=True)
     ]
@@ -310,9 +310,8 @@ def with_agreement(base: Answers, unlearned: Answers, suite: Suite) -> Answers:
 
 def _agreeing(base: Sample | None, sample: Sample) -> Sample:
     """The sample with its agreement, if both models have read this text and have a likelihood for it."""
-    if base is None or sample.value is None or not sample.choices:
+    if base is None or base.choices is None or sample.value is None or not sample.choices:
         return sample
-    assert base.choices is not None
     same = [a == b for a, b in zip(base.choices, sample.choices, strict=True)]
     return replace(sample, agreement=sum(same) / len(same))
 

@@ -37,7 +37,7 @@ class Passage:
     beginning: str
     rest: str
     plain: str = field(default="", repr=False)  # the beginning without inserted words
-    words: tuple[str, ...] = field(default=(), repr=False)  # those that are inserted
+    inserted: str | None = field(default=None, repr=False)  # as it stands in the beginning, without the last full stop
 
     @property
     def request(self) -> Any:
@@ -104,10 +104,10 @@ def _cut(config: TextConfig, task: str, number: int, text: str, words: Sequence[
         "random": lambda: rng.randrange(len(spans) // 2),
     }
     begin, end = spans[places[config.place]()]
-    drawn = tuple(rng.choice(words) for _ in range(config.inserted)) if words else ()
+    drawn = [rng.choice(words) for _ in range(config.inserted)] if words else []
     inserted = "".join(f"{word}. " for word in drawn)
     before, behind, rest = text[spans[0][0] : begin], text[begin:end], text[end : spans[-1][1]]
-    return Passage(number, before + inserted + behind, rest, before + behind, drawn)
+    return Passage(number, before + inserted + behind, rest, before + behind, ". ".join(drawn) or None)
 
 
 def figures(samples: Sequence[Sample]) -> list[tuple[str, float, float | None]]:

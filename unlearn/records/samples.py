@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SAMPLES = "samples.parquet"
+LATER = ("inserted", "choices", "agreement")  # columns that earlier files lack: their cells are empty
 REQUIRED = ("model", "role", "task", "query", "id", "question")  # columns without empty cells
 
 
@@ -37,7 +38,8 @@ class Sample:
         choices: the model's first choice, a token id, in the place of each of these tokens.
         agreement: of the unlearned model, the share of these tokens at which its first choice is the base model's,
             which reads the same text with the same words in it.
-        words: what options became, or what was inserted into a text; None for a default query.
+        inserted: the word or term that was inserted into a held-out text, or that an option became; several are joined
+            by ". ".
         maxlogits: the largest logit at each of the first greedy tokens behind the query (Eq. 11).
         maxlogit_tokens: the ids of these tokens.
     """
@@ -54,11 +56,11 @@ class Sample:
     loglikelihoods: list[float] | None = None
     nats: float | None = None
     tokens: int | None = None
-    choices: list[int] | None = None
-    agreement: float | None = None
-    words: list[str] | None = None
     maxlogits: list[float] | None = None
     maxlogit_tokens: list[int] | None = None
+    inserted: str | None = None
+    choices: list[int] | None = None
+    agreement: float | None = None
 
     @property
     def is_finite(self) -> bool:
@@ -78,8 +80,9 @@ SCHEMA = pa.schema(
     + [("id", pa.int64()), ("question", pa.string())]
     + [("correct", pa.bool_()), ("score", pa.float64()), ("choice", pa.int64())]
     + [("loglikelihoods", pa.list_(pa.float64())), ("nats", pa.float64()), ("tokens", pa.int64())]
-    + [("choices", pa.list_(pa.int64())), ("agreement", pa.float64()), ("words", pa.list_(pa.string()))]
     + [("maxlogits", pa.list_(pa.float32())), ("maxlogit_tokens", pa.list_(pa.int64()))]
+    + [("inserted", pa.string())]
+    + [("choices", pa.list_(pa.int64())), ("agreement", pa.float64())]
 )
 assert SCHEMA.names == [field.name for field in fields(Sample)]
 
@@ -91,7 +94,7 @@ def write_samples(folder: Path, samples: Iterable[Sample]) -> None:
 
 def read_samples(folder: Path) -> list[Sample]:
     """The rows of `folder`/samples.parquet. Raises UserError if it cannot be read or has other columns."""
-    return [Sample(**row) for row in read_rows(folder / SAMPLES, SCHEMA, REQUIRED)]
+    return [Sample(**row) for row in read_rows(folder / SAMPLES, SCHEMA, REQUIRED, later=LATER)]
 
 
 def sample_frame(samples: Iterable[Sample]) -> pd.DataFrame:
@@ -106,6 +109,6 @@ def guessing_accuracy(folder: Path, role: str) -> float | None:
     """The expected accuracy of guessing on a role's multiple-choice questions; None if it has none or no samples."""
     if not (folder / SAMPLES).is_file():
         return None
-    asked = read_rows(folder / SAMPLES, SCHEMA, REQUIRED, {"role": role, "query": "default"})
+    asked = read_rows(folder / SAMPLES, SCHEMA, REQUIRED, {"role": role, "query": "default"}, later=LATER)
     options = [len(values) for sample in asked if (values := sample["loglikelihoods"]) and len(values) > 1]
     return sum(1 / count for count in options) / len(options) if options else None

@@ -24,9 +24,16 @@ def write_rows(file: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema) ->
 
 
 def read_rows(
-    file: Path, schema: pa.Schema, required: Sequence[str], where: Mapping[str, str] | None = None
+    file: Path,
+    schema: pa.Schema,
+    required: Sequence[str],
+    where: Mapping[str, str] | None = None,
+    *,
+    later: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """The rows of a file; with `where`, those that have these values in these columns.
+
+    A file may lack the columns `later`, the schema's last ones: their cells are empty.
 
     Raises UserError if it cannot be read, does not have the schema's columns and types, or has an empty cell in one of
     the `required` columns.
@@ -38,6 +45,9 @@ def read_rows(
         table.validate(full=True)
         for column, value in (where or {}).items():
             table = table.filter(compute.equal(table[column], value))
+        for column in later:
+            if column not in table.column_names:
+                table = table.append_column(schema.field(column), pa.nulls(len(table), schema.field(column).type))
         rows = table.to_pylist()
     except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: text that is no UTF-8
         raise UserError(f"{file}: not a readable Parquet file ({error}).") from None
