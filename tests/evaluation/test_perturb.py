@@ -81,6 +81,15 @@ def test_number_and_position_of_replacements_can_be_chosen(count, position):
         assert replaced == {"first": [0, 2, 3][:count], "last": [0, 2, 3][-count:]}[position]
 
 
+def test_all_files_of_a_folder_are_one_list(tmp_path):
+    with pytest.raises(UserError, match=r"has no file that ends in \.txt"):
+        read_tokens(str(tmp_path))
+    (tmp_path / "b.txt").write_text("exploit\n")
+    (tmp_path / "a.txt").write_text("SARS-CoV-2\n")
+    (tmp_path / "README.md").write_text("no token\n")
+    assert read_tokens(str(tmp_path)) == TOKENS
+
+
 def test_control_tokens_are_harmless_and_alike():
     forget = ["a virus called SARS-CoV-2 spreads", "plasmid plasmid plasmid plasmid vector"]
     retain = ["river river river river valley", "harbour mountains plasmid", "wanderings abcdefghij of a poet"]
@@ -89,10 +98,28 @@ def test_control_tokens_are_harmless_and_alike():
     assert set(controls[:2]) == {"abcdefghij", "wanderings"}  # as long and as rare as SARS-CoV-2
     assert "river" in controls  # as frequent as plasmid
     assert controls == control_tokens(["SARS-CoV-2", "plasmid"], forget, retain)
-    two = control_tokens(["plasmid vector"], forget, retain)
-    assert all(len(phrase.split()) == 2 for phrase in two)
     with pytest.raises(UserError, match="control queries need words in the retain corpora"):
         control_tokens(["plasmid"], forget, ["plasmid"])
+
+
+def test_a_control_term_of_several_words_is_in_the_texts_as_it_stands():
+    retain = ["river valley, high harbour walls of plasmid stone bridges"]
+    controls = control_tokens(["plasmid vector"], ["plasmid vector"], retain)
+    # Not "valley high" and not "walls stone": a comma, "of" and a word to forget are between them.
+    assert set(controls) == {"river valley", "high harbour", "harbour walls", "stone bridges"}
+    loose = control_tokens(["plasmid vector"], ["plasmid vector"], ["river, valley"])
+    assert all(set(pair.split()) <= {"river", "valley"} for pair in loose)
+
+
+def test_control_tokens_are_matched_by_number_of_tokens_and_by_frequency():
+    """A corpus with every length and frequency: each control is of the length and of the class of its forget-token."""
+    lengths = {f"{letter}{'x' * n}river": n for letter in "abcdefgh" for n in (1, 2, 3)}
+    retain = [" ".join([word] * (8 if word < "e" else 1)) for word in lengths]
+    forget = ["plasmid", "virus " * 8]
+    controls = control_tokens(["plasmid", "virus"], forget, retain, 0, lambda term: lengths.get(term, 2))
+    of_plasmid, of_virus = controls[:4], controls[5:9]  # four of the corpus are like each, the fifth is near
+    assert all(lengths[word] == 2 and word >= "e" for word in of_plasmid)
+    assert all(lengths[word] == 2 and word < "e" for word in of_virus)
 
 
 def test_of_control_tokens_that_are_alike_the_seed_draws_and_not_the_alphabet():

@@ -1,6 +1,7 @@
 """Held-out texts: where a document is cut, what is measured of it, and its way through a run to W&B and `compare`."""
 
 import math
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from unlearn.errors import UserError
 from unlearn.evaluation.harness import with_agreement
 from unlearn.evaluation.suite import Suite
 from unlearn.evaluation.texts import load_passages
+from unlearn.evaluation.tokens import read_tokens
 from unlearn.experiment import run
 from unlearn.models.delta import load_delta
 from unlearn.models.loading import Source, load_tokenizer, load_whole
@@ -60,6 +62,42 @@ def test_several_words_at_the_start(corpus):
     first, second, last = perturbed[0].beginning.split()
     assert {first, second} <= {"a.", "b."}
     assert last == "w0"
+
+
+def test_what_was_inserted_is_told_and_changes_no_hash_of_a_text(corpus):
+    default, perturbed = passages(corpus)
+    assert [p.inserted for p in default] == [None, None]
+    assert [p.inserted for p in perturbed] == ["virus", "virus"]
+    assert {p.inserted for p in passages(corpus, words=("a", "b"), inserted=2)[1]} <= {"a. a", "a. b", "b. a", "b. b"}
+    assert repr(perturbed[0]) == repr(replace(perturbed[0], inserted=None, plain=""))  # what is hashed
+
+
+@pytest.mark.parametrize(("each", "inserted", "different"), [(3, 1, 4), (2, 1, 6), (20, 1, 1), (1, 1, 12), (4, 2, 6)])
+def test_words_are_dealt_so_that_each_is_in_several_texts(each, inserted, different):
+    texts = {"retain": {"wiki": [" ".join(WORDS)] * 12}}
+    words = [f"x{n}" for n in range(30)]
+
+    def dealt(seed, query="perturbed"):
+        config = TextConfig(texts_per_word=each, inserted=inserted)
+        found = load_passages(config, {query: words}, corpora=texts, seed=seed)[query]["retain_text_wiki"]
+        return [word for p in found for word in p.inserted.split(". ")]
+
+    counts = Counter(dealt(0))
+    assert len(counts) == different
+    assert min(counts.values()) >= min(each, 12)
+    assert max(counts.values()) - min(counts.values()) <= 1
+    assert dealt(0) == dealt(0)
+    for draws in (
+        [dealt(seed) for seed in range(4)],
+        [dealt(0, query) for query in ("perturbed", "control", "ngram-2")],
+    ):
+        assert len(set(map(tuple, draws))) > 1
+
+
+def test_a_list_that_is_too_short_is_dealt_as_a_whole():
+    texts = {"retain": {"wiki": [" ".join(WORDS)] * 12}}
+    found = load_passages(TextConfig(texts_per_word=2), {"perturbed": ["a", "b"]}, corpora=texts)
+    assert Counter(p.inserted for p in found["perturbed"]["retain_text_wiki"]) == {"a": 6, "b": 6}
 
 
 def test_a_random_place_is_in_the_first_half_and_the_same_for_every_query(corpus):
@@ -111,6 +149,13 @@ def two_runs(tmp_path_factory, conf):
         f"+eval.texts.corpora.retain.wiki={HELD_OUT}", "eval.texts.documents=5", "tracker=none", f"output_root={root}",
     )  # fmt: skip
     return [run(conf(*job, f"rna.nu={nu}")) for nu in (0, 0.5)]
+
+
+def test_a_runs_samples_tell_what_was_inserted(two_runs):
+    tokens = read_tokens(str(ROOT / "unlearn/toy/data/forget_tokens.txt"))
+    texts = [sample for sample in read_samples(two_runs[0]) if sample.nats is not None]
+    assert {sample.inserted for sample in texts if sample.query == "default"} == {None}
+    assert {sample.inserted for sample in texts if sample.query == "perturbed"} <= set(tokens)
 
 
 def test_the_measure_is_the_mean_negative_log_likelihood_of_the_rest(two_runs):

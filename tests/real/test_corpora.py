@@ -1,6 +1,9 @@
 """The corpora of data=real: their sizes, licences, and that held-out texts are others than those for training."""
 
+import json
 import re
+from collections import Counter
+from statistics import median
 
 import pytest
 
@@ -51,8 +54,45 @@ def test_documents_are_split_by_article_and_come_out_the_same():
     assert max(map(of_one.count, of_one)) <= build.FROM_ONE
 
 
-def test_forget_tokens_are_in_no_retained_text():
-    tokens = (DATA / "forget_tokens.txt").read_text().splitlines()
-    retained = " ".join(texts("wikipedia") + texts("wikipedia-heldout")).lower()
-    assert [token for token in tokens if token.lower() in retained] == []
-    assert len(tokens) == 12
+FORGET = ("microbiology", "security")
+CONTROL = ("other_fields", "near_medicine", "near_computing")
+
+
+def terms(name):
+    folder = "forget_tokens" if name in FORGET else "control_terms"
+    return (DATA / folder / f"{name}.txt").read_text().splitlines()
+
+
+def readme():
+    return " ".join((DATA / "README.md").read_text().split())
+
+
+def found_in(names, corpora):
+    """Those of the terms that are a part of any text, in small or capital letters."""
+    text = "\n".join(text for corpus in corpora for text in texts(corpus)).lower()
+    return [term for term in names if term.lower() in text]
+
+
+@pytest.mark.parametrize("name", FORGET)
+def test_forget_tokens_are_in_no_retained_text_and_half_of_them_in_those_to_forget(name):
+    assert len(set(terms(name))) == len(terms(name)) >= 60
+    assert found_in(terms(name), ("wikipedia", "wikipedia-heldout")) == []
+    trained = len(found_in(terms(name), (name,)))
+    assert f"`{name}.txt` ({len(terms(name))}; {trained} of them are in `{name}.jsonl`)" in readme()
+
+
+@pytest.mark.parametrize("name", CONTROL)
+def test_control_terms_are_in_no_text_that_is_trained_on_or_measured(name):
+    assert len(set(terms(name))) == len(terms(name)) >= 40
+    assert found_in(terms(name), [*NAMES, *(f"{corpus}-heldout" for corpus in NAMES)]) == []
+    assert f"`{name}.txt` ({len(terms(name))}" in readme()
+    assert not [term for own in FORGET for term in terms(own) if any(term.lower() in c.lower() for c in terms(name))]
+
+
+def test_all_lists_have_the_same_shares_of_two_three_and_four_tokens():
+    """The numbers of tokens of SmolLM2 are in a file, so that this test needs neither the model nor its package."""
+    counts = json.loads((ROOT / "tests/real/smollm2_tokens.json").read_text())
+    for name in (*FORGET, *CONTROL):
+        lengths = Counter(counts[term] for term in terms(name) if term != "SARS-CoV-2")
+        assert {n: 16 * count / lengths.total() for n, count in lengths.items()} == {2: 10, 3: 4, 4: 2}
+        assert median(counts[term] for term in terms(name)) == 2

@@ -99,7 +99,8 @@ def _samples(files: tuple[tuple[Path, int, frozenset[str]], ...]) -> Sequence[Sa
 
 def _settings(evaluation: Evaluation, role: str) -> list[Any]:
     """What determines the questions of a role, or its texts, beside the tasks."""
-    texts = {key: value for key, value in evaluation.config.get("texts", {}).items() if key != "corpora"}
+    given = evaluation.config.get("texts", {}).items()  # an earlier version lacks later keys, which are null by default
+    texts = {key: value for key, value in given if key != "corpora" and value is not None}
     is_text = role not in evaluation.config["tasks"]
     return [*(evaluation.config.get(key) for key in OF_QUESTIONS), texts if is_text else None]
 

@@ -188,14 +188,15 @@ def _forget_tokens(c: Config) -> Iterator[str]:
     tokens, controls = c.eval.forget_tokens, c.eval.control_tokens
     needed = {"perturbed", *(["control"] if controls is None else [])} & set(c.eval.queries)
     if controls is not None and not isinstance(controls, str) and not (_is_list_of_words(controls) and controls):
-        yield f"eval.control_tokens={controls} is not allowed: it must be a list of words, a file, or null."
+        yield f"eval.control_tokens={controls} is not allowed: it must be a list of words, a file, a folder, or null."
     if isinstance(tokens, str):
         topic = tokens.removeprefix("corpus:")
         if topic != tokens and topic not in c.data.topics:
             allowed = ", ".join(c.data.topics)
             yield f"eval.forget_tokens={tokens}: unknown topic.{nearest(topic, c.data.topics)} Allowed: {allowed}."
     elif not _is_list_of_words(tokens):
-        yield f"eval.forget_tokens={tokens} is not allowed: it must be a list of words, a file, or corpus:TOPIC."
+        allowed = "a list of words, a file, a folder, or corpus:TOPIC"
+        yield f"eval.forget_tokens={tokens} is not allowed: it must be {allowed}."
     elif not tokens and needed:
         yield f"eval.forget_tokens is empty: {needed.pop()} queries need at least one, e.g. [SARS-CoV-2]."
 

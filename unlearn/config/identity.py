@@ -39,6 +39,8 @@ def identity(config: Config) -> dict[str, Any]:
     for key in ("forget_tokens", "control_tokens"):
         if isinstance(evaluation[key], str):
             evaluation.pop(key)
+    if evaluation["texts"]["texts_per_word"] is None:  # as in runs from before this key
+        evaluation["texts"].pop("texts_per_word")
     for corpora in evaluation["texts"]["corpora"].values():
         corpora.update((name, path if path.startswith("hub:") else "") for name, path in corpora.items())
     for key in ("for_model", "include_path", "local_dir", "tokens_per_batch"):

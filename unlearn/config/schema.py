@@ -196,6 +196,7 @@ class TextConfig:
     words: int = at_least(FEWEST_WORDS, 80)
     place: str = one_of("start", "quarter", "random", default="quarter")
     inserted: int = at_least(1, 1)
+    texts_per_word: int | None = at_least(1, None)
     text_column: str = "text"
     errors: str = one_of("error", "replace", default="error")
 
@@ -211,8 +212,8 @@ class EvalConfig:
     local_dir: str | None = MISSING
     queries: list[str] = one_of(*QUERIES)  # noqa: RUF009
     asked_of: dict[str, list[str]] = field(default_factory=dict)  # query -> its roles; without an entry, all roles
-    forget_tokens: Any = MISSING  # list of str, the path of a file with one a line, or corpus:TOPIC
-    control_tokens: Any = None  # list of str, or the path of a file with one a line; None: words of the retain corpora
+    forget_tokens: Any = MISSING  # list of str, the path of a file with one a line or a folder of such, or corpus:TOPIC
+    control_tokens: Any = None  # list of str, or such a path; None: words of the retain corpora
     replaced: int = at_least(1)
     position: str = one_of("random", "first", "last")
     seed: int = MISSING

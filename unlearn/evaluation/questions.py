@@ -22,7 +22,7 @@ from unlearn.evaluation.chat import Chat
 from unlearn.evaluation.ngrams import embedded, in_context, rank_ngrams
 from unlearn.evaluation.suite import Suite, load_suite
 from unlearn.evaluation.texts import load_passages
-from unlearn.evaluation.tokens import control_tokens, corpus_tokens, read_tokens
+from unlearn.evaluation.tokens import control_tokens, corpus_tokens, read_tokens, token_count
 from unlearn.models.architectures import context_length
 from unlearn.models.cutting import CutModel
 from unlearn.models.fingerprint import checkpoint_fingerprint, states_key
@@ -109,16 +109,17 @@ def query_words(config: Config, source: Source, tokenizer: PreTrainedTokenizerBa
                     f"(data.topics) has one within eval.ngrams.window={config.eval.ngrams.window} tokens."
                 )
         else:
-            words[query] = _control_tokens(config) if query == "control" else _forget_tokens(config, query)
+            words[query] = _control_tokens(config, tokenizer) if query == "control" else _forget_tokens(config, query)
     return words
 
 
-def _control_tokens(config: Config) -> list[str]:
+def _control_tokens(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     e, topics = config.eval, list(config.data.topics)
     if e.control_tokens is not None:
         return read_tokens(e.control_tokens, "eval.control_tokens")
     forget = _forget_tokens(config, "control")
-    return control_tokens(forget, _texts(config, "forget", topics), _texts(config, "retain", topics), e.seed)
+    length = partial(token_count, tokenizer)
+    return control_tokens(forget, _texts(config, "forget", topics), _texts(config, "retain", topics), e.seed, length)
 
 
 def _forget_tokens(config: Config, query: str) -> list[str]:

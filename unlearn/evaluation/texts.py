@@ -84,7 +84,11 @@ def load_passages(
             task = text_task(role, name)
             for query, words in queries.items():
                 if is_asked(asked_of, query, text_role(role)):
-                    passages[query][task] = [_cut(config, task, i, t, words, seed) for i, t in texts]
+                    hands = _dealt(words, len(texts), config, f"{seed}/{task}/{query}")
+                    passages[query][task] = [
+                        _cut(config, f"{seed}/{task}/{i}", i, text, words, hand)
+                        for (i, text), hand in zip(texts, hands, strict=True)
+                    ]
     return {query: tasks for query, tasks in passages.items() if tasks}
 
 
@@ -94,9 +98,25 @@ def _texts_of(corpus: str | Path | Sequence[str], key: str, reading: Reading) ->
     return (text for text, _ in documents(str(corpus), key, reading))
 
 
-def _cut(config: TextConfig, task: str, number: int, text: str, words: Sequence[str], seed: int) -> Passage:
-    """A document as a passage, with `config.inserted` of `words` if there are any."""
-    rng = random.Random(f"{seed}/{task}/{number}")
+def _dealt(words: Sequence[str], count: int, config: TextConfig, key: str) -> list[list[str] | None]:
+    """The words of each of `count` documents; None where a document draws its own, independently of the others.
+
+    With `config.texts_per_word`, only so many words are drawn from the list that each is in at least that number of
+    documents. They are dealt in turn: no word is in more than one document more than another.
+    """
+    if config.texts_per_word is None or not words:
+        return [None] * count
+    drawn = list(dict.fromkeys(words))
+    random.Random(key).shuffle(drawn)
+    places = count * config.inserted
+    drawn = drawn[: max(config.inserted, places // config.texts_per_word)]
+    in_turn = [drawn[place % len(drawn)] for place in range(places)]
+    return [in_turn[place : place + config.inserted] for place in range(0, places, config.inserted)]
+
+
+def _cut(config: TextConfig, key: str, number: int, text: str, words: Sequence[str], hand: list[str] | None) -> Passage:
+    """A document as a passage, with the words of its `hand`, or with `config.inserted` of `words` if there are any."""
+    rng = random.Random(key)
     spans = [match.span() for match in islice(re.finditer(r"\S+", text), config.words)]
     places: dict[str, Callable[[], int]] = {
         "start": lambda: 0,
@@ -104,10 +124,11 @@ def _cut(config: TextConfig, task: str, number: int, text: str, words: Sequence[
         "random": lambda: rng.randrange(len(spans) // 2),
     }
     begin, end = spans[places[config.place]()]
-    drawn = [rng.choice(words) for _ in range(config.inserted)] if words else []
-    inserted = "".join(f"{word}. " for word in drawn)
+    if hand is None:
+        hand = [rng.choice(words) for _ in range(config.inserted)] if words else []
+    inserted = "".join(f"{word}. " for word in hand)
     before, behind, rest = text[spans[0][0] : begin], text[begin:end], text[end : spans[-1][1]]
-    return Passage(number, before + inserted + behind, rest, before + behind, ". ".join(drawn) or None)
+    return Passage(number, before + inserted + behind, rest, before + behind, ". ".join(hand) or None)
 
 
 def figures(samples: Sequence[Sample]) -> list[tuple[str, float, float | None]]:
