@@ -139,7 +139,7 @@ def _add_maxlogits(rows: list[Sample], draw: np.random.Generator) -> None:
     for number, row in enumerate(rows):
         if (row.role, row.query) == ("retain", "perturbed"):
             mean = 20.0 if row.model == "base" else 12.0
-            maxlogits = [float(value) for value in draw.normal(mean, 2.0, 4)]
+            maxlogits = [float(value) for value in draw.normal(mean, mean / 4, 4)]
             rows[number] = Sample(**{**row.__dict__, "maxlogits": maxlogits, "maxlogit_tokens": [0] * 4})
 
 

@@ -48,7 +48,7 @@ def share(value, seed):
 
 def maxlogits(model, mean):
     place = (model, "retain", "mmlu", None, "perturbed")
-    return [Score(*place, "maxlogit_mean", mean), Score(*place, "maxlogit_std", mean / 4)]
+    return [Score(*place, "maxlogit_mean", mean)]
 
 
 def accuracy_of(folder):
@@ -90,7 +90,7 @@ def runs(root, curve, *, coefficients=None, layers=None, extra=None, base=None):
 
 
 THREE_PHASES = {
-    0.0: (0.7, 0.5, 0.3), 0.1: (0.8, 0.6, 0.3), 0.3: (0.8, 0.7, 0.3), 1.0: (0.8, 0.4, 0.3), 2.0: (0.8, 0.8, 0.8),
+    0.0: (0.8, 0.5, 0.3), 0.1: (0.9, 0.7, 0.3), 0.3: (0.9, 0.8, 0.3), 1.0: (0.9, 0.5, 0.3), 2.0: (0.9, 0.9, 0.8),
 }  # fmt: skip
 
 
@@ -100,8 +100,8 @@ def subject(tmp_path_factory):
     [found] = runs(
         tmp_path_factory.mktemp("three"),
         THREE_PHASES,
-        coefficients={3.25: (0.7, 0.6, 0.3), 13.0: (0.7, 0.4, 0.3)},
-        layers={8: (0.7, 0.6, 0.3), 9: (0.7, 0.1, 0.3)},
+        coefficients={3.25: (0.8, 0.6, 0.3), 13.0: (0.8, 0.4, 0.3)},
+        layers={8: (0.8, 0.6, 0.3), 9: (0.8, 0.1, 0.3)},
         extra={
             "control": 0.7, "similarity-most": 0.4, "similarity-least": 0.6,
             "ngram-2": 0.6, "ngram-4": 0.5, "ngram-8": 0.4, "ngram-16": 0.3,
@@ -125,7 +125,7 @@ def pair(pair_of_models):
         file.unlink()
 
 
-EFFECTS = [10, 20, 20, 10, 0, 10, 40, 40, -10, -20, -30, 40, 50, -7.9, -1.975, -20, 0]
+EFFECTS = [20, 20, 30, 20, 0, 10, 40, 40, -10, -20, -30, 40, 50, -8, -2, -20, 0]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ EFFECTS = [10, 20, 20, 10, 0, 10, 40, 40, -10, -20, -30, 40, 50, -7.9, -1.975, -
 def test_every_claim_measures_what_was_made_up_and_is_contrary_where_it_is_the_other_way(subject, claim, effect):
     """The base model loses 10 points under perturbation, and as much as the other with each doubling of n-grams."""
     found = claim.effect(subject)
-    assert found.difference == pytest.approx(effect, abs=0.1)
+    assert found.difference == pytest.approx(effect, abs=0.5 if "MaxLogit" in claim.measured else 0.1)
     assert claim.verdict(found) == (NOT_SEEN if claim.says.startswith("Longer") else SEEN)
     if effect:
         assert claim.verdict(replace(found, low=-found.high, high=-found.low)) == CONTRARY
@@ -142,9 +142,9 @@ def test_every_claim_measures_what_was_made_up_and_is_contrary_where_it_is_the_o
 
 def test_what_every_nu_takes_away_needs_no_choice(subject):
     found = {nu: at_nu(subject, setting) for nu, setting in subject.compared.items()}
-    assert [drop.difference for drop, _, _ in found.values()] == pytest.approx([10] * 4, abs=0.1)
+    assert [drop.difference for drop, _, _ in found.values()] == pytest.approx([20] * 4, abs=0.1)
     taken = {nu: back.difference for nu, (_, back, _) in found.items()}
-    assert taken == pytest.approx({0.1: 0, 0.3: 10, 1.0: -20, 2.0: 20}, abs=0.1)
+    assert taken == pytest.approx({0.1: 10, 0.3: 20, 1.0: -10, 2.0: 30}, abs=0.1)
     remembered = {nu: more.difference for nu, (_, _, more) in found.items()}
     assert remembered == pytest.approx({0.1: 0, 0.3: 0, 1.0: 0, 2.0: 50}, abs=0.1)
 
@@ -159,7 +159,8 @@ def test_what_rna_takes_away_is_told_of_every_nu_and_as_a_share_of_a_drop_beyond
     sure = document(runs(tmp_path / "sure", {0.0: (0.8, 0.3, 0.3), 0.1: (0.8, 0.6, 0.3), 0.3: (0.8, 0.2, 0.4)}), "")
     cells = rows_of(sure, "What every nu takes away")
     assert [(row[1], row[3]) for row in cells] == [("0.1", "60 %"), ("0.3", "-20 %")]
-    assert [row[4] for row in cells] == ["0.0 (0.0 .. 0.0; 3 seeds)", "10.0 (10.0 .. 10.0; 3 seeds)"]  # and no p
+    assert cells[0][4] == "0.0 (0.0 .. 0.0; 3 seeds)"
+    assert cells[1][4].startswith("10.0 (")
     assert rows_of(sure, "What RNA takes away")[0][-1] == "60 %"  # of 50 points 30
     small = document(runs(tmp_path / "small", {0.0: (0.8, 0.7, 0.3), 0.1: (0.8, 0.8, 0.3)}), "")  # 4 of 40 questions
     assert rows_of(small, "What RNA takes away")[0][-1] == "–"
@@ -343,7 +344,9 @@ def test_a_cell_tells_verdict_effect_interval_and_seeds(subject):
     page = document(subject.evidence, "In miniature")
     assert page.startswith("# In miniature\n")
     [line] = [line for line in page.splitlines() if line.startswith("| A forget-token in a harmless")]
-    assert "**seen** +10.0 (+10.0 .. +10.0; 3 seeds)" in line
+    assert "**seen** +20.0 (+0.9 .. +39.1; 3 seeds, 40 questions or facts; Holm: not seen)" in line
+    [line] = [line for line in page.splitlines() if line.startswith("| RM models are less sure")]
+    assert "80 questions or facts; Holm: seen)" in line
     assert "The theorems" not in page
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SAMPLES = "samples.parquet"
-LATER = ("inserted", "choices", "agreement")  # columns that earlier files lack: their cells are empty
+LATER = ("inserted", "choices", "agreement", "fact")  # columns that earlier files lack: their cells are empty
 REQUIRED = ("model", "role", "task", "query", "id", "question")  # columns without empty cells
 
 
@@ -42,6 +42,8 @@ class Sample:
             by ". ".
         maxlogits: the largest logit at each of the first greedy tokens behind the query (Eq. 11).
         maxlogit_tokens: the ids of these tokens.
+        fact: a hash of what the question asks about, where its task says that several questions ask about one fact
+            (`metadata.fact`, a column of its documents). Such questions are not independent.
     """
 
     model: str
@@ -61,6 +63,7 @@ class Sample:
     inserted: str | None = None
     choices: list[int] | None = None
     agreement: float | None = None
+    fact: str | None = None
 
     @property
     def is_finite(self) -> bool:
@@ -82,7 +85,7 @@ SCHEMA = pa.schema(
     + [("loglikelihoods", pa.list_(pa.float64())), ("nats", pa.float64()), ("tokens", pa.int64())]
     + [("maxlogits", pa.list_(pa.float32())), ("maxlogit_tokens", pa.list_(pa.int64()))]
     + [("inserted", pa.string())]
-    + [("choices", pa.list_(pa.int64())), ("agreement", pa.float64())]
+    + [("choices", pa.list_(pa.int64())), ("agreement", pa.float64()), ("fact", pa.string())]
 )
 assert SCHEMA.names == [field.name for field in fields(Sample)]
 

@@ -21,12 +21,12 @@ class Interval(NamedTuple):
     high: float
 
 
-def quantile(freedom: Any) -> Any:
+def quantile(freedom: Any, confidence: float = CONFIDENCE) -> Any:
     """Student's t with so many degrees of freedom, an array's elementwise: half of an interval in standard errors."""
-    return stats.t.ppf((1 + CONFIDENCE) / 2, freedom)
+    return stats.t.isf((1 - confidence) / 2, freedom)
 
 
-def over_seeds(values: Sequence[float]) -> Interval:
+def over_seeds(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
     """The mean over trainings that differ in their seed, of one value each.
 
     Estimand: the mean over all seeds, for these very questions, texts and forget-tokens. It says nothing of others: see
@@ -35,7 +35,7 @@ def over_seeds(values: Sequence[float]) -> Interval:
     mean = float(np.mean(values))
     if len(values) < 2:
         return Interval(mean, math.nan, math.nan)
-    half = float(quantile(len(values) - 1) * stats.sem(values))
+    half = float(quantile(len(values) - 1, confidence) * stats.sem(values))
     return Interval(mean, mean - half, mean + half)
 
 
@@ -64,11 +64,12 @@ def _unskewed(t: float, skewness: float) -> float:
     return float(3 / skewness * (np.cbrt(1 + skewness * (t - skewness / 6)) - 1))
 
 
-def two_way(parts: Sequence[np.ndarray]) -> Interval:
+def two_way(parts: Sequence[np.ndarray], confidence: float = CONFIDENCE) -> Interval:
     """The mean of values for each seed and item, the same items for all seeds: float [seeds, items] of each part.
 
     Estimand: the mean over parts (tasks, which count alike), over all such seeds and all such items. Design: seeds
-    crossed with items, both drawn at random; parts have the same seeds and other items. Formula: with v_s the variance
+    crossed with items, both drawn at random; parts have the same seeds and other items. Items that belong together
+    (questions about one fact) are averaged before: facts are the items. Formula: with v_s the variance
     of the seeds' means over S, v_i that of the items' means over N, v_r the residual variance over S N, the variance is
     max(v_s + v_i - v_r, v_s, v_i) (Searle, Casella, McCulloch 1992, "Variance Components", ch. 4). The quantile is
     Student's t of S - 1 and of N - 1 degrees of freedom, weighted by v_s and v_i (Cochran 1964, "Approximate
@@ -85,8 +86,8 @@ def two_way(parts: Sequence[np.ndarray]) -> Interval:
     v_item = float(of_items.sum())
     if v_seed + v_item == 0:
         return Interval(mean, mean, mean)
-    t_item = float(quantile(v_item**2 / (of_items**2 / (counts - 1)).sum())) if v_item else 0.0
-    t = (v_seed * float(quantile(seeds - 1)) + v_item * t_item) / (v_seed + v_item)
+    t_item = float(quantile(v_item**2 / (of_items**2 / (counts - 1)).sum(), confidence)) if v_item else 0.0
+    t = (v_seed * float(quantile(seeds - 1, confidence)) + v_item * t_item) / (v_seed + v_item)
     half = t * math.sqrt(max(v_seed + v_item - float(residual.sum()), v_seed, v_item))
     return Interval(mean, mean - half, mean + half)
 
@@ -121,12 +122,13 @@ def share(hits: int, count: int) -> Interval:
     return Interval(hits / count, float(interval.low), float(interval.high))
 
 
-def correlation(r: float, freedom: int) -> Interval:
+def correlation(r: float, freedom: int, confidence: float = CONFIDENCE) -> Interval:
     """A partial correlation.
 
     Estimand: the correlation of all such pairs. Design: independent pairs, near normal; `freedom` is their number less
     3 and less what was taken off them. Formula: Fisher's z (Fisher 1921).
     """
+    half = float(stats.norm.isf((1 - confidence) / 2)) / math.sqrt(freedom)
     with np.errstate(divide="ignore"):
-        low, high = np.tanh(np.arctanh(r) + np.array([-NORMAL, NORMAL]) / math.sqrt(freedom))
+        low, high = np.tanh(np.arctanh(r) + np.array([-half, half]))
     return Interval(r, float(low), float(high))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,32 +17,40 @@ class Paired:
     """b compared with a, on `questions` common questions."""
 
     questions: int
-    difference: float  # accuracy of b less that of a
+    difference: float  # accuracy of b less that of a, a fact's questions counted together
     low: float  # 95 % interval of the difference
     high: float
     only_a: int  # correct in a only
     only_b: int
-    p: float  # McNemar's exact test that both are equally likely
+    p: float  # McNemar's exact test that both are equally likely; of several questions a fact the sign test over facts
 
 
-def paired(a: Sequence[bool], b: Sequence[bool]) -> Paired:
+def paired(a: Sequence[bool], b: Sequence[bool], facts: Sequence[Hashable] | None = None) -> Paired:
     """Compare two lists of correctness, question by question.
 
-    Estimand: the difference of accuracy over all such questions, for these very models. Design: independent questions;
-    several that ask for one fact are not, and make the interval too narrow. Formula: Wald's interval with one more
-    question that only a, and one that only b answers (Bonett and Price 2012, "Adjusted Wald confidence interval for a
-    difference of binomial proportions based on paired data", J. Educ. Behav. Stat. 37). So two models with the same
-    answers have an interval, too. The test is McNemar's, exact: under the null hypothesis a question on which they
-    differ is as likely right in a as in b (McNemar 1947).
+    Estimand: the difference of accuracy over all such facts, for these very models. Design: independent facts, each
+    asked about in one or several questions; of several the mean is a fact's value. Formula: Wald's interval of the
+    facts' mean difference, with one more fact that only a, and one that only b knows (Bonett and Price 2012, "Adjusted
+    Wald confidence interval for a difference of binomial proportions based on paired data", J. Educ. Behav. Stat. 37).
+    So two models with the same answers have an interval, too. The test is McNemar's, exact: under the null hypothesis
+    a fact on which they differ is as likely better in a as in b (McNemar 1947; of facts the sign test).
+
+    Args:
+        facts: the fact that each question asks about; None: each one about its own.
     """
     assert len(a) == len(b) > 0, (len(a), len(b))
-    n = len(a)
-    only_a = sum(bool(x) and not y for x, y in zip(a, b, strict=True))
-    only_b = sum(bool(y) and not x for x, y in zip(a, b, strict=True))
-    in_a, in_b = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
-    middle, half = in_b - in_a, NORMAL * math.sqrt((in_a + in_b - (in_b - in_a) ** 2) / (n + 2))
-    p = float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a or only_b else 1.0
-    return Paired(n, (only_b - only_a) / n, max(-1.0, middle - half), min(1.0, middle + half), only_a, only_b, p)
+    differences = np.asarray(b, dtype=float) - np.asarray(a, dtype=float)
+    _, of_fact = np.unique([str(fact) for fact in facts] if facts else np.arange(len(a)), return_inverse=True)
+    by_fact = np.bincount(of_fact, differences) / np.bincount(of_fact)
+    worse, better = -by_fact[by_fact < 0], by_fact[by_fact > 0]
+    n = len(by_fact) + 2
+    middle = (better.sum() + 1) / n - (worse.sum() + 1) / n
+    variance = ((worse**2).sum() + 1) / n + ((better**2).sum() + 1) / n - middle**2
+    low, high = middle - NORMAL * math.sqrt(variance / n), middle + NORMAL * math.sqrt(variance / n)
+    p = float(stats.binomtest(len(worse), len(worse) + len(better)).pvalue) if len(worse) or len(better) else 1.0
+    only_a, only_b = int((differences < 0).sum()), int((differences > 0).sum())
+    difference = float((better.sum() - worse.sum()) / len(by_fact))
+    return Paired(len(a), difference, float(max(-1.0, low)), float(min(1.0, high)), only_a, only_b, p)
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from functools import partial
+from statistics import fmean
 
+import numpy as np
 import pandas as pd
 
 from unlearn.analysis.report.attacks import DISJOINT, STRONGEST, attack_rows, comparable, strongest
-from unlearn.paper.claims.claims import SAME, Claim
-from unlearn.paper.claims.contrasts import Contrast, mean_over_seeds
+from unlearn.paper.claims.claims import Claim
+from unlearn.paper.claims.contrasts import Contrast, over_seeds_alone
 from unlearn.paper.claims.evidence import FEWEST, Evidence
-from unlearn.paper.claims.texts import WIDEST, at_equal_forgetting
-
-SAME_NATS = 0.25  # nats a token: what counts as "no more"
+from unlearn.paper.claims.margins import SAME_POINTS, SAME_RECOVERED
+from unlearn.paper.claims.texts import UNMATCHED, matches
 
 
 def by_method(evidence: Evidence) -> dict[str, pd.DataFrame]:
@@ -37,7 +38,7 @@ def claims(methods: dict[str, pd.DataFrame]) -> list[Claim]:
     names = sorted({name for rows in methods.values() for name in rows["attack"]})
     units = {unit for rows in methods.values() for unit in rows["unit"]}
     listed = []
-    for unit, same in (("points", SAME), ("nats", SAME_NATS)):
+    for unit, same in (("points", SAME_POINTS), ("nats", SAME_RECOVERED)):
         for name in [*names, STRONGEST] if unit in units else ():
             listed.append(
                 Claim(
@@ -62,10 +63,12 @@ def _more(rows: pd.DataFrame, attack: str, unit: str) -> Contrast:
         return Contrast(why_not=DISJOINT)
     strongest_rows = strongest(chosen)
     if unit == "nats":
-        differences = at_equal_forgetting(strongest_rows.assign(forgotten=-strongest_rows["without"]), "recovered")
-        why = f"no run with RNA has forgotten as much as two without RNA at most {WIDEST:g} nats a token apart"
+        differences: dict[int, list[float]] = {}
+        for match in matches(strongest_rows.assign(level=-strongest_rows["without"])):
+            differences.setdefault(match.seed, []).append(float(np.dot(match.weights, match.of("recovered"))))
+        values, why = [fmean(own) for own in differences.values()], UNMATCHED
     else:
         means = strongest_rows.groupby(["seed", strongest_rows["nu"] > 0])["recovered"].mean().unstack().dropna()
-        differences = dict(means[True] - means[False]) if {True, False} <= set(means) else {}
+        values = list(means[True] - means[False]) if {True, False} <= set(means) else []
         why = "no seed with RNA, whose best nu is known, and without"
-    return mean_over_seeds(list(differences.values())) if len(differences) >= FEWEST else Contrast(why_not=why)
+    return over_seeds_alone(values) if len(values) >= FEWEST else Contrast(why_not=why)

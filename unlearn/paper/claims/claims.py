@@ -1,7 +1,7 @@
 """The paper's claims about what is measured, and the rule that judges them.
 
-A claim is about one number, its effect. It is *seen* if the whole 95 % interval of the mean over seeds lies where the
-claim says, *contrary* if the whole interval lies where it does not, and else *not seen*. The rule knows no sizes.
+A claim is about one number, its effect. It is *seen* if the whole 95 % interval lies where the claim says, *contrary*
+if the whole interval lies where it does not, and else *not seen*. The rule knows no sizes.
 """
 
 from __future__ import annotations
@@ -14,19 +14,16 @@ from typing import Any
 from unlearn.analysis.settings import Setting
 from unlearn.paper.claims.contrasts import Contrast
 from unlearn.paper.claims.evidence import FEWEST, Subject, Term
+from unlearn.paper.claims.margins import SAME_POINTS
 from unlearn.paper.theory.verdicts import CONTRARY, NOT_MEASURED, NOT_SEEN, SEEN
 from unlearn.records.names import NGRAM_SIZES
 
-SAME = 5.0  # points: what counts as "stays the same"
 DIGITS = 9  # beyond that, a difference is the arithmetic's
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper and its section. `measured` names the effect, claimed to be above `above` or below `below`.
-
-    "seeds" of the effect are those of one method, or, of `OVER_METHODS`, the models of all.
-    """
+    """A claim of the paper and its section. `measured` names the effect, said to be above `above` or below `below`."""
 
     says: str
     place: str
@@ -44,6 +41,10 @@ class Claim:
         if self.above < low and high < self.below:
             return SEEN
         return CONTRARY if high < self.above or low > self.below else NOT_SEEN
+
+    def p(self, effect: Contrast) -> float:
+        """Of the two-sided test against the bound that is nearer; NaN if the effect has no interval."""
+        return max(effect.p(bound) for bound in (self.above, self.below) if math.isfinite(bound))
 
 
 def _beside_base(weight: float, setting: Setting, query: str) -> list[Term]:
@@ -214,9 +215,9 @@ CLAIMS = (
     Claim(
         "RNA brings nothing back that was forgotten.",
         "section 6.4, Figure 1",
-        f"forget, default: with RNA less without, to be below {SAME:g} points",
+        f"forget, default: with RNA less without, to be below {SAME_POINTS:g} points",
         rna_less_plain("forget", "default"),
-        below=SAME,
+        below=SAME_POINTS,
     ),
     Claim(
         "RNA improves retained knowledge, too.",

@@ -1,65 +1,135 @@
-"""Weighted sums of accuracies, over the seeds and questions of several models."""
+"""Weighted sums of what several models make of the same questions or texts, over seeds and items."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from statistics import fmean
 
 import numpy as np
-from scipy import stats
 
 from unlearn.analysis.collect import Run
 from unlearn.analysis.report.material import Material
-from unlearn.statistics.intervals import crossed, over_seeds
+from unlearn.records.samples import Sample
+from unlearn.statistics.families import p_value
+from unlearn.statistics.intervals import CONFIDENCE, Interval, crossed, over_seeds, two_way
 
-# Task -> (its part, question) -> whether it is right, or a weighted sum of such.
-Answers = dict[str, dict[tuple[str, int], float]]
+# Task or corpus -> item (a fact, a question or a text) -> its value, or a weighted sum of such.
+Answers = dict[str, dict[Hashable, float]]
+ONE_SEED = "a single seed, which tells nothing of others"
+OTHER_ITEMS = "its seeds have fewer than two questions or texts in common"
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """The mean over seeds of a difference, with its 95 % interval (Student's t); or, in `why_not`, why there is none.
+    """An effect with its 95 % interval; or, in `why_not`, why there is none.
 
-    `p` is over questions: it is about these very models.
+    `over` says what it is a mean over; `interval` gives the interval at other confidences.
     """
 
     difference: float = math.nan
     low: float = math.nan
     high: float = math.nan
     seeds: int = 0
-    p: float = math.nan
+    over: str = ""
     why_not: str = ""
+    interval: Callable[[float], Interval] | None = field(default=None, repr=False, compare=False)
+
+    def p(self, bound: float) -> float:
+        """Of the two-sided test that the effect is `bound`; NaN without an interval."""
+        return math.nan if self.interval is None or math.isnan(self.low) else p_value(self.interval, bound)
 
 
-def answers(m: Material, run: Run) -> dict[tuple[str, str, str], Answers]:
-    """(role, query, "unlearned" or "base") -> which questions were answered correctly; a group counts as one task."""
-    right: dict[tuple[str, str, str], Answers] = {}
+def judged_by(interval: Callable[[float], Interval], seeds: int, over: str) -> Contrast:
+    """The effect that a function of the confidence estimates."""
+    return Contrast(*interval(CONFIDENCE), seeds=seeds, over=over, interval=interval)
+
+
+def contrast(by_seed: Sequence[Answers], items: str, factor: float = 1.0) -> Contrast:
+    """The mean of each seed's values times `factor`, over seeds and over the items that all seeds have (`two_way`).
+
+    Args:
+        items: what an item is, in the plural.
+    """
+    parts = [factor * part for part in crossed(by_seed)]
+    if not parts or min(part.shape[1] for part in parts) < 2:
+        return Contrast(why_not=OTHER_ITEMS)
+    if len(by_seed) < 2:
+        return Contrast(float(np.mean([part.mean() for part in parts])), seeds=1, why_not=ONE_SEED)
+    count = sum(part.shape[1] for part in parts)
+    return judged_by(partial(two_way, parts), len(by_seed), f"{len(by_seed)} seeds, {count} {items}")
+
+
+def over_seeds_alone(values: Sequence[float]) -> Contrast:
+    """The mean of one value for each seed, where records have no single questions or texts (`over_seeds`)."""
+    if len(values) < 2:
+        return Contrast(*over_seeds(values), seeds=len(values), why_not=ONE_SEED)
+    over = f"{len(values)} seeds, of these very questions or texts"
+    return judged_by(lambda confidence: over_seeds(values, confidence), len(values), over)
+
+
+def places(m: Material, run: Run) -> dict[tuple[str, str, str], list[tuple[str, Sample]]]:
+    """(role, query, "unlearned" or "base") -> its samples, each with its task; a group counts as one task."""
+    samples: dict[tuple[str, str, str], list[tuple[str, Sample]]] = {}
     with m.reading(run):
         groups = {(score.role, score.task): score.part_of for score in run.scores}
         for sample in run.samples():
-            if sample.correct is not None:
-                task = groups.get((sample.role, sample.task)) or sample.task
-                of_place = right.setdefault((sample.role, sample.query, sample.model), {})
-                of_place.setdefault(task, {})[sample.task, sample.id] = float(sample.correct)
-    return right
+            task = groups.get((sample.role, sample.task)) or sample.task
+            samples.setdefault((sample.role, sample.query, sample.model), []).append((task, sample))
+    return samples
 
 
-def contrast(sums: Sequence[Answers]) -> Contrast:
-    """The mean of each seed's sum of answers, in points: over the questions that all seeds have, tasks, and seeds.
+def by_item(samples: Iterable[tuple[str, Sample]], value: Callable[[Sample], float | None]) -> Answers:
+    """The samples' values where they have one; questions about one fact count as one item, which is their mean."""
+    values: dict[str, dict[Hashable, list[float]]] = {}
+    for task, sample in samples:
+        own = value(sample)
+        if own is not None:
+            fact = sample.id if sample.fact is None else sample.fact
+            values.setdefault(task, {}).setdefault((sample.task, str(fact)), []).append(own)
+    return {task: {item: fmean(own) for item, own in of.items()} for task, of in values.items()}
 
-    p is that of a normal test of each question's mean over seeds. Tasks are taken as independent.
+
+def spread_by_item(samples: Iterable[tuple[str, Sample]]) -> Answers:
+    """Values for each item whose mean is the standard deviation of all MaxLogits of a task.
+
+    Formula: the standard deviation and its influence function, ((x - mean)^2 - variance) / 2 deviation (Hampel 1974,
+    "The influence curve and its role in robust estimation", J. Am. Stat. Assoc. 69).
     """
-    by_task = crossed(sums)
-    if not by_task:
-        return Contrast(why_not="no question was asked of both")
-    by_seed = np.mean([values.mean(axis=1) for values in by_task], axis=0)
-    errors = [stats.sem(values.mean(axis=0)) if values.shape[1] > 1 else 0.0 for values in by_task]
-    difference, error = float(by_seed.mean()), math.hypot(*errors) / len(errors)
-    p = float(2 * stats.norm.sf(abs(difference) / error)) if error else float(difference == 0)
-    return replace(mean_over_seeds(list(100 * by_seed)), p=p)
+    by_task: dict[str, list[tuple[str, Sample]]] = {}
+    for task, sample in samples:
+        if sample.maxlogits:
+            by_task.setdefault(task, []).append((task, sample))
+    values: Answers = {}
+    for task, of_task in by_task.items():
+        every = np.concatenate([sample.maxlogits or [] for _, sample in of_task])
+        deviation = float(every.std())
+        squares = by_item(of_task, partial(_square, center=float(every.mean())))[task]
+        values[task] = {item: (deviation + own / deviation) / 2 if deviation else 0.0 for item, own in squares.items()}
+    return values
 
 
-def mean_over_seeds(values: Sequence[float]) -> Contrast:
-    """The mean of a value for each seed; of one seed, without an interval."""
-    return Contrast(*over_seeds(values), seeds=len(values))
+def mean_maxlogit(sample: Sample) -> float | None:
+    """The mean of a sample's MaxLogits, if it has any."""
+    return fmean(sample.maxlogits) if sample.maxlogits else None
+
+
+def _square(sample: Sample, center: float) -> float | None:
+    return fmean((x - center) ** 2 for x in sample.maxlogits) if sample.maxlogits else None
+
+
+def mean_of(values: Answers) -> float:
+    """The mean over tasks."""
+    return fmean(fmean(of_task.values()) for of_task in values.values())
+
+
+def weighted(weights: Sequence[float], sides: Sequence[Mapping[str, Mapping[Hashable, float]]]) -> Answers:
+    """The weighted sum, over the tasks and items that all sides have."""
+    total: Answers = {}
+    for task in [task for task in sides[0] if all(task in side for side in sides)]:
+        items = set.intersection(*(set(side[task]) for side in sides))
+        if items:
+            total[task] = {i: sum(w * side[task][i] for w, side in zip(weights, sides, strict=True)) for i in items}
+    return total

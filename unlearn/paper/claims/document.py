@@ -25,21 +25,31 @@ from unlearn.paper.claims.claims import (
 )
 from unlearn.paper.claims.contrasts import Contrast
 from unlearn.paper.claims.evidence import Evidence, Subject
+from unlearn.paper.claims.margins import MARGINS
 from unlearn.paper.claims.theorems import theories
 from unlearn.paper.theory.verdicts import NOT_MEASURED, NOT_SEEN, SEEN, THEOREMS
 from unlearn.screen import one_line
+from unlearn.statistics.families import holm
 
 SHOWN = (("retain", "default"), ("retain", "perturbed"), ("retain", "control"), ("near", "default"),
          ("near", "perturbed"), ("forget", "default"))  # fmt: skip
 SURE = 0.01  # p of a drop of which a share is told
-RULE = """\
-A claim is about one number for each method, its effect, given as the mean over seeds with its 95 % interval (Student's
-t). **Seen**: the whole interval lies where the claim says. **Contrary**: the whole interval lies where it does not.
-**Not seen**: neither, be it that there is no effect or that the seeds are too few to tell. The best nu, the peak and
-the lowest point are chosen for each seed from the other seeds, on one half of the questions (alternating blocks of
-four): the best nu for retained knowledge under perturbation less forgotten knowledge, the others for the former. Every
-effect of accuracy is measured on the other half. Where several coefficients or layers of a method have runs with and
-without RNA, the one with most runs is judged, whatever came of them. Nothing is corrected for there being many claims.
+HOLDS = 0.05  # p, corrected for a family of claims, below which a verdict stands
+RULE = f"""\
+A claim is about one number for each method, its effect, given with its 95 % interval. **Seen**: the whole interval lies
+where the claim says. **Contrary**: the whole interval lies where it does not. **Not seen**: neither, be it that there
+is no effect or that the data are too few to tell. The interval is over seeds and over questions (several about one fact
+count as one) or texts: it speaks of other seeds *and* of other items of the kind (docs/statistics.md). Where records
+have no single items, it is over seeds, "of these very questions or texts". Where there is one seed, or no item that all
+seeds have, there is none. The claims below one heading, for all methods, are a family. "Holm" is the verdict after
+Holm's correction for their number: with a probability of 95 %, none of a family's corrected verdicts is false.
+
+The best nu, the peak and the lowest point are chosen for each seed from the other seeds, on one half of the questions
+(alternating blocks of four): the best nu for retained knowledge under perturbation less forgotten knowledge, the others
+for the former. Every effect of accuracy is measured on the other half. Where several coefficients or layers of a method
+have runs with and without RNA, the one with most runs is judged, whatever came of them.
+
+{MARGINS}
 
 Not judged: that MaxLogit becomes normally distributed (section 6.3), that tokens with more random states make for more
 random predictions (section 4.2), that robustness saturates before it falls (section 6.6)."""
@@ -95,33 +105,47 @@ def _runs(evidence: Evidence, subjects: Sequence[Subject]) -> Table:
     return Table("runs", "The runs", note, pd.DataFrame(rows))
 
 
-def _judged(claims: Sequence[Claim], methods: Mapping[str, Any]) -> list[dict[str, str]]:
-    """A row for each claim, with a verdict for each method, of what its effect is computed from."""
+def judged(claims: Sequence[Claim], methods: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A row for each claim, with a verdict for each method, of what its effect is computed from: one family."""
+    effects = {(claim, method): claim.effect(of) for claim in claims for method, of in methods.items()}
+    p = {key: p for key, effect in effects.items() if not math.isnan(p := key[0].p(effect))}
+    corrected = dict(zip(p, holm(list(p.values())), strict=True))
     return [
         {
             "claim": f"{claim.says} ({claim.place})",
             "effect": f"{claim.measured}, {claim.unit}",
-            **{method: _cell(claim, claim.effect(of)) for method, of in methods.items()},
+            **{m: _cell(claim, effects[claim, m], corrected.get((claim, m), math.nan)) for m in methods},
         }
         for claim in claims
     ]
 
 
+def _cell(claim: Claim, effect: Contrast, corrected: float) -> str:
+    """`corrected`: p after Holm's correction."""
+    verdict = claim.verdict(effect)
+    if verdict == NOT_MEASURED:
+        return f"{verdict}: {effect.why_not}"
+    digits = 1 if claim.unit.startswith("points") else 2
+    interval = f"{effect.low:+.{digits}f} .. {effect.high:+.{digits}f}"
+    holds = "" if verdict == NOT_SEEN else f"; Holm: {verdict if corrected < HOLDS else NOT_SEEN}"
+    return f"**{verdict}** {effect.difference:+.{digits}f} ({interval}; {effect.over}{holds})"
+
+
 def _verdicts(subjects: Sequence[Subject]) -> Table:
-    rows = _judged(CLAIMS, {s.method: s for s in subjects})
-    note = "Each claim's effect, with its 95 % interval over seeds."
-    return Table("claims", "The claims", note, pd.DataFrame(rows))
+    rows = judged(CLAIMS, {s.method: s for s in subjects})
+    return Table("claims", "The claims", "Each claim's effect, with its 95 % interval.", pd.DataFrame(rows))
 
 
 def _on_texts(evidence: Evidence) -> list[Table]:
     """None if no run has held-out texts."""
     methods = texts.by_method(evidence)
-    rows = _judged(texts.CLAIMS if methods else (), methods)
+    rows = judged(texts.CLAIMS if methods else (), methods)
     note = (
-        "Each claim's effect, with its 95 % interval over seeds. Forgotten texts tell how much was forgotten. At equal "
+        "Each claim's effect, with its 95 % interval. Forgotten texts tell how much was forgotten. At equal "
         "forgetting: each run with RNA is compared with what runs without RNA of the same seed, of any c, beta, alpha, "
         "learning rate or number of steps and else alike, have at the same amount of forgetting, by interpolation "
-        "between neighbours; the mean over a seed's runs is its value."
+        "between neighbours, text by text; the mean over a seed's runs is its value. The texts that tell how much was "
+        "forgotten are among those that the interval is over."
     )
     return [Table("texts", "On held-out texts", note, pd.DataFrame(rows))] if rows else []
 
@@ -129,31 +153,22 @@ def _on_texts(evidence: Evidence) -> list[Table]:
 def _under_attack(evidence: Evidence) -> list[Table]:
     """None if no run was attacked."""
     methods = attacks.by_method(evidence)
-    rows = _judged(attacks.claims(methods), methods)
+    rows = judged(attacks.claims(methods), methods)
     note = (
         "What an attack brings back at its best level, against the same model without an attack: points of accuracy on "
-        "what was to be forgotten, with the best nu; or nats a token on held-out texts to forget, at equal forgetting."
+        "what was to be forgotten, with the best nu; or nats a token on held-out texts to forget, at equal forgetting. "
+        "Attacks leave no record of single questions or texts."
     )
     return [Table("attacks", "Under attack", note, pd.DataFrame(rows))] if rows else []
 
 
 def _over_methods(subjects: Sequence[Subject]) -> Table:
-    claim = OVER_METHODS
-    verdict = _cell(claim, claim.effect(subjects[0]), "models")
-    row = {"claim": f"{claim.says} ({claim.place})", "effect": f"{claim.measured}, {claim.unit}", "verdict": verdict}
+    rows = judged([OVER_METHODS], {"verdict": subjects[0]})
     note = (
-        "Each method's own means taken off both; Fisher's 95 % interval, with a degree of freedom less for each mean."
+        "Each method's own means taken off both; Fisher's 95 % interval, with a degree of freedom less for each mean, "
+        "over models, of these very questions."
     )
-    return Table("over_methods", "Over all methods", note, pd.DataFrame([row]))
-
-
-def _cell(claim: Claim, effect: Contrast, of: str = "seeds") -> str:
-    verdict = claim.verdict(effect)
-    if verdict == NOT_MEASURED:
-        return f"{verdict}: {effect.why_not or 'a single seed'}"
-    digits = 1 if claim.unit.startswith("points") else 2
-    interval = f"{effect.low:+.{digits}f} .. {effect.high:+.{digits}f}"
-    return f"**{verdict}** {effect.difference:+.{digits}f} ({interval}; {effect.seeds} {of})"
+    return Table("over_methods", "Over all methods", note, pd.DataFrame(rows))
 
 
 def _accuracies(subjects: Sequence[Subject]) -> Table:
@@ -164,8 +179,8 @@ def _accuracies(subjects: Sequence[Subject]) -> Table:
             row = {"method": s.method if setting is None else "", "RNA": name}
             rows.append(row | {f"{role}, {query}": _accuracy(s, setting, role, query) for role, query in SHOWN})
     note = (
-        "Accuracies in %, on all questions: means over seeds with 95 % intervals and the number of seeds (of one seed, "
-        "the interval is over questions). nu is the one that most seeds choose."
+        "Accuracies in %, on all questions: means over seeds with 95 % intervals, of these very questions, and the "
+        "number of seeds (of one seed, the interval is over questions). nu is the one that most seeds choose."
     )
     return Table("accuracies", "What was measured", note, pd.DataFrame(rows))
 
@@ -189,15 +204,15 @@ def _drops(subjects: Sequence[Subject]) -> Table:
         cells = {"drop without RNA": _drop(plain), "of it RNA takes away": _drop(back), "recovered": share}
         rows.append({"method": s.method, **cells})
     note = (
-        "Drop: retained knowledge, default less perturbed, in points, beyond the base model's; p is over questions, "
-        "of these very models (each question's mean over seeds; normal). Recovered: the share of the drop that RNA "
-        f"takes away, on the seeds that have both; where the drop's p is below {SURE:g}."
+        "Drop: retained knowledge, default less perturbed, in points, beyond the base model's, over seeds and "
+        "questions. Recovered: the share of the drop that RNA takes away, on the seeds that have both; where the "
+        f"drop's p is below {SURE:g}."
     )
     return Table("drops", "What RNA takes away", note, pd.DataFrame(rows))
 
 
 def _share(back: Contrast, drop: Contrast) -> str:
-    is_sure = drop.difference > 0 and drop.p < SURE and not back.why_not
+    is_sure = drop.difference > 0 and drop.p(0) < SURE and not back.why_not
     return f"{100 * back.difference / drop.difference:.0f} %" if is_sure else "–"
 
 
@@ -207,7 +222,7 @@ def _every_nu(subjects: Sequence[Subject]) -> Table:
         for nu, setting in s.compared.items():
             drop, back, remembered = at_nu(s, setting)
             cells = {"of the drop RNA takes away": _drop(back), "recovered": _share(back, drop)}
-            cells |= {"forgotten knowledge comes back": _drop(remembered, p=False)}
+            cells |= {"forgotten knowledge comes back": _drop(remembered)}
             rows.append({"method": s.method, "nu": f"{nu:g}", **cells})
     note = (
         "As above, for every nu, so that nothing is chosen; the last column is accuracy on what was to be forgotten, "
@@ -216,12 +231,10 @@ def _every_nu(subjects: Sequence[Subject]) -> Table:
     return Table("every_nu", "What every nu takes away", note, pd.DataFrame(rows))
 
 
-def _drop(c: Contrast, *, p: bool = True) -> str:
-    """`p` takes questions as independent: not so where one fact is asked about several times."""
+def _drop(c: Contrast) -> str:
     if math.isnan(c.difference):
         return "–"
-    text = f"{c.difference:.1f} ({c.low:.1f} .. {c.high:.1f}; {c.seeds} seeds)"
-    return text + (f", p {c.p:.1g}" if p else "")
+    return f"{c.difference:.1f} ({c.low:.1f} .. {c.high:.1f}; {c.seeds} seeds)"
 
 
 def _theory(subjects: Sequence[Subject]) -> list[Table]:

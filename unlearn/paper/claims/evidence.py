@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import mean
 
@@ -24,12 +24,24 @@ from unlearn.analysis.compare import differing_questions
 from unlearn.analysis.report.choose import family
 from unlearn.analysis.report.material import Material
 from unlearn.analysis.settings import Setting
-from unlearn.paper.claims.contrasts import Answers, Contrast, answers, contrast, mean_over_seeds
+from unlearn.paper.claims.contrasts import (
+    Answers,
+    Contrast,
+    by_item,
+    contrast,
+    judged_by,
+    mean_maxlogit,
+    mean_of,
+    places,
+    spread_by_item,
+    weighted,
+)
 from unlearn.paper.phases import turning_points
+from unlearn.records.samples import Sample
 from unlearn.records.scores import role_means
 from unlearn.statistics.intervals import correlation
 
-CHOOSING, MEASURING = 0, 1  # halves of the questions
+CHOOSING, MEASURING = "choosing", "measuring"  # halves of the questions
 BLOCK = 4  # questions in a row that go to one half; the embedded world asks about a forgotten fact four times in a row
 FEWEST = 2  # seeds
 LAYER = "model.layer"
@@ -130,7 +142,8 @@ class Evidence:
     """The runs that claims are judged by: those of `material`'s world."""
 
     material: Material
-    _read: dict[Path, dict[tuple[str, str, str], Answers]] = field(default_factory=dict)  # by the run's folder
+    # By the run's folder: (role, query, model) -> CHOOSING, MEASURING or a measure of MaxLogit -> values.
+    _read: dict[Path, dict[tuple[str, str, str], dict[str, Answers]]] = field(default_factory=dict)
 
     @cached_property
     def subjects(self) -> list[Subject]:
@@ -177,27 +190,28 @@ class Evidence:
                 continue
             if (why := _asked_otherwise(parts, complete)) is not None:
                 return Contrast(why_not=why)
-            sides = [self._half(run, t, MEASURING) for run, t in zip(complete, parts, strict=True)]
+            sides = [self._values(run, t, MEASURING) for run, t in zip(complete, parts, strict=True)]
             if all(any(side.values()) for side in sides):
-                sums.append(_sum([term.weight for term in parts], sides))
+                sums.append(weighted([term.weight for term in parts], sides))
         if len(sums) < FEWEST:
             return Contrast(why_not=f"fewer than {FEWEST} seeds have all that it needs")
-        return contrast(sums)
+        return contrast(sums, "questions or facts", 100)
 
     def accuracy(self, setting: Setting, seed: int, role: str, query: str) -> float:
         """Of one model on the choosing half, in percent: the mean over the role's tasks; NaN if it was not asked."""
         run = self.material.runs_of(setting).get(seed)
-        side = {} if run is None else self._half(run, Term(1.0, setting, role, query), CHOOSING)
-        return 100 * mean(mean(values.values()) for values in side.values()) if any(side.values()) else math.nan
+        side = {} if run is None else self._values(run, Term(1.0, setting, role, query), CHOOSING)
+        return 100 * mean_of(side) if any(side.values()) else math.nan
 
     def of_metrics(self, setting: Setting, name: str) -> Contrast:
-        """A setting's TASK/perturbed/`name`, mean over the retain role, less the base model's."""
+        """A measure of a setting's MaxLogit, under perturbation, of the retain role, less the base model's."""
+        terms = [Term(1, setting, "retain", "perturbed"), Term(-1, setting, "retain", "perturbed", "base")]
         runs = self.material.runs_of(setting).values()
-        sides = [[_metric(run, model, "perturbed", name) for model in ("unlearned", "base")] for run in runs]
-        values = [unlearned - base for unlearned, base in sides if not math.isnan(unlearned - base)]
-        if len(values) < FEWEST:
+        differences = [weighted([1, -1], [self._values(run, term, name) for term in terms]) for run in runs]
+        measured = [values for values in differences if values]
+        if len(measured) < FEWEST:
             return Contrast(why_not=f"fewer than {FEWEST} seeds have MaxLogit (eval.maxlogit)")
-        return mean_over_seeds(values)
+        return contrast(measured, "questions or facts")
 
     def correlation(self, settings: Sequence[Setting], name: str) -> Contrast:
         """Pearson's r of TASK/perturbed/`name` and of what perturbation costs, of the retain role, over all models.
@@ -221,16 +235,23 @@ class Evidence:
         if freedom < 1 or size.min() < TINY:
             return Contrast(why_not="too few models that differ have MaxLogit (eval.maxlogit)")
         r = float(np.clip(within["x"] @ within["y"] / size.prod(), -1, 1))
-        return Contrast(*correlation(r, freedom), seeds=len(table))
+        return judged_by(partial(correlation, r, freedom), len(table), f"{len(table)} models")
 
-    def _half(self, run: Run, term: Term, half: int) -> Answers:
-        """A run's answers on one half of the questions, read once."""
+    def _values(self, run: Run, term: Term, what: str) -> Answers:
+        """A run's answers on a half of the questions, or its MaxLogits, by item; read once."""
         if run.folder not in self._read:
-            self._read[run.folder] = answers(self.material, run)
-        return {
-            task: {(part, q): v for (part, q), v in values.items() if q // BLOCK % 2 == half}
-            for task, values in self._read[run.folder].get((term.role, term.query, term.model), {}).items()
-        }
+            self._read[run.folder] = {place: _by_item(own) for place, own in places(self.material, run).items()}
+        return self._read[run.folder].get((term.role, term.query, term.model), {}).get(what, {})
+
+
+def _by_item(samples: Sequence[tuple[str, Sample]]) -> dict[str, Answers]:
+    halves = {half: [s for s in samples if s[1].id // BLOCK % 2 == i] for i, half in enumerate((CHOOSING, MEASURING))}
+    values = {half: by_item(own, lambda s: None if s.correct is None else s.correct) for half, own in halves.items()}
+    return {
+        **values,
+        "maxlogit_mean": by_item(samples, mean_maxlogit),
+        "maxlogit_std": spread_by_item(samples),
+    }
 
 
 def _metric(run: Run, model: str, query: str, measure: str) -> float:
@@ -253,12 +274,3 @@ def _asked_otherwise(terms: Sequence[Term], runs: Sequence[Run]) -> str | None:
         if why is not None:
             return why
     return None
-
-
-def _sum(weights: Sequence[float], sides: Sequence[Answers]) -> Answers:
-    """Weighted, over the questions that all sides have."""
-    total: Answers = {}
-    for task in [task for task in sides[0] if all(task in side for side in sides)]:
-        questions = set.intersection(*(set(side[task]) for side in sides))
-        total[task] = {q: sum(w * side[task][q] for w, side in zip(weights, sides, strict=True)) for q in questions}
-    return total

@@ -3,70 +3,96 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from statistics import fmean
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import pandas as pd
 
+from unlearn.analysis.collect import Run
+from unlearn.analysis.compare import by_place
 from unlearn.analysis.report.material import Material
 from unlearn.analysis.settings import SETTING
 from unlearn.paper.claims.claims import Claim, slope
-from unlearn.paper.claims.contrasts import Contrast, mean_over_seeds
+from unlearn.paper.claims.contrasts import (
+    Answers,
+    Contrast,
+    by_item,
+    contrast,
+    mean_maxlogit,
+    mean_of,
+    places,
+    spread_by_item,
+    weighted,
+)
 from unlearn.paper.claims.evidence import FEWEST, Evidence
+from unlearn.paper.claims.margins import SAME_NATS
 from unlearn.records.names import NGRAM_QUERIES, NGRAM_SIZES, text_role
-from unlearn.records.scores import Score, role_means
 
 UNIT = "nats a token"
-SAME = 0.05  # nats a token: what counts as "stays the same"
 Effect = Callable[[pd.DataFrame], Contrast]  # of a method's rows (`run_rows`)
 FORGOTTEN, RETAINED = text_role("forget"), text_role("retain")
 # What moves a run along the curve of its setting, to more or less forgetting, and RNA.
 STRENGTH = ("rna", "method.c", "method.beta", "loss.alpha", "train.steps", "train.lr")
 WIDEST = 2.0  # nats a token between two runs, across which a measure is interpolated
+UNMATCHED = f"no run with RNA has forgotten as much as two without RNA at most {WIDEST:g} {UNIT} apart"
 
 
-def measures(scores: Sequence[Score]) -> dict[str, float]:
-    """What a run's texts say, in nats a token, where it was measured.
+def measures(m: Material, run: Run) -> dict[str, Answers]:
+    """What a run's texts say, in nats a token for each text, where it was measured.
 
     forgotten, retained: more than the base model's; cost, control: of an inserted forget-token or control word in
     retained texts; base_cost: that of a forget-token in the base model; QUERY: the cost of an n-gram, beyond the base
     model's. maxlogit, maxlogit_std: mean and standard deviation of MaxLogit after retained texts with a forget-token,
     more than the base model's.
     """
-    change = role_means(scores, "nats", against="base")
-    cost = role_means(scores, "nats", against="default")
-    base = role_means(scores, "nats", model="base", against="default")
+    samples = places(m, run)
+    finite = {(model, *place) for model in ("unlearned", "base") for place in by_place(run.samples(), model)}
+
+    def nats(role: str, query: str, model: str = "unlearned") -> Answers | None:
+        of_place = samples.get((role, query, model), [])
+        if not of_place or any((model, role, s.task, query) not in finite for _, s in of_place):
+            return None
+        return by_item(of_place, lambda sample: sample.value)
+
+    def cost(query: str, model: str = "unlearned") -> Answers | None:
+        return _minus(nats(RETAINED, query, model), nats(RETAINED, "default", model))
+
     values = {
-        "forgotten": change.get((FORGOTTEN, "default")),
-        "retained": change.get((RETAINED, "default")),
-        "cost": cost.get((RETAINED, "perturbed")),
-        "control": cost.get((RETAINED, "control")),
-        "base_cost": base.get((RETAINED, "perturbed")),
+        "forgotten": _minus(nats(FORGOTTEN, "default"), nats(FORGOTTEN, "default", "base")),
+        "retained": _minus(nats(RETAINED, "default"), nats(RETAINED, "default", "base")),
+        "cost": cost("perturbed"),
+        "control": cost("control"),
+        "base_cost": cost("perturbed", "base"),
     }
     for query in NGRAM_QUERIES:
-        values[query] = _minus(cost.get((RETAINED, query)), base.get((RETAINED, query)))
-    for name, measure in (("maxlogit", "maxlogit_mean"), ("maxlogit_std", "maxlogit_std")):
-        unlearned, of_base = (role_means(scores, measure, model=model) for model in ("unlearned", "base"))
-        values[name] = _minus(unlearned.get((RETAINED, "perturbed")), of_base.get((RETAINED, "perturbed")))
-    return {name: value for name, value in values.items() if value is not None}
+        values[query] = _minus(cost(query), cost(query, "base"))
+    behind = [samples.get((RETAINED, "perturbed", model), []) for model in ("unlearned", "base")]
+    values["maxlogit"] = _minus(*(by_item(own, mean_maxlogit) for own in behind))
+    values["maxlogit_std"] = _minus(*(spread_by_item(own) for own in behind))
+    return {name: value for name, value in values.items() if value}
 
 
-def _minus(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else a - b
+def _minus(a: Answers | None, b: Answers | None) -> Answers | None:
+    return weighted([1, -1], [a, b]) if a and b else None
 
 
 def run_rows(m: Material) -> pd.DataFrame:
-    """A row for each run of this world with held-out texts: SETTING, seed, `measures`.
+    """A row for each run of this world with held-out texts: SETTING, seed, level, `measures`.
 
-    Of several runs of a setting's seed, the one with most measures.
+    `level`: the mean of `forgotten`; NaN where it was not measured. Of several runs of a setting's seed, the one with
+    most measures.
     """
     about = m.about.set_index("number")
     rows = []
     for number, run in enumerate(m.runs):
-        values = measures(run.scores) if about.loc[number, "world"] == m.world else {}
+        values = {}
+        if run.done and about.loc[number, "world"] == m.world:
+            with m.reading(run):
+                values = measures(m, run)
         if values:
-            rows.append({**about.loc[number, [*SETTING, "seed"]].to_dict(), **values})
+            level = mean_of(values["forgotten"]) if "forgotten" in values else math.nan
+            rows.append({**about.loc[number, [*SETTING, "seed"]].to_dict(), "level": level, **values})
     if not rows:
         return pd.DataFrame()
     frame = pd.DataFrame(rows)
@@ -74,33 +100,85 @@ def run_rows(m: Material) -> pd.DataFrame:
     return frame.loc[fullest].drop_duplicates(["setting", "seed"]).sort_index()
 
 
-def at_equal_forgetting(rows: pd.DataFrame, measure: str) -> dict[int, float]:
-    """For each seed of a method's runs: a measure with RNA less that without, at equal forgetting.
+@dataclass(frozen=True)
+class Match:
+    """A run with RNA, and the two without it that have forgotten just less and just more; rows of `run_rows`."""
 
-    Without RNA, the measure at other amounts of forgetting is interpolated between neighbouring runs that are at most
-    WIDEST nats a token apart, and differ in nothing but STRENGTH. Runs with RNA that have forgotten less or more than
-    all such are left out; the others are averaged. Seeds without any are left out.
+    seed: int
+    rna: pd.Series
+    below: pd.Series
+    above: pd.Series
+
+    @property
+    def weights(self) -> tuple[float, float, float]:
+        """Of the three, in the value with RNA less the one without that is interpolated at its level."""
+        part = (self.rna["level"] - self.below["level"]) / (self.above["level"] - self.below["level"])
+        return 1.0, part - 1, -part
+
+    def of(self, name: str) -> list[Any]:
+        """A measure of the three."""
+        return [self.rna[name], self.below[name], self.above[name]]
+
+
+def matches(rows: pd.DataFrame) -> Iterator[Match]:
+    """Each run with RNA of a method's rows, with its neighbours in `level` of the same seed and without RNA.
+
+    These differ from it in nothing but STRENGTH, and are at most WIDEST nats a token apart. Runs with RNA that have
+    forgotten less or more than all such are left out.
     """
-    differences: dict[int, list[float]] = {}
     alike = rows["setting"].map(lambda setting: setting.without(*STRENGTH))
     for (seed, _), group in rows.groupby(["seed", alike], sort=False):
-        plain = group[group["nu"] == 0].sort_values("forgotten")
-        x, y = plain["forgotten"].to_numpy(), plain[measure].to_numpy()
-        for forgotten, value in group.loc[group["nu"] > 0, ["forgotten", measure]].itertuples(index=False):
-            above = int(x.searchsorted(forgotten))
-            if 0 < above < len(x) and x[above] - x[above - 1] <= WIDEST:
-                differences.setdefault(int(seed), []).append(value - float(np.interp(forgotten, x, y)))
-    return {seed: fmean(values) for seed, values in differences.items()}
+        plain = group[group["nu"] == 0].sort_values("level")
+        for _, rna in group[group["nu"] > 0].iterrows():
+            place = int(plain["level"].searchsorted(rna["level"]))
+            if 0 < place < len(plain):
+                match = Match(int(seed), rna, plain.iloc[place - 1], plain.iloc[place])
+                if match.above["level"] - match.below["level"] <= WIDEST:
+                    yield match
+
+
+def at_equal_forgetting(rows: pd.DataFrame, measure: str) -> dict[int, Answers]:
+    """For each seed of a method's runs with a match: a measure with RNA less that without, at equal forgetting.
+
+    The mean over a seed's runs with RNA, for each text. The texts to forget are items, too, with a mean of 0: other
+    ones would move the point at which the curve without RNA is read, by how much the runs differ on each, times the
+    curve's slope there (the delta method).
+    """
+    differences: dict[int, list[Answers]] = {}
+    for match in matches(rows.dropna(subset=["forgotten", measure])):
+        differences.setdefault(match.seed, []).append(_difference(match, measure))
+    return {seed: weighted([1 / len(own)] * len(own), own) for seed, own in differences.items()}
+
+
+def _difference(match: Match, measure: str) -> Answers:
+    """Parts whose mean over parts is the difference: of the measure's texts, and of those to forget."""
+    difference = weighted(match.weights, match.of(measure))
+    level = weighted(match.weights, match.of("forgotten"))
+    rise = mean_of(match.above[measure]) - mean_of(match.below[measure])
+    steepness = rise / (match.above["level"] - match.below["level"])
+    count = len(difference) + len(level)
+    parts = [(1.0, "measured", difference), (-steepness, "forgotten", level)]
+    return {
+        f"{kind}: {corpus}": {text: factor * count / len(values) * value for text, value in of_corpus.items()}
+        for factor, kind, values in parts
+        for corpus, of_corpus in values.items()
+    }
+
+
+def _of_seeds(rows: pd.DataFrame, combine: Callable[[pd.Series], Answers]) -> Contrast:
+    """The mean of what `combine` makes of each row; rows are of one seed each."""
+    return contrast([combine(row) for _, row in rows.iterrows()], "texts")
 
 
 def _without_rna(a: str, b: str | None = None, why_not: str = "no run without RNA has such texts") -> Effect:
     """A measure, or the difference of two, of the model without RNA."""
+    names = [a] if b is None else [a, b]
 
     def effect(rows: pd.DataFrame) -> Contrast:
-        plain = _plain(rows, [a] if b is None else [a, b])
+        plain = _plain(rows, names)
         if plain.empty:
             return Contrast(why_not=why_not)
-        return mean_over_seeds(list(plain[a] if b is None else plain[a] - plain[b]))
+        return _of_seeds(plain, lambda row: weighted([1, -1][: len(names)], [row[name] for name in names]))
 
     return effect
 
@@ -111,17 +189,19 @@ def _slope_over_length(rows: pd.DataFrame) -> Contrast:
     plain = _plain(rows, queries)
     if plain.empty:
         return Contrast(why_not="no run without RNA has texts with n-grams")
-    return mean_over_seeds(list(plain[queries] @ slope([math.log2(n) for n in NGRAM_SIZES])))
+    weights = slope([math.log2(n) for n in NGRAM_SIZES])
+    return _of_seeds(plain, lambda row: weighted(weights, [row[query] for query in queries]))
 
 
 def _slope_over_coefficient(rows: pd.DataFrame) -> Contrast:
     """The least-squares slope of a forget-token's cost over log2 of c or beta, without RNA, all else equal."""
-    costs = rows.dropna(subset=["doublings"]) if "cost" in rows else rows.iloc[:0]
-    by_seed = costs.pivot_table(index="seed", columns="doublings", values="cost")
+    costs = rows.dropna(subset=["doublings", "cost"]) if "cost" in rows else rows.iloc[:0]
+    by_seed = costs.set_index(["seed", "doublings"])["cost"].unstack()
     by_seed = by_seed.dropna(axis="columns", thresh=FEWEST).dropna()
     if by_seed.shape[1] < 2:
         return Contrast(why_not="fewer than two values of it in enough seeds")
-    return mean_over_seeds(list(by_seed @ slope([float(x) for x in by_seed.columns])))
+    weights = slope([float(x) for x in by_seed.columns])
+    return _of_seeds(by_seed, lambda row: weighted(weights, list(row)))
 
 
 def _plain(rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
@@ -135,12 +215,8 @@ def _equal_forgetting(measure: str) -> Effect:
     def effect(rows: pd.DataFrame) -> Contrast:
         if not {"forgotten", measure} <= set(rows):
             return Contrast(why_not="no run has such texts")
-        differences = at_equal_forgetting(rows.dropna(subset=["forgotten", measure]), measure)
-        if not differences:
-            return Contrast(
-                why_not=f"no run with RNA has forgotten as much as two without RNA at most {WIDEST:g} {UNIT} apart"
-            )
-        return mean_over_seeds(list(differences.values()))
+        differences = at_equal_forgetting(rows, measure)
+        return contrast(list(differences.values()), "texts") if differences else Contrast(why_not=UNMATCHED)
 
     return effect
 
@@ -157,9 +233,9 @@ CLAIMS = (
     Claim(
         "Retained texts stay as they were.",
         "section 3",
-        f"retained texts: without RNA less base, below {SAME:g}",
+        f"retained texts: without RNA less base, below {SAME_NATS:g}",
         _without_rna("retained"),
-        below=SAME,
+        below=SAME_NATS,
         unit=UNIT,
     ),
     Claim(
@@ -189,9 +265,9 @@ CLAIMS = (
     Claim(
         "RNA costs no retained text at equal forgetting.",
         "not asked in the paper",
-        f"retained texts: with RNA less without, below {SAME:g}",
+        f"retained texts: with RNA less without, below {SAME_NATS:g}",
         _equal_forgetting("retained"),
-        below=SAME,
+        below=SAME_NATS,
         unit=UNIT,
     ),
     Claim(
