@@ -135,9 +135,9 @@ def test_control_tokens_of_the_users_own(conf, tmp_path):
     asked = ("eval=toy", "eval.queries=[control]", "eval.forget_tokens=[]")
     for words in (f"{tmp_path / 'terms.txt'}", "[photosynthesis,plate tectonics]"):
         config = conf(*asked, f"eval.control_tokens={words}")
-        assert query_words(config, None, None) == {"control": ["photosynthesis", "plate tectonics"]}
+        assert query_words(config, None, {}) == {"control": ["photosynthesis", "plate tectonics"]}
     with pytest.raises(UserError, match=r"eval\.control_tokens=/nope: there is no such file\. Give a list, a file"):
-        query_words(conf(*asked, "eval.control_tokens=/nope"), None, None)
+        query_words(conf(*asked, "eval.control_tokens=/nope"), None, {})
     with pytest.raises(UserError, match=r"eval\.control_tokens=\[\] is not allowed: it must be a list of words"):
         conf(*asked, "eval.control_tokens=[]")
 

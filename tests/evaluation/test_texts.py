@@ -94,6 +94,14 @@ def test_words_are_dealt_so_that_each_is_in_several_texts(each, inserted, differ
         assert len(set(map(tuple, draws))) > 1
 
 
+def test_of_ngrams_as_many_are_dealt_as_there_are_texts():
+    texts, words = {"retain": {"wiki": [" ".join(WORDS)] * 12}}, [f"x{n} y" for n in range(30)]
+    config = TextConfig(texts_per_word=3)
+    found = load_passages(config, dict.fromkeys(("ngram-2", "perturbed"), words), corpora=texts)
+    different = {query: len({p.inserted for p in found[query]["retain_text_wiki"]}) for query in found}
+    assert different == {"ngram-2": 12, "perturbed": 4}
+
+
 def test_a_list_that_is_too_short_is_dealt_as_a_whole():
     texts = {"retain": {"wiki": [" ".join(WORDS)] * 12}}
     found = load_passages(TextConfig(texts_per_word=2), {"perturbed": ["a", "b"]}, corpora=texts)

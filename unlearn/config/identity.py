@@ -8,11 +8,13 @@ from typing import Any
 
 from unlearn.config.schema import Config, as_float
 from unlearn.methods.rna import RETAIN_TARGET
+from unlearn.records.names import NGRAM_QUERIES
 from unlearn.storage.hashing import json_sha256
 
 # Increase this by hand when the same configuration gives other numbers than before.
 RESULTS_VERSION = 3
 RUNS = "runs"  # below output_root
+NO_NGRAMS = {"documents": None, "window": 512, "top": 10, "encoder": None}  # of an evaluation that asks for none
 
 
 def identity(config: Config) -> dict[str, Any]:
@@ -41,6 +43,8 @@ def identity(config: Config) -> dict[str, Any]:
             evaluation.pop(key)
     if evaluation["texts"]["texts_per_word"] is None:  # as in runs from before this key
         evaluation["texts"].pop("texts_per_word")
+    if not NGRAM_QUERIES.keys() & set(evaluation["queries"]):
+        evaluation["ngrams"] = NO_NGRAMS
     for corpora in evaluation["texts"]["corpora"].values():
         corpora.update((name, path if path.startswith("hub:") else "") for name, path in corpora.items())
     for key in ("for_model", "include_path", "local_dir", "tokens_per_batch"):

@@ -177,8 +177,9 @@ class MaxLogitConfig:
 
 @dataclass
 class NgramConfig:
-    """Lists of n-grams by similarity to their document (section 6.7)."""
+    """Lists of n-grams by similarity to their document (section 6.7); for `form` see `unlearn.evaluation.ngrams`."""
 
+    form: str = one_of("centred", "paper", default="centred")
     documents: int | None = at_least(1)
     window: int = at_least(1)
     top: int = at_least(1)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from unlearn.data.corpora import Reading, check_rows, documents, warn_of_unknown
 from unlearn.errors import UserError
 from unlearn.evaluation.cache import cache_place
 from unlearn.evaluation.chat import Chat
-from unlearn.evaluation.ngrams import embedded, in_context, rank_ngrams
+from unlearn.evaluation.ngrams import Embedder, InContext, Reader, mean_state, rank_ngrams
 from unlearn.evaluation.suite import Suite, load_suite
 from unlearn.evaluation.texts import load_passages
 from unlearn.evaluation.tokens import control_tokens, corpus_tokens, read_tokens, token_count
@@ -28,6 +27,7 @@ from unlearn.models.cutting import CutModel
 from unlearn.models.fingerprint import checkpoint_fingerprint, states_key
 from unlearn.models.loading import Source, load_config, load_tokenizer, load_up_to
 from unlearn.records.names import NGRAM_QUERIES, text_tasks
+from unlearn.records.ngrams import Sizes, as_json, read_ngrams
 from unlearn.screen import say
 from unlearn.storage.files import write_json
 from unlearn.storage.hashing import json_sha256
@@ -42,6 +42,7 @@ class Questions:
     words: dict[str, list[str]]
     suite: Suite
     course: Suite | None = None  # what is asked every `eval.every` steps
+    ngrams: Sizes = field(default_factory=dict)  # the lists of n-grams, where queries need them
 
     @property
     def word_hashes(self) -> dict[str, str]:
@@ -59,12 +60,13 @@ def load_questions(config: Config, source: Source, tokenizer: PreTrainedTokenize
     """Load, perturb and build all questions. Raises UserError for unknown tasks and bad files."""
     e = config.eval
     chat = Chat.of(tokenizer, e.system_instruction, e.fewshot_as_multiturn) if e.chat_template else None
-    words = query_words(config, source, tokenizer)
+    ngrams = ngram_lists(config, source, tokenizer)
+    words = query_words(config, tokenizer, ngrams)
     suite = _suite(e, words, chat)
     for task, passages in suite.passages.get("default", {}).items():
         warn_of_unknown(tokenizer([p.beginning + p.rest for p in passages])["input_ids"], tokenizer, task)
     check_token_ids(suite, tokenizer, load_config(source).get_text_config().vocab_size)
-    return Questions(words, suite, _course(e, words, chat))
+    return Questions(words, suite, _course(e, words, chat), ngrams)
 
 
 def check_token_ids(suite: Suite, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> None:
@@ -89,25 +91,26 @@ def check_token_ids(suite: Suite, tokenizer: PreTrainedTokenizerBase, vocabulary
         check_rows({place: [ids for ids in tokenizer(texts)["input_ids"] if ids]}, vocabulary, first_counted=True)
 
 
-def query_words(config: Config, source: Source, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[str]]:
-    """The words that options become, for each kind of query; none for "default".
+def query_words(config: Config, tokenizer: PreTrainedTokenizerBase, ngrams: Sizes) -> dict[str, list[str]]:
+    """The words that options become, for each kind of query; none for "default". `ngrams` has those of n-grams.
 
-    Raises UserError for a bad file or an empty list. Queries by n-grams load the base model up to layer l. Their lists
-    are cached below `output_root`.
+    Raises UserError for a bad file or an empty list.
     """
     words: dict[str, list[str]] = {}
-    lists = _ngram_lists(config, source, tokenizer) if NGRAM_QUERIES.keys() & set(config.eval.queries) else {}
     for query in config.eval.queries:
         if query == "default":
             words[query] = []
         elif query in NGRAM_QUERIES:
             n, kind = NGRAM_QUERIES[query]
-            words[query] = [entry["ngram"] for entry in lists[str(n)][kind]]
+            words[query] = [entry.ngram for entry in ngrams[str(n)].of_kind(kind)]
             if not words[query]:
                 raise UserError(
                     f"eval.queries: {query} queries need n-grams of {n} words, and no document of the forget corpora "
-                    f"(data.topics) has one within eval.ngrams.window={config.eval.ngrams.window} tokens."
+                    f"(data.topics) has one within eval.ngrams.window={config.eval.ngrams.window} tokens that "
+                    f"eval.ngrams.form={config.eval.ngrams.form} allows."
                 )
+            if len(words[query]) < config.eval.ngrams.top:
+                say(f"{query} queries: the forget corpora give {len(words[query])} n-grams (eval.ngrams.top).")
         else:
             words[query] = _control_tokens(config, tokenizer) if query == "control" else _forget_tokens(config, query)
     return words
@@ -147,36 +150,51 @@ def _texts(config: Config, part: str, topics: Iterable[str], limit: int | None =
         yield from (text for text, _ in islice(documents(path, key, Reading.of(config.data)), limit))
 
 
-def _ngram_lists(config: Config, source: Source, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """The result of `rank_ngrams`, from the cache if it is there."""
+def ngram_lists(config: Config, source: Source, tokenizer: PreTrainedTokenizerBase) -> Sizes:
+    """The lists of n-grams; none if no query needs them. They are cached below `output_root`.
+
+    Where they are not there yet, the base model is loaded up to layer l.
+    """
+    if not NGRAM_QUERIES.keys() & set(config.eval.queries):
+        return {}
     settings = config.eval.ngrams
     topics = config.data.use or list(config.data.topics)
-    texts = partial(_texts, config, "forget", topics, settings.documents)
+    forget, retain = (partial(_texts, config, part, topics, settings.documents) for part in ("forget", "retain"))
+    is_centred = settings.form == "centred"
     encoder = None if settings.encoder is None else Source(settings.encoder, device=source.device)
     key = {
         "model": _loaded(source, tokenizer),
         "layer": config.model.layer,
         "encoder": None if encoder is None else _loaded(encoder, load_tokenizer(encoder)),
-        "texts": _sha256(texts()),
+        "texts": _sha256(forget()),
+        "retained": _sha256(retain()) if is_centred else None,
         "settings": asdict(settings),
         "version": RESULTS_VERSION,
     }
     file = cache_place(Path(config.output_root) / CACHE, "ngrams", key).with_suffix(".json")
     if file.is_file():
-        return json.loads(file.read_text())
+        return read_ngrams(file)
 
-    if encoder is None:
-        cut = CutModel(load_up_to(source, config.model.layer), config.model.layer, parameters=config.model.parameters)
-        window = min(settings.window, context_length(cut.model.config) or settings.window)
-        measure = partial(in_context, cut=cut, tokenizer=tokenizer, window=window)
-    else:
-        model = AutoModel.from_pretrained(encoder.path).to(encoder.torch_device).eval()
-        measure = partial(embedded, model=model, tokenizer=load_tokenizer(encoder), window=settings.window)
+    reader = _embedder(config, encoder) if encoder else _reader_in_context(config, source, tokenizer)
     say("Ranking the n-grams of the forget corpora by their similarity to their documents")
-    lists = rank_ngrams(texts, measure, top=settings.top)
+    centre_D = mean_state(chain(forget(), retain()), reader) if is_centred else None
+    measure = partial(reader.measure, centre_D=centre_D)
+    lists = rank_ngrams(forget, measure, top=settings.top, one_of_a_document=is_centred)
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, lists)
+    write_json(file, as_json(lists))
     return lists
+
+
+def _reader_in_context(config: Config, source: Source, tokenizer: PreTrainedTokenizerBase) -> Reader:
+    settings, layer = config.eval.ngrams, config.model.layer
+    cut = CutModel(load_up_to(source, layer), layer, parameters=config.model.parameters)
+    window = min(settings.window, context_length(cut.model.config) or settings.window)
+    return InContext(cut, tokenizer, window, skipped=1 if settings.form == "centred" else 0)
+
+
+def _embedder(config: Config, encoder: Source) -> Reader:
+    model = AutoModel.from_pretrained(encoder.path).to(encoder.torch_device).eval()
+    return Embedder(model, load_tokenizer(encoder), config.eval.ngrams.window)
 
 
 def _loaded(source: Source, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import Any
 from unlearn.config.schema import FEWEST_WORDS, TextConfig
 from unlearn.data.corpora import Reading, documents
 from unlearn.errors import UserError
-from unlearn.records.names import is_asked, text_role, text_task
+from unlearn.records.names import NGRAM_QUERIES, is_asked, text_role, text_task
 from unlearn.records.samples import Sample
 
 LARGEST = 700.0  # nats whose exponential a float holds
@@ -84,7 +84,7 @@ def load_passages(
             task = text_task(role, name)
             for query, words in queries.items():
                 if is_asked(asked_of, query, text_role(role)):
-                    hands = _dealt(words, len(texts), config, f"{seed}/{task}/{query}")
+                    hands = _dealt(words, len(texts), config, f"{seed}/{task}/{query}", query)
                     passages[query][task] = [
                         _cut(config, f"{seed}/{task}/{i}", i, text, words, hand)
                         for (i, text), hand in zip(texts, hands, strict=True)
@@ -98,18 +98,19 @@ def _texts_of(corpus: str | Path | Sequence[str], key: str, reading: Reading) ->
     return (text for text, _ in documents(str(corpus), key, reading))
 
 
-def _dealt(words: Sequence[str], count: int, config: TextConfig, key: str) -> list[list[str] | None]:
+def _dealt(words: Sequence[str], count: int, config: TextConfig, key: str, query: str) -> list[list[str] | None]:
     """The words of each of `count` documents; None where a document draws its own, independently of the others.
 
     With `config.texts_per_word`, only so many words are drawn from the list that each is in at least that number of
-    documents. They are dealt in turn: no word is in more than one document more than another.
+    documents, n-grams in at least one. They are dealt in turn: no word is in more than one document more than another.
     """
     if config.texts_per_word is None or not words:
         return [None] * count
     drawn = list(dict.fromkeys(words))
     random.Random(key).shuffle(drawn)
     places = count * config.inserted
-    drawn = drawn[: max(config.inserted, places // config.texts_per_word)]
+    texts_per_word = 1 if query in NGRAM_QUERIES else config.texts_per_word
+    drawn = drawn[: max(config.inserted, places // texts_per_word)]
     in_turn = [drawn[place % len(drawn)] for place in range(places)]
     return [in_turn[place : place + config.inserted] for place in range(0, places, config.inserted)]
 
