@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import ROOT
 from unlearn.errors import UserError
-from unlearn.records.samples import Sample, read_samples, sample_frame, write_samples
+from unlearn.records.samples import LATER, Sample, read_samples, sample_frame, write_samples
 from unlearn.records.scores import Score, flat, in_order, nested, read_scores, role_means, score_frame, write_scores
 
 VALUE = Score("unlearned", "retain", "mmlu", None, "default", "acc", 0.5, stderr=0.1, n=60)
@@ -104,5 +104,5 @@ def test_rows_are_shown_by_role_task_query_and_model():
 def test_a_file_of_an_earlier_version_lacks_later_columns(tmp_path):
     write_samples(tmp_path, [replace(TEXT, inserted="virus", agreement=0.5), QUESTION])
     file = tmp_path / "samples.parquet"
-    pq.write_table(pq.read_table(file).drop_columns(["inserted", "choices", "agreement"]), file)
+    pq.write_table(pq.read_table(file).drop_columns(list(LATER)), file)
     assert read_samples(tmp_path) == [TEXT, QUESTION]
