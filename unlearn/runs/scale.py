@@ -8,14 +8,22 @@ state, D hidden size, T tokens.
 - lr: AdamW moves an entry of a matrix by about lr a step, so a coordinate of h moves by at most lr ||a||_1 a step,
   a being the input of the trained matrix. lr is such that the coordinates can reach their target several times.
 - alpha: both losses are squared distances, so it does not depend on a model's scale.
+
+Where a norm follows the trained matrix (`unlearn.models.reach`), it bounds how far a state can be moved, however long
+the training:
+
+- layer: of the first layers, that whose matrix reaches farthest, in norms of its states.
+- c and beta: at most twice what can be reached. A farther target adds only what cannot be reached to the loss.
+- lr: the norm sees directions only, so the matrix's output has to change by its own size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
-from math import isfinite, sqrt
+from math import inf, isfinite, sqrt
+from typing import Any
 
 import torch
 import yaml
@@ -29,6 +37,7 @@ from unlearn.data.corpora import Reading, check_rows, documents, first_tokens
 from unlearn.errors import UserError
 from unlearn.models.architectures import decoder_layers, hidden_of, parameter_names
 from unlearn.models.loading import Source, load_config, load_tokenizer, load_whole
+from unlearn.models.reach import reach
 from unlearn.models.replay import owners
 from unlearn.screen import console
 
@@ -41,6 +50,8 @@ PAPER_NU = {"rmu": 0.03, "adaptive_rmu": 0.08, "rsv": 0.09}
 # The distance that a coordinate could move in a run, in distances to its target (docs/log/real_model.md).
 REACH = 10.0
 ALPHA = {"constant": 1200.0, "linear": 300.0}
+FARTHEST = 2.0  # a target, in distances that can be reached
+FIRST = 0.3  # the share of the layers among which the one with the farthest reach is chosen
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,8 @@ class LayerScale:
     median: float  # median norm: far below the mean where a few tokens have huge states
     spread: float  # median over coordinates of the standard deviation over tokens
     input_norm: float  # mean L1 norm of the input of the trained matrix (of fused experts: of their module)
+    output: float  # root mean square of a coordinate of its output
+    reach: float | None = None  # the distance by which the matrix can move a state; None: nothing bounds it
 
 
 @torch.no_grad()
@@ -65,50 +78,66 @@ def measure(model: nn.Module, ids: Sequence[Tensor], parameters: list[str] | Non
     layers = decoder_layers(model)
     sums = [_Sums() for _ in layers]
     hooks = []
-    for layer, of_layer in zip(layers, sums, strict=True):
-        hooks.append(layer.register_forward_hook(of_layer.add_output))
-        for module in owners(layer, parameter_names(layer, parameters)):
-            hooks.append(module.register_forward_pre_hook(of_layer.add_input))
+    names = [parameter_names(layer, parameters) for layer in layers]
+    for layer, of_layer, trained in zip(layers, sums, names, strict=True):
+        hooks.append(layer.register_forward_hook(of_layer.add_output, with_kwargs=True))
+        for module in owners(layer, trained):
+            hooks.append(module.register_forward_hook(of_layer.add_matrix))
     try:
         for ids_1T in ids:
             model(input_ids=ids_1T, use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
-    return [of_layer.scale(number) for number, of_layer in enumerate(sums)]
+    return [
+        replace(of_layer.scale(number), reach=reach(layer, trained, *of_layer.call))
+        for number, (layer, of_layer, trained) in enumerate(zip(layers, sums, names, strict=True))
+    ]
 
 
 class _Sums:
     """A layer's sums over tokens, collected by forward hooks: the states themselves would not fit into memory."""
 
     def __init__(self) -> None:
+        self.call: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})  # the arguments of the layer's last call
         self._norms: list[Tensor] = []  # [T] of each document
         self._inputs: list[Tensor] = []
+        self._outputs: list[Tensor] = []
         self._sum_D: Tensor | float = 0.0
         self._squares_D: Tensor | float = 0.0
 
-    def add_output(self, _module: nn.Module, _args: object, output: object) -> None:
+    def add_output(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
         """Add the states that the layer returns."""
         hidden = hidden_of(output)
         assert isinstance(hidden, Tensor)
         hidden_TD = hidden.flatten(0, -2).double()
+        self.call = (args, kwargs)
         self._norms.append(hidden_TD.norm(dim=-1).cpu())
         self._sum_D += hidden_TD.sum(dim=0).cpu()
         self._squares_D += hidden_TD.square().sum(dim=0).cpu()
 
-    def add_input(self, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        """Add the input of the trained matrix."""
+    def add_matrix(self, _module: nn.Module, args: tuple[Tensor, ...], output: object) -> None:
+        """Add the input and the output of the trained matrix."""
         self._inputs.append(args[0].flatten(0, -2).double().abs().sum(dim=-1).cpu())
+        self._outputs.append(hidden_of(output).flatten(0, -2).double().square().mean(dim=-1).cpu())
 
     def scale(self, layer: int) -> LayerScale:
         """The layer's scale, from the sums."""
-        norms_T, inputs_T = torch.cat(self._norms), torch.cat(self._inputs)
+        norms_T, inputs_T, squares_T = torch.cat(self._norms), torch.cat(self._inputs), torch.cat(self._outputs)
         assert isinstance(self._sum_D, Tensor)
         assert isinstance(self._squares_D, Tensor)
         count = len(norms_T)
         spreads_D = ((self._squares_D - self._sum_D.square() / count) / max(1, count - 1)).clamp(min=0).sqrt()
-        figures = (norms_T.mean(), norms_T.median(), spreads_D.median(), inputs_T.mean())
+        figures = (norms_T.mean(), norms_T.median(), spreads_D.median(), inputs_T.mean(), squares_T.median().sqrt())
         return LayerScale(layer, *(figure.item() for figure in figures))
+
+
+def default_layer(scales: Sequence[LayerScale]) -> int:
+    """The paper's depth; where a norm bounds what the matrices can do, the layer of the farthest reach."""
+    paper = max(SPAN - 1, round(PAPER_LAYER * len(scales)))
+    ratios = {s.layer: s.reach / s.median for s in scales[SPAN - 1 :] if s.reach is not None}
+    first = {layer: ratio for layer, ratio in ratios.items() if layer <= max(paper, FIRST * len(scales))}
+    return max(first, key=lambda layer: first[layer]) if paper in first else paper
 
 
 def coefficients(scales: Sequence[LayerScale], layer: int, dim: int, config: Config) -> dict[str, object]:
@@ -116,10 +145,16 @@ def coefficients(scales: Sequence[LayerScale], layer: int, dim: int, config: Con
 
     `config.train` gives the number of steps and the schedule. lr falls with the number of steps.
     """
-    scale = scales[layer]
-    larger, noisier = scale.norm / PAPER_NORM, scale.spread / PAPER_SPREAD
-    farthest = max(PAPER_BETA * scale.norm, *(c * larger for c in PAPER_C.values())) / sqrt(dim)
-    inputs = sum(trained.input_norm for trained in scales[layer - SPAN + 1 : layer + 1])
+    scale, trained = scales[layer], scales[layer - SPAN + 1 : layer + 1]
+    noisier = scale.spread / PAPER_SPREAD
+    longest = inf if scale.reach is None else FARTHEST * scale.reach
+    norm = scale.norm if scale.reach is None else scale.median
+    targets = {name: min(c * norm / PAPER_NORM, longest) for name, c in PAPER_C.items()}
+    beta = min(PAPER_BETA, longest / norm)
+    farthest = max(beta * norm, *targets.values()) / sqrt(dim)
+    if scale.reach is not None:
+        farthest = sum(of_layer.output for of_layer in trained)
+    inputs = sum(of_layer.input_norm for of_layer in trained)
     decay = 0.5 if config.train.schedule == "linear" else 1.0
     nu = {method: _rounded(value * noisier) for method, value in PAPER_NU.items()}
     return {
@@ -127,9 +162,9 @@ def coefficients(scales: Sequence[LayerScale], layer: int, dim: int, config: Con
         "alpha": ALPHA[config.train.schedule],
         "lr": _rounded(REACH * farthest / (inputs * config.train.steps * decay)),
         "methods": {
-            "rmu": {"c": _rounded(PAPER_C["rmu"] * larger), "nu": nu["rmu"]},
-            "adaptive_rmu": {"beta": PAPER_BETA, "nu": nu["adaptive_rmu"]},
-            "rsv": {"c": _rounded(PAPER_C["rsv"] * larger), "nu": nu["rsv"]},
+            "rmu": {"c": _rounded(targets["rmu"]), "nu": nu["rmu"]},
+            "adaptive_rmu": {"beta": _rounded(beta), "nu": nu["adaptive_rmu"]},
+            "rsv": {"c": _rounded(targets["rsv"]), "nu": nu["rsv"]},
         },
         "grids": {
             name: ",".join(f"{_rounded(noisier * nu):g}" for nu in grid)
@@ -149,9 +184,8 @@ def show_scale(config: Config, layer: int | None, count: int) -> None:
     """
     source = Source.of(config.model)
     layers = load_config(source).get_text_config().num_hidden_layers
-    chosen = max(SPAN - 1, round(PAPER_LAYER * layers)) if layer is None else layer
-    if not SPAN - 1 <= chosen < layers:
-        raise UserError(f"--layer {chosen} is not allowed: it must be in {SPAN - 1}..{layers - 1}.")
+    if layer is not None and not SPAN - 1 <= layer < layers:
+        raise UserError(f"--layer {layer} is not allowed: it must be in {SPAN - 1}..{layers - 1}.")
     model, tokenizer = load_whole(source), load_tokenizer(source)
     reading = Reading.of(config.data, tokenizer)
     texts = [
@@ -171,20 +205,25 @@ def show_scale(config: Config, layer: int | None, count: int) -> None:
                 f"the states of {config.model.path} at layer {scale.layer} are not finite (NaN or infinite): its "
                 f"weights are damaged, or {model.dtype} is too small for them."
             )
-    title = f"{config.model.name}: {len(texts)} retain documents of at most {length} tokens"
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("layer", "norm", "median norm", "spread", "L1 norm of the matrix's input"):
-        table.add_column(column, justify="right")
-    for scale in scales:
-        row = (scale.norm, scale.median, scale.spread, scale.input_norm)
-        table.add_row(
-            str(scale.layer), *(f"{value:.3g}" for value in row), style="bold" if scale.layer == chosen else ""
-        )
-    console.print(table)
+    chosen = default_layer(scales) if layer is None else layer
+    console.print(
+        _table(scales, chosen, f"{config.model.name}: {len(texts)} retain documents of at most {length} tokens")
+    )
     t = config.train
     values = coefficients(scales, chosen, model.config.get_text_config().hidden_size, config)
     print(f"# Starting values at layer {chosen} for {t.steps} steps at a {t.schedule} rate (unlearn scale), not tuned.")
     print(yaml.safe_dump(_model_keys(config, len(scales)) | values, sort_keys=False, default_flow_style=None).rstrip())
+
+
+def _table(scales: Sequence[LayerScale], chosen: int, title: str) -> Table:
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("layer", "norm", "median norm", "spread", "L1 norm of the matrix's input", "reach"):
+        table.add_column(column, justify="right")
+    for s in scales:
+        figures = [f"{value:.3g}" for value in (s.norm, s.median, s.spread, s.input_norm)]
+        reached = "unbounded" if s.reach is None else f"{s.reach:.3g}"
+        table.add_row(str(s.layer), *figures, reached, style="bold" if s.layer == chosen else "")
+    return table
 
 
 def _model_keys(config: Config, layers: int) -> dict[str, object]:
