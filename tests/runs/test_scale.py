@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import ROOT
 from unlearn.cli.main import main
-from unlearn.runs.scale import coefficients, measure
+from unlearn.runs.scale import coefficients, default_layer, measure
 
 TOY = ROOT / "unlearn/toy/model"
 
@@ -39,6 +39,23 @@ def test_coefficients_follow_the_scale(tiny_llama, conf):
     assert large["methods"]["adaptive_rmu"]["beta"] == small["methods"]["adaptive_rmu"]["beta"]
     longer = coefficients(scales, 3, 16, conf("train.steps=1000"))
     assert math.isclose(longer["lr"], small["lr"] / 10, rel_tol=0.1)
+
+
+def test_where_a_norm_bounds_the_matrices_it_decides_the_layer_the_target_and_the_rate(tiny_llama, conf):
+    free = measure(tiny_llama, [torch.arange(1, 30)[None]], None)
+    reached = [0.1, 0.1, 0.2, 0.6, 0.3, 0.4]  # norms
+    bounded = [replace(s, median=s.norm, reach=r * s.norm) for s, r in zip(free, reached, strict=True)]
+    assert default_layer(free) == 2  # 7 of 32 layers, and no layer before
+    assert default_layer([*bounded[:3], *(replace(s, layer=i) for i, s in enumerate(bounded[3:] * 5, 3))]) == 3
+    config = conf("train.steps=100")
+    values = coefficients(bounded, 3, 16, config)
+    assert math.isclose(values["methods"]["rmu"]["c"], 1.2 * free[3].norm, rel_tol=0.1)
+    assert values["methods"]["adaptive_rmu"]["beta"] == 1.2
+    stronger = [replace(s, output=10 * s.output) for s in bounded]
+    assert math.isclose(coefficients(stronger, 3, 16, config)["lr"], 10 * values["lr"], rel_tol=0.1)
+    assert coefficients([replace(s, output=10 * s.output) for s in free], 3, 16, config) == coefficients(
+        free, 3, 16, config
+    )
 
 
 def printed_file(capsys, *arguments):

