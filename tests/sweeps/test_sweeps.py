@@ -69,7 +69,7 @@ def jobs_of(sweeper, grids):
             product *= len(values.split(","))
         return product
 
-    return sum(map(size, sweeper["grids"])) if "grids" in sweeper else size(sweeper["params"])
+    return sum(size({**sweeper.get("params", {}), **grid}) for grid in sweeper.get("grids", [{}]))
 
 
 @pytest.mark.parametrize("model", sorted(file.stem for file in (ROOT / "conf/model").glob("*.yaml")))

@@ -13,7 +13,7 @@ from unlearn.analysis.report.export import as_text
 from unlearn.analysis.report.figure import Table
 from unlearn.analysis.settings import Setting
 from unlearn.errors import UserError, describe
-from unlearn.paper.claims import attacks, texts
+from unlearn.paper.claims import attacks, rivals, texts
 from unlearn.paper.claims.claims import (
     CLAIMS,
     OVER_METHODS,
@@ -68,6 +68,7 @@ def document(evidence: Evidence, title: str, preface: str = "") -> str:
         _runs(evidence, subjects),
         *([make(subjects) for make in on_questions] if (evidence.material.means["measure"] == "acc").any() else []),
         *_on_texts(evidence),
+        *rivals.tables(evidence),
         *_under_attack(evidence),
         *_theory(subjects),
     ]

@@ -1,0 +1,295 @@
+"""RNA against its rivals, on held-out texts: what as many runs without it reach, and what noise elsewhere reaches.
+
+A run's *harm* is what a retained text with a forget-token loses beyond what the base model loses with the same token:
+the token's cost, and what the text has lost anyway. A rival is a run without RNA, of the same method, seed and corpora,
+with any c or beta, alpha, learning rate, number of steps, or layer. The *envelope* is the lowest harm at which rivals
+forget as much, as a function of forgetting: a rival counts unless one that has forgotten as much does less harm, and
+between neighbours the harm is interpolated. A run's *excess* is its harm less the envelope at its own forgetting.
+
+The best of many rivals looks better on the texts that choose it than it is. So one half of the forget-tokens, with the
+texts that they stand in, chooses the rivals, the excess is measured on the other half, and then the other way round.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+from zlib import crc32
+
+import pandas as pd
+
+from unlearn.analysis.collect import Run
+from unlearn.analysis.report.figure import Table
+from unlearn.analysis.settings import Setting, method_name
+from unlearn.methods.rna import FORGET_TARGET
+from unlearn.paper.claims.evidence import Evidence
+from unlearn.paper.theory.verdicts import CONTRARY, NOT_MEASURED, NOT_SEEN, SEEN
+from unlearn.records.names import text_role
+from unlearn.records.samples import Sample
+from unlearn.statistics.intervals import crossed, two_way
+
+# In what a rival may differ from the run with RNA.
+FREE = ("rna", "method.c", "method.beta", "loss.alpha", "train.steps", "train.lr", "model.layer")
+FORGOTTEN, RETAINED = text_role("forget"), text_role("retain")
+ByItem = dict[str, dict[str, float]]  # corpus -> forget-token -> the mean over its texts
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a text loses, and how far apart two neighbours on an envelope may be in it."""
+
+    name: str
+    unit: str
+    widest: float
+
+    def lost(self, unlearned: Sample, base: Sample) -> float | None:
+        """What a text loses beyond the base model; None if it was not measured."""
+        if self.name == "agreement":
+            return None if unlearned.agreement is None else 100 * (1 - unlearned.agreement)
+        return None if unlearned.value is None or base.value is None else unlearned.value - base.value
+
+
+NATS = Measure("nats", "nats a token", 2.0)
+AGREEMENT = Measure("agreement", "points of agreement with the base model's first choices", 25.0)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A run: what it forgot, and its harm to the retained texts."""
+
+    method: str
+    setting: Setting
+    seed: int
+    label: str  # its arguments, and what else tells it apart
+    forgotten: float
+    harm: ByItem
+
+    @property
+    def nu(self) -> float:
+        """The scale of its noise; 0 without."""
+        return float(self.setting.get("rna.nu") or 0)
+
+    @property
+    def place(self) -> str | None:
+        """Where the noise of a placebo is; None without noise, and for RNA."""
+        return self.setting.get("rna.on")
+
+    @property
+    def alike(self) -> Setting:
+        """What its rivals share with it."""
+        return self.setting.without(*FREE)
+
+    def mean(self, half: int) -> float:
+        """Its harm on one half of the tokens."""
+        return _mean(_half(self.harm, half))
+
+
+def points(evidence: Evidence, measure: Measure) -> list[Point]:
+    """The runs of this world whose samples tell the harm to each text."""
+    m, found = evidence.material, []
+    for number, run in enumerate(m.runs):
+        about = m.about.loc[m.about["number"] == number].iloc[0]
+        if about["world"] != m.world:
+            continue
+        with m.reading(run):
+            forgotten, harm = (
+                _lost(run, measure, *place) for place in ((FORGOTTEN, "default"), (RETAINED, "perturbed"))
+            )
+            if forgotten and all(_half(harm, half) for half in (0, 1)):
+                label = "; ".join(part for part in (about["coefficient"], about["other"]) if part)
+                method = method_name(run.identity["method"]["name"])
+                found.append(Point(method, about["setting"], int(about["seed"]), label, _mean(forgotten), harm))
+    return found
+
+
+def _lost(run: Run, measure: Measure, role: str, query: str) -> ByItem:
+    """What a run's texts lose, by the forget-token that was inserted; without one, by text."""
+    samples: dict[tuple[str, int], dict[str, Sample]] = {}
+    for sample in run.samples():
+        if (sample.role, sample.query) == (role, query):
+            samples.setdefault((sample.task, sample.id), {})[sample.model] = sample
+    values: dict[str, dict[str, list[float]]] = {}
+    for (task, number), of in samples.items():
+        if len(of) == 2 and (lost := measure.lost(of["unlearned"], of["base"])) is not None:
+            item = of["unlearned"].inserted or str(number)
+            values.setdefault(task, {}).setdefault(item, []).append(lost)
+    return {task: {item: fmean(parts) for item, parts in items.items()} for task, items in values.items()}
+
+
+def _mean(values: ByItem) -> float:
+    """The mean over corpora, which count alike."""
+    return fmean(fmean(items.values()) for items in values.values())
+
+
+def half_of(item: str) -> int:
+    """The half to which a forget-token belongs, in all runs."""
+    return crc32(item.encode()) % 2
+
+
+def _half(values: ByItem, half: int) -> ByItem:
+    """One half of the tokens."""
+    parts = {task: {item: v for item, v in of.items() if half_of(item) == half} for task, of in values.items()}
+    return {task: of for task, of in parts.items() if of}
+
+
+def _weighted(sides: Sequence[tuple[float, ByItem]]) -> ByItem:
+    """The weighted sum of values, over the items that all have."""
+    tasks = [task for task in sides[0][1] if all(task in values for _, values in sides)]
+    items = {task: set.intersection(*(set(values[task]) for _, values in sides)) for task in tasks}
+    return {task: {i: sum(w * values[task][i] for w, values in sides) for i in items[task]} for task in tasks}
+
+
+def envelope(rivals: Iterable[Point], half: int) -> list[Point]:
+    """Rivals that no other dominates on one half of the tokens, by forgetting: so harm rises with it."""
+    kept: list[Point] = []
+    for rival in sorted(rivals, key=lambda r: (-r.forgotten, r.mean(half))):
+        if not kept or rival.mean(half) < kept[-1].mean(half):
+            kept.append(rival)
+    return kept[::-1]
+
+
+def at(forgotten: float, on: Sequence[Point], widest: float) -> list[tuple[float, Point]] | None:
+    """Weights of the neighbours on an envelope that together have forgotten so much.
+
+    Below the first one, the other neighbour is the base model, without harm. None if all have forgotten less, and
+    between neighbours that are more than `widest` apart.
+    """
+    above = bisect_left([point.forgotten for point in on], forgotten)
+    if above == len(on):
+        return None
+    low, high = on[above - 1].forgotten if above else 0.0, on[above].forgotten
+    if forgotten == high:
+        return [(1.0, on[above])]
+    if forgotten < low or high - low > widest:
+        return None
+    share = (forgotten - low) / (high - low)
+    return [(share, on[above]), *([(1 - share, on[above - 1])] if above else [])]
+
+
+def excess(point: Point, rivals: Sequence[Point], widest: float) -> tuple[ByItem, list[str]] | None:
+    """A run's harm by token less that of the envelope which the other half chose, and the rivals in question.
+
+    None where rivals have not forgotten as much, or only far from it.
+    """
+    total: ByItem = {}
+    labels = []
+    for half in (0, 1):
+        neighbours = at(point.forgotten, envelope(rivals, 1 - half), widest)
+        if neighbours is None:
+            return None
+        sides = [(1.0, point.harm), *((-weight, rival.harm) for weight, rival in neighbours)]
+        for task, values in _half(_weighted(sides), half).items():
+            total.setdefault(task, {}).update(values)
+        labels += [rival.label for _, rival in neighbours]
+    return total, labels
+
+
+@dataclass(frozen=True)
+class Excess:
+    """The excess of the runs of one setting with noise: seed -> by token; `labels` of the rivals, `without` a rival."""
+
+    first: Point
+    forgotten: float
+    by_seed: dict[int, ByItem]
+    labels: list[str]
+    rivals: int  # of a seed, on average
+    without: int
+
+    @property
+    def name(self) -> str:
+        """The noise."""
+        of = "RNA" if self.first.place is None else f"noise on the {self.first.place.replace('_', ' ')}"
+        per = ", one vector a text" if self.first.setting.get("rna.per") == "text" else ""
+        return f"{of}, nu = {self.first.nu:g}{per}"
+
+
+def excesses(found: Sequence[Point], widest: float) -> list[Excess]:
+    """Of each setting with noise that has rivals, RNA first."""
+    groups: dict[Setting, dict[int, Point]] = {}
+    for point in found:
+        if point.nu > 0:
+            groups.setdefault(point.setting, {}).setdefault(point.seed, point)
+    made = [_of_setting(list(by_seed.values()), found, widest) for by_seed in groups.values()]
+    return sorted((e for e in made if e.rivals), key=lambda e: (e.first.method, e.first.place or "", e.first.nu))
+
+
+def _of_setting(runs: Sequence[Point], found: Sequence[Point], widest: float) -> Excess:
+    by_seed, labels, counts = {}, [], []
+    for run in runs:
+        rivals = [p for p in found if (p.nu, p.method, p.seed, p.alike) == (0, run.method, run.seed, run.alike)]
+        counts.append(len(rivals))
+        of_run = excess(run, rivals, widest) if rivals else None
+        if of_run is not None:
+            by_seed[run.seed], chosen = of_run
+            labels += chosen
+    lost = len(runs) - len(by_seed)
+    return Excess(runs[0], fmean(r.forgotten for r in runs), by_seed, labels, round(fmean(counts)), lost)
+
+
+def tables(evidence: Evidence) -> list[Table]:
+    """The excess of RNA at each nu and of each placebo, and RNA less each placebo; none without texts or RNA."""
+    found = [(measure, excesses(points(evidence, measure), measure.widest)) for measure in (NATS, AGREEMENT)]
+    return [_table(measure, made) for measure, made in found if made]
+
+
+def _table(measure: Measure, made: Sequence[Excess]) -> Table:
+    note = (
+        "Harm: what a retained text with a forget-token loses beyond the base model. Excess: harm less the lowest at "
+        "which runs without RNA have forgotten as much, of the same method and seed, of any c or beta, alpha, learning "
+        "rate, number of steps, or layer. One half of the forget-tokens chooses these rivals, the other half measures, "
+        f"and the other way round; between rivals more than {measure.widest:g} apart nothing is interpolated. 95 % "
+        "interval over seeds and forget-tokens. Seen: less harm than rivals (than the placebo) do. A placebo is set "
+        "beside RNA of its nu; noise on the forget target, which alpha does not weigh, also of its nu divided by alpha."
+    )
+    title = f"RNA against its rivals, in {measure.unit}"
+    return Table(f"rivals_{measure.name}", title, note, pd.DataFrame([_row(e, made, measure) for e in made]))
+
+
+def _row(e: Excess, all_of: Sequence[Excess], measure: Measure) -> dict[str, Any]:
+    on = Counter(e.labels).most_common(1)
+    digits = 2 if measure is NATS else 1
+    cell = _cell(e.by_seed, f"rivals have forgotten less, or none is within {measure.widest:g}", digits)
+    beside = [_less(rna, e, digits) for rna in all_of if _is_placebo_of(e, rna)]
+    return {
+        "method": e.first.method,
+        "noise": e.name,
+        "forgotten": f"{e.forgotten:.{digits}f}",
+        "rivals a seed": str(e.rivals),
+        "most often on the envelope": on[0][0] if on else "–",
+        "excess": cell + (f"; {e.without} seeds have no such rival" if e.without and e.by_seed else ""),
+        "RNA less this placebo": "; ".join(beside) or "–",
+    }
+
+
+def _is_placebo_of(e: Excess, rna: Excess) -> bool:
+    placebo, other = e.first, rna.first
+    if placebo.place is None or other.place is not None:
+        return False
+    same = placebo.setting.without("rna") == other.setting.without("rna")
+    alpha = float(other.setting.get("loss.alpha") or 1)
+    return same and placebo.nu in (other.nu, *([other.nu * alpha] if placebo.place == FORGET_TARGET else []))
+
+
+def _less(rna: Excess, placebo: Excess, digits: int) -> str:
+    shared = sorted(rna.by_seed.keys() & placebo.by_seed.keys())
+    difference = {s: _weighted([(1, rna.by_seed[s]), (-1, placebo.by_seed[s])]) for s in shared}
+    return _cell(difference, "no seed has both", digits)
+
+
+def _cell(by_seed: dict[int, ByItem], why_not: str, digits: int) -> str:
+    """Verdict, mean and interval over seeds and tokens."""
+    parts = crossed(list(by_seed.values()))
+    if not parts:
+        return f"{NOT_MEASURED}: {why_not}"
+    mean, low, high = (round(value, digits) for value in two_way(parts))
+    tokens = sum(part.shape[1] for part in parts)
+    if math.isnan(low):
+        return f"{NOT_MEASURED}: {mean:+.{digits}f}, a single seed ({tokens} tokens)"
+    verdict = SEEN if high < 0 else CONTRARY if low > 0 else NOT_SEEN
+    interval = f"{low:+.{digits}f} .. {high:+.{digits}f}; {len(by_seed)} seeds x {tokens} tokens"
+    return f"**{verdict}** {mean:+.{digits}f} ({interval})"
