@@ -123,6 +123,17 @@ def test_a_query_of_roles_without_tasks_is_left_out():
     assert list(suite.tasks) == ["default"]
 
 
+def test_a_task_whose_documents_lack_the_column_of_their_fact_is_told_before_it_is_asked(tmp_path):
+    for file in (TOY / "tasks").iterdir():
+        if file.is_file():
+            text = file.read_text().replace("fact: question", "fact: subjekt")
+            (tmp_path / file.name).write_text(text)
+    with pytest.raises(
+        UserError, match=r"toy_retain: metadata\.fact is 'subjekt'; its documents have question, subject"
+    ):
+        load_suite({"retain": ["toy_retain"]}, {"default": []}, include_path=str(tmp_path), limit=2)
+
+
 def replace_label(answers):
     """What a base model answered, as an unlearned one's answers."""
     return Answers([], [replace(sample, model="unlearned") for sample in answers.samples])
@@ -154,13 +165,16 @@ def test_differences_are_paired_by_question_for_tasks_and_models():
             for label, answers in (("base", base), ("unlearned", unlearned))
             for query in ("default", "perturbed")
         }
+        # The world asks about a near fact in two questions with other options, and about a retained one in one.
+        facts = [s.item for s in base.samples if (s.task, s.query) == (task, "perturbed")]
+        assert (len(facts), len(set(facts))) == (30, 15 if task == "toy_near_bio" else 30)
         for label, answers in (("base", base), ("unlearned", unlearned)):
-            expected = paired(right[label, "default"], right[label, "perturbed"])
+            expected = paired(right[label, "default"], right[label, "perturbed"], facts)
             assert metrics_of(answers)[f"{label}/{task}/perturbed/default_difference"] == expected.difference
             assert metrics_of(answers)[f"{label}/{task}/perturbed/default_p"] == expected.p
         compared = metrics_of(Answers(against_base(base, unlearned, suite), []))
         for query in ("default", "perturbed"):
-            expected = paired(right["base", query], right["unlearned", query])
+            expected = paired(right["base", query], right["unlearned", query], facts)
             assert compared[f"unlearned/{task}/{query}/base_low"] == expected.low
             assert compared[f"unlearned/{task}/{query}/base_difference"] < 0
 

@@ -25,11 +25,12 @@ from unlearn.paper.claims.claims import (
     rna_less_plain,
     stumble,
 )
-from unlearn.paper.claims.contrasts import Contrast
-from unlearn.paper.claims.document import document
+from unlearn.paper.claims.contrasts import Contrast, by_item, contrast
+from unlearn.paper.claims.document import document, judged
 from unlearn.paper.claims.evidence import Evidence
 from unlearn.paper.claims.theorems import measure_theorems
 from unlearn.paper.theory.verdicts import THEOREMS
+from unlearn.records.samples import Sample
 from unlearn.records.scores import Score, read_scores, role_means
 
 NUS = (0.1, 0.3, 1.0, 2.0)
@@ -323,6 +324,24 @@ def test_what_differs_between_methods_alone_is_no_correlation(tmp_path):
 
 def interval(low, high):
     return Contrast((low + high) / 2, seeds=3, low=low, high=high)
+
+
+def test_questions_about_one_fact_are_one_item():
+    samples = [("mmlu", Sample("base", "near", "bio", "default", i, "", i != 1, fact=str(i // 2))) for i in range(4)]
+    samples.append(("mmlu", Sample("base", "near", "cyber", "default", 0, "", correct=None)))  # has no value
+    assert by_item(samples, lambda s: s.correct) == {"mmlu": {("bio", "0"): 0.5, ("bio", "1"): 1.0}}
+
+
+def test_the_verdicts_below_a_heading_are_corrected_for_their_number():
+    """Of 40 effects, one in 40 is seen by chance; what is far from 0 stays."""
+    values = np.random.default_rng(0).normal(size=(40, 3, 20))
+    claim = Claim("RNA", "here", "it", lambda parts: contrast(parts, "texts"), above=0)
+    effects = {f"{i}": [{"x": dict(enumerate(row + 3 * (i == 0)))} for row in of] for i, of in enumerate(values)}
+    [row] = judged([claim], effects)
+    assert "Holm: seen" in row["0"]
+    by_chance = [cell for name, cell in row.items() if name.isdigit() and name != "0" and "**not seen**" not in cell]
+    assert by_chance
+    assert all("Holm: not seen" in cell for cell in by_chance)
 
 
 def test_a_verdict_asks_for_the_whole_interval():

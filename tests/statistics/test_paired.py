@@ -31,6 +31,26 @@ def test_equal_answers_are_no_difference_and_leave_room_for_one():
     assert (r.low, r.high) == pytest.approx((-half, half))
 
 
+def test_questions_about_one_fact_are_one():
+    """Four questions that are answered alike say no more than one; of unequal numbers, the difference is theirs."""
+    a, b = [True, True, False, False, True, True], [True, False, True, False, False, False]
+    one = paired(a, b)
+    four = paired([x for x in a for _ in range(4)], [x for x in b for _ in range(4)], [i // 4 for i in range(24)])
+    assert (four.questions, four.only_a) == (24, 4 * one.only_a)
+    assert (four.difference, four.low, four.high, four.p) == pytest.approx((one.difference, one.low, one.high, one.p))
+    uneven = paired([True, False, False], [False, True, True], ["x", "y", "y"])
+    assert uneven.difference == pytest.approx(1 / 3)
+
+
+def test_runs_are_compared_fact_by_fact():
+    a, b = side(retain__x=dict.fromkeys(range(8), True)), side(retain__x={i: i < 4 for i in range(8)})
+    for sample in (a, b):
+        place = sample["retain", "x", "default"]
+        place.update({i: replace(own, fact=str(i // 4)) for i, own in place.items()})
+    assert compare(a, b).results["x", "default"] == paired([True] * 8, [True] * 4 + [False] * 4, [0] * 4 + [1] * 4)
+    assert compare(a, b).results["x", "default"].p == 1  # of two facts, one
+
+
 def side(**tasks):
     """{role__task: {question: whether it was right}} as the samples of a run."""
     places = {}

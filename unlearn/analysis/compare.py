@@ -1,8 +1,9 @@
 """Compare two runs question by question: `unlearn compare RUN_A RUN_B` (B against A; RNA against none).
 
 For every task and query that both were asked, and for the tasks of each role together: the difference of the unlearned
-models' accuracies with its 95 % interval, and McNemar's test, paired by question, from samples.parquet. For
-held-out texts: of the nats a token, with a t-test, paired by document.
+models' accuracies with its 95 % interval, and McNemar's test, paired by question, from samples.parquet. Questions about
+one fact count as one (`unlearn.statistics.paired`). For held-out texts: of the nats a token, with a t-test, paired by
+document.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
@@ -84,17 +86,17 @@ def pairs(a: Mapping[int, Sample], b: Mapping[int, Sample]) -> list[tuple[Sample
     return [(a[number], b[number]) for number in common if a[number].question == b[number].question]
 
 
-def differences_by_task(a: Run, b: Run, role: str, query: str) -> dict[str, dict[tuple[str, int], float]]:
-    """Task or group -> (task, question) -> the unlearned model's value in `b` less that in `a`."""
+def differences_by_task(a: Run, b: Run, role: str, query: str) -> dict[str, dict[tuple[str, str], float]]:
+    """Task or group -> question, or fact of several -> the unlearned model's value in `b` less that in `a`."""
     groups = {(score.role, score.task): score.part_of for score in a.scores}
     left, right = by_place(a.samples()), by_place(b.samples())
-    differences: dict[str, dict[tuple[str, int], float]] = {}
+    values: dict[str, dict[tuple[str, str], list[float]]] = {}
     for place in sorted(left.keys() & right.keys()):
         if (place[0], place[2]) == (role, query):
-            of_task = differences.setdefault(groups.get(place[:2]) or place[1], {})
+            of_task = values.setdefault(groups.get(place[:2]) or place[1], {})
             for x, y in pairs(left[place], right[place]):
-                of_task[place[1], x.id] = (y.value or 0.0) - (x.value or 0.0)
-    return differences
+                of_task.setdefault(y.item, []).append((y.value or 0.0) - (x.value or 0.0))
+    return {task: {item: fmean(own) for item, own in of_task.items()} for task, of_task in values.items()}
 
 
 def differing_questions(a: Run, b: Run, query: str, role: str | None = None) -> str | None:
@@ -165,7 +167,7 @@ def compare_answers(a: Run, b: Run) -> Comparison:
 
 def _paired(both: list[tuple[Sample, Sample]]) -> Paired | PairedMeans:
     if both[0][0].nats is None:
-        return paired([bool(a.correct) for a, _ in both], [bool(b.correct) for _, b in both])
+        return paired([bool(a.correct) for a, _ in both], [bool(b.correct) for _, b in both], [b.item for _, b in both])
     return paired_means([a.value or 0.0 for a, _ in both], [b.value or 0.0 for _, b in both])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -216,6 +216,7 @@ def _samples(
                 choice=max(range(len(options)), key=options.__getitem__) if is_chosen and options else None,
                 loglikelihoods=options,
                 inserted=". ".join(sample["doc"].get(REPLACED, ())) or None,
+                fact=suite.fact(query, place.task, sample["doc"]),
             )
 
 
@@ -260,8 +261,8 @@ def against_default(answers: Answers, suite: Suite, label: str) -> list[Score]:
         for place in suite.places(query) if query != "default" else ():
             default = answers.values(place.role, place.leaves, "default")
             other = answers.values(place.role, place.leaves, query)
-            measure = _measure_of(suite, place, query)
-            differences += _difference(default, other, label, place, query, measure, "default")
+            about = _score(label, place, query, _measure_of(suite, place, query), math.nan, against="default")
+            differences += _difference(default, other, about, answers.facts(place.role, place.leaves, query))
     return differences
 
 
@@ -271,23 +272,25 @@ def against_base(base: Answers, unlearned: Answers, suite: Suite) -> list[Score]
     for query in suite.queries:
         for place in suite.places(query):
             before, after = (answers.values(place.role, place.leaves, query) for answers in (base, unlearned))
-            measure = _measure_of(suite, place, query)
-            differences += _difference(before, after, "unlearned", place, query, measure, "base")
+            about = _score("unlearned", place, query, _measure_of(suite, place, query), math.nan, against="base")
+            differences += _difference(before, after, about, unlearned.facts(place.role, place.leaves, query))
     return differences
 
 
 def _difference(
-    before: Sequence[float], after: Sequence[float], label: str, place: Place, query: str, measure: str, against: str
+    before: Sequence[float], after: Sequence[float], about: Score, facts: Sequence[Hashable]
 ) -> list[Score]:
-    """The paired difference of a measure; none where one of the sides has no values."""
+    """The paired difference as a score like `about`; none where one of the sides has no values.
+
+    `facts`: what each question asks about.
+    """
     if not before or not after:
         return []
-    if measure in ("nats", AGREEMENT):
+    if about.measure in ("nats", AGREEMENT):
         result: Paired | PairedMeans = paired_means(before, after)
     else:
-        result = paired([value == 1 for value in before], [value == 1 for value in after])
-    interval = {"low": result.low, "high": result.high, "p": result.p, "n": len(before)}
-    return [_score(label, place, query, measure, result.difference, against=against, **interval)]
+        result = paired([value == 1 for value in before], [value == 1 for value in after], facts)
+    return [replace(about, value=result.difference, low=result.low, high=result.high, p=result.p, n=len(before))]
 
 
 def with_agreement(base: Answers, unlearned: Answers, suite: Suite) -> Answers:
@@ -323,7 +326,8 @@ def agreement_against_default(unlearned: Answers, suite: Suite) -> list[Score]:
         for place in suite.places(query) if query != "default" else ():
             if place.task in tasks:
                 default, other = (unlearned.values(place.role, place.leaves, q, AGREEMENT) for q in ("default", query))
-                scores += _difference(default, other, "unlearned", place, query, AGREEMENT, "default")
+                about = _score("unlearned", place, query, AGREEMENT, math.nan, against="default")
+                scores += _difference(default, other, about, ())
     return scores
 
 

@@ -181,6 +181,11 @@ class Suite:
             hashes[query, name] = self._hash_questions(query, name)
         return hashes[query, name]
 
+    def fact(self, query: str, name: str, document: Mapping[str, Any]) -> str | None:
+        """A hash of what a document of a task asks about, where the task names its column (`metadata.fact`)."""
+        column = _fact_column(self.tasks[query]["tasks"][name])
+        return None if column is None else _short_hash([document[column]])
+
     @cached_property
     def _question_hashes(self) -> dict[tuple[str, str], dict[int, str]]:
         return {}
@@ -202,6 +207,10 @@ class Suite:
 def _short_hash(parts: Sequence[Any]) -> str:
     """64 bits of SHA-256 of what Python prints of these: enough to tell the questions of one task apart."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _fact_column(task: Task) -> str | None:
+    return (task.config.metadata or {}).get("fact")
 
 
 def load_suite(
@@ -315,6 +324,9 @@ def _load(manager: TaskManager, names: list[str], num_fewshot: int) -> dict[str,
         asked.set_config(key="num_fewshot", value=num_fewshot)
         asked.set_fewshot_seed(seed=0)
         merged["tasks"][name] = asked
+        column = _fact_column(task)
+        if column is not None and column not in (columns := task.eval_docs[0]):
+            raise UserError(f"task {name}: metadata.fact is {column!r}; its documents have {', '.join(columns)}.")
     return merged
 
 

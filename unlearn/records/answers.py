@@ -44,3 +44,7 @@ class Answers:
                 return []
             values += own
         return values
+
+    def facts(self, role: str, leaves: Sequence[str], query: str) -> list[tuple[str, str]]:
+        """`Sample.item` of every question, in the order of `values`."""
+        return [sample.item for leaf in leaves for sample in self._samples_of.get((role, leaf, query), [])]

@@ -71,6 +71,11 @@ class Sample:
         return all(map(math.isfinite, (*(self.loglikelihoods or ()), 0.0 if self.nats is None else self.nats)))
 
     @property
+    def item(self) -> tuple[str, str]:
+        """What intervals count as one: the question or text, or the fact that it and others ask about."""
+        return self.task, str(self.id) if self.fact is None else self.fact
+
+    @property
     def value(self) -> float | None:
         """What paired tests compare: correctness as 0 or 1, of texts nats a token; None without a finite one."""
         if self.nats is not None:

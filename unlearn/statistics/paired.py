@@ -17,7 +17,7 @@ class Paired:
     """b compared with a, on `questions` common questions."""
 
     questions: int
-    difference: float  # accuracy of b less that of a, a fact's questions counted together
+    difference: float  # accuracy of b less that of a
     low: float  # 95 % interval of the difference
     high: float
     only_a: int  # correct in a only
@@ -28,12 +28,14 @@ class Paired:
 def paired(a: Sequence[bool], b: Sequence[bool], facts: Sequence[Hashable] | None = None) -> Paired:
     """Compare two lists of correctness, question by question.
 
-    Estimand: the difference of accuracy over all such facts, for these very models. Design: independent facts, each
-    asked about in one or several questions; of several the mean is a fact's value. Formula: Wald's interval of the
-    facts' mean difference, with one more fact that only a, and one that only b knows (Bonett and Price 2012, "Adjusted
-    Wald confidence interval for a difference of binomial proportions based on paired data", J. Educ. Behav. Stat. 37).
-    So two models with the same answers have an interval, too. The test is McNemar's, exact: under the null hypothesis
-    a fact on which they differ is as likely better in a as in b (McNemar 1947; of facts the sign test).
+    Estimand: the difference of accuracy over all questions about such facts, for these very models. Design: independent
+    facts, each asked about in one or several questions, whose sum, over the mean number of questions, is its value.
+    Formula: Wald's interval of the facts' mean, with one more fact that only a, and one that only b knows (Bonett and
+    Price 2012, "Adjusted Wald confidence interval for a difference of binomial proportions based on paired data", J.
+    Educ. Behav. Stat. 37; facts in place of questions: Liang and Zeger 1986, "Longitudinal data analysis using
+    generalized linear models", Biometrika 73). So two models with the same answers have an interval, too. The test is
+    McNemar's, exact: under the null hypothesis a fact on which they differ is as likely better in a as in b (McNemar
+    1947; of several questions the sign test over facts).
 
     Args:
         facts: the fact that each question asks about; None: each one about its own.
@@ -41,7 +43,8 @@ def paired(a: Sequence[bool], b: Sequence[bool], facts: Sequence[Hashable] | Non
     assert len(a) == len(b) > 0, (len(a), len(b))
     differences = np.asarray(b, dtype=float) - np.asarray(a, dtype=float)
     _, of_fact = np.unique([str(fact) for fact in facts] if facts else np.arange(len(a)), return_inverse=True)
-    by_fact = np.bincount(of_fact, differences) / np.bincount(of_fact)
+    sums = np.bincount(of_fact, differences).astype(float)
+    by_fact = sums * (len(sums) / len(a))
     worse, better = -by_fact[by_fact < 0], by_fact[by_fact > 0]
     n = len(by_fact) + 2
     middle = (better.sum() + 1) / n - (worse.sum() + 1) / n
@@ -49,8 +52,7 @@ def paired(a: Sequence[bool], b: Sequence[bool], facts: Sequence[Hashable] | Non
     low, high = middle - NORMAL * math.sqrt(variance / n), middle + NORMAL * math.sqrt(variance / n)
     p = float(stats.binomtest(len(worse), len(worse) + len(better)).pvalue) if len(worse) or len(better) else 1.0
     only_a, only_b = int((differences < 0).sum()), int((differences > 0).sum())
-    difference = float((better.sum() - worse.sum()) / len(by_fact))
-    return Paired(len(a), difference, float(max(-1.0, low)), float(min(1.0, high)), only_a, only_b, p)
+    return Paired(len(a), (only_b - only_a) / len(a), float(max(-1.0, low)), float(min(1.0, high)), only_a, only_b, p)
 
 
 @dataclass(frozen=True)

@@ -87,8 +87,7 @@ def by_item(samples: Iterable[tuple[str, Sample]], value: Callable[[Sample], flo
     for task, sample in samples:
         own = value(sample)
         if own is not None:
-            fact = sample.id if sample.fact is None else sample.fact
-            values.setdefault(task, {}).setdefault((sample.task, str(fact)), []).append(own)
+            values.setdefault(task, {}).setdefault(sample.item, []).append(own)
     return {task: {item: fmean(own) for item, own in of.items()} for task, of in values.items()}
 
 
