@@ -336,7 +336,7 @@ def test_the_verdicts_below_a_heading_are_corrected_for_their_number():
     """Of 40 effects, one in 40 is seen by chance; what is far from 0 stays."""
     values = np.random.default_rng(0).normal(size=(40, 3, 20))
     claim = Claim("RNA", "here", "it", lambda parts: contrast(parts, "texts"), above=0)
-    effects = {f"{i}": [{"x": dict(enumerate(row + 3 * (i == 0)))} for row in of] for i, of in enumerate(values)}
+    effects = {f"{i}": [{"x": dict(enumerate(row + 10 * (i == 0)))} for row in of] for i, of in enumerate(values)}
     [row] = judged([claim], effects)
     assert "Holm: seen" in row["0"]
     by_chance = [cell for name, cell in row.items() if name.isdigit() and name != "0" and "**not seen**" not in cell]
