@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from bench.coverage import CASES, coverage
-from unlearn.statistics.intervals import correlation, over_items, over_seeds, share, two_way
+from unlearn.statistics.intervals import correlation, over_items, over_seeds, rank_correlation, share, two_way
 
 RNG = np.random.default_rng(0)
 
@@ -63,3 +63,12 @@ def test_coverage(case):
     assert covered >= 92  # 93, less two standard errors of 2,000 draws
     assert covered <= 98 or case.discrete
     assert max(above, below) <= (3.5 if case.symmetric else 5) + 0.9
+
+
+def test_a_rank_correlation_is_of_ranks_and_its_interval_of_bonett_and_wright():
+    x, y = [1.0, 2, 3, 4, 5, 6, 7, 8], [1.0, 4, 9, 16, 25, 64, 49, 36]
+    r, low, high = rank_correlation(x, y)
+    assert r == pytest.approx(1 - 6 * 8 / (8 * 63))  # two of the ranks are two off
+    half = 1.959964 * math.sqrt((1 + r**2 / 2) / 5)
+    assert (low, high) == pytest.approx((math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half)), abs=1e-5)
+    assert rank_correlation(x, np.exp(y)) == rank_correlation(x, y)

@@ -166,6 +166,9 @@ def claims(
     theory: Annotated[
         bool, typer.Option("--theory", help="First run `unlearn theory` on one seed of each method.")
     ] = False,
+    terms: Annotated[
+        bool, typer.Option("--terms", help="First measure, by the base model, what the inserted words are like.")
+    ] = False,
     limit: Annotated[int, typer.Option(min=2, help="Number of questions for --theory.")] = 100,
     title: Annotated[str, typer.Option(help="Title of the document.")] = "The paper's claims",
     preface: Annotated[
@@ -181,7 +184,9 @@ def claims(
     """
     from unlearn.paper.claims.write import write_claims
 
-    write_claims(folders, output, theory=theory, limit=limit, title=title, preface=preface, allow_code=allow_code)
+    write_claims(
+        folders, output, theory=theory, terms=terms, limit=limit, title=title, preface=preface, allow_code=allow_code
+    )
 
 
 @app.command()

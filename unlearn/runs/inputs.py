@@ -101,7 +101,7 @@ def load_inputs(config: Config, *, elsewhere: bool = False) -> Inputs:
         )
     _check_layers(config, load_config(source).get_text_config().num_hidden_layers)
     tokenizer = load_tokenizer(source)
-    topics = _load_topics(config, tokenizer)
+    topics = load_topics(config, tokenizer)
     preferred = _load_preferred(config, tokenizer)
     _check_rows(topics, preferred, config, source)
     _check_lengths(topics, preferred, source)
@@ -224,7 +224,8 @@ def _load_preferred(config: Config, tokenizer: PreTrainedTokenizerBase) -> Texts
     return load_texts(path, "method.preferred", tokenizer, max_length=longest, documents=documents, reading=reading)
 
 
-def _load_topics(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[Topic]:
+def load_topics(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[Topic]:
+    """The topics of a configuration, with the texts that its training reads."""
     data = config.data
     names = data.use or list(data.topics)
     documents = documents_needed(config.train.steps, config.train.batch_size, len(names))

@@ -122,7 +122,7 @@ def share(hits: int, count: int) -> Interval:
     return Interval(hits / count, float(interval.low), float(interval.high))
 
 
-def correlation(r: float, freedom: int, confidence: float = CONFIDENCE) -> Interval:
+def correlation(r: float, freedom: float, confidence: float = CONFIDENCE) -> Interval:
     """A partial correlation.
 
     Estimand: the correlation of all such pairs. Design: independent pairs, near normal; `freedom` is their number less
@@ -132,3 +132,14 @@ def correlation(r: float, freedom: int, confidence: float = CONFIDENCE) -> Inter
     with np.errstate(divide="ignore"):
         low, high = np.tanh(np.arctanh(r) + np.array([-half, half]))
     return Interval(r, float(low), float(high))
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+    """Spearman's correlation of two measures of the same items.
+
+    Estimand: the rank correlation over all such items. Design: independent items. Formula: Fisher's z with the variance
+    (1 + r^2 / 2) / (n - 3) (Bonett and Wright 2000, "Sample size requirements for estimating Pearson, Kendall and
+    Spearman correlations", Psychometrika 65). It needs four items, which are not all alike.
+    """
+    r = float(stats.spearmanr(x, y).statistic)
+    return correlation(r, (len(x) - 3) / (1 + r**2 / 2), confidence)

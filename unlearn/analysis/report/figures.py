@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import altair as alt
 import pandas as pd
 
-from unlearn.analysis.report import attacks, charts, curves, trade_off, training
+from unlearn.analysis.report import attacks, by_word, charts, curves, trade_off, training
 from unlearn.analysis.report.charts import Look
 from unlearn.analysis.report.curves import ROLES
 from unlearn.analysis.report.figure import Figure
@@ -27,6 +27,7 @@ def figures(m: Material) -> Iterator[Figure]:
         curves.figure_2,
         curves.figure_3,
         figure_4,
+        by_word.figure,
         attacks.figure,
         attacks.levels,
         training.course,

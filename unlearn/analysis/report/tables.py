@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from unlearn.analysis.frames import MEAN, PERCENT
+from unlearn.analysis.report import by_word
 from unlearn.analysis.report.effects import effects
 from unlearn.analysis.report.figure import Table
 from unlearn.analysis.report.material import Material
@@ -246,6 +247,7 @@ def contrasts(m: Material) -> Table | None:
 TABLES: dict[str, Callable[[Material], Table | None]] = {
     "settings": settings,
     "contrasts": contrasts,
+    "words": by_word.table,
     "table_1": table_1,
     "runs": runs,
     "scores": scores,

@@ -13,7 +13,7 @@ from unlearn.analysis.report.export import as_text
 from unlearn.analysis.report.figure import Table
 from unlearn.analysis.settings import Setting
 from unlearn.errors import UserError, describe
-from unlearn.paper.claims import attacks, rivals, texts
+from unlearn.paper.claims import attacks, rivals, texts, tokens
 from unlearn.paper.claims.claims import (
     CLAIMS,
     OVER_METHODS,
@@ -69,6 +69,8 @@ def document(evidence: Evidence, title: str, preface: str = "") -> str:
         *([make(subjects) for make in on_questions] if (evidence.material.means["measure"] == "acc").any() else []),
         *_on_texts(evidence),
         *rivals.tables(evidence),
+        *tokens.tables(evidence, judged),
+        *tokens.tables(evidence, judged),
         *_under_attack(evidence),
         *_theory(subjects),
     ]
@@ -142,10 +144,12 @@ def _on_texts(evidence: Evidence) -> list[Table]:
     methods = texts.by_method(evidence)
     rows = judged(texts.CLAIMS if methods else (), methods)
     note = (
-        "Each claim's effect, with its 95 % interval. Forgotten texts tell how much was forgotten. At equal "
-        "forgetting: each run with RNA is compared with what runs without RNA of the same seed, of any c, beta, alpha, "
-        "learning rate or number of steps and else alike, have at the same amount of forgetting, by interpolation "
-        "between neighbours, text by text; the mean over a seed's runs is its value. The texts that tell how much was "
+        "Each claim's effect, with its 95 % interval. What an inserted word costs is over words, of each the mean over "
+        "its texts (over texts, in records that do not name the words). Forgotten texts tell how much was forgotten. "
+        "At equal forgetting: each run with RNA is compared with what runs without RNA of the same seed, of any c, "
+        "beta, alpha, learning rate or number of steps and else alike, have at the same amount of forgetting, by "
+        "interpolation between neighbours, text by text or word by word; the mean over a seed's runs is its value. The "
+        "texts that tell how much was "
         "forgotten are among those that the interval is over."
     )
     return [Table("texts", "On held-out texts", note, pd.DataFrame(rows))] if rows else []

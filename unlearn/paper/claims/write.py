@@ -12,6 +12,7 @@ from unlearn.analysis.report.write import check_output
 from unlearn.paper.claims.document import document
 from unlearn.paper.claims.evidence import Evidence
 from unlearn.paper.claims.theorems import measure_theorems
+from unlearn.paper.claims.tokens import measure_terms
 from unlearn.screen import say
 
 
@@ -20,6 +21,7 @@ def write_claims(
     output: Path | None,
     *,
     theory: bool = False,
+    terms: bool = False,
     limit: int = 100,
     title: str = "The paper's claims",
     preface: Path | None = None,
@@ -36,6 +38,8 @@ def write_claims(
     evidence = Evidence(material)
     if theory:
         measure_theorems(evidence.subjects, limit, allow_code=allow_code)
+    if terms:
+        measure_terms(evidence.subjects, allow_code=allow_code)
     page = document(evidence, title, beginning)
     for warning in [*material.warnings, *(f"{run}: {why}" for run, why in material.problems.items())]:
         say(f"Warning: {warning}")
