@@ -11,14 +11,16 @@ BROWSER_INSTALLED := $(VENV)/.browser
 NOISE_SCALES := reproduce-nu-rmu reproduce-nu-adaptive_rmu reproduce-nu-rsv
 REPRODUCED := reproduce-seeds reproduce-coefficients $(NOISE_SCALES) reproduce-theorems reproduce-layers
 
-REAL_PARTS := real-forgetting real-coefficients real-adaptive_rmu real-rmu real-rsv real-forgetting-rsv
+PART ?= all
+MODEL ?= smollm2_135m
+REAL_PARTS := headline rivals methods ngrams
 
 # A pipe fails where its first command does.
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 
 .DEFAULT_GOAL := help
-.PHONY: help run reproduce $(REPRODUCED) real $(REAL_PARTS) test test-all test-slurm test-browser test-crash lint format bench bench-eval bench-gpu toy smollm2 gemma clean
+.PHONY: help run reproduce $(REPRODUCED) real $(addprefix real-,$(REAL_PARTS)) test test-all test-slurm test-browser test-crash lint format bench bench-eval bench-gpu toy smollm2 gemma clean
 
 help: ## show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -66,33 +68,52 @@ reproduce-theorems: reproduce-seeds # of the models with the default nu; `reprod
 	OMP_NUM_THREADS=1 $(BIN)/unlearn claims $(RUNS) --theory > /dev/null
 
 # Settings of the real model were chosen on seed 0 and the first 20 held-out texts of each corpus
-# (docs/log/real_model.md). Other seeds and the texts after those judge them.
-REAL := outputs/real
-REAL_JOBS := OMP_NUM_THREADS=1 $(BIN)/python launch.py -m hydra/launcher=packed tracker=none output_root=$(REAL) \
-	experiment=smollm2_real train.steps=225 eval.texts.skip=20 eval.texts.documents=18 eval.texts.words=45
-REAL_SEEDS := seed=10,11,12
+# (docs/log/real_model.md). Other seeds, each with an order of documents of its own, and other texts judge them.
+REAL_SEEDS := 20,21,22,23,24
+REAL := outputs/real/$(MODEL)/seeds-$(subst $(COMMA),-,$(REAL_SEEDS))
+# Two processes of one thread each, or one for each GPU. What is finished is not repeated.
+WORKERS := $(shell command -v nvidia-smi > /dev/null && echo null || echo [0,1])
+REAL_JOBS := OMP_NUM_THREADS=1 $(BIN)/python launch.py -m hydra/launcher=local 'hydra.launcher.devices=$(WORKERS)' \
+	tracker=none output_root=$(REAL) experiment=judged_$(MODEL)
 
-real: $(INSTALLED) smollm2 ## the paper on a real language model and real texts, docs/real.md (one to two hours)
-	$(MAKE) -j 2 $(REAL_PARTS)
-	$(BIN)/unlearn claims $(REAL) -o docs/real.md --title "The paper on a real model" --preface docs/real_preface.md
+BRIEFLY := 'eval.queries=[default,perturbed]'
+
+# Runs of a part that no part before it has, and what one takes of one core, in seconds (docs/log/real_model.md).
+RUNS_headline := 20
+RUNS_rivals := 100
+RUNS_methods := 40
+RUNS_ngrams := 18
+RUN_SECONDS := 115
+chosen = $(if $(filter all,$(PART)),$(REAL_PARTS),$(or $(filter $(REAL_PARTS),$(PART)),$(error \
+	PART=$(PART) is not allowed. Allowed: all $(REAL_PARTS))))
+minutes = $$(( ($(foreach part,$(chosen),$(RUNS_$(part)) +) 0) * $(RUN_SECONDS) / 120 ))
+
+real: $(INSTALLED) smollm2 ## the paper on a real model and real texts, docs/real.md (three hours); make real PART=headline (25 minutes)
+	@echo "$(chosen): about $(minutes) minutes on two cores, less what is finished. Interrupted, the same command goes on."
+	$(MAKE) $(addprefix real-,$(chosen))
 	$(BIN)/unlearn report $(REAL) -o $(REAL)/report.html --figures $(REAL)/figures
+ifeq ($(PART),all)
+	$(BIN)/unlearn claims $(REAL) -o docs/real.md --title "The paper on a real model" --preface docs/real_preface.md
+else
+	$(BIN)/unlearn claims $(REAL) -o $(REAL)/$(PART).md --title "The paper on a real model: $(PART)"
+	@echo "Verdicts with their intervals: $(REAL)/$(PART).md. Figures: $(REAL)/figures. Of them:"
+	@grep -hE "at equal forgetting|RNA, nu = " $(REAL)/$(PART).md
+endif
 
-# Larger nu leave next to nothing forgotten that could be compared: one seed shows that.
-real-adaptive_rmu real-rmu real-rsv: real-%: $(INSTALLED) smollm2
-	$(REAL_JOBS) method=$* rna.nu=1,2,2.5 $(REAL_SEEDS)
-	$(REAL_JOBS) method=$* rna.nu=3,4 seed=10
+# One verdict with its true interval: RMU at equal forgetting.
+real-headline: $(INSTALLED) smollm2
+	$(REAL_JOBS) sweep=equal_forgetting method=rmu seed=$(REAL_SEEDS) $(BRIEFLY)
 
-# Without RNA: how sure the models are, and which n-grams are harmful; and half of the usual c or beta.
-real-coefficients: $(INSTALLED) smollm2
-	$(REAL_JOBS) method=adaptive_rmu,rmu,rsv rna.nu=0 $(REAL_SEEDS) eval=real_paper
-	$(REAL_JOBS) sweep=figure_2 $(REAL_SEEDS) "model.grids={rmu_c:'200',rsv_c:'200',beta:'1.5'}"
+# What RMU reaches without RNA by other ways, and noise in other places. The grid: sweeps/rivals.yaml.
+real-rivals: $(INSTALLED) smollm2
+	$(REAL_JOBS) sweep=rivals method=rmu seed=$(REAL_SEEDS) "model.grids.nu='1,2,2.5'" $(BRIEFLY)
 
-# Without RNA, as much or as little forgotten as with it: what robustness at equal forgetting is compared with.
-real-forgetting: $(INSTALLED) smollm2
-	$(REAL_JOBS) method=adaptive_rmu,rmu rna.nu=0 loss.alpha=775,850 $(REAL_SEEDS)
+real-methods: $(INSTALLED) smollm2
+	$(REAL_JOBS) sweep=equal_forgetting method=adaptive_rmu,rsv seed=$(REAL_SEEDS) $(BRIEFLY)
 
-real-forgetting-rsv: $(INSTALLED) smollm2
-	$(REAL_JOBS) method=rsv rna.nu=0 loss.alpha=500,800 $(REAL_SEEDS)
+# Without RNA: control terms, how sure the models are, and which n-grams are harmful.
+real-ngrams: $(INSTALLED) smollm2
+	$(REAL_JOBS) method=rmu,adaptive_rmu,rsv rna.nu=0 seed=20,21,22 eval=real_paper
 
 # Test processes use one thread each (tests/conftest.py), so that one for each core does not slow the others down.
 test: $(INSTALLED) ## run the quick tests, a few minutes: make test ARGS="-k rmu"

@@ -101,6 +101,27 @@ def test_make_reproduce_runs_all_that_the_embedded_model_lists():
         assert f"{default:g}" not in listed, name
 
 
+def test_make_real_counts_its_runs():
+    """Of a method: its usual nu, no RNA, and larger alphas; then the rivals that these do not have."""
+    shown = subprocess.run(["make", "-pn", "smollm2"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    said = {part: int(count) for part, count in re.findall(r"^RUNS_(\w+) := (\d+)$", shown, re.MULTILINE)}
+    seeds = len(re.search(r"^REAL_SEEDS := (.+)$", shown, re.MULTILINE)[1].split(","))
+    grids = yaml.safe_load((ROOT / "conf/model/smollm2_135m.yaml").read_text())["grids"] | {"nu": "1,2,2.5"}
+    jobs = {}
+    for name in ("equal_forgetting", "rivals"):
+        sweeper = yaml.safe_load((ROOT / f"sweeps/{name}.yaml").read_text())["hydra"]["sweeper"]
+        of_rmu = [grid | {"method": "rmu"} for grid in sweeper["grids"] if grid.get("method", "rmu") == "rmu"]
+        jobs[name] = jobs_of({"grids": of_rmu}, grids)
+    assert said["headline"] == seeds * jobs["equal_forgetting"]
+    assert said["methods"] == 2 * said["headline"]
+    assert said["rivals"] == seeds * (jobs["rivals"] - 1) - said["headline"]  # the usual c is there twice
+
+
+def test_make_real_refuses_an_unknown_part():
+    done = subprocess.run(["make", "-n", "real", "PART=head"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "PART=head is not allowed. Allowed: all headline rivals methods ngrams" in done.stderr
+
+
 @pytest.mark.slow  # alone starts a sweep of several grids outside of the checkout
 def test_a_sweep_over_several_grids_from_another_folder(tmp_path):
     command = [sys.executable, str(ROOT / "launch.py"), "-m", "sweep=figure_2", *QUICK, "model.grids.rmu_c='2,3,2'"]
