@@ -19,7 +19,7 @@ from unlearn.evaluation.term_properties import term_properties
 from unlearn.evaluation.texts import Passage
 from unlearn.experiment import run
 from unlearn.models.cutting import CutModel
-from unlearn.paper.claims import texts, tokens
+from unlearn.paper.claims import tokens
 from unlearn.paper.claims.document import document, judged
 from unlearn.paper.claims.evidence import Evidence
 from unlearn.records.samples import Sample, read_samples, write_samples
@@ -142,24 +142,6 @@ def test_which_property_tells_the_cost_is_judged(folders):
     assert long.startswith("**not seen**")
     assert "8 forget-tokens" in similar
     assert "germ 7" in document(evidence, "Claims")
-
-
-def test_claims_on_texts_are_over_words(folders):
-    [rows] = texts.by_method(Evidence(material(folders))).values()
-    stumble, control = texts.CLAIMS[2:4]
-    by_hand = two_way([np.array([[cost + more for cost in COSTS.values()] for more in SEEDS])])
-    assert (stumble.effect(rows).low, stumble.effect(rows).over) == (pytest.approx(by_hand.low), "3 seeds, 8 words")
-    assert control.effect(rows).difference == pytest.approx(0.875)
-    assert control.effect(rows).low == pytest.approx(by_hand.low)  # control terms cost nothing and do not vary
-    assert control.effect(rows).over == "3 seeds, 16 words"
-
-
-def test_of_two_kinds_of_word_both_vary():
-    sides = [{"wiki": {"a": 1.0, "b": 3.0}, "news": {"c": 0.0}}, {"wiki": {"d": 0.5}, "news": {"e": 0.25, "f": 0.75}}]
-    apart = texts._apart([1, -2], sides)
-    means = [np.mean(list(of.values())) for of in apart.values()]
-    assert np.mean(means) == pytest.approx(1 * np.mean([2, 0]) - 2 * np.mean([0.5, 0.5]))
-    assert [len(of) for of in apart.values()] == [2, 1, 1, 2]
 
 
 def test_a_words_state_is_the_mean_of_its_own_tokens(monkeypatch):

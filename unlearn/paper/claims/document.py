@@ -70,7 +70,6 @@ def document(evidence: Evidence, title: str, preface: str = "") -> str:
         *_on_texts(evidence),
         *rivals.tables(evidence),
         *tokens.tables(evidence, judged),
-        *tokens.tables(evidence, judged),
         *_under_attack(evidence),
         *_theory(subjects),
     ]
@@ -144,12 +143,10 @@ def _on_texts(evidence: Evidence) -> list[Table]:
     methods = texts.by_method(evidence)
     rows = judged(texts.CLAIMS if methods else (), methods)
     note = (
-        "Each claim's effect, with its 95 % interval. What an inserted word costs is over words, of each the mean over "
-        "its texts (over texts, in records that do not name the words). Forgotten texts tell how much was forgotten. "
-        "At equal forgetting: each run with RNA is compared with what runs without RNA of the same seed, of any c, "
-        "beta, alpha, learning rate or number of steps and else alike, have at the same amount of forgetting, by "
-        "interpolation between neighbours, text by text or word by word; the mean over a seed's runs is its value. The "
-        "texts that tell how much was "
+        "Each claim's effect, with its 95 % interval. Forgotten texts tell how much was forgotten. At equal "
+        "forgetting: each run with RNA is compared with what runs without RNA of the same seed, of any c, beta, alpha, "
+        "learning rate or number of steps and else alike, have at the same amount of forgetting, by interpolation "
+        "between neighbours, text by text; the mean over a seed's runs is its value. The texts that tell how much was "
         "forgotten are among those that the interval is over."
     )
     return [Table("texts", "On held-out texts", note, pd.DataFrame(rows))] if rows else []

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -29,7 +28,6 @@ from unlearn.paper.claims.contrasts import (
 from unlearn.paper.claims.evidence import FEWEST, Evidence
 from unlearn.paper.claims.margins import SAME_NATS
 from unlearn.records.names import NGRAM_QUERIES, NGRAM_SIZES, text_role
-from unlearn.records.samples import Sample
 
 UNIT = "nats a token"
 Effect = Callable[[pd.DataFrame], Contrast]  # of a method's rows (`run_rows`)
@@ -37,12 +35,11 @@ FORGOTTEN, RETAINED = text_role("forget"), text_role("retain")
 # What moves a run along the curve of its setting, to more or less forgetting, and RNA.
 STRENGTH = ("rna", "method.c", "method.beta", "loss.alpha", "train.steps", "train.lr")
 WIDEST = 2.0  # nats a token between two runs, across which a measure is interpolated
-NO_TEXTS = "no run without RNA has such texts"
 UNMATCHED = f"no run with RNA has forgotten as much as two without RNA at most {WIDEST:g} {UNIT} apart"
 
 
 def measures(m: Material, run: Run) -> dict[str, Answers]:
-    """What a run's texts say, in nats a token for each text, or for each inserted word, where it was measured.
+    """What a run's texts say, in nats a token for each text, where it was measured.
 
     forgotten, retained: more than the base model's; cost, control: of an inserted forget-token or control word in
     retained texts; base_cost: that of a forget-token in the base model; QUERY: the cost of an n-gram, beyond the base
@@ -59,8 +56,7 @@ def measures(m: Material, run: Run) -> dict[str, Answers]:
         return by_item(of_place, lambda sample: sample.value)
 
     def cost(query: str, model: str = "unlearned") -> Answers | None:
-        costs = _minus(nats(RETAINED, query, model), nats(RETAINED, "default", model))
-        return _by_word(costs, samples.get((RETAINED, query, "unlearned"), []))
+        return _minus(nats(RETAINED, query, model), nats(RETAINED, "default", model))
 
     values = {
         "forgotten": _minus(nats(FORGOTTEN, "default"), nats(FORGOTTEN, "default", "base")),
@@ -79,21 +75,6 @@ def measures(m: Material, run: Run) -> dict[str, Answers]:
 
 def _minus(a: Answers | None, b: Answers | None) -> Answers | None:
     return weighted([1, -1], [a, b]) if a and b else None
-
-
-def _by_word(costs: Answers | None, asked: Iterable[tuple[str, Sample]]) -> Answers | None:
-    """Texts with the same inserted word as one item, their mean: another draw of words would give other costs.
-
-    Texts whose record names no word are items of their own.
-    """
-    if costs is None:
-        return None
-    words: dict[Hashable, Hashable] = {(s.task, str(s.id)): (s.task, s.inserted) for _, s in asked if s.inserted}
-    grouped: dict[str, dict[Hashable, list[float]]] = {}
-    for corpus, of_corpus in costs.items():
-        for text, cost in of_corpus.items():
-            grouped.setdefault(corpus, {}).setdefault(words.get(text, text), []).append(cost)
-    return {corpus: {word: fmean(own) for word, own in of.items()} for corpus, of in grouped.items()}
 
 
 def run_rows(m: Material) -> pd.DataFrame:
@@ -159,9 +140,9 @@ def matches(rows: pd.DataFrame) -> Iterator[Match]:
 def at_equal_forgetting(rows: pd.DataFrame, measure: str) -> dict[int, Answers]:
     """For each seed of a method's runs with a match: a measure with RNA less that without, at equal forgetting.
 
-    The mean over a seed's runs with RNA, for each text or inserted word. The texts to forget are items, too, with a
-    mean of 0: other ones would move the point at which the curve without RNA is read, by how much the runs differ on
-    each, times the curve's slope there (the delta method).
+    The mean over a seed's runs with RNA, for each text. The texts to forget are items, too, with a mean of 0: other
+    ones would move the point at which the curve without RNA is read, by how much the runs differ on each, times the
+    curve's slope there (the delta method).
     """
     differences: dict[int, list[Answers]] = {}
     for match in matches(rows.dropna(subset=["forgotten", measure])):
@@ -184,34 +165,12 @@ def _difference(match: Match, measure: str) -> Answers:
     }
 
 
-def _of_seeds(rows: pd.DataFrame, combine: Callable[[pd.Series], Answers], items: str) -> Contrast:
+def _of_seeds(rows: pd.DataFrame, combine: Callable[[pd.Series], Answers]) -> Contrast:
     """The mean of what `combine` makes of each row; rows are of one seed each."""
-    return contrast([combine(row) for _, row in rows.iterrows()], items)
+    return contrast([combine(row) for _, row in rows.iterrows()], "texts")
 
 
-def _apart(weights: Sequence[float], sides: Sequence[Answers]) -> Answers:
-    """Parts whose mean over parts is the weighted sum of the sides' means. Each side has words of its own."""
-    count = sum(map(len, sides))
-    return {
-        f"{number}: {corpus}": {word: weight * count / len(side) * cost for word, cost in of_corpus.items()}
-        for number, (weight, side) in enumerate(zip(weights, sides, strict=True))
-        for corpus, of_corpus in side.items()
-    }
-
-
-def _between_words(weights: Sequence[float], names: Sequence[str], why_not: str) -> Effect:
-    """A weighted sum of what several kinds of word cost the model without RNA."""
-
-    def effect(rows: pd.DataFrame) -> Contrast:
-        plain = _plain(rows, list(names))
-        if plain.empty:
-            return Contrast(why_not=why_not)
-        return _of_seeds(plain, lambda row: _apart(weights, [row[name] for name in names]), "words")
-
-    return effect
-
-
-def _without_rna(a: str, b: str | None = None, why_not: str = NO_TEXTS, items: str = "texts") -> Effect:
+def _without_rna(a: str, b: str | None = None, why_not: str = "no run without RNA has such texts") -> Effect:
     """A measure, or the difference of two, of the model without RNA."""
     names = [a] if b is None else [a, b]
 
@@ -219,9 +178,19 @@ def _without_rna(a: str, b: str | None = None, why_not: str = NO_TEXTS, items: s
         plain = _plain(rows, names)
         if plain.empty:
             return Contrast(why_not=why_not)
-        return _of_seeds(plain, lambda row: weighted([1, -1][: len(names)], [row[name] for name in names]), items)
+        return _of_seeds(plain, lambda row: weighted([1, -1][: len(names)], [row[name] for name in names]))
 
     return effect
+
+
+def _slope_over_length(rows: pd.DataFrame) -> Contrast:
+    """The least-squares slope of an n-gram's cost over log2 n, without RNA."""
+    queries = [f"ngram-{n}" for n in NGRAM_SIZES]
+    plain = _plain(rows, queries)
+    if plain.empty:
+        return Contrast(why_not="no run without RNA has texts with n-grams")
+    weights = slope([math.log2(n) for n in NGRAM_SIZES])
+    return _of_seeds(plain, lambda row: weighted(weights, [row[query] for query in queries]))
 
 
 def _slope_over_coefficient(rows: pd.DataFrame) -> Contrast:
@@ -232,7 +201,7 @@ def _slope_over_coefficient(rows: pd.DataFrame) -> Contrast:
     if by_seed.shape[1] < 2:
         return Contrast(why_not="fewer than two values of it in enough seeds")
     weights = slope([float(x) for x in by_seed.columns])
-    return _of_seeds(by_seed, lambda row: weighted(weights, list(row)), "words")
+    return _of_seeds(by_seed, lambda row: weighted(weights, list(row)))
 
 
 def _plain(rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
@@ -247,8 +216,7 @@ def _equal_forgetting(measure: str) -> Effect:
         if not {"forgotten", measure} <= set(rows):
             return Contrast(why_not="no run has such texts")
         differences = at_equal_forgetting(rows, measure)
-        items = "words and texts" if measure == "cost" else "texts"
-        return contrast(list(differences.values()), items) if differences else Contrast(why_not=UNMATCHED)
+        return contrast(list(differences.values()), "texts") if differences else Contrast(why_not=UNMATCHED)
 
     return effect
 
@@ -274,7 +242,7 @@ CLAIMS = (
         "A forget-token in a harmless text makes RM models stumble.",
         "section 6.4",
         "retained texts: cost of a forget-token without RNA, beyond the base model's",
-        _without_rna("cost", "base_cost", items="words"),
+        _without_rna("cost", "base_cost"),
         above=0,
         unit=UNIT,
     ),
@@ -282,7 +250,7 @@ CLAIMS = (
         "It is the forget-token that does it: other words do less harm.",
         "a control of this project's",
         "retained texts: cost of a forget-token less that of a control word, without RNA",
-        _between_words([1, -1], ["cost", "control"], NO_TEXTS),
+        _without_rna("cost", "control"),
         above=0,
         unit=UNIT,
     ),
@@ -330,7 +298,7 @@ CLAIMS = (
         "N-grams more similar to their documents do more harm.",
         "section 6.7, Figure 4",
         "retained texts: cost of similarity-most less that of similarity-least, without RNA less base",
-        _between_words([1, -1], ["similarity-most", "similarity-least"], NO_TEXTS),
+        _without_rna("similarity-most", "similarity-least"),
         above=0,
         unit=UNIT,
     ),
@@ -338,11 +306,7 @@ CLAIMS = (
         "Longer n-grams do more harm.",
         "section 6.7, Figure 4",
         "retained texts: slope over n of 2, 4, 8 and 16, without RNA less base",
-        _between_words(
-            slope([math.log2(n) for n in NGRAM_SIZES]),
-            [f"ngram-{n}" for n in NGRAM_SIZES],
-            "no run without RNA has texts with n-grams",
-        ),
+        _slope_over_length,
         above=0,
         unit=f"{UNIT} for each doubling",
     ),
