@@ -160,6 +160,7 @@ def test_a_slurm_job_does_not_get_hydras_variable(tmp_path):
         ),
         ("+method.c=1", "method.c: the key exists already. Leave out the +: method.c=VALUE."),
         ("hydra.launcher.dry_rnu=true", "hydra.launcher.dry_rnu: unknown key. Did you mean 'hydra.launcher.dry_run'?"),
+        ("rna.how=1", "rna.how: unknown key. Allowed: nu, scale, per"),
         ("metod=rmu", "metod: unknown key. Did you mean 'method'?"),
         ("eval=nome", "eval=nome: no such option. Did you mean 'none'?"),
         ("model.layer=1", "model.layer=1 is not allowed"),

@@ -71,6 +71,10 @@ def _unknown_key(key: str, composed: DictConfig | dict[str, Any]) -> str:
     groups = [folder.name for folder in CONF.iterdir() if folder.is_dir()]
     keys = [other for other in [*_keys(composed), *groups] if other.startswith("hydra.") == key.startswith("hydra.")]
     same_name = [other for other in keys if other.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    beside = [other for other in keys if group and other.rpartition(".")[0] == key.rpartition(".")[0]]
+    names = [other.rpartition(".")[2] for other in beside]
+    if not same_name and beside and not nearest(key.rpartition(".")[2], names):
+        return f"{key}: unknown key. Allowed: {', '.join(names)}."
     return f"{key}: unknown key.{nearest(key, same_name) or nearest(key, keys)}"
 
 
