@@ -93,9 +93,9 @@ real: $(INSTALLED) smollm2 ## the paper on a real model and real texts, docs/rea
 	$(MAKE) $(addprefix real-,$(chosen))
 	$(BIN)/unlearn report $(REAL) -o $(REAL)/report.html --figures $(REAL)/figures
 ifeq ($(PART),all)
-	$(BIN)/unlearn claims $(REAL) -o docs/real.md --title "The paper on a real model" --preface docs/real_preface.md
+	$(BIN)/unlearn claims $(REAL) --terms -o docs/real.md --title "The paper on a real model" --preface docs/real_preface.md
 else
-	$(BIN)/unlearn claims $(REAL) -o $(REAL)/$(PART).md --title "The paper on a real model: $(PART)"
+	$(BIN)/unlearn claims $(REAL) --terms -o $(REAL)/$(PART).md --title "The paper on a real model: $(PART)"
 	@echo "Verdicts with their intervals: $(REAL)/$(PART).md. Figures: $(REAL)/figures. Of them:"
 	@grep -hE "at equal forgetting|RNA, nu = " $(REAL)/$(PART).md
 endif
