@@ -306,5 +306,5 @@ def _evaluate(runs: list[ActiveRun], shared: Config, inputs: Inputs, show: ShowR
         if active.error is None:
             with active.catching_errors():
                 answers = results.get(active.folder.path, Answers([], []))
-                active.finish(answers)
+                active.finish(answers, inputs.questions.ngrams if inputs.questions else {})
                 show(answers.scores, active.folder.path, active.tracker.address)

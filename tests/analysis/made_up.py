@@ -117,7 +117,16 @@ def _write_results(
                 error = (mean * (1 - mean) / (len(correct) - 1)) ** 0.5
                 scores.append(Score(model, role, task, None, query, "acc", mean, stderr=error, n=len(correct)))
                 rows += [
-                    Sample(model, role, task, query, i, f"{task} {query} {kind} {i}", correct=bool(c))
+                    Sample(
+                        model,
+                        role,
+                        task,
+                        query,
+                        i,
+                        f"{task} {query} {kind} {i}",
+                        correct=bool(c),
+                        inserted=_word(query, i),
+                    )
                     for i, c in enumerate(correct)
                 ]
             scores.append(difference(role, task, query, "acc", float(np.mean(right)) - 1))
@@ -133,6 +142,11 @@ def _write_results(
             for step in range(40)
         ]
         (folder / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps))
+
+
+def _word(query: str, question: int) -> str | None:
+    """The word that an option becomes."""
+    return None if query == "default" else f"{query} {question % 4}"
 
 
 def _add_maxlogits(rows: list[Sample], draw: np.random.Generator) -> None:

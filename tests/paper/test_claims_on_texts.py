@@ -22,13 +22,16 @@ from unlearn.paper.claims.document import document
 from unlearn.paper.claims.evidence import Evidence
 from unlearn.paper.claims.texts import at_equal_forgetting, matches, run_rows
 from unlearn.records.names import text_role, text_task
+from unlearn.records.ngrams import Ngram, NgramLists, as_json
 from unlearn.records.samples import Sample, read_samples, write_samples
+from unlearn.statistics.intervals import over_items
 
 CORPORA = {"retain": {"wiki": ""}, "forget": {"bio": "", "cyber": ""}}
 TEXTS = {"corpora": CORPORA, "documents": None, "words": 80, "place": "quarter", "inserted": 1}
 
 
 EACH = 4  # texts of a corpus
+NGRAMS = 2  # that are inserted into them, in turn
 UNEVEN = np.array([-1.0, 1, 1, -1])  # of four texts, with a mean of 0
 
 
@@ -69,7 +72,11 @@ def texts(model, corpus, query, values):
     """A corpus's samples: a value for each text, or one for all."""
     role = "retain" if corpus == "wiki" else "forget"
     place = (model, text_role(role), text_task(role, corpus), query)
-    return [Sample(*place, i, f"{query} {i}", nats=10 * v, tokens=10) for i, v in enumerate(np.full(EACH, values))]
+    words = [None if query == "default" else f"{query} {i % NGRAMS}" for i in range(EACH)]
+    return [
+        Sample(*place, i, f"{query} {i}", nats=10 * v, tokens=10, inserted=words[i])
+        for i, v in enumerate(np.full(EACH, values))
+    ]
 
 
 def text(corpus, query, against, value):
@@ -288,3 +295,33 @@ def test_ngrams_in_texts_are_a_figure_and_two_claims(tmp_path):
     similar, longer = (claim.effect(rows) for claim in claims.CLAIMS[-2:])
     assert similar.difference == pytest.approx(0.2)
     assert longer.difference == pytest.approx(0.2)
+    assert similar.over == f"2 seeds, {2 * NGRAMS} words"
+    assert longer.over == f"2 seeds, {4 * NGRAMS} words"
+
+
+def test_ngrams_are_items_and_not_the_texts_that_they_are_in(tmp_path):
+    """Four texts say 3, 1, 3 and 1, which is beyond doubt; but they are of two n-grams alone."""
+    one = np.where(np.arange(EACH) % NGRAMS == 0, 3.0, 1.0)
+    for seed in range(3):
+        for nu in (0, 0.1):
+            more = {"similarity-least": 0.0, "similarity-most": one + seed / 1000}
+            text_run(tmp_path, 2, nu, seed, forgotten=3.0, cost=0.9, more=more)
+    [(_, rows)] = claims.by_method(Evidence(gather(collect([tmp_path])))).items()
+    similar = claims.CLAIMS[-2].effect(rows)
+    assert similar.difference == pytest.approx(2.001)
+    assert similar.low < 0 < over_items(one).low
+
+
+def test_the_page_lists_the_first_ngrams_and_names_the_file_of_all(tmp_path):
+    for nu in (0, 0.1):
+        for seed in range(2):
+            text_run(tmp_path, 2, nu, seed, forgotten=3.0, cost=0.9)
+    ngrams = [Ngram(f"term {i}", 1 - i / 100) for i in range(12)]
+    sizes = {str(n): NgramLists(ngrams, ngrams[::-1], ngrams[5:], 0.5, 99) for n in (2, 4, 8, 16)}
+    (tmp_path / "2-0-1/ngrams.json").write_text(json.dumps(as_json(sizes)))
+    page = document(Evidence(gather(collect([tmp_path]))), "Title")
+    assert "The whole lists: RMU: 2-0-1/ngrams.json." in page
+    assert "term 0 (1.00); term 1 (0.99); term 2" in page
+    assert "term 9 (0.91) " in page  # the tenth is the last
+    (tmp_path / "2-0-1/ngrams.json").write_text("{")
+    assert "ngrams.json" not in document(Evidence(gather(collect([tmp_path]))), "Title")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,8 @@ class NgramLists:
         return {"most": self.most, "least": self.least, "mean": self.mean}[kind]
 
 
-Sizes = dict[str, NgramLists]  # number of words -> its lists
-_SIZES = TypeAdapter(Sizes)
+Sizes = Mapping[str, NgramLists]  # number of words -> its lists
+_SIZES: TypeAdapter[Sizes] = TypeAdapter(Sizes)
 
 
 def as_json(sizes: Sizes) -> dict[str, Any]:

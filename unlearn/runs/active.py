@@ -16,6 +16,7 @@ from unlearn.config.schema import Config
 from unlearn.errors import UserError, describe
 from unlearn.models.delta import save_delta
 from unlearn.records.answers import Answers
+from unlearn.records.ngrams import Sizes
 from unlearn.records.scores import why_not_finite
 from unlearn.runs.folder import RunFolder
 from unlearn.runs.takeover import find_training, take_over
@@ -133,12 +134,12 @@ class ActiveRun:
             "peak_memory_mb": peak_memory_mb(),
         }
 
-    def finish(self, answers: Answers) -> None:
+    def finish(self, answers: Answers, ngrams: Sizes) -> None:
         """Complete the folder, then send the results to the tracker. Errors of the tracker come too late to matter.
 
         A run with answers that are not finite is done, as the same would come out again, but `error` says so.
         """
-        self.folder.finish(answers)
+        self.folder.finish(answers, ngrams)
         self._publish(answers)
         sentence = why_not_finite(answers.scores)
         if sentence is not None:

@@ -126,7 +126,7 @@ def _evaluate_run(folder: RunFolder, overrides: list[str], *, allow_code: bool) 
         answers = _with_differences(folder, config, inputs, answers)
     questions = inputs.asked
     made = Evaluation(home, asdict(config.eval), questions.suite.hashes, questions.word_hashes, time.time())
-    keep_evaluation(folder.lock, made, answers, folder.trained or {})
+    keep_evaluation(folder.lock, made, answers, folder.trained or {}, questions.ngrams)
     folder.lock.remove(partial)
     with suppress(OSError):  # it is not empty
         partial.parent.rmdir()
@@ -178,7 +178,7 @@ def evaluate_checkpoint(overrides: list[str]) -> Path:
     answers = make_evaluator(config, inputs).evaluate_base()
     folder = Path(config.output_root) / EVALUATIONS / f"{config.model.name}-{_name(config, inputs)}"
     folder.mkdir(parents=True, exist_ok=True)
-    write_results(folder, answers, {})
+    write_results(folder, answers, {}, inputs.asked.ngrams)
     show_result(answers.scores, folder, None)
     check_finite(answers.scores)
     return folder

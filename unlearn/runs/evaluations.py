@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 
 from unlearn.records.answers import Answers
 from unlearn.records.names import is_asked, text_tasks
+from unlearn.records.ngrams import Sizes
 from unlearn.records.run import ASKED, Asked
 from unlearn.records.run import RECORD as RUN
 from unlearn.records.scores import SCORES
@@ -78,7 +79,9 @@ def evaluations_of(run: Path, record: Mapping[str, Any]) -> list[Evaluation]:
     return [first, *sorted(later, key=lambda evaluation: (evaluation.time, evaluation.folder))]
 
 
-def keep_evaluation(lock: Hold, evaluation: Evaluation, answers: Answers, training: Mapping[str, float]) -> None:
+def keep_evaluation(
+    lock: Hold, evaluation: Evaluation, answers: Answers, training: Mapping[str, float], ngrams: Sizes | None = None
+) -> None:
     """Write the results of a later evaluation and its evaluation.json, without which they do not count, in one step.
 
     If the same evaluation was made before, its evaluation.json is removed first and written last.
@@ -87,5 +90,5 @@ def keep_evaluation(lock: Hold, evaluation: Evaluation, answers: Answers, traini
     home = record.pop("folder")
     lock.remove(home / RECORD)
     with lock.filling(home, last=RECORD) as folder:
-        write_results(folder, answers, training)
+        write_results(folder, answers, training, ngrams)
         write_json(folder / RECORD, record)

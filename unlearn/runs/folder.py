@@ -4,8 +4,9 @@ run.json                 configuration, versions, hashes, attempts, status (runn
 train.jsonl              a line per logged step
 scores.parquet           a row for each model, task, query and measure (`unlearn.records.scores`)
 samples.parquet          a row for each question and text (`unlearn.records.samples`)
+ngrams.json              the lists of n-grams, if queries need them (`unlearn.records.ngrams`)
 metrics.json             the scores in readable form: model, task, query, measure; and the final values of the training
-evaluations/NAME/        the same three files of a later evaluation, and evaluation.json, which says what was asked
+evaluations/NAME/        the same files of a later evaluation, and evaluation.json, which says what was asked
 delta.safetensors        the changed matrices
 course.jsonl             measures every `eval.every` steps, if it is set
 theory.json              the results of `unlearn theory`, if it was run
@@ -31,6 +32,7 @@ from typing import Any
 from unlearn.config.identity import RESULTS_VERSION, training_identity
 from unlearn.errors import UserError
 from unlearn.records.answers import Answers
+from unlearn.records.ngrams import NGRAMS, Sizes, as_json
 from unlearn.records.run import RECORD, check_identity, read_record
 from unlearn.records.scores import nested
 from unlearn.runs.provenance import attempt, code_version, package_versions
@@ -45,7 +47,7 @@ UNFINISHED = ("checkpoint.safetensors", "partial", "steps")  # what a finished r
 # What a run removes that starts anew, or that is asked other questions.
 OF_A_TRAINING = ("train.jsonl", "delta.safetensors", *UNFINISHED)
 OF_AN_EVALUATION = (
-    *("scores.parquet", "samples.parquet", "metrics.json", "course.jsonl", "theory.json"),
+    *("scores.parquet", "samples.parquet", NGRAMS, "metrics.json", "course.jsonl", "theory.json"),
     *("attacks", "evaluations", "partial"),
 )
 OF_TRAINING = ("model", "dtype", "rows", "padding", "preferred", "method")  # inputs that determine the training
@@ -196,10 +198,10 @@ class RunFolder:
         self.write()
         self._remove("checkpoint.safetensors")
 
-    def finish(self, answers: Answers) -> None:
-        """Write the results, then set the status to done."""
+    def finish(self, answers: Answers, ngrams: Sizes | None = None) -> None:
+        """Write the results, and the lists of n-grams that were asked for, then set the status to done."""
         with self.lock.filling(self.path, last="metrics.json") as results:
-            write_results(results, answers, self.trained or {})
+            write_results(results, answers, self.trained or {}, ngrams)
         self._end("done")
         self.write()
         self._remove(*UNFINISHED)
@@ -267,9 +269,11 @@ def check_results(folder: Path, record: Mapping[str, Any]) -> None:
     check_identity(folder, identity)
 
 
-def write_results(folder: Path, answers: Answers, training: Mapping[str, float]) -> None:
-    """Write scores.parquet, samples.parquet and metrics.json."""
+def write_results(folder: Path, answers: Answers, training: Mapping[str, float], ngrams: Sizes | None = None) -> None:
+    """Write scores.parquet, samples.parquet, ngrams.json if there are lists of n-grams, and metrics.json."""
     answers.write(folder)
+    if ngrams:
+        write_json(folder / NGRAMS, as_json(ngrams))
     write_json(folder / "metrics.json", {"train": dict(training), **nested(answers.scores)})
 
 

@@ -132,9 +132,7 @@ def _over(s: Subject, points: Mapping[float, Setting], what: str) -> Contrast:
 
 def by_length(s: Subject) -> Contrast:
     """The least-squares slope of robustness, less the base model's, over log2 of the n-gram's length."""
-    weights = slope([math.log2(n) for n in NGRAM_SIZES])
-    parts = [_beside_base(w, s.plain, f"ngram-{n}") for w, n in zip(weights, NGRAM_SIZES, strict=True)]
-    return s.evidence.combine([term for part in parts for term in part])
+    return s.evidence.over_ngrams(s.plain, BY_LENGTH)
 
 
 def slope(xs: Sequence[float]) -> list[float]:
@@ -146,8 +144,7 @@ def slope(xs: Sequence[float]) -> list[float]:
 
 def by_similarity(s: Subject) -> Contrast:
     """The most similar n-grams' effect less that of the least similar ones, beyond the base model."""
-    most, least = _beside_base(1, s.plain, "similarity-most"), _beside_base(-1, s.plain, "similarity-least")
-    return s.evidence.combine([*most, *least])
+    return s.evidence.over_ngrams(s.plain, BY_SIMILARITY)
 
 
 def between_phases(role: str, begin: int, end: int) -> Callable[[Subject], Contrast]:
@@ -175,6 +172,9 @@ def maxlogit_and_drop(s: Subject) -> Contrast:
     return s.evidence.correlation([other.plain for other in s.evidence.subjects], "maxlogit_mean")
 
 
+# Kinds of n-gram and their weights in a claim's effect.
+BY_SIMILARITY = {"similarity-most": 1.0, "similarity-least": -1.0}
+BY_LENGTH = dict(zip((f"ngram-{n}" for n in NGRAM_SIZES), slope([math.log2(n) for n in NGRAM_SIZES]), strict=True))
 OVER_METHODS = Claim(
     "The less sure RM models are, the more vulnerable.",
     "section 6.3, Figure 1",

@@ -91,6 +91,31 @@ def by_item(samples: Iterable[tuple[str, Sample]], value: Callable[[Sample], flo
     return {task: {item: fmean(own) for item, own in of.items()} for task, of in values.items()}
 
 
+def by_ngram(samples: Iterable[tuple[str, Sample]], value: Callable[[Sample], float | None]) -> Answers:
+    """The samples' values by kind of query and n-gram: the mean over the questions or texts in which the n-gram is."""
+    values: dict[str, dict[Hashable, list[float]]] = {}
+    for _, sample in samples:
+        own = value(sample)
+        if own is not None and sample.inserted is not None:
+            values.setdefault(sample.query, {}).setdefault(sample.inserted, []).append(own)
+    return {query: {ngram: fmean(own) for ngram, own in of.items()} for query, of in values.items()}
+
+
+def over_ngrams(by_seed: Sequence[Mapping[str, Answers]], weights: Mapping[str, float], factor: float = 1) -> Contrast:
+    """The weighted sum over kinds of n-gram, over seeds and over n-grams, which are the items (`two_way`).
+
+    Args:
+        by_seed: for each seed, kind of query -> `by_ngram`.
+        weights: of each kind of query.
+    """
+
+    def scaled(query: str, seed: Mapping[str, Answers]) -> dict[Hashable, float]:
+        scale = weights[query] * len(weights)  # the effect is the mean over parts
+        return {ngram: scale * value for ngram, value in seed[query][query].items()}
+
+    return contrast([{query: scaled(query, seed) for query in weights} for seed in by_seed], "n-grams", factor)
+
+
 def spread_by_item(samples: Iterable[tuple[str, Sample]]) -> Answers:
     """Values for each item whose mean is the standard deviation of all MaxLogits of a task.
 

@@ -28,11 +28,14 @@ from unlearn.paper.claims.evidence import Evidence, Subject
 from unlearn.paper.claims.margins import MARGINS
 from unlearn.paper.claims.theorems import theories
 from unlearn.paper.theory.verdicts import NOT_MEASURED, NOT_SEEN, SEEN, THEOREMS
+from unlearn.records.names import NGRAM_QUERIES, NGRAM_SIZES
+from unlearn.records.ngrams import NGRAMS, Sizes, read_ngrams
 from unlearn.screen import one_line
 from unlearn.statistics.families import holm
 
 SHOWN = (("retain", "default"), ("retain", "perturbed"), ("retain", "control"), ("near", "default"),
          ("near", "perturbed"), ("forget", "default"))  # fmt: skip
+LISTED = 10  # n-grams of a list that are shown
 SURE = 0.01  # p of a drop of which a share is told
 HOLDS = 0.05  # p, corrected for a family of claims, below which a verdict stands
 RULE = f"""\
@@ -70,6 +73,7 @@ def document(evidence: Evidence, title: str, preface: str = "") -> str:
         *_on_texts(evidence),
         *rivals.tables(evidence),
         *tokens.tables(evidence, judged),
+        *_ngrams(subjects),
         *_under_attack(evidence),
         *_theory(subjects),
     ]
@@ -150,6 +154,42 @@ def _on_texts(evidence: Evidence) -> list[Table]:
         "forgotten are among those that the interval is over."
     )
     return [Table("texts", "On held-out texts", note, pd.DataFrame(rows))] if rows else []
+
+
+def _ngrams(subjects: Sequence[Subject]) -> list[Table]:
+    """The lists of n-grams that models without RNA were asked with; none if there are none."""
+    rows, files = [], []
+    for s in subjects:
+        found = _lists_of(s)
+        if found is not None:
+            file, sizes = found
+            files.append(f"{s.method}: {file}")
+            for query, (n, kind) in NGRAM_QUERIES.items():
+                if query != f"ngram-{NGRAM_SIZES[0]}":  # that is similarity-most
+                    ngrams = sizes[str(n)].of_kind(kind)
+                    first = "; ".join(f"{entry.ngram} ({entry.similarity:.2f})" for entry in ngrams[:LISTED])
+                    rows.append({"method": s.method, "list": query, "n-grams": len(ngrams), "the first": first})
+    if not rows:
+        return []
+    note = (
+        f"The first {LISTED} n-grams of each list, with the similarity to their document (eval.ngrams). ngram-"
+        f"{NGRAM_SIZES[0]} is similarity-most. The whole lists: {', '.join(files)}."
+    )
+    columns = ["list", "n-grams", "the first"]
+    table = pd.DataFrame(rows).groupby(columns, sort=False)["method"].agg(", ".join).reset_index()
+    return [Table("ngrams", "The n-grams", note, table[["method", *columns]])]
+
+
+def _lists_of(s: Subject) -> tuple[str, Sizes] | None:
+    """The first lists of n-grams of a method's runs without RNA, and their file below the folder of runs."""
+    m = s.evidence.material
+    for run in m.runs_of(s.plain).values():
+        for evaluation in run.evaluations:
+            file = evaluation.folder / NGRAMS
+            if file.is_file():
+                with m.reading(run):
+                    return str(file.relative_to(run.folder.parent)), read_ngrams(file)
+    return None
 
 
 def _under_attack(evidence: Evidence) -> list[Table]:

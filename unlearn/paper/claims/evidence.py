@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -28,15 +28,18 @@ from unlearn.paper.claims.contrasts import (
     Answers,
     Contrast,
     by_item,
+    by_ngram,
     contrast,
     judged_by,
     mean_maxlogit,
     mean_of,
+    over_ngrams,
     places,
     spread_by_item,
     weighted,
 )
 from unlearn.paper.phases import turning_points
+from unlearn.records.names import NGRAM_QUERIES
 from unlearn.records.samples import Sample
 from unlearn.records.scores import role_means
 from unlearn.statistics.intervals import correlation
@@ -46,6 +49,7 @@ BLOCK = 4  # questions in a row that go to one half; the embedded world asks abo
 FEWEST = 2  # seeds
 LAYER = "model.layer"
 TINY = 1e-9  # a spread below which there is none
+BOTH = ("unlearned", "base")
 
 
 @dataclass(frozen=True)
@@ -203,6 +207,21 @@ class Evidence:
         side = {} if run is None else self._values(run, Term(1.0, setting, role, query), CHOOSING)
         return 100 * mean_of(side) if any(side.values()) else math.nan
 
+    def over_ngrams(self, setting: Setting, weights: Mapping[str, float]) -> Contrast:
+        """The weighted sum over kinds of n-gram of a setting's accuracy less the base model's, in points.
+
+        Over its seeds and the n-grams in the retain role's questions of the measuring half.
+        """
+        by_seed = []
+        for run in self.material.runs_of(setting).values():
+            sides = {query: [Term(1, setting, "retain", query, model) for model in BOTH] for query in weights}
+            less = {q: weighted([1, -1], [self._values(run, t, MEASURING) for t in s]) for q, s in sides.items()}
+            if all(less.values()):
+                by_seed.append(less)
+        if len(by_seed) < FEWEST:
+            return Contrast(why_not=f"fewer than {FEWEST} seeds have all that it needs")
+        return over_ngrams(by_seed, weights, 100)
+
     def of_metrics(self, setting: Setting, name: str) -> Contrast:
         """A measure of a setting's MaxLogit, under perturbation, of the retain role, less the base model's."""
         terms = [Term(1, setting, "retain", "perturbed"), Term(-1, setting, "retain", "perturbed", "base")]
@@ -246,7 +265,8 @@ class Evidence:
 
 def _by_item(samples: Sequence[tuple[str, Sample]]) -> dict[str, Answers]:
     halves = {half: [s for s in samples if s[1].id // BLOCK % 2 == i] for i, half in enumerate((CHOOSING, MEASURING))}
-    values = {half: by_item(own, lambda s: None if s.correct is None else s.correct) for half, own in halves.items()}
+    by = by_ngram if samples[0][1].query in NGRAM_QUERIES else by_item
+    values = {half: by(own, lambda s: None if s.correct is None else s.correct) for half, own in halves.items()}
     return {
         **values,
         "maxlogit_mean": by_item(samples, mean_maxlogit),
