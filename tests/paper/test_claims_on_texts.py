@@ -295,8 +295,28 @@ def test_ngrams_in_texts_are_a_figure_and_two_claims(tmp_path):
     similar, longer = (claim.effect(rows) for claim in claims.CLAIMS[-2:])
     assert similar.difference == pytest.approx(0.2)
     assert longer.difference == pytest.approx(0.2)
-    assert similar.over == f"2 seeds, {2 * NGRAMS} words"
-    assert longer.over == f"2 seeds, {4 * NGRAMS} words"
+    assert similar.over == f"2 seeds, {2 * NGRAMS} n-grams"
+    assert longer.over == f"2 seeds, {4 * NGRAMS} n-grams"
+
+
+def test_texts_of_the_near_domain_stand_beside_the_retained_ones(tmp_path):
+    """They lose 0.4 nats, and 0.1 more with RNA; a forget-token costs 0.7 in them, and 0.2 in the base model."""
+    nats = {("unlearned", "default"): 3.4, ("unlearned", "perturbed"): 4.1, ("base", "default"): 3.0}
+    nats["base", "perturbed"] = 3.2
+    for seed in range(2):
+        for c, nu, forgotten in ((2, 0, 2.0), (3, 0, 4.0), (3, 0.1, 3.0)):
+            folder = text_run(tmp_path, c, nu, seed, forgotten=forgotten, cost=0.9)
+            near = [
+                replace(row, role="near_text", task="near_text_wiki")
+                for (model, query), value in nats.items()
+                for row in texts(model, "wiki", query, value + (0.1 if nu and model == "unlearned" else 0.0))
+            ]
+            write_samples(folder, [*read_samples(folder), *near])
+    [(_, rows)] = claims.by_method(Evidence(gather(collect([tmp_path])))).items()
+    effects = {claim.says: claim.effect(rows) for claim in claims.CLAIMS}
+    found = [round(effects[claim.says].difference, 6) for claim in claims.CLAIMS if "near" in claim.measured]
+    assert found == [0.4, 0.5, 0.1]
+    assert effects["Retained texts stay as they were."].difference == pytest.approx(0.01)
 
 
 def test_ngrams_are_items_and_not_the_texts_that_they_are_in(tmp_path):

@@ -26,6 +26,23 @@ def test_held_out_texts_are_others(name):
     assert all(build.FEWEST <= len(text.split()) <= build.MOST for text in trained + held_out)
 
 
+def test_near_texts_are_those_that_the_retained_ones_leave_out():
+    near, trained = texts("wikipedia-near"), [text for name in NAMES for text in texts(name)]
+    assert len(set(near)) == len(near) >= 60
+    assert all(build.FORGOTTEN.search(text) for text in near)
+    assert all(build.FEWEST <= len(text.split()) <= build.MOST for text in near)
+    assert not {text[:60] for text in near} & {text[:60] for text in (*trained, *texts("wikipedia-heldout"))}
+    assert f"`wikipedia-near.jsonl` ({len(near)})" in readme()
+    assert "`wikipedia-near.jsonl`" in (DATA / "LICENSE.md").read_text()
+
+
+def test_at_most_so_many_near_texts_are_of_one_article():
+    found = [(f"article {i % 2}", f"{i} " + "word " * 45 + "end.") for i in range(40)]
+    few = build.few_of_each(iter([*found, *found, ("article 2", "too short")]))
+    assert len(few) == 2 * build.FROM_ONE
+    assert few == build.few_of_each(iter(found)) != sorted(few)
+
+
 def test_the_readme_tells_sizes_and_licences_of_every_file():
     told = (DATA / "README.md").read_text()
     for name in NAMES:

@@ -24,6 +24,7 @@ from unlearn.experiment import run
 from unlearn.models.export import export
 from unlearn.paper.theory.measure import theory
 from unlearn.records.answers import Answers
+from unlearn.records.ngrams import read_ngrams
 from unlearn.records.samples import read_samples
 from unlearn.records.scores import Score, read_scores
 from unlearn.runs import inputs
@@ -368,6 +369,8 @@ def test_the_whole_of_the_papers_evaluation_leaves_every_metric(short):
         assert {f"{model}/toy_retain/perturbed/maxlogit_{m}" for m in ("mean", "std", "p05", "p50", "p95")} <= set(
             metrics
         )
+    listed = read_ngrams(folder / "ngrams.json")["2"].most
+    assert {s.inserted for s in read_samples(folder) if s.query == "similarity-most"} <= {n.ngram for n in listed}
     measured = {(s.role, s.query) for s in read_samples(folder) if s.maxlogits}
     assert ("retain", "perturbed") in measured
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -13,25 +14,28 @@ from unlearn.analysis.collect import Run
 from unlearn.analysis.compare import by_place
 from unlearn.analysis.report.material import Material
 from unlearn.analysis.settings import SETTING
-from unlearn.paper.claims.claims import Claim, slope
+from unlearn.paper.claims.claims import BY_LENGTH, BY_SIMILARITY, Claim, slope
 from unlearn.paper.claims.contrasts import (
     Answers,
     Contrast,
     by_item,
+    by_ngram,
     contrast,
     mean_maxlogit,
     mean_of,
+    over_ngrams,
     places,
     spread_by_item,
     weighted,
 )
 from unlearn.paper.claims.evidence import FEWEST, Evidence
 from unlearn.paper.claims.margins import SAME_NATS
-from unlearn.records.names import NGRAM_QUERIES, NGRAM_SIZES, text_role
+from unlearn.records.names import NGRAM_QUERIES, text_role
+from unlearn.records.samples import Sample
 
 UNIT = "nats a token"
 Effect = Callable[[pd.DataFrame], Contrast]  # of a method's rows (`run_rows`)
-FORGOTTEN, RETAINED = text_role("forget"), text_role("retain")
+FORGOTTEN, RETAINED, NEAR = text_role("forget"), text_role("retain"), text_role("near")
 # What moves a run along the curve of its setting, to more or less forgetting, and RNA.
 STRENGTH = ("rna", "method.c", "method.beta", "loss.alpha", "train.steps", "train.lr")
 WIDEST = 2.0  # nats a token between two runs, across which a measure is interpolated
@@ -42,8 +46,9 @@ def measures(m: Material, run: Run) -> dict[str, Answers]:
     """What a run's texts say, in nats a token for each text, where it was measured.
 
     forgotten, retained: more than the base model's; cost, control: of an inserted forget-token or control word in
-    retained texts; base_cost: that of a forget-token in the base model; QUERY: the cost of an n-gram, beyond the base
-    model's. maxlogit, maxlogit_std: mean and standard deviation of MaxLogit after retained texts with a forget-token,
+    retained texts; base_cost: that of a forget-token in the base model. near, near_cost, near_base_cost: the same of
+    texts of the near domain. QUERY: the cost of each n-gram, beyond the base model's, the mean over the texts in which
+    it is. maxlogit, maxlogit_std: mean and standard deviation of MaxLogit after retained texts with a forget-token,
     more than the base model's.
     """
     samples = places(m, run)
@@ -55,22 +60,30 @@ def measures(m: Material, run: Run) -> dict[str, Answers]:
             return None
         return by_item(of_place, lambda sample: sample.value)
 
-    def cost(query: str, model: str = "unlearned") -> Answers | None:
-        return _minus(nats(RETAINED, query, model), nats(RETAINED, "default", model))
+    def cost(query: str, model: str = "unlearned", role: str = RETAINED) -> Answers | None:
+        return _minus(nats(role, query, model), nats(role, "default", model))
 
     values = {
         "forgotten": _minus(nats(FORGOTTEN, "default"), nats(FORGOTTEN, "default", "base")),
         "retained": _minus(nats(RETAINED, "default"), nats(RETAINED, "default", "base")),
+        "near": _minus(nats(NEAR, "default"), nats(NEAR, "default", "base")),
+        "near_cost": cost("perturbed", role=NEAR),
+        "near_base_cost": cost("perturbed", "base", NEAR),
         "cost": cost("perturbed"),
         "control": cost("control"),
         "base_cost": cost("perturbed", "base"),
     }
     for query in NGRAM_QUERIES:
-        values[query] = _minus(cost(query), cost(query, "base"))
+        costs, asked = _minus(cost(query), cost(query, "base")), samples.get((RETAINED, query, "unlearned"), [])
+        values[query] = by_ngram(asked, partial(_cost_of, costs)) if costs else None
     behind = [samples.get((RETAINED, "perturbed", model), []) for model in ("unlearned", "base")]
     values["maxlogit"] = _minus(*(by_item(own, mean_maxlogit) for own in behind))
     values["maxlogit_std"] = _minus(*(spread_by_item(own) for own in behind))
     return {name: value for name, value in values.items() if value}
+
+
+def _cost_of(costs: Answers, sample: Sample) -> float | None:
+    return costs.get(sample.task, {}).get((sample.task, str(sample.id)))
 
 
 def _minus(a: Answers | None, b: Answers | None) -> Answers | None:
@@ -183,14 +196,16 @@ def _without_rna(a: str, b: str | None = None, why_not: str = "no run without RN
     return effect
 
 
-def _slope_over_length(rows: pd.DataFrame) -> Contrast:
-    """The least-squares slope of an n-gram's cost over log2 n, without RNA."""
-    queries = [f"ngram-{n}" for n in NGRAM_SIZES]
-    plain = _plain(rows, queries)
-    if plain.empty:
-        return Contrast(why_not="no run without RNA has texts with n-grams")
-    weights = slope([math.log2(n) for n in NGRAM_SIZES])
-    return _of_seeds(plain, lambda row: weighted(weights, [row[query] for query in queries]))
+def _over_ngrams(weights: dict[str, float]) -> Effect:
+    """A weighted sum of the costs of kinds of n-gram, of the model without RNA: n-grams are the items."""
+
+    def effect(rows: pd.DataFrame) -> Contrast:
+        plain = _plain(rows, list(weights))
+        if plain.empty:
+            return Contrast(why_not="no run without RNA has texts with n-grams")
+        return over_ngrams([row[list(weights)].to_dict() for _, row in plain.iterrows()], weights)
+
+    return effect
 
 
 def _slope_over_coefficient(rows: pd.DataFrame) -> Contrast:
@@ -271,6 +286,30 @@ CLAIMS = (
         unit=UNIT,
     ),
     Claim(
+        "Retained texts of the near domain stay as they were, too.",
+        "not asked in the paper",
+        f"near texts: without RNA less base, below {SAME_NATS:g}",
+        _without_rna("near"),
+        below=SAME_NATS,
+        unit=UNIT,
+    ),
+    Claim(
+        "A forget-token makes RM models stumble in texts of the near domain, too.",
+        "not asked in the paper",
+        "near texts: cost of a forget-token without RNA, beyond the base model's",
+        _without_rna("near_cost", "near_base_cost"),
+        above=0,
+        unit=UNIT,
+    ),
+    Claim(
+        "RNA costs no text of the near domain at equal forgetting.",
+        "not asked in the paper",
+        f"near texts: with RNA less without, below {SAME_NATS:g}",
+        _equal_forgetting("near"),
+        below=SAME_NATS,
+        unit=UNIT,
+    ),
+    Claim(
         "The larger c or beta, the less robust.",
         "section 6.5, Figure 2",
         "retained texts: slope of a forget-token's cost, without RNA",
@@ -298,7 +337,7 @@ CLAIMS = (
         "N-grams more similar to their documents do more harm.",
         "section 6.7, Figure 4",
         "retained texts: cost of similarity-most less that of similarity-least, without RNA less base",
-        _without_rna("similarity-most", "similarity-least"),
+        _over_ngrams(BY_SIMILARITY),
         above=0,
         unit=UNIT,
     ),
@@ -306,7 +345,7 @@ CLAIMS = (
         "Longer n-grams do more harm.",
         "section 6.7, Figure 4",
         "retained texts: slope over n of 2, 4, 8 and 16, without RNA less base",
-        _slope_over_length,
+        _over_ngrams(BY_LENGTH),
         above=0,
         unit=f"{UNIT} for each doubling",
     ),
