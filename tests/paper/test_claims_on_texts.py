@@ -197,9 +197,11 @@ def test_runs_of_another_layer_or_other_corpora_are_none_to_interpolate_between(
 
 def test_claims_are_judged_on_texts(material):
     page = document(Evidence(material), "Claims")
-    table = page[page.index("### On held-out texts") :].splitlines()
+    table = page[page.index("### On held-out texts") :].split("\n###")[0].splitlines()
     verdicts = {
-        line.split("|")[1].split(" (")[0].strip(): line.split("|")[3].strip() for line in table if "nats" in line
+        line.split("|")[1].split(" (")[0].strip(): line.split("|")[3].strip()
+        for line in table
+        if line.startswith("|") and "nats" in line
     }
     assert verdicts["RNA makes RM models stumble less at equal forgetting."].startswith("**seen** -0.29")
     assert verdicts["Retained texts stay as they were."].startswith("**seen** +0.01")

@@ -130,8 +130,8 @@ def report(
     table: Annotated[
         str | None,
         typer.Option(
-            help="For md, latex and csv: settings, contrasts, words, table_1, runs, scores or unusable; with --paper also "
-            "published and published_table_1.",
+            help="For md, latex and csv: settings, contrasts, words, table_1, runs, scores or unusable; with --paper "
+            "also published and published_table_1.",
             show_default="settings",
         ),
     ] = None,
