@@ -129,14 +129,18 @@ def _rows(kind: str, columns: Mapping[str, ByWord], terms: Mapping[str, TermProp
     words = dict.fromkeys(word for of in columns.values() for word in of)
     yield (
         {"word": f"all {len(words)}", "kind": kind, "texts": sum(values.shape[1] for values in first.values())}
-        | (dict.fromkeys(PROPERTIES.values()) if terms else {})
+        | (_about(None) if terms else {})
         | {name: _text(of_words(of)) for name, of in columns.items()}
     )
     for word in sorted(words, key=lambda word: -float(first[word].mean()) if word in first else math.inf):
         texts = max(of[word].shape[1] for of in columns.values() if word in of)
-        own = {title: getattr(terms.get(word), name, None) for name, title in PROPERTIES.items()} if terms else {}
+        own = _about(terms.get(word)) if terms else {}
         cells = {name: _text(of_word(of[word])) if word in of else "" for name, of in columns.items()}
         yield {"word": word, "kind": kind, "texts": texts, **own, **cells}
+
+
+def _about(term: TermProperties | None) -> dict[str, float | None]:
+    return {title: None if term is None else round(getattr(term, name), 3) for name, title in PROPERTIES.items()}
 
 
 def _text(interval: Interval) -> str:
@@ -181,12 +185,13 @@ def _correlations(method: str, words: ByWord, terms: Mapping[str, TermProperties
 
 
 def _panel(data: pd.DataFrame, look: Look, name: str, methods: Sequence[str]) -> alt.Chart:
-    scale = alt.Scale(type="symlog") if name == "count" else alt.Scale(zero=False)
+    scale = alt.Scale(type="symlog" if name == "count" else "linear", zero=False, padding=look.size)
+    axis = alt.Axis() if name == "similarity" else alt.Axis(tickMinStep=1, format="d")
     return (
         alt.Chart(data)
         .mark_point(size=3 * look.size, opacity=0.8)
         .encode(
-            x=alt.X(f"{name}:Q", title=PROPERTIES[name], scale=scale),
+            x=alt.X(f"{name}:Q", title=PROPERTIES[name], scale=scale, axis=axis),
             y=alt.Y("cost:Q", title="cost of the word, nats a token"),
             color=charts.method_colour(methods),
             shape=alt.Shape("kind:N", title=None),
