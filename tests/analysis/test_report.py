@@ -618,11 +618,14 @@ def test_the_table_of_settings_has_means_with_intervals_and_marks_the_best(mater
 def test_a_run_with_texts_alone_has_a_table_of_them(tmp_path, capsys):
     scores = [Score("base", "forget_text", "bio", None, "default", "nats", 3.0, stderr=0.1)]
     scores += [Score("unlearned", "forget_text", "bio", None, "default", "nats", 9.25, stderr=0.1)]
+    scores += [Score("unlearned", "forget_text", "bio", None, "default", "agreement", 0.0625, stderr=0.05)]
     made_up_run(tmp_path / "run", scores=scores, changes={"identity.eval.tasks": {}})
     main(["report", str(tmp_path), "--format", "latex"])
     text = capsys.readouterr().out
     assert r"forget\_text" in text
     assert r"9.250 $\pm$ 0.196 q" in text
+    assert r"forget\_text agreement" in text
+    assert r"6.2 $\pm$ 9.8 q" in text
     with pytest.raises(SystemExit, match=r"--table table_1: these runs have nothing for it\. There is: settings, runs"):
         main(["report", str(tmp_path), "--format", "latex", "--table", "table_1"])
 
