@@ -61,6 +61,8 @@ def test_cfg_job_shows_the_configuration_without_heavy_imports(tmp_path):
         ("rna.nu=-1", "rna.nu=-1 is not allowed: it must be a finite number >= 0."),
         ("=3", "=3: cannot be read as KEY=VALUE."),
         ("sweep=figure_2", "sweep=figure_2 needs -m (python launch.py -m sweep=figure_2 ...)."),
+        ("search.trials=3", "search.trials needs -m hydra/sweeper=search."),
+        ("hydra/sweeper=search", "hydra/sweeper=search needs -m (python launch.py -m hydra/sweeper=search ...)."),
     ],
 )
 def test_a_mistake_is_one_sentence_at_once_without_heavy_imports(override, told, tmp_path):

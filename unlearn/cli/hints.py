@@ -63,6 +63,8 @@ def _unknown_key(key: str, composed: DictConfig | dict[str, Any]) -> str:
     if new := _new_entry(key, composed):
         return new
     group, _, rest = key.partition(".")
+    if group == "search" and group not in composed:
+        return f"{key} needs -m hydra/sweeper=search."
     if group == "method" and not is_built_in(_target(composed)):
         return f"{key}: there is no such key yet. +{key}=VALUE adds an argument of a class of your own."
     owners = [file.stem for file in sorted((CONF / group).glob("*.yaml")) if rest in yaml.safe_load(file.read_text())]

@@ -243,6 +243,22 @@ def status(
 
 
 @app.command()
+def best(
+    search: Annotated[Path, typer.Argument(metavar="SEARCH", help="A search's folder: outputs/searches/NAME.")],
+    where: Annotated[
+        list[str] | None, typer.Option(metavar="NAME<NUMBER", help="A further bound, e.g. 'retain_text<0.05'.")
+    ] = None,
+) -> None:
+    """Print the best point of a search as a file for conf/model.
+
+    The first objective decides among the trials that keep all bounds. The file says how the point was found.
+    """
+    from unlearn.sweeps.search.best import best_as_yaml
+
+    typer.echo(best_as_yaml(search, where or []), nl=False)
+
+
+@app.command()
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder: outputs/runs/NAME-HASH.")],
     out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="The folder to write; it must be new or empty.")],

@@ -29,13 +29,16 @@ def to_config(raw: DictConfig) -> tuple[Config, Path]:
 
     Paths are relative to the folder where the command was started, also with hydra.job.chdir=true.
 
-    Raises UserError for a bad configuration, and for a sweep without -m, which would run one job with the defaults.
+    Raises UserError for a bad configuration, and for a sweep or search without -m, which would run one job with the
+    defaults.
     """
     hydra = HydraConfig.get()
     os.chdir(hydra.runtime.cwd)
     chosen = hydra.runtime.choices.get("sweep")
     if chosen is not None and hydra.mode == RunMode.RUN:
         raise UserError(f"sweep={chosen} needs -m (python launch.py -m sweep={chosen} ...).")
+    if hydra.runtime.choices.get("hydra/sweeper") == "search" and hydra.mode == RunMode.RUN:
+        raise UserError("hydra/sweeper=search needs -m (python launch.py -m hydra/sweeper=search ...).")
     config = settle(raw)
     check_documents(config)
     folder = Path(hydra.runtime.output_dir)

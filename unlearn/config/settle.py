@@ -116,6 +116,7 @@ def _resolve(raw: DictConfig) -> DictConfig:
     """Resolve every interpolation, with a clear error where a model lacks a coefficient."""
     resolved = OmegaConf.create(OmegaConf.to_container(raw, resolve=False))
     assert isinstance(resolved, DictConfig)
+    resolved.pop("search", None)  # of hydra/sweeper=search, which has read it
     for key, node in _leaves(resolved):
         try:
             OmegaConf.select(resolved, key, throw_on_missing=True)

@@ -45,17 +45,30 @@ class SweepLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run all jobs. Raises UserError after the last one if some of them failed."""
-        from unlearn.config.hydra_job import users_environment
         from unlearn.errors import UserError
         from unlearn.sweeps.summary import show_summary
         from unlearn.sweeps.sweep import Sweep, failure_list
 
-        setup_globals()
-        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         folder = Path(str(self.config.hydra.sweep.dir))
         sweep = Sweep(folder) if initial_job_idx == 0 else Sweep.open(folder)
+        numbered = {initial_job_idx + i: overrides for i, overrides in enumerate(job_overrides)}
+        errors, begun = self.run_jobs(sweep, numbered)
+        if begun and not self.dry_run:
+            if all(state.ended for state in sweep.states().values()):
+                show_summary(sweep)
+            log.info(f"Figures and tables of what is done: unlearn report {folder} -o report.html")
+        if errors:
+            raise UserError(failure_list(sweep, errors, len(numbered)))
+        return [JobReturn(_return_value=sweep.jobs[i].folder, status=JobStatus.COMPLETED) for i in numbered]
+
+    def run_jobs(self, sweep: Sweep, overrides: Mapping[int, Sequence[str]]) -> tuple[dict[int, str], bool]:
+        """Add jobs to a sweep and run them: {number: error} of those that failed, and whether any could begin."""
+        from unlearn.config.hydra_job import users_environment
+
+        setup_globals()
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         self.configs: dict[int, Config] = {}
-        numbers = [self._add(sweep, initial_job_idx + i, o) for i, o in enumerate(job_overrides)]
+        numbers = [self._add(sweep, number, given) for number, given in overrides.items()]
         if not self.dry_run:
             sweep.write()
         errors = self._errors_before(sweep, numbers)
@@ -63,13 +76,7 @@ class SweepLauncher(Launcher):
         if ready:
             with users_environment():
                 errors |= self.run(sweep, ready)
-        if ready and not self.dry_run:
-            if all(state.ended for state in sweep.states().values()):
-                show_summary(sweep)
-            log.info(f"Figures and tables of what is done: unlearn report {folder} -o report.html")
-        if errors:
-            raise UserError(failure_list(sweep, errors, len(numbers)))
-        return [JobReturn(_return_value=sweep.jobs[i].folder, status=JobStatus.COMPLETED) for i in numbers]
+        return errors, bool(ready)
 
     def _errors_before(self, sweep: Sweep, numbers: list[int]) -> dict[int, str]:
         """The jobs that cannot run, and why: a wrong configuration, an input or an output folder (`obstacles`)."""
