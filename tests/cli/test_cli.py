@@ -276,6 +276,7 @@ COMMANDS = (
     "claims",
     "theory",
     "status",
+    "best",
     "export",
     "prefetch",
     "scale",
