@@ -13,6 +13,7 @@ import numpy as np
 
 from unlearn.analysis.collect import OF_QUESTIONS
 from unlearn.config.identity import RESULTS_VERSION
+from unlearn.records.names import NGRAM_QUERIES
 from unlearn.records.samples import Sample, write_samples
 from unlearn.records.scores import KEY, Score, read_scores, write_scores
 from unlearn.storage.hashing import json_sha256
@@ -125,7 +126,7 @@ def _write_results(
                         i,
                         f"{task} {query} {kind} {i}",
                         correct=bool(c),
-                        inserted=_word(query, i),
+                        inserted=_word(query, i) if query in NGRAM_QUERIES else None,
                     )
                     for i, c in enumerate(correct)
                 ]

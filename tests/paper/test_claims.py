@@ -30,7 +30,7 @@ from unlearn.paper.claims.document import document, judged
 from unlearn.paper.claims.evidence import Evidence
 from unlearn.paper.claims.theorems import measure_theorems
 from unlearn.paper.theory.verdicts import THEOREMS
-from unlearn.records.samples import Sample
+from unlearn.records.samples import Sample, read_samples, write_samples
 from unlearn.records.scores import Score, read_scores, role_means
 
 NUS = (0.1, 0.3, 1.0, 2.0)
@@ -332,6 +332,24 @@ def test_questions_about_one_fact_are_one_item():
     assert by_item(samples, lambda s: s.correct) == {"mmlu": {("bio", "0"): 0.5, ("bio", "1"): 1.0}}
 
 
+def test_questions_that_got_the_same_forget_token_are_one_item(tmp_path):
+    """Two tokens, of which one does all the harm: over 40 questions it is seen, over two tokens it is not."""
+    for words in (["virus"], ["virus", "harmless"]):
+        for seed, nu in product(SEEDS, (0.0, 0.1)):
+            right = {("mmlu", "default"): [True] * ASKED, ("mmlu", "perturbed"): [i % 2 == 1 for i in range(ASKED)]}
+            folder = made_up_run(tmp_path / f"{len(words)}/{nu}-{seed}", nu=nu, seed=seed, answers=right)
+            known = [
+                replace(s, inserted=words[s.id % len(words)]) if s.query == "perturbed" else s
+                for s in read_samples(folder)
+            ]
+            write_samples(folder, known)
+    [one], [two] = (Evidence(gather(collect([tmp_path / name]))).subjects for name in "12")
+    claim = CLAIMS[0]
+    assert claim.verdict(stumble(one)) == SEEN  # of this very token
+    assert claim.verdict(stumble(two)) == NOT_SEEN
+    assert (stumble(two).difference, stumble(two).over) == (pytest.approx(50), "3 seeds, 2 questions, facts or words")
+
+
 def test_the_verdicts_below_a_heading_are_corrected_for_their_number():
     """Of 40 effects, one in 40 is seen by chance; what is far from 0 stays."""
     values = np.random.default_rng(0).normal(size=(40, 3, 20))
@@ -363,7 +381,7 @@ def test_a_cell_tells_verdict_effect_interval_and_seeds(subject):
     page = document(subject.evidence, "In miniature")
     assert page.startswith("# In miniature\n")
     [line] = [line for line in page.splitlines() if line.startswith("| A forget-token in a harmless")]
-    assert "**seen** +20.0 (+0.9 .. +39.1; 3 seeds, 40 questions or facts; Holm: not seen)" in line
+    assert "**seen** +20.0 (+0.9 .. +39.1; 3 seeds, 40 questions, facts or words; Holm: not seen)" in line
     [line] = [line for line in page.splitlines() if line.startswith("| RM models are less sure")]
     assert "80 questions or facts; Holm: seen)" in line
     assert "The theorems" not in page

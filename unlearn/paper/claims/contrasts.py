@@ -18,8 +18,9 @@ from unlearn.statistics.intervals import CONFIDENCE, Interval, crossed, over_see
 
 # Task or corpus -> item (a fact, a question or a text) -> its value, or a weighted sum of such.
 Answers = dict[str, dict[Hashable, float]]
+Words = dict[str, dict[Hashable, str]]  # task or corpus -> item -> the word that was inserted into it
 ONE_SEED = "a single seed, which tells nothing of others"
-OTHER_ITEMS = "its seeds have fewer than two questions or texts in common"
+OTHER_ITEMS = "its seeds have fewer than two questions, texts or inserted words in common"
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,30 @@ def spread_by_item(samples: Iterable[tuple[str, Sample]]) -> Answers:
         squares = by_item(of_task, partial(_square, center=float(every.mean())))[task]
         values[task] = {item: (deviation + own / deviation) / 2 if deviation else 0.0 for item, own in squares.items()}
     return values
+
+
+def inserted_words(samples: Iterable[tuple[str, Sample]]) -> Words:
+    """The word that was inserted into each item; empty if that is not known, or one item had several."""
+    words: Words = {}
+    for task, sample in samples:
+        word = sample.inserted
+        if word is None or words.setdefault(task, {}).setdefault(sample.item, word) != word:
+            return {}
+    return words
+
+
+def by_word(values: Answers, words: Words) -> Answers:
+    """Values by inserted word, the mean over its items, where each task has several words; else as they are.
+
+    Items with the same word are not independent: words do very unequal harm.
+    """
+    if not all(len({words.get(task, {}).get(item) for item in of} - {None}) > 1 for task, of in values.items()):
+        return values
+    listed: dict[str, dict[Hashable, list[float]]] = {}
+    for task, of_task in values.items():
+        for item, value in of_task.items():
+            listed.setdefault(task, {}).setdefault(words[task][item], []).append(value)
+    return {task: {word: fmean(own) for word, own in of_task.items()} for task, of_task in listed.items()}
 
 
 def mean_maxlogit(sample: Sample) -> float | None:

@@ -42,10 +42,11 @@ RULE = f"""\
 A claim is about one number for each method, its effect, given with its 95 % interval. **Seen**: the whole interval lies
 where the claim says. **Contrary**: the whole interval lies where it does not. **Not seen**: neither, be it that there
 is no effect or that the data are too few to tell. The interval is over seeds and over questions (several about one fact
-count as one) or texts: it speaks of other seeds *and* of other items of the kind (docs/statistics.md). Where records
-have no single items, it is over seeds, "of these very questions or texts". Where there is one seed, or no item that all
-seeds have, there is none. The claims below one heading, for all methods, are a family. "Holm" is the verdict after
-Holm's correction for their number: with a probability of 95 %, none of a family's corrected verdicts is false.
+count as one), texts, or, of what an inserted word does, such words: it speaks of other seeds *and* of other items of
+the kind (docs/statistics.md). Where records have no single items, it is over seeds, "of these very questions or texts".
+Where there is one seed, or no item that all seeds have, there is none. The claims below one heading, for all methods,
+are a family. "Holm" is the verdict after Holm's correction for their number: with a probability of 95 %, none of a
+family's corrected verdicts is false.
 
 The best nu, the peak and the lowest point are chosen for each seed from the other seeds, on one half of the questions
 (alternating blocks of four): the best nu for retained knowledge under perturbation less forgotten knowledge, the others

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,9 +28,12 @@ from unlearn.analysis.settings import Setting
 from unlearn.paper.claims.contrasts import (
     Answers,
     Contrast,
+    Words,
     by_item,
     by_ngram,
+    by_word,
     contrast,
+    inserted_words,
     judged_by,
     mean_maxlogit,
     mean_of,
@@ -146,8 +150,8 @@ class Evidence:
     """The runs that claims are judged by: those of `material`'s world."""
 
     material: Material
-    # By the run's folder: (role, query, model) -> CHOOSING, MEASURING or a measure of MaxLogit -> values.
-    _read: dict[Path, dict[tuple[str, str, str], dict[str, Answers]]] = field(default_factory=dict)
+    # By the run's folder: (role, query, model) -> CHOOSING, MEASURING, a measure of MaxLogit -> values; or "words".
+    _read: dict[Path, dict[tuple[str, str, str], dict[str, Any]]] = field(default_factory=dict)
 
     @cached_property
     def subjects(self) -> list[Subject]:
@@ -196,10 +200,11 @@ class Evidence:
                 return Contrast(why_not=why)
             sides = [self._values(run, t, MEASURING) for run, t in zip(complete, parts, strict=True)]
             if all(any(side.values()) for side in sides):
-                sums.append(weighted([term.weight for term in parts], sides))
+                total = weighted([term.weight for term in parts], sides)
+                sums.append(by_word(total, self._words(list(zip(complete, parts, strict=True)))))
         if len(sums) < FEWEST:
             return Contrast(why_not=f"fewer than {FEWEST} seeds have all that it needs")
-        return contrast(sums, "questions or facts", 100)
+        return contrast(sums, "questions, facts or words", 100)
 
     def accuracy(self, setting: Setting, seed: int, role: str, query: str) -> float:
         """Of one model on the choosing half, in percent: the mean over the role's tasks; NaN if it was not asked."""
@@ -257,13 +262,23 @@ class Evidence:
         return judged_by(partial(correlation, r, freedom), len(table), f"{len(table)} models")
 
     def _values(self, run: Run, term: Term, what: str) -> Answers:
-        """A run's answers on a half of the questions, or its MaxLogits, by item; read once."""
+        """A run's answers on a half of the questions, or its MaxLogits, by item."""
+        return self._of(run).get((term.role, term.query, term.model), {}).get(what, {})
+
+    def _words(self, sides: Sequence[tuple[Run, Term]]) -> Words:
+        """The forget-tokens of these answers, or else the words of the first kind of query that has any."""
+        asked = sorted(sides, key=lambda side: side[1].query != "perturbed")
+        words = (self._of(run).get((t.role, t.query, t.model), {}).get("words", {}) for run, t in asked)
+        return next((of_query for of_query in words if of_query), {})
+
+    def _of(self, run: Run) -> dict[tuple[str, str, str], dict[str, Any]]:
+        """A run's answers, read once."""
         if run.folder not in self._read:
             self._read[run.folder] = {place: _by_item(own) for place, own in places(self.material, run).items()}
-        return self._read[run.folder].get((term.role, term.query, term.model), {}).get(what, {})
+        return self._read[run.folder]
 
 
-def _by_item(samples: Sequence[tuple[str, Sample]]) -> dict[str, Answers]:
+def _by_item(samples: Sequence[tuple[str, Sample]]) -> dict[str, Any]:
     halves = {half: [s for s in samples if s[1].id // BLOCK % 2 == i] for i, half in enumerate((CHOOSING, MEASURING))}
     by = by_ngram if samples[0][1].query in NGRAM_QUERIES else by_item
     values = {half: by(own, lambda s: None if s.correct is None else s.correct) for half, own in halves.items()}
@@ -271,6 +286,7 @@ def _by_item(samples: Sequence[tuple[str, Sample]]) -> dict[str, Answers]:
         **values,
         "maxlogit_mean": by_item(samples, mean_maxlogit),
         "maxlogit_std": spread_by_item(samples),
+        "words": inserted_words(samples),
     }
 
 

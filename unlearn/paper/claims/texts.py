@@ -20,7 +20,9 @@ from unlearn.paper.claims.contrasts import (
     Contrast,
     by_item,
     by_ngram,
+    by_word,
     contrast,
+    inserted_words,
     mean_maxlogit,
     mean_of,
     over_ngrams,
@@ -39,17 +41,19 @@ FORGOTTEN, RETAINED, NEAR = text_role("forget"), text_role("retain"), text_role(
 # What moves a run along the curve of its setting, to more or less forgetting, and RNA.
 STRENGTH = ("rna", "method.c", "method.beta", "loss.alpha", "train.steps", "train.lr")
 WIDEST = 2.0  # nats a token between two runs, across which a measure is interpolated
+# Measures of what a forget-token does -> the role of its texts.
+WORD_OF = {"cost": RETAINED, "maxlogit": RETAINED, "maxlogit_std": RETAINED, "near_cost": NEAR}
 UNMATCHED = f"no run with RNA has forgotten as much as two without RNA at most {WIDEST:g} {UNIT} apart"
 
 
-def measures(m: Material, run: Run) -> dict[str, Answers]:
+def measures(m: Material, run: Run) -> dict[str, Any]:
     """What a run's texts say, in nats a token for each text, where it was measured.
 
     forgotten, retained: more than the base model's; cost, control: of an inserted forget-token or control word in
     retained texts; base_cost: that of a forget-token in the base model. near, near_cost, near_base_cost: the same of
     texts of the near domain. QUERY: the cost of each n-gram, beyond the base model's, the mean over the texts in which
     it is. maxlogit, maxlogit_std: mean and standard deviation of MaxLogit after retained texts with a forget-token,
-    more than the base model's.
+    more than the base model's. "word: ROLE": the forget-token that was inserted into each text.
     """
     samples = places(m, run)
     finite = {(model, *place) for model in ("unlearned", "base") for place in by_place(run.samples(), model)}
@@ -63,7 +67,7 @@ def measures(m: Material, run: Run) -> dict[str, Answers]:
     def cost(query: str, model: str = "unlearned", role: str = RETAINED) -> Answers | None:
         return _minus(nats(role, query, model), nats(role, "default", model))
 
-    values = {
+    values: dict[str, Any] = {
         "forgotten": _minus(nats(FORGOTTEN, "default"), nats(FORGOTTEN, "default", "base")),
         "retained": _minus(nats(RETAINED, "default"), nats(RETAINED, "default", "base")),
         "near": _minus(nats(NEAR, "default"), nats(NEAR, "default", "base")),
@@ -79,6 +83,8 @@ def measures(m: Material, run: Run) -> dict[str, Answers]:
     behind = [samples.get((RETAINED, "perturbed", model), []) for model in ("unlearned", "base")]
     values["maxlogit"] = _minus(*(by_item(own, mean_maxlogit) for own in behind))
     values["maxlogit_std"] = _minus(*(spread_by_item(own) for own in behind))
+    for role in (RETAINED, NEAR):
+        values[f"word: {role}"] = inserted_words(samples.get((role, "perturbed", "unlearned"), []))
     return {name: value for name, value in values.items() if value}
 
 
@@ -165,7 +171,7 @@ def at_equal_forgetting(rows: pd.DataFrame, measure: str) -> dict[int, Answers]:
 
 def _difference(match: Match, measure: str) -> Answers:
     """Parts whose mean over parts is the difference: of the measure's texts, and of those to forget."""
-    difference = weighted(match.weights, match.of(measure))
+    difference = _by_word(weighted(match.weights, match.of(measure)), match.rna, measure)
     level = weighted(match.weights, match.of("forgotten"))
     rise = mean_of(match.above[measure]) - mean_of(match.below[measure])
     steepness = rise / (match.above["level"] - match.below["level"])
@@ -178,9 +184,20 @@ def _difference(match: Match, measure: str) -> Answers:
     }
 
 
-def _of_seeds(rows: pd.DataFrame, combine: Callable[[pd.Series], Answers]) -> Contrast:
-    """The mean of what `combine` makes of each row; rows are of one seed each."""
-    return contrast([combine(row) for _, row in rows.iterrows()], "texts")
+def _by_word(values: Answers, row: pd.Series, measure: str) -> Answers:
+    """Values by inserted word, where the measure is of what a word does and the words are known."""
+    words = row.get(f"word: {WORD_OF.get(measure)}")
+    return by_word(values, words) if isinstance(words, dict) else values
+
+
+def _of_seeds(rows: pd.DataFrame, measure: str, combine: Callable[[pd.Series], Answers]) -> Contrast:
+    """The mean of what `combine` makes of each row, one of each seed; `measure` is of the word that makes items."""
+    return contrast([_by_word(combine(row), row, measure) for _, row in rows.iterrows()], _items(rows, measure))
+
+
+def _items(rows: pd.DataFrame, measure: str) -> str:
+    name = f"word: {WORD_OF.get(measure)}"
+    return "inserted words" if name in rows and rows[name].notna().all() else "texts"
 
 
 def _without_rna(a: str, b: str | None = None, why_not: str = "no run without RNA has such texts") -> Effect:
@@ -191,7 +208,7 @@ def _without_rna(a: str, b: str | None = None, why_not: str = "no run without RN
         plain = _plain(rows, names)
         if plain.empty:
             return Contrast(why_not=why_not)
-        return _of_seeds(plain, lambda row: weighted([1, -1][: len(names)], [row[name] for name in names]))
+        return _of_seeds(plain, a, lambda row: weighted([1, -1][: len(names)], [row[name] for name in names]))
 
     return effect
 
@@ -216,7 +233,8 @@ def _slope_over_coefficient(rows: pd.DataFrame) -> Contrast:
     if by_seed.shape[1] < 2:
         return Contrast(why_not="fewer than two values of it in enough seeds")
     weights = slope([float(x) for x in by_seed.columns])
-    return _of_seeds(by_seed, lambda row: weighted(weights, list(row)))
+    judged = costs.drop_duplicates("seed").set_index("seed", drop=False).loc[by_seed.index]
+    return _of_seeds(judged, "cost", lambda row: weighted(weights, list(by_seed.loc[row["seed"]])))
 
 
 def _plain(rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
@@ -231,7 +249,8 @@ def _equal_forgetting(measure: str) -> Effect:
         if not {"forgotten", measure} <= set(rows):
             return Contrast(why_not="no run has such texts")
         differences = at_equal_forgetting(rows, measure)
-        return contrast(list(differences.values()), "texts") if differences else Contrast(why_not=UNMATCHED)
+        items = "texts" if _items(rows, measure) == "texts" else "inserted words and texts"
+        return contrast(list(differences.values()), items) if differences else Contrast(why_not=UNMATCHED)
 
     return effect
 
