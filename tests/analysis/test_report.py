@@ -450,9 +450,9 @@ def test_without_noise_its_scale_makes_no_difference(tmp_path):
 
 
 def test_a_placebo_is_no_rna(tmp_path):
-    made_up_run(tmp_path / "plain", changes={"identity.rna.on": "gradient"})
+    made_up_run(tmp_path / "plain", changes={"identity.rna.where": "gradient"})
     made_up_run(tmp_path / "rna", nu=0.02)
-    made_up_run(tmp_path / "placebo", nu=0.1, changes={"identity.rna.on": "gradient"})
+    made_up_run(tmp_path / "placebo", nu=0.1, changes={"identity.rna.where": "gradient"})
     rna, placebo = gather(collect([tmp_path])).chosen
     assert (rna.method, rna.nu, placebo.method, placebo.nu) == ("RMU", 0.02, "RMU, noise on the gradient", 0.1)
     assert rna.plain is not None

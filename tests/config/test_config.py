@@ -34,7 +34,7 @@ BAD = {
     "~method.c": r"method\.c: no value was given",
     "loss.mask=paddin": r"loss\.mask=paddin is not allowed\. Did you mean 'padding'\?",
     "rna.per=row": r"rna\.per=row is not allowed.*Allowed: token, text",
-    "rna.on=gradients": r"rna\.on=gradients is not allowed\. Did you mean 'gradient'\? Allowed: retain_target",
+    "rna.where=gradients": r"rna\.where=gradients is not allowed\. Did you mean 'gradient'\? Allowed: retain_target",
     "rna.scale=sd": r"rna\.scale=sd is not allowed.*Allowed: std, variance",
     "data.on_exhausted=stop": r"data\.on_exhausted=stop is not allowed.*Allowed: error, cycle",
     "data.use=[bioo]": r"data\.use: unknown topic 'bioo'\. Did you mean 'bio'\? Allowed: bio, cyber",
@@ -104,7 +104,7 @@ def test_coefficients_come_from_the_model(conf):
 
 def test_identity_holds_what_determines_the_result_and_nothing_else(conf):
     base = run_name(conf())
-    assert "on" not in identity(conf())["rna"]  # as in runs from before there were placebos
+    assert "where" not in identity(conf())["rna"]  # only placebos have it
     same = (
         "tracker=none",
         "output_root=elsewhere",
@@ -114,7 +114,7 @@ def test_identity_holds_what_determines_the_result_and_nothing_else(conf):
     )
     assert {run_name(conf(override)) for override in same} == {base}
     other = ("rna.nu=0.7", "seed=1", "model.layer=4", "loss.mask=none", "train.steps=7", "eval.limit=5", "method.c=9")
-    other += ("rna.on=gradient",)
+    other += ("rna.where=gradient",)
     assert len({run_name(conf(override)) for override in other} | {base}) == len(other) + 1
     assert base.startswith("rmu-toy-")
 
@@ -189,8 +189,8 @@ def test_arguments_of_methods_on_likelihoods_are_checked(conf):
         conf("method=npo", "method.retain=k")
     with pytest.raises(UserError, match=r"method\.gamma=-1 is not allowed: it must be a finite number >= 0"):
         conf("method=simnpo", "method.gamma=-1")
-    with pytest.raises(UserError, match=r"(?m)^rna\.on=gradient is not allowed with a method on likelihoods"):
-        conf("method=npo", "rna.on=gradient")
+    with pytest.raises(UserError, match=r"(?m)^rna\.where=gradient is not allowed with a method on likelihoods"):
+        conf("method=npo", "rna.where=gradient")
     with pytest.raises(UserError, match=r"method\.retain=nll with RNA \(nu=0\.1\) is not allowed"):
         conf("method=grad_diff", "method.retain=nll", "rna.nu=0.1")
     conf("method=grad_diff", "method.retain=nll", "rna=none")

@@ -1,4 +1,4 @@
-"""Noise of RNA's size elsewhere (`RNA.on`): where it is, how large it is, and that nothing else changes."""
+"""Noise of RNA's size elsewhere (`RNA.where`): where it is, how large it is, and that nothing else changes."""
 
 from dataclasses import dataclass, field
 
@@ -46,28 +46,28 @@ def made_batch():
     return Batch(3, "bio", part(100, 70), part(80, 60), None)
 
 
-def losses_of(on, method=RMU, size=1e-9):
+def losses_of(where, method=RMU, size=1e-9):
     """Losses of a method with next to no target of its own, beside the updated view."""
     batch = made_batch()
     setup = Setup(["bio"], DIM, torch.device("cpu"), 0, 3.0, "padding")
     updated = Zeros(batch)
-    return method(size, rna=RNA(NU, on=on)).objective(setup)(batch, Zeros(batch), updated), updated
+    return method(size, rna=RNA(NU, where=where)).objective(setup)(batch, Zeros(batch), updated), updated
 
 
 @pytest.mark.parametrize("method", METHODS.values())
 def test_noise_of_spread_nu_is_where_it_is_said_to_be_and_nowhere_else(method):
     """A loss between zeros and noise is nu^2: of 26,000 draws at least, five standard errors are 4 %."""
     nu_squared = pytest.approx(NU**2, rel=0.04)
-    for on, expected in {
+    for where, expected in {
         "retain_target": (0, nu_squared),
         "forget_target": (nu_squared, 0),
         "gradient": (0, 0),
         "retain_input": (0, 0),
     }.items():
-        losses, updated = losses_of(on, method)
-        assert (round(losses.forget.item(), 9) or 0, losses.retain.item()) == expected, on
-        assert (losses.gradient_noise is not None) == (on == "gradient"), on
-        assert list(updated.added) == (["retain"] if on == "retain_input" else []), on
+        losses, updated = losses_of(where, method)
+        assert (round(losses.forget.item(), 9) or 0, losses.retain.item()) == expected, where
+        assert (losses.gradient_noise is not None) == (where == "gradient"), where
+        assert list(updated.added) == (["retain"] if where == "retain_input" else []), where
     added_BTD, mask_BT = updated.added["retain"], made_batch().retain.mask_BT
     assert added_BTD[mask_BT].std().item() == pytest.approx(NU, rel=0.02)
     assert (added_BTD[~mask_BT] == 0).all()
@@ -75,21 +75,21 @@ def test_noise_of_spread_nu_is_where_it_is_said_to_be_and_nowhere_else(method):
 
 def test_without_noise_all_places_are_alike():
     batch, setup = made_batch(), Setup(["bio"], DIM, torch.device("cpu"), 0, 3.0, "padding")
-    for on in PLACES:
+    for where in PLACES:
         updated = Zeros(batch)
-        losses = RMU(1.0, rna=RNA(0, on=on)).objective(setup)(batch, Zeros(batch), updated)
+        losses = RMU(1.0, rna=RNA(0, where=where)).objective(setup)(batch, Zeros(batch), updated)
         assert (losses.retain.item(), losses.gradient_noise, updated.added) == (0, None, {})
 
 
-def variant_of(cut, method, on, nu=0.3, ahead=None, seed=0):
+def variant_of(cut, method, where, nu=0.3, ahead=None, seed=0):
     setup = Setup([topic.name for topic in TOPICS], cut.dim, cut.device, seed, 3.0, "padding", ahead)
-    made = METHODS[method](2.0, rna=RNA(nu, on=on)).objective(setup)
+    made = METHODS[method](2.0, rna=RNA(nu, where=where)).objective(setup)
     return make_variant(made, cut.frozen, 1e-2, Optimizer())
 
 
-def first_gradients(cut, on, nu=0.3):
+def first_gradients(cut, where, nu=0.3):
     """The gradients of a first step, by plain gradient descent, and its record."""
-    variant = variant_of(cut, "rmu", on, nu)
+    variant = variant_of(cut, "rmu", where, nu)
     variant.optimizer, variant.lr = torch.optim.SGD(variant.weights.values(), lr=1.0), lambda _step: 1.0
     [[record]] = run(cut, [variant], steps=1)
     return [cut.frozen[name] - w.detach() for name, w in variant.weights.items()], record
@@ -145,21 +145,21 @@ def test_noise_on_the_retain_input_enters_the_trained_layers_of_the_updated_mode
 def test_all_places_train_side_by_side_as_they_do_alone(tiny_llama):
     """Also with noise that is drawn ahead; and each place, method and seed is another model."""
     cut = CutModel(tiny_llama, 3)
-    points = [(method, on, seed) for method in METHODS for on in PLACES for seed in (0, 1)]
+    points = [(method, where, seed) for method in METHODS for where in PLACES for seed in (0, 1)]
     ahead = Ahead(cut.dim, cut.device, always=True)
-    together = [variant_of(cut, method, on, ahead=ahead, seed=seed) for method, on, seed in points]
+    together = [variant_of(cut, method, where, ahead=ahead, seed=seed) for method, where, seed in points]
     run(cut, together, steps=3)
     ends = {tuple(w.sum().item() for w in variant.weights.values()) for variant in together}
     assert len(ends) == len(points)
-    for (method, on, seed), packed in zip(points, together, strict=True):
+    for (method, where, seed), packed in zip(points, together, strict=True):
         if seed == 1:
-            alone = variant_of(cut, method, on, seed=seed)
+            alone = variant_of(cut, method, where, seed=seed)
             run(cut, [alone], steps=3)
-            assert all(torch.equal(w, packed.weights[name]) for name, w in alone.weights.items()), (method, on)
+            assert all(torch.equal(w, packed.weights[name]) for name, w in alone.weights.items()), (method, where)
 
 
 def test_what_is_not_allowed_is_named():
-    with pytest.raises(UserError, match=r"^on=gradients is not allowed\. Did you mean 'gradient'\? Allowed"):
-        RNA(1.0, on="gradients")
-    with pytest.raises(UserError, match=r"^rna\.on=gradient is not allowed with a method on likelihoods"):
-        NPO(beta=0.1, rna=RNA(1.0, on="gradient"))
+    with pytest.raises(UserError, match=r"^where=gradients is not allowed\. Did you mean 'gradient'\? Allowed"):
+        RNA(1.0, where="gradients")
+    with pytest.raises(UserError, match=r"^rna\.where=gradient is not allowed with a method on likelihoods"):
+        NPO(beta=0.1, rna=RNA(1.0, where="gradient"))

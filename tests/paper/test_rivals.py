@@ -83,7 +83,7 @@ def test_rivals_are_of_the_same_method_and_seed_and_else_alike_but_for_what_is_f
     assert (found.rivals, found.without) == (1, 0)
 
 
-def text_run(root, name, seed, *, forgotten, harm, nu=0.0, alpha=300, on=None):
+def text_run(root, name, seed, *, forgotten, harm, nu=0.0, alpha=300, where=None):
     """A run whose retained texts have 3 nats a token in the base model, with a forget-token, too."""
     corpora = {"retain": {"wiki": ""}, "forget": {"bio": ""}}
     changes = {
@@ -91,7 +91,7 @@ def text_run(root, name, seed, *, forgotten, harm, nu=0.0, alpha=300, on=None):
         "identity.eval.queries": ["default", "perturbed"],
         "identity.eval.texts": {"corpora": corpora},
         "identity.loss": {"alpha": alpha},
-        **({} if on is None else {"identity.rna.on": on}),
+        **({} if where is None else {"identity.rna.where": where}),
     }
     retained, forget = text_role("retain"), text_role("forget")
     scores = [
@@ -118,8 +118,8 @@ def test_the_page_sets_rna_beside_rivals_and_placebos_each_nu_by_itself(tmp_path
         text_run(tmp_path, "weak", seed, forgotten=3.0, harm=1.0, alpha=800)
         text_run(tmp_path, "rna", seed, forgotten=3.5, harm=1.2, nu=2.0)
         text_run(tmp_path, "little", seed, forgotten=3.5, harm=1.5, nu=1.0)
-        text_run(tmp_path, "gradient", seed, forgotten=3.5, harm=1.6, nu=2.0, on="gradient")
-        text_run(tmp_path, "target", seed, forgotten=3.5, harm=1.5, nu=600.0, on="forget_target")
+        text_run(tmp_path, "gradient", seed, forgotten=3.5, harm=1.6, nu=2.0, where="gradient")
+        text_run(tmp_path, "target", seed, forgotten=3.5, harm=1.5, nu=600.0, where="forget_target")
     evidence = Evidence(gather(collect([tmp_path])))
     assert len(points(evidence, NATS)) == 18
     in_nats, in_points = ({row["noise"]: row for row in t.data.to_dict("records")} for t in tables(evidence))

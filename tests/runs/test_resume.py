@@ -26,7 +26,7 @@ from unlearn.training.checkpoint import load_checkpoint, save_checkpoint
 from unlearn.training.loop import Record
 
 JOBS = [
-    ("method=rmu", "train.schedule=linear", "rna.on=gradient"),
+    ("method=rmu", "train.schedule=linear", "rna.where=gradient"),
     ("method=rsv", "preset=paper", "model.dtype=float32"),
     ("method=adaptive_rmu", "preset=paper"),
     ("method=dpo", "rna.nu=0.05", "train.recompute=always"),

@@ -95,7 +95,7 @@ def run_frame(runs: Sequence[Run]) -> pd.DataFrame:
 
 def _method_of(run: Run, keys: Mapping[str, Any]) -> str:
     """The method's name. With a placebo in place of RNA it is another method, which no figure takes for RNA."""
-    name, place = method_name(run.identity["method"]["name"]), keys.get("rna.on")
+    name, place = method_name(run.identity["method"]["name"]), keys.get("rna.where")
     return name if place is None else f"{name}, noise on the {str(place).replace('_', ' ')}"
 
 

@@ -28,8 +28,8 @@ def identity(config: Config) -> dict[str, Any]:
         model.pop(key)
     for key in ("methods", "grids", "masks", "schedules", "alpha", "lr"):  # defaults of other keys
         model.pop(key)
-    if plain["rna"]["on"] == RETAIN_TARGET:  # runs from before there were placebos keep their folders
-        plain["rna"].pop("on")
+    if plain["rna"]["where"] == RETAIN_TARGET:  # only placebos have the key
+        plain["rna"].pop("where")
     plain["method"].pop("preferred", None)
     plain["method"] = {key: as_float(value) for key, value in plain["method"].items()}  # method.c=3 is 3.0
     if data["use"] is None and list(data["topics"]) != sorted(data["topics"]):  # hashing sorts keys; order matters

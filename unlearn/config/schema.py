@@ -105,7 +105,7 @@ class RNAConfig:
     nu: float = MISSING
     scale: str = MISSING
     per: str = MISSING
-    on: str = RETAIN_TARGET
+    where: str = RETAIN_TARGET
 
 
 @dataclass

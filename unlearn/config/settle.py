@@ -106,8 +106,7 @@ def _explain(error: OmegaConfBaseException) -> str:
     if error.object_type is not None and is_dataclass(error.object_type):
         names = [f.name for f in fields(error.object_type)]
         if str(error.key) not in names:
-            as_true = " In YAML a bare `on` is read as true: put it in quotes." if error.key is True else ""
-            return f"{key}: unknown key.{nearest(str(error.key), names)} Allowed: {', '.join(names)}.{as_true}"
+            return f"{key}: unknown key.{nearest(str(error.key), names)} Allowed: {', '.join(names)}."
     allowed = next((f" Allowed: {what}." for end, what in _ALLOWED.items() if end in first_line), "")
     return f"{key}: {first_line}.{allowed}"
 

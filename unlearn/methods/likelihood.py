@@ -48,10 +48,10 @@ class LikelihoodMethod(Method):
     def __post_init__(self) -> None:
         check_choice("retain", self.retain, RETAIN)
         check_flag("published", self.published)
-        if self.rna.on != RETAIN_TARGET:
+        if self.rna.where != RETAIN_TARGET:
             raise UserError(
-                f"rna.on={self.rna.on} is not allowed with a method on likelihoods: placebos of RNA are for methods on "
-                f"representations. Use {RETAIN_TARGET}."
+                f"rna.where={self.rna.where} is not allowed with a method on likelihoods: placebos of RNA are for "
+                f"methods on representations. Use {RETAIN_TARGET}."
             )
         if self.retain == "nll" and self.rna.nu > 0:
             raise UserError(

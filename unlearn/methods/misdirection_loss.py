@@ -1,6 +1,6 @@
 """Representation misdirection: Eq. 8, a forget loss plus alpha times a retain loss with RNA's noise on its target.
 
-A placebo of RNA (`RNA.on`) has its noise elsewhere.
+A placebo of RNA (`RNA.where`) has its noise elsewhere.
 
 B batch, T tokens, D hidden size.
 """
@@ -82,12 +82,12 @@ class Misdirection:
 
     def _noisy(self, place: str, states_BTD: Tensor, counted_BT: Tensor, batch: Batch) -> Tensor:
         """The states, with noise if this is where it goes."""
-        here = self.noise.rna.on == place
+        here = self.noise.rna.where == place
         return self.noise(states_BTD, counted_BT, batch.topic, batch.step) if here else states_BTD
 
     def _retained(self, updated: View, clean_BTD: Tensor, retain_BT: Tensor, batch: Batch) -> Tensor:
         """The updated model's retain representation."""
-        if self.noise.rna.on != RETAIN_INPUT or self.noise.rna.nu == 0:
+        if self.noise.rna.where != RETAIN_INPUT or self.noise.rna.nu == 0:
             return updated.hidden("retain")
         none_BTD = torch.zeros_like(clean_BTD, dtype=torch.float32)
         return updated.hidden("retain", self.noise(none_BTD, retain_BT, batch.topic, batch.step))
@@ -96,7 +96,7 @@ class Misdirection:
         self, retain_BTD: Tensor, clean_BTD: Tensor, retain_BT: Tensor, batch: Batch
     ) -> Callable[[Sequence[Tensor]], list[Tensor | None]] | None:
         """Noise on the gradient of the norm by which RNA would change it; None if none goes there."""
-        if self.noise.rna.on != GRADIENT or self.noise.rna.nu == 0:
+        if self.noise.rna.where != GRADIENT or self.noise.rna.nu == 0:
             return None
 
         def noise(weights: Sequence[Tensor]) -> list[Tensor | None]:
@@ -111,7 +111,7 @@ class Misdirection:
 
     def prepare(self, batch: Batch) -> None:
         """Begin to draw the noise of the next step."""
-        part = batch.forget if self.noise.rna.on == FORGET_TARGET else batch.retain
+        part = batch.forget if self.noise.rna.where == FORGET_TARGET else batch.retain
         self.noise.prepare(counted_positions(part.mask_BT, self.mask), batch.topic, batch.step)
 
     def state(self) -> dict[str, Tensor]:

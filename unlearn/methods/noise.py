@@ -32,7 +32,7 @@ class Augmentation:
     @property
     def part(self) -> str:
         """The texts whose tokens get the noise."""
-        return "forget" if self.rna.on == FORGET_TARGET else "retain"
+        return "forget" if self.rna.where == FORGET_TARGET else "retain"
 
     def __call__(self, target_BTD: Tensor, mask_BT: Tensor, topic: str, step: int) -> Tensor:
         """The target with noise delta ~ N(0, std^2 I), drawn anew for every step, token (or text) and dimension.

@@ -25,8 +25,8 @@ class RNA:
             ("variance", Eq. 8).
         per: what has noise of its own: each token ("token", the published code) or each text, whose tokens then share
             one vector ("text", as Eq. 8 reads where h is the mean over a text's tokens).
-        on: where the noise goes. "retain_target" is RNA. The others are placebos, for methods on representations: does
-            it matter where the noise is? Each draws what RNA would draw, of the same norm.
+        where: where the noise goes. "retain_target" is RNA. The others are placebos, for methods on representations:
+            does it matter where the noise is? Each draws what RNA would draw, of the same norm.
             "forget_target": on the target of the forget loss, at the tokens that this loss counts. In the gradient it
             is then alpha times weaker than RNA's, as alpha weighs the retain loss alone; nu alpha times as large makes
             up for that.
@@ -46,13 +46,13 @@ class RNA:
     nu: float
     scale: str = "std"
     per: str = "token"
-    on: str = RETAIN_TARGET
+    where: str = RETAIN_TARGET
 
     def __post_init__(self) -> None:
         check_number("nu", self.nu, at_least=0)
         check_choice("scale", self.scale, ("std", "variance"))
         check_choice("per", self.per, ("token", "text"))
-        check_choice("on", self.on, PLACES)
+        check_choice("where", self.where, PLACES)
 
     @property
     def std(self) -> float:

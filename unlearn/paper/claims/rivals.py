@@ -77,7 +77,7 @@ class Point:
     @property
     def place(self) -> str | None:
         """Where the noise of a placebo is; None without noise, and for RNA."""
-        return self.setting.get("rna.on")
+        return self.setting.get("rna.where")
 
     @property
     def alike(self) -> Setting:
