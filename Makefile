@@ -13,6 +13,8 @@ REPRODUCED := reproduce-seeds reproduce-coefficients $(NOISE_SCALES) reproduce-t
 
 PART ?= all
 MODEL ?= smollm2_135m
+WEIGHTS := $(if $(filter gemma%,$(MODEL)),gemma,smollm2)
+PAGE := docs/real$(if $(filter smollm2_135m,$(MODEL)),,_$(MODEL)).md
 REAL_PARTS := headline rivals methods ngrams
 
 # A pipe fails where its first command does.
@@ -94,12 +96,12 @@ chosen = $(if $(filter all,$(PART)),$(REAL_PARTS),$(or $(filter $(REAL_PARTS),$(
 	PART=$(PART) is not allowed. Allowed: all $(REAL_PARTS))))
 minutes = $$(( ($(foreach part,$(chosen),$(RUNS_$(part)) * $(SECONDS_$(part)) +) 0) / 120 ))
 
-real: $(INSTALLED) smollm2 ## the paper on a real model and real texts, docs/real.md (three hours); make real PART=headline (25 minutes)
+real: $(INSTALLED) $(WEIGHTS) ## the paper on a real model and real texts, docs/real.md (three hours); make real PART=headline (25 minutes)
 	@echo "$(chosen): about $(minutes) minutes on two cores, less what is finished. Interrupted, the same command goes on."
 	$(MAKE) $(addprefix real-,$(chosen))
 	$(BIN)/unlearn report $(REAL) -o $(REAL)/report.html --figures $(REAL)/figures
 ifeq ($(PART),all)
-	$(BIN)/unlearn claims $(REAL) --terms -o docs/real.md --title "The paper on a real model" --preface docs/real_preface.md
+	$(BIN)/unlearn claims $(REAL) --terms -o $(PAGE) --title "The paper on a real model" --preface docs/real_preface.md
 else
 	$(BIN)/unlearn claims $(REAL) --terms -o $(REAL)/$(PART).md --title "The paper on a real model: $(PART)"
 	@echo "Verdicts with their intervals: $(REAL)/$(PART).md. Figures: $(REAL)/figures. Of them:"
@@ -107,18 +109,18 @@ else
 endif
 
 # One verdict with its true interval: RMU at equal forgetting.
-real-headline: $(INSTALLED) smollm2
+real-headline: $(INSTALLED) $(WEIGHTS)
 	$(REAL_JOBS) sweep=equal_forgetting method=rmu seed=$(REAL_SEEDS) $(BRIEFLY)
 
 # What RMU reaches without RNA by other ways, and noise in other places. The grid: sweeps/rivals.yaml.
-real-rivals: $(INSTALLED) smollm2
+real-rivals: $(INSTALLED) $(WEIGHTS)
 	$(REAL_JOBS) sweep=rivals method=rmu seed=$(REAL_SEEDS) "model.grids.nu='1,2,2.5'" $(BRIEFLY)
 
-real-methods: $(INSTALLED) smollm2
+real-methods: $(INSTALLED) $(WEIGHTS)
 	$(REAL_JOBS) sweep=equal_forgetting method=adaptive_rmu,rsv seed=$(REAL_SEEDS) $(BRIEFLY)
 
 # Without RNA: control terms, how sure the models are, and which n-grams are harmful.
-real-ngrams: $(INSTALLED) smollm2
+real-ngrams: $(INSTALLED) $(WEIGHTS)
 	$(REAL_JOBS) method=rmu,adaptive_rmu,rsv rna.nu=0 seed=20,21,22 eval=real_paper $(TEXTS)
 
 # Test processes use one thread each (tests/conftest.py), so that one for each core does not slow the others down.
