@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearn.errors import UserError
+from unlearn.screen import plain
 from unlearn.sweeps.search.figures import FIGURES, check_names
 from unlearn.sweeps.search.study import ABOUT, read_study
 from unlearn.sweeps.search.study import FIGURES as OF_TRIAL
@@ -45,7 +46,7 @@ def best_as_yaml(folder: Path, where: Sequence[str] = ()) -> str:
         f"  {command(trial, about)}",
         *([f"Has no place in this file: {' '.join(others)}"] if others else []),
     ]
-    head = "".join(f"# {line}\n" for line in told)
+    head = "".join(f"# {line}\n" for line in map(plain, told))
     values = ", ".join(f"{key}: {value}" for key, value in settled.items())
     return f"{head}defaults: [{about['model']}, _self_]\nmethods:\n  {method}: {{{values}}}\n"
 

@@ -102,11 +102,14 @@ class Search:
 
         Each value is drawn by a sampler with a seed of its own: some may be known already.
         """
-        self.study.sampler = self._sampler(number)
+        self.study.sampler = sampler = self._sampler(number)
         known = self.study.get_trials(deepcopy=False)
         asked = number < len(known)
         trial = optuna().trial.Trial(self.study, known[number]._trial_id) if asked else self.study.ask()
         assert trial.number == number
+        if isinstance(sampler, optuna().samplers.NSGAIISampler):  # what it keeps has another order than what it chose
+            frozen = self.study.get_trials(deepcopy=False)[number]
+            sampler.get_parent_population(self.study, sampler.get_trial_generation(self.study, frozen))
         assert trial.relative_params is not None  # drawn here, by the first sampler
         for key in self.space.distributions:
             self.study.sampler = self._sampler(number, key)
