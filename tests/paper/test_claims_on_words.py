@@ -178,9 +178,9 @@ def test_properties_are_measured_once_and_kept_in_the_runs_folder(trained, monke
     tokens.measure_terms([subject])
     terms = read_terms(trained)
     assert set(terms) == {"river", "harbour"}
-    assert all(abs(own.similarity) <= 1 and own.tokens == 1 for own in terms.values())
+    assert all(abs(term.similarity) <= 1 and term.tokens == 1 for term in terms.values())
     assert by_word.properties(m, subject.plain) == terms
-    monkeypatch.setattr(tokens, "_measured", None)  # it would fail
+    monkeypatch.setattr(tokens, "_measure", None)  # it would fail
     tokens.measure_terms([subject])
     assert {s.inserted for s in read_samples(trained) if s.query == "perturbed"} == {"river", "harbour"}
 

@@ -84,7 +84,6 @@ def rank_ngrams(
     *,
     top: int,
     one_of_a_document: bool = False,
-    total: int | None = None,
 ) -> Sizes:
     """The most similar, least similar and middling n-grams of each size, and the mean similarity.
 
@@ -93,12 +92,11 @@ def rank_ngrams(
             be known before what is nearest to it.
         measure: similarities of all n-grams of a document.
         one_of_a_document: a document adds at most one n-gram to a list, so that lists have no overlapping windows.
-        total: number of documents, for the progress bar.
     """
     kept = {n: {kind: Best(top) for kind in KINDS} for n in NGRAM_SIZES}
     offer = Best.offer_one if one_of_a_document else Best.offer
     sums, counts = dict.fromkeys(NGRAM_SIZES, 0.0), dict.fromkeys(NGRAM_SIZES, 0)
-    for document in tqdm(documents(), total=total, desc="n-grams, extremes", disable=None):
+    for document in tqdm(documents(), desc="n-grams, extremes", disable=None):
         for n, ngrams, similarities_W in _whole(measure(document)):
             if not similarities_W.isfinite().all():
                 raise UserError(
@@ -109,7 +107,7 @@ def rank_ngrams(
             sums[n] += similarities_W.double().sum().item()
             counts[n] += len(ngrams)
     means = {n: sums[n] / counts[n] if counts[n] else 0.0 for n in NGRAM_SIZES}
-    for document in tqdm(documents(), total=total, desc="n-grams, around the mean", disable=None):
+    for document in tqdm(documents(), desc="n-grams, around the mean", disable=None):
         for n, ngrams, similarities_W in _whole(measure(document)):
             offer(kept[n]["mean"], ngrams, -(similarities_W - means[n]).abs(), similarities_W)
     return {

@@ -63,13 +63,13 @@ def by_word(m: Material, setting: Setting) -> dict[str, ByWord]:
         with m.reading(run):
             of_seeds.append(costs(run))
     of_seeds = [of_seed for of_seed in of_seeds if of_seed]
-    found: dict[str, ByWord] = {}
+    by_query: dict[str, ByWord] = {}
     for query in of_seeds[0] if of_seeds else ():
         for word in of_seeds[0][query]:
             texts = crossed([{word: of_seed.get(query, {}).get(word, {})} for of_seed in of_seeds])
             if texts:
-                found.setdefault(query, {})[word] = texts[0]
-    return found
+                by_query.setdefault(query, {})[word] = texts[0]
+    return by_query
 
 
 def of_word(values: np.ndarray) -> Interval:
@@ -93,9 +93,9 @@ def properties(m: Material, setting: Setting) -> dict[str, TermProperties]:
 
 def pairs(words: ByWord, terms: Mapping[str, TermProperties], name: str) -> tuple[list[float], list[float]] | None:
     """A property and the mean cost of each word; None if the words are too few, or alike in either."""
-    known = [word for word in words if word in terms]
-    x, y = [float(getattr(terms[word], name)) for word in known], [float(words[word].mean()) for word in known]
-    return (x, y) if len(known) >= FEWEST and len(set(x)) > 1 and len(set(y)) > 1 else None
+    measured = [word for word in words if word in terms]
+    x, y = [float(getattr(terms[word], name)) for word in measured], [float(words[word].mean()) for word in measured]
+    return (x, y) if len(measured) >= FEWEST and len(set(x)) > 1 and len(set(y)) > 1 else None
 
 
 def table(m: Material) -> Table | None:
@@ -105,14 +105,13 @@ def table(m: Material) -> Table | None:
 
 def table_of(m: Material, settings: Mapping[str, Setting]) -> Table | None:
     """A row for each kind of word, and for each word, the dearest first; a column for each setting, by its heading."""
-    found = {name: by_word(m, setting) for name, setting in settings.items()}
-    found = {name: of for name, of in found.items() if of}
-    if not found:
+    by_setting = {name: words for name, setting in settings.items() if (words := by_word(m, setting))}
+    if not by_setting:
         return None
-    terms = {word: own for setting in settings.values() for word, own in properties(m, setting).items()}
+    terms = {word: term for setting in settings.values() for word, term in properties(m, setting).items()}
     rows: list[dict[str, Any]] = []
-    for query in dict.fromkeys(query for of in found.values() for query in of):
-        columns = {name: of[query] for name, of in found.items() if query in of}
+    for query in dict.fromkeys(query for of in by_setting.values() for query in of):
+        columns = {name: of[query] for name, of in by_setting.items() if query in of}
         rows += _rows(KINDS.get(query, query), columns, terms)
     note = (
         "What an inserted word costs in retained texts beyond what it costs the base model, in nats for each token "
@@ -134,9 +133,9 @@ def _rows(kind: str, columns: Mapping[str, ByWord], terms: Mapping[str, TermProp
     )
     for word in sorted(words, key=lambda word: -float(first[word].mean()) if word in first else math.inf):
         texts = max(of[word].shape[1] for of in columns.values() if word in of)
-        own = _about(terms.get(word)) if terms else {}
+        about = _about(terms.get(word)) if terms else {}
         cells = {name: _text(of_word(of[word])) if word in of else "" for name, of in columns.items()}
-        yield {"word": word, "kind": kind, "texts": texts, **own, **cells}
+        yield {"word": word, "kind": kind, "texts": texts, **about, **cells}
 
 
 def _about(term: TermProperties | None) -> dict[str, float | None]:
@@ -153,12 +152,12 @@ def figure(m: Material) -> Figure | None:
     rows, notes = [], []
     for setting, (method, rna) in m.shown.items():
         terms = {} if rna else properties(m, setting)
-        found = by_word(m, setting) if terms else {}
-        for query, words in found.items():
+        by_query = by_word(m, setting) if terms else {}
+        for query, words in by_query.items():
             about = {"kind": KINDS.get(query, query), "method": method}
-            known = {word: float(values.mean()) for word, values in words.items() if word in terms}
-            rows += [{"word": word, **about, "cost": cost, **vars(terms[word])} for word, cost in known.items()]
-        notes += _correlations(method, found.get("perturbed", {}), terms)
+            mean_costs = {word: float(values.mean()) for word, values in words.items() if word in terms}
+            rows += [{"word": word, **about, "cost": cost, **vars(terms[word])} for word, cost in mean_costs.items()]
+        notes += _correlations(method, by_query.get("perturbed", {}), terms)
     if not rows:
         return None
     data = pd.DataFrame(rows)
@@ -179,8 +178,8 @@ def figure(m: Material) -> Figure | None:
 
 
 def _correlations(method: str, words: ByWord, terms: Mapping[str, TermProperties]) -> list[str]:
-    known = {title: own for name, title in PROPERTIES.items() if (own := pairs(words, terms, name)) is not None}
-    texts = [f"{title} {_text(rank_correlation(*own))}" for title, own in known.items()]
+    columns = {title: pairs(words, terms, name) for name, title in PROPERTIES.items()}
+    texts = [f"{title} {_text(rank_correlation(*xy))}" for title, xy in columns.items() if xy is not None]
     return [f"{method}, {', '.join(texts)}"] if texts else []
 
 

@@ -28,7 +28,7 @@ def by_method(evidence: Evidence) -> dict[str, pd.DataFrame]:
         if len(of):
             judged = of["setting"].isin({subject.plain, *subject.by_nu.values()})
             best = (of["nu"] == of["seed"].map(subject.best_nu)) | (of["nu"] == 0)
-            few = of["setting"].isin(set(subject.by_nu.values()) - set(subject.compared.values()))
+            few = of["setting"].isin(subject.too_few)
             methods[subject.method] = of[(of["unit"] == "nats") & ~few | (of["unit"] == "points") & judged & best]
     return methods
 

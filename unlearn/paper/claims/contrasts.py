@@ -82,24 +82,23 @@ def places(m: Material, run: Run) -> dict[tuple[str, str, str], list[tuple[str, 
     return samples
 
 
+def means(values: Iterable[tuple[str, Hashable, float]]) -> Answers:
+    """Part -> item -> the mean of its values."""
+    listed: dict[str, dict[Hashable, list[float]]] = {}
+    for part, item, value in values:
+        listed.setdefault(part, {}).setdefault(item, []).append(value)
+    return {part: {item: fmean(of_item) for item, of_item in items.items()} for part, items in listed.items()}
+
+
 def by_item(samples: Iterable[tuple[str, Sample]], value: Callable[[Sample], float | None]) -> Answers:
     """The samples' values where they have one; questions about one fact count as one item, which is their mean."""
-    values: dict[str, dict[Hashable, list[float]]] = {}
-    for task, sample in samples:
-        own = value(sample)
-        if own is not None:
-            values.setdefault(task, {}).setdefault(sample.item, []).append(own)
-    return {task: {item: fmean(own) for item, own in of.items()} for task, of in values.items()}
+    return means((task, sample.item, x) for task, sample in samples if (x := value(sample)) is not None)
 
 
 def by_ngram(samples: Iterable[tuple[str, Sample]], value: Callable[[Sample], float | None]) -> Answers:
     """The samples' values by kind of query and n-gram: the mean over the questions or texts in which the n-gram is."""
-    values: dict[str, dict[Hashable, list[float]]] = {}
-    for _, sample in samples:
-        own = value(sample)
-        if own is not None and sample.inserted is not None:
-            values.setdefault(sample.query, {}).setdefault(sample.inserted, []).append(own)
-    return {query: {ngram: fmean(own) for ngram, own in of.items()} for query, of in values.items()}
+    with_ngram = (sample for _, sample in samples if sample.inserted is not None)
+    return means((sample.query, sample.inserted, x) for sample in with_ngram if (x := value(sample)) is not None)
 
 
 def over_ngrams(by_seed: Sequence[Mapping[str, Answers]], weights: Mapping[str, float], factor: float = 1) -> Contrast:
@@ -129,10 +128,10 @@ def spread_by_item(samples: Iterable[tuple[str, Sample]]) -> Answers:
             by_task.setdefault(task, []).append((task, sample))
     values: Answers = {}
     for task, of_task in by_task.items():
-        every = np.concatenate([sample.maxlogits or [] for _, sample in of_task])
-        deviation = float(every.std())
-        squares = by_item(of_task, partial(_square, center=float(every.mean())))[task]
-        values[task] = {item: (deviation + own / deviation) / 2 if deviation else 0.0 for item, own in squares.items()}
+        maxlogits = np.concatenate([sample.maxlogits or [] for _, sample in of_task])
+        deviation = float(maxlogits.std())
+        squares = by_item(of_task, partial(_square, center=float(maxlogits.mean())))[task]
+        values[task] = {item: (deviation + x / deviation) / 2 if deviation else 0.0 for item, x in squares.items()}
     return values
 
 
@@ -147,17 +146,13 @@ def inserted_words(samples: Iterable[tuple[str, Sample]]) -> Words:
 
 
 def by_word(values: Answers, words: Words) -> Answers:
-    """Values by inserted word, the mean over its items, where each task has several words; else as they are.
+    """The mean of each inserted word's items, where each task has several words; else the values as they are.
 
     Items with the same word are not independent: words do very unequal harm.
     """
     if not all(len({words.get(task, {}).get(item) for item in of} - {None}) > 1 for task, of in values.items()):
         return values
-    listed: dict[str, dict[Hashable, list[float]]] = {}
-    for task, of_task in values.items():
-        for item, value in of_task.items():
-            listed.setdefault(task, {}).setdefault(words[task][item], []).append(value)
-    return {task: {word: fmean(own) for word, own in of_task.items()} for task, of_task in listed.items()}
+    return means((task, words[task][item], x) for task, of_task in values.items() for item, x in of_task.items())
 
 
 def mean_maxlogit(sample: Sample) -> float | None:

@@ -52,6 +52,7 @@ CHOOSING, MEASURING = "choosing", "measuring"  # halves of the questions
 BLOCK = 4  # questions in a row that go to one half; the embedded world asks about a forgotten fact four times in a row
 FEWEST = 2  # seeds
 LAYER = "model.layer"
+LACKING = f"fewer than {FEWEST} seeds have all that it needs"
 TINY = 1e-9  # a spread below which there is none
 BOTH = ("unlearned", "base")
 
@@ -91,6 +92,11 @@ class Subject:
     def compared(self) -> dict[float, Setting]:
         """Those of `by_nu` with enough seeds."""
         return {nu: setting for nu, setting in self.by_nu.items() if len(self.shared(setting)) >= FEWEST}
+
+    @property
+    def too_few(self) -> set[Setting]:
+        """Those of `by_nu` without enough seeds."""
+        return set(self.by_nu.values()) - set(self.compared.values())
 
     @cached_property
     def seeds(self) -> set[int]:
@@ -203,7 +209,7 @@ class Evidence:
                 total = weighted([term.weight for term in parts], sides)
                 sums.append(by_word(total, self._words(list(zip(complete, parts, strict=True)))))
         if len(sums) < FEWEST:
-            return Contrast(why_not=f"fewer than {FEWEST} seeds have all that it needs")
+            return Contrast(why_not=LACKING)
         return contrast(sums, "questions, facts or words", 100)
 
     def accuracy(self, setting: Setting, seed: int, role: str, query: str) -> float:
@@ -224,7 +230,7 @@ class Evidence:
             if all(less.values()):
                 by_seed.append(less)
         if len(by_seed) < FEWEST:
-            return Contrast(why_not=f"fewer than {FEWEST} seeds have all that it needs")
+            return Contrast(why_not=LACKING)
         return over_ngrams(by_seed, weights, 100)
 
     def of_metrics(self, setting: Setting, name: str) -> Contrast:

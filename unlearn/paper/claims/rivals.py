@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -27,16 +27,15 @@ from unlearn.analysis.collect import Run
 from unlearn.analysis.report.figure import Table
 from unlearn.analysis.settings import Setting, method_name
 from unlearn.methods.rna import FORGET_TARGET
-from unlearn.paper.claims.evidence import Evidence
+from unlearn.paper.claims.contrasts import Answers, mean_of, means, weighted
+from unlearn.paper.claims.evidence import LAYER, Evidence
+from unlearn.paper.claims.texts import FORGOTTEN, RETAINED, STRENGTH, UNIT, WIDEST
 from unlearn.paper.theory.verdicts import CONTRARY, NOT_MEASURED, NOT_SEEN, SEEN
-from unlearn.records.names import text_role
 from unlearn.records.samples import Sample
 from unlearn.statistics.intervals import crossed, two_way
 
 # In what a rival may differ from the run with RNA.
-FREE = ("rna", "method.c", "method.beta", "loss.alpha", "train.steps", "train.lr", "model.layer")
-FORGOTTEN, RETAINED = text_role("forget"), text_role("retain")
-ByItem = dict[str, dict[str, float]]  # corpus -> forget-token -> the mean over its texts
+FREE = (*STRENGTH, LAYER)
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Measure:
         return None if unlearned.value is None or base.value is None else unlearned.value - base.value
 
 
-NATS = Measure("nats", "nats a token", 2.0)
+NATS = Measure("nats", UNIT, WIDEST)
 AGREEMENT = Measure("agreement", "points of agreement with the base model's first choices", 25.0)
 
 
@@ -67,7 +66,7 @@ class Point:
     seed: int
     label: str  # its arguments, and what else tells it apart
     forgotten: float
-    harm: ByItem
+    harm: Answers
 
     @property
     def nu(self) -> float:
@@ -86,12 +85,12 @@ class Point:
 
     def mean(self, half: int) -> float:
         """Its harm on one half of the tokens."""
-        return _mean(_half(self.harm, half))
+        return mean_of(_half(self.harm, half))
 
 
 def points(evidence: Evidence, measure: Measure) -> list[Point]:
     """The runs of this world whose samples tell the harm to each text."""
-    m, found = evidence.material, []
+    m, listed = evidence.material, []
     for number, run in enumerate(m.runs):
         about = m.about.loc[m.about["number"] == number].iloc[0]
         if about["world"] != m.world:
@@ -103,45 +102,33 @@ def points(evidence: Evidence, measure: Measure) -> list[Point]:
             if forgotten and all(_half(harm, half) for half in (0, 1)):
                 label = "; ".join(part for part in (about["coefficient"], about["other"]) if part)
                 method = method_name(run.identity["method"]["name"])
-                found.append(Point(method, about["setting"], int(about["seed"]), label, _mean(forgotten), harm))
-    return found
+                listed.append(Point(method, about["setting"], int(about["seed"]), label, mean_of(forgotten), harm))
+    return listed
 
 
-def _lost(run: Run, measure: Measure, role: str, query: str) -> ByItem:
+def _lost(run: Run, measure: Measure, role: str, query: str) -> Answers:
     """What a run's texts lose, by the forget-token that was inserted; without one, by text."""
     samples: dict[tuple[str, int], dict[str, Sample]] = {}
     for sample in run.samples():
         if (sample.role, sample.query) == (role, query):
             samples.setdefault((sample.task, sample.id), {})[sample.model] = sample
-    values: dict[str, dict[str, list[float]]] = {}
-    for (task, number), of in samples.items():
-        if len(of) == 2 and (lost := measure.lost(of["unlearned"], of["base"])) is not None:
-            item = of["unlearned"].inserted or str(number)
-            values.setdefault(task, {}).setdefault(item, []).append(lost)
-    return {task: {item: fmean(parts) for item, parts in items.items()} for task, items in values.items()}
+    pairs = ((task, number, of["unlearned"], of["base"]) for (task, number), of in samples.items() if len(of) == 2)
+    return means(
+        (task, unlearned.inserted or str(number), lost)
+        for task, number, unlearned, base in pairs
+        if (lost := measure.lost(unlearned, base)) is not None
+    )
 
 
-def _mean(values: ByItem) -> float:
-    """The mean over corpora, which count alike."""
-    return fmean(fmean(items.values()) for items in values.values())
-
-
-def half_of(item: str) -> int:
+def half_of(item: Hashable) -> int:
     """The half to which a forget-token belongs, in all runs."""
-    return crc32(item.encode()) % 2
+    return crc32(str(item).encode()) % 2
 
 
-def _half(values: ByItem, half: int) -> ByItem:
+def _half(values: Answers, half: int) -> Answers:
     """One half of the tokens."""
     parts = {task: {item: v for item, v in of.items() if half_of(item) == half} for task, of in values.items()}
     return {task: of for task, of in parts.items() if of}
-
-
-def _weighted(sides: Sequence[tuple[float, ByItem]]) -> ByItem:
-    """The weighted sum of values, over the items that all have."""
-    tasks = [task for task in sides[0][1] if all(task in values for _, values in sides)]
-    items = {task: set.intersection(*(set(values[task]) for _, values in sides)) for task in tasks}
-    return {task: {i: sum(w * values[task][i] for w, values in sides) for i in items[task]} for task in tasks}
 
 
 def envelope(rivals: Iterable[Point], half: int) -> list[Point]:
@@ -171,19 +158,20 @@ def at(forgotten: float, on: Sequence[Point], widest: float) -> list[tuple[float
     return [(share, on[above]), *([(1 - share, on[above - 1])] if above else [])]
 
 
-def excess(point: Point, rivals: Sequence[Point], widest: float) -> tuple[ByItem, list[str]] | None:
+def excess(point: Point, rivals: Sequence[Point], widest: float) -> tuple[Answers, list[str]] | None:
     """A run's harm by token less that of the envelope which the other half chose, and the rivals in question.
 
     None where rivals have not forgotten as much, or only far from it.
     """
-    total: ByItem = {}
+    total: Answers = {}
     labels = []
     for half in (0, 1):
         neighbours = at(point.forgotten, envelope(rivals, 1 - half), widest)
         if neighbours is None:
             return None
-        sides = [(1.0, point.harm), *((-weight, rival.harm) for weight, rival in neighbours)]
-        for task, values in _half(_weighted(sides), half).items():
+        weights = [1.0, *(-weight for weight, _ in neighbours)]
+        sides = [point.harm, *(rival.harm for _, rival in neighbours)]
+        for task, values in _half(weighted(weights, sides), half).items():
             total.setdefault(task, {}).update(values)
         labels += [rival.label for _, rival in neighbours]
     return total, labels
@@ -195,7 +183,7 @@ class Excess:
 
     first: Point
     forgotten: float
-    by_seed: dict[int, ByItem]
+    by_seed: dict[int, Answers]
     labels: list[str]
     rivals: int  # of a seed, on average
     without: int
@@ -208,20 +196,20 @@ class Excess:
         return f"{of}, nu = {self.first.nu:g}{per}"
 
 
-def excesses(found: Sequence[Point], widest: float) -> list[Excess]:
+def excesses(runs: Sequence[Point], widest: float) -> list[Excess]:
     """Of each setting with noise that has rivals, RNA first."""
     groups: dict[Setting, dict[int, Point]] = {}
-    for point in found:
+    for point in runs:
         if point.nu > 0:
             groups.setdefault(point.setting, {}).setdefault(point.seed, point)
-    made = [_of_setting(list(by_seed.values()), found, widest) for by_seed in groups.values()]
-    return sorted((e for e in made if e.rivals), key=lambda e: (e.first.method, e.first.place or "", e.first.nu))
+    of_settings = [_of_setting(list(by_seed.values()), runs, widest) for by_seed in groups.values()]
+    return sorted((e for e in of_settings if e.rivals), key=lambda e: (e.first.method, e.first.place or "", e.first.nu))
 
 
-def _of_setting(runs: Sequence[Point], found: Sequence[Point], widest: float) -> Excess:
+def _of_setting(runs: Sequence[Point], all_runs: Sequence[Point], widest: float) -> Excess:
     by_seed, labels, counts = {}, [], []
     for run in runs:
-        rivals = [p for p in found if (p.nu, p.method, p.seed, p.alike) == (0, run.method, run.seed, run.alike)]
+        rivals = [p for p in all_runs if (p.nu, p.method, p.seed, p.alike) == (0, run.method, run.seed, run.alike)]
         counts.append(len(rivals))
         of_run = excess(run, rivals, widest) if rivals else None
         if of_run is not None:
@@ -233,11 +221,11 @@ def _of_setting(runs: Sequence[Point], found: Sequence[Point], widest: float) ->
 
 def tables(evidence: Evidence) -> list[Table]:
     """The excess of RNA at each nu and of each placebo, and RNA less each placebo; none without texts or RNA."""
-    found = [(measure, excesses(points(evidence, measure), measure.widest)) for measure in (NATS, AGREEMENT)]
-    return [_table(measure, made) for measure, made in found if made]
+    by_measure = [(measure, excesses(points(evidence, measure), measure.widest)) for measure in (NATS, AGREEMENT)]
+    return [_table(measure, settings) for measure, settings in by_measure if settings]
 
 
-def _table(measure: Measure, made: Sequence[Excess]) -> Table:
+def _table(measure: Measure, settings: Sequence[Excess]) -> Table:
     note = (
         "Harm: what a retained text with a forget-token loses beyond the base model. Excess: harm less the lowest at "
         "which runs without RNA have forgotten as much, of the same method and seed, of any c or beta, alpha, learning "
@@ -247,7 +235,7 @@ def _table(measure: Measure, made: Sequence[Excess]) -> Table:
         "beside RNA of its nu; noise on the forget target, which alpha does not weigh, also of its nu divided by alpha."
     )
     title = f"RNA against its rivals, in {measure.unit}"
-    return Table(f"rivals_{measure.name}", title, note, pd.DataFrame([_row(e, made, measure) for e in made]))
+    return Table(f"rivals_{measure.name}", title, note, pd.DataFrame([_row(e, settings, measure) for e in settings]))
 
 
 def _row(e: Excess, all_of: Sequence[Excess], measure: Measure) -> dict[str, Any]:
@@ -277,11 +265,11 @@ def _is_placebo_of(e: Excess, rna: Excess) -> bool:
 
 def _less(rna: Excess, placebo: Excess, digits: int) -> str:
     shared = sorted(rna.by_seed.keys() & placebo.by_seed.keys())
-    difference = {s: _weighted([(1, rna.by_seed[s]), (-1, placebo.by_seed[s])]) for s in shared}
+    difference = {s: weighted([1, -1], [rna.by_seed[s], placebo.by_seed[s]]) for s in shared}
     return _cell(difference, "no seed has both", digits)
 
 
-def _cell(by_seed: dict[int, ByItem], why_not: str, digits: int) -> str:
+def _cell(by_seed: dict[int, Answers], why_not: str, digits: int) -> str:
     """Verdict, mean and interval over seeds and tokens."""
     parts = crossed(list(by_seed.values()))
     if not parts:

@@ -381,7 +381,7 @@ def by_method(evidence: Evidence) -> dict[str, pd.DataFrame]:
     for subject in evidence.subjects:
         of = rows[rows["method"] == subject.method] if len(rows) else rows
         if len(of):
-            of = of[~of["setting"].isin(set(subject.by_nu.values()) - set(subject.compared.values()))]
+            of = of[~of["setting"].isin(subject.too_few)]
             doublings = {setting: math.log2(value) for value, setting in subject.by_coefficient.items() if value > 0}
             settings = of["setting"]
             methods[subject.method] = of.assign(judged=settings == subject.plain, doublings=settings.map(doublings))

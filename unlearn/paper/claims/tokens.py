@@ -70,22 +70,21 @@ def tables(evidence: Evidence, judged: Judge) -> list[Table]:
     costs = by_word.table_of(m, {subject.method: subject.plain for subject in evidence.subjects})
     if costs is None:
         return []
-    found = {subject.method: (by_word.by_word(m, subject.plain), subject.plain) for subject in evidence.subjects}
     methods = {
-        method: Words(words["perturbed"], by_word.properties(m, plain))
-        for method, (words, plain) in found.items()
-        if "perturbed" in words
+        s.method: Words(words["perturbed"], by_word.properties(m, s.plain))
+        for s in evidence.subjects
+        if "perturbed" in (words := by_word.by_word(m, s.plain))
     }
     note = (
         "Spearman's rank correlation over the forget-tokens. A token's cost is its mean over seeds and texts, beyond "
         "that in the base model. Similarity: of its states at layer l to the mean state of the forget texts, both less "
         "the mean over all corpora."
     )
-    listed = [replace(costs, title="What each word costs without RNA")]
-    if methods:
-        rows = pd.DataFrame(judged(CLAIMS, methods))
-        listed.append(Table("word_properties", "Which forget-tokens cost much", note, rows))
-    return listed
+    costs = replace(costs, title="What each word costs without RNA")
+    if not methods:
+        return [costs]
+    rows = pd.DataFrame(judged(CLAIMS, methods))
+    return [costs, Table("word_properties", "Which forget-tokens cost much", note, rows)]
 
 
 def measure_terms(subjects: Sequence[Subject], *, allow_code: bool = False) -> None:
@@ -93,24 +92,25 @@ def measure_terms(subjects: Sequence[Subject], *, allow_code: bool = False) -> N
 
     Runs that have layer, texts and words in common are measured once.
     """
-    known: dict[str, dict[str, TermProperties]] = {}
+    measured: dict[str, dict[str, TermProperties]] = {}
     for subject in subjects:
         run = next(iter(subject.evidence.material.runs_of(subject.plain).values()))
         try:
             if read_terms(run.folder):
                 continue
             key = json_sha256([*(run.identity.get(part) for part in ("model", "data", "eval")), run.record["inputs"]])
-            if key not in known:
+            if key not in measured:
                 say(f"Properties of inserted words: {run.folder}")
-                known[key] = _measured(run, allow_code=allow_code)
+                measured[key] = _measure(run, allow_code=allow_code)
             folder = RunFolder(run.folder)
+            content = {term: vars(properties) for term, properties in measured[key].items()}
             with folder.locked():
-                folder.lock.write_json(folder.file(TERMS), {term: vars(own) for term, own in known[key].items()})
+                folder.lock.write_json(folder.file(TERMS), content)
         except (UserError, RuntimeError) as error:  # of CUDA, too: the others are no worse for it
             say(f"Not measured: {describe(error)}")
 
 
-def _measured(run: Run, *, allow_code: bool) -> dict[str, TermProperties]:
+def _measure(run: Run, *, allow_code: bool) -> dict[str, TermProperties]:
     """The properties of the words in a run's own evaluation. Raises UserError if its texts or model are others now."""
     from unlearn.evaluation.term_properties import term_properties
     from unlearn.models.cutting import CutModel
