@@ -24,7 +24,7 @@ from unlearn.errors import UserError
 from unlearn.records.scores import Score, why_not_finite
 from unlearn.sweeps.search import table
 from unlearn.sweeps.search.best import best_as_yaml
-from unlearn.sweeps.search.figures import FIGURES, measured, over_seeds, says_not_finite, violation
+from unlearn.sweeps.search.figures import FIGURES, mean_or_worst, measured, says_not_finite, violation
 from unlearn.sweeps.search.library import optuna as library
 from unlearn.sweeps.search.settings import SearchSettings
 from unlearn.sweeps.search.space import Space
@@ -173,8 +173,8 @@ def test_bounds_hold_in_the_good_direction_and_the_worst_seed_is_the_worst():
     assert violation("retain_text", 0.25, 0.5) == -0.25
     assert violation("retain_accuracy", -8, -5) == 3
     values = {"retain_text": [0.25, 0.75], "forget_text": [2.0, 4.0]}
-    assert over_seeds(values, "mean") == {"retain_text": 0.5, "forget_text": 3.0}
-    assert over_seeds(values, "worst") == {"retain_text": 0.75, "forget_text": 2.0}
+    assert mean_or_worst(values, "mean") == {"retain_text": 0.5, "forget_text": 3.0}
+    assert mean_or_worst(values, "worst") == {"retain_text": 0.75, "forget_text": 2.0}
 
 
 def test_what_training_and_evaluation_say_of_numbers_that_are_not_finite_is_recognised():

@@ -150,8 +150,8 @@ def _read(folder: str, settings: SearchSettings) -> Outcome:
     except UserError as error:
         return Outcome(folder, error=str(error))
     figures = {name: FIGURES[name].of(scores) for name in settings.judged}
-    known = {name: value for name, value in figures.items() if value is not None}
-    if lacking := figures.keys() - known.keys():
+    measured = {name: value for name, value in figures.items() if value is not None}
+    if lacking := figures.keys() - measured.keys():
         why = why_not_finite(scores) or "its questions or texts have no such measure."
         return Outcome(folder, error=f"{', '.join(sorted(lacking))}: {why}")
-    return Outcome(folder, known)
+    return Outcome(folder, measured)

@@ -64,9 +64,8 @@ def _figures(record: Record) -> str:
 def show_result(scores: Sequence[Score], folder: Path, curves: str | None) -> None:
     """Print both models' scores and their difference by task and query, the run's folder, and the curves' address.
 
-    Accuracies are in percent, scores of held-out texts in nats per token, and in percent of next tokens at which the
-    model's first choice is the base model's. Other measures have a table each. Where
-    answers were not finite, their number stands in the place of the score.
+    Accuracies and agreement are in percent, the likelihood of held-out texts is in nats per token. Other measures have
+    a table each. Where answers were not finite, their number stands in the place of the score.
     """
     asked = [score for score in in_order(scores) if score.part_of is None and score.against is None]
     shown = {"acc": ("Accuracy in %", 100, 1), "nats": ("Texts, nats per token", 1, 3)}

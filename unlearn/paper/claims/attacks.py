@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from unlearn.analysis.report.attacks import DISJOINT, STRONGEST, attack_rows, comparable, strongest
-from unlearn.paper.claims.claims import Claim
+from unlearn.paper.claims.claims import NOT_IN_PAPER, Claim
 from unlearn.paper.claims.contrasts import Contrast, over_seeds_alone
 from unlearn.paper.claims.evidence import FEWEST, Evidence
 from unlearn.paper.claims.margins import SAME_POINTS, SAME_RECOVERED
@@ -43,7 +43,7 @@ def claims(methods: dict[str, pd.DataFrame]) -> list[Claim]:
             listed.append(
                 Claim(
                     f"RNA does not make forgetting easier to undo: {name}.",
-                    "not asked in the paper",
+                    NOT_IN_PAPER,
                     f"what it brings back: with RNA less without, to be below {same:g}",
                     partial(_more, attack=name, unit=unit),
                     below=same,

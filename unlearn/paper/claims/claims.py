@@ -18,6 +18,7 @@ from unlearn.paper.claims.margins import SAME_POINTS
 from unlearn.paper.theory.verdicts import CONTRARY, NOT_MEASURED, NOT_SEEN, SEEN
 from unlearn.records.names import NGRAM_SIZES
 
+NOT_IN_PAPER = "not asked in the paper"  # the place of a claim of this project
 DIGITS = 9  # beyond that, a difference is the arithmetic's
 
 

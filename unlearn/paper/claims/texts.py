@@ -14,7 +14,7 @@ from unlearn.analysis.collect import Run
 from unlearn.analysis.compare import by_place
 from unlearn.analysis.report.material import Material
 from unlearn.analysis.settings import SETTING
-from unlearn.paper.claims.claims import BY_LENGTH, BY_SIMILARITY, Claim, slope
+from unlearn.paper.claims.claims import BY_LENGTH, BY_SIMILARITY, NOT_IN_PAPER, Claim, slope
 from unlearn.paper.claims.contrasts import (
     Answers,
     Contrast,
@@ -186,7 +186,7 @@ def _difference(match: Match, measure: str) -> Answers:
 
 def _by_word(values: Answers, row: pd.Series, measure: str) -> Answers:
     """Values by inserted word, where the measure is of what a word does and the words are known."""
-    words = row.get(f"word: {WORD_OF.get(measure)}")
+    words = row.get(_words_of(measure))
     return by_word(values, words) if isinstance(words, dict) else values
 
 
@@ -196,8 +196,13 @@ def _of_seeds(rows: pd.DataFrame, measure: str, combine: Callable[[pd.Series], A
 
 
 def _items(rows: pd.DataFrame, measure: str) -> str:
-    name = f"word: {WORD_OF.get(measure)}"
+    name = _words_of(measure)
     return "inserted words" if name in rows and rows[name].notna().all() else "texts"
+
+
+def _words_of(measure: str) -> str:
+    """The measure that has the words which this one is about."""
+    return f"word: {WORD_OF.get(measure)}"
 
 
 def _without_rna(a: str, b: str | None = None, why_not: str = "no run without RNA has such texts") -> Effect:
@@ -290,7 +295,7 @@ CLAIMS = (
     ),
     Claim(
         "RNA makes RM models stumble less at equal forgetting.",
-        "not asked in the paper",
+        NOT_IN_PAPER,
         "retained texts: cost of a forget-token, with RNA less without",
         _equal_forgetting("cost"),
         below=0,
@@ -298,7 +303,7 @@ CLAIMS = (
     ),
     Claim(
         "RNA costs no retained text at equal forgetting.",
-        "not asked in the paper",
+        NOT_IN_PAPER,
         f"retained texts: with RNA less without, below {SAME_NATS:g}",
         _equal_forgetting("retained"),
         below=SAME_NATS,
@@ -306,7 +311,7 @@ CLAIMS = (
     ),
     Claim(
         "Retained texts of the near domain stay as they were, too.",
-        "not asked in the paper",
+        NOT_IN_PAPER,
         f"near texts: without RNA less base, below {SAME_NATS:g}",
         _without_rna("near"),
         below=SAME_NATS,
@@ -314,7 +319,7 @@ CLAIMS = (
     ),
     Claim(
         "A forget-token makes RM models stumble in texts of the near domain, too.",
-        "not asked in the paper",
+        NOT_IN_PAPER,
         "near texts: cost of a forget-token without RNA, beyond the base model's",
         _without_rna("near_cost", "near_base_cost"),
         above=0,
@@ -322,7 +327,7 @@ CLAIMS = (
     ),
     Claim(
         "RNA costs no text of the near domain at equal forgetting.",
-        "not asked in the paper",
+        NOT_IN_PAPER,
         f"near texts: with RNA less without, below {SAME_NATS:g}",
         _equal_forgetting("near"),
         below=SAME_NATS,

@@ -14,7 +14,7 @@ from unlearn.analysis.report import by_word
 from unlearn.analysis.report.by_word import KINDS, PROPERTIES, ByWord
 from unlearn.analysis.report.figure import Table
 from unlearn.errors import UserError, describe
-from unlearn.paper.claims.claims import Claim
+from unlearn.paper.claims.claims import NOT_IN_PAPER, Claim
 from unlearn.paper.claims.contrasts import Contrast, judged_by
 from unlearn.paper.claims.evidence import Evidence, Subject
 from unlearn.records.terms import TERMS, TermProperties, read_terms
@@ -24,33 +24,32 @@ from unlearn.screen import say
 from unlearn.statistics.intervals import rank_correlation
 from unlearn.storage.hashing import json_sha256
 
-PLACE = "not asked in the paper"
 Judge = Callable[[Sequence[Claim], Mapping[str, Any]], list[dict[str, str]]]  # rows of verdicts
 
 
 @dataclass(frozen=True)
-class Words:
+class ForgetTokens:
     """The forget-tokens of a method's model without RNA: their costs and properties."""
 
     costs: ByWord
     terms: Mapping[str, TermProperties]
 
 
-def _correlation(words: Words, name: str) -> Contrast:
+def _correlation(tokens: ForgetTokens, name: str) -> Contrast:
     """The rank correlation of a property and the cost, over forget-tokens."""
-    if not words.terms:
+    if not tokens.terms:
         return Contrast(why_not="the properties were not measured (`unlearn claims --terms`)")
-    pairs = by_word.pairs(words.costs, words.terms, name)
+    pairs = by_word.pairs(tokens.costs, tokens.terms, name)
     if pairs is None:
         return Contrast(why_not=f"fewer than {by_word.FEWEST} forget-tokens, or all alike")
-    seeds = len(next(iter(words.costs.values())))
+    seeds = len(next(iter(tokens.costs.values())))
     return judged_by(partial(rank_correlation, *pairs), seeds, f"{len(pairs[0])} forget-tokens")
 
 
 CLAIMS = tuple(
     Claim(
         says,
-        PLACE,
+        NOT_IN_PAPER,
         f"rank correlation of a forget-token's cost in retained texts, without RNA, and its {PROPERTIES[name]}",
         partial(_correlation, name=name),
         above=0,
@@ -71,7 +70,7 @@ def tables(evidence: Evidence, judged: Judge) -> list[Table]:
     if costs is None:
         return []
     methods = {
-        s.method: Words(words["perturbed"], by_word.properties(m, s.plain))
+        s.method: ForgetTokens(words["perturbed"], by_word.properties(m, s.plain))
         for s in evidence.subjects
         if "perturbed" in (words := by_word.by_word(m, s.plain))
     }

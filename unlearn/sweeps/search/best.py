@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from unlearn.errors import UserError
 from unlearn.screen import plain
 from unlearn.sweeps.search.figures import FIGURES, check_names
-from unlearn.sweeps.search.study import ABOUT, read_study
-from unlearn.sweeps.search.study import FIGURES as OF_TRIAL
+from unlearn.sweeps.search.study import ABOUT, OF_TRIAL, read_study
 from unlearn.sweeps.search.table import command
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def best_as_yaml(folder: Path, where: Sequence[str] = ()) -> str:
         f"{name} {value:.3f} {FIGURES[name].unit}" for name, value in trial.user_attrs[OF_TRIAL].items()
     )
     trials, settings = study.get_trials(deepcopy=False), about["settings"]
-    told = [
+    lines = [
         f"Trial {trial.number} of a search with {len(trials)} trials, {trial.datetime_complete:%Y-%m-%d}:",
         f"{figures}, each less the base model's.",
         f"Seeds {settings['seeds']} ({settings['of']}), eval={about['eval']}, sampler {settings['sampler']}. Found by:",
@@ -46,7 +45,7 @@ def best_as_yaml(folder: Path, where: Sequence[str] = ()) -> str:
         f"  {command(trial, about)}",
         *([f"Has no place in this file: {' '.join(others)}"] if others else []),
     ]
-    head = "".join(f"# {line}\n" for line in map(plain, told))
+    head = "".join(f"# {line}\n" for line in map(plain, lines))
     values = ", ".join(f"{key}: {value}" for key, value in settled.items())
     return f"{head}defaults: [{about['model']}, _self_]\nmethods:\n  {method}: {{{values}}}\n"
 

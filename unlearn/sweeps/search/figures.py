@@ -19,7 +19,7 @@ Direction = Literal["max", "min"]
 
 
 @dataclass(frozen=True)
-class Named:
+class Figure:
     """A figure: the measure of a role in a kind of query, less that in `without`; whether large or small is good."""
 
     measure: Literal["nats", "acc"]
@@ -52,12 +52,12 @@ class Named:
 
 RETAIN_TEXT, FORGET_TEXT = text_role("retain"), text_role("forget")
 FIGURES = {
-    "forget_text": Named("nats", "max", FORGET_TEXT),
-    "retain_text": Named("nats", "min", RETAIN_TEXT),
-    "forget_token_cost": Named("nats", "min", RETAIN_TEXT, "perturbed", without="default"),
-    "forget_accuracy": Named("acc", "min", "forget"),
-    "retain_accuracy": Named("acc", "max", "retain"),
-    "perturbed_accuracy": Named("acc", "max", "retain", "perturbed"),
+    "forget_text": Figure("nats", "max", FORGET_TEXT),
+    "retain_text": Figure("nats", "min", RETAIN_TEXT),
+    "forget_token_cost": Figure("nats", "min", RETAIN_TEXT, "perturbed", without="default"),
+    "forget_accuracy": Figure("acc", "min", "forget"),
+    "retain_accuracy": Figure("acc", "max", "retain"),
+    "perturbed_accuracy": Figure("acc", "max", "retain", "perturbed"),
 }
 _NOT_FINITE = re.compile(r"became -?(nan|inf)|NaN or infinite")  # what training and evaluation say
 
@@ -78,27 +78,27 @@ def measured(config: Config) -> list[str]:
 
 def check_names(key: str, names: Collection[str], config: Config | None = None) -> None:
     """Raise UserError for names that are not known or, with a configuration, that its evaluation does not measure."""
+    allowed = FIGURES if config is None else measured(config)
     for name in names:
         if name not in FIGURES:
             raise UserError(f"{key}: {name} is unknown.{nearest(name, FIGURES)} Allowed: {', '.join(FIGURES)}.")
-        if config is not None and name not in (known := measured(config)):
-            raise UserError(
-                f"{key}: eval={config.eval.name} does not measure {name}. It measures: {', '.join(known) or 'nothing'}."
-            )
+        if config is not None and name not in allowed:
+            measures = ", ".join(allowed) or "nothing"
+            raise UserError(f"{key}: eval={config.eval.name} does not measure {name}. It measures: {measures}.")
 
 
 def defaults(config: Config) -> tuple[dict[str, Direction], dict[str, float]]:
     """Objectives and bounds where none are set: of held-out texts, where they are measured, else of questions."""
-    known = measured(config)
+    names = measured(config)
     objectives: dict[str, Direction]
-    if "forget_text" in known:
+    if "forget_text" in names:
         objectives, bounds = {"forget_text": "max", "forget_token_cost": "min"}, {"retain_text": 0.05}
     else:
         objectives, bounds = {"forget_accuracy": "min", "perturbed_accuracy": "max"}, {"retain_accuracy": -5.0}
-    objectives = {name: direction for name, direction in objectives.items() if name in known}
+    objectives = {name: direction for name, direction in objectives.items() if name in names}
     if not objectives:
         raise UserError(f"eval={config.eval.name} measures nothing that a search could judge by: {', '.join(FIGURES)}.")
-    return objectives, {name: bound for name, bound in bounds.items() if name in known}
+    return objectives, {name: bound for name, bound in bounds.items() if name in names}
 
 
 def violation(name: str, value: float, bound: float) -> float:
@@ -106,8 +106,8 @@ def violation(name: str, value: float, bound: float) -> float:
     return value - bound if FIGURES[name].good == "min" else bound - value
 
 
-def over_seeds(values: Mapping[str, list[float]], of: Literal["mean", "worst"]) -> dict[str, float]:
-    """One value for each figure."""
+def mean_or_worst(values: Mapping[str, list[float]], of: Literal["mean", "worst"]) -> dict[str, float]:
+    """Of the seeds' values: one for each figure."""
     worst = {name: min(v) if FIGURES[name].good == "max" else max(v) for name, v in values.items()}
     return worst if of == "worst" else {name: sum(v) / len(v) for name, v in values.items()}
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from unlearn.errors import UserError
 from unlearn.screen import say
 from unlearn.storage.hashing import json_sha256
-from unlearn.sweeps.search.figures import over_seeds, says_not_finite, violation
+from unlearn.sweeps.search.figures import mean_or_worst, says_not_finite, violation
 from unlearn.sweeps.search.library import optuna
 from unlearn.sweeps.search.settings import SearchSettings
 from unlearn.sweeps.search.space import Space
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
 
 JOURNAL, NAME = "search.log", "search"
-FIGURES, ERROR, FOLDERS = "figures", "error", "folders"  # what is kept of a trial
+OF_TRIAL, ERROR, FOLDERS = "figures", "error", "folders"  # what is kept of a trial
 ABOUT = "about"  # what is kept of the search
 
 
@@ -103,9 +103,9 @@ class Search:
         Each value is drawn by a sampler with a seed of its own: some may be known already.
         """
         self.study.sampler = sampler = self._sampler(number)
-        known = self.study.get_trials(deepcopy=False)
-        asked = number < len(known)
-        trial = optuna().trial.Trial(self.study, known[number]._trial_id) if asked else self.study.ask()
+        trials = self.study.get_trials(deepcopy=False)
+        asked = number < len(trials)
+        trial = optuna().trial.Trial(self.study, trials[number]._trial_id) if asked else self.study.ask()
         assert trial.number == number
         if isinstance(sampler, optuna().samplers.NSGAIISampler):  # what it keeps has another order than what it chose
             frozen = self.study.get_trials(deepcopy=False)[number]
@@ -146,8 +146,8 @@ class Search:
             self.study.tell(trial, state=state.PRUNED if says_not_finite(error) else state.FAIL)
             return
         runs = [outcome.figures or {} for outcome in outcomes]
-        figures = over_seeds({name: [run[name] for run in runs] for name in runs[0]}, self.settings.of)
-        trial.set_user_attr(FIGURES, figures)
+        figures = mean_or_worst({name: [run[name] for run in runs] for name in runs[0]}, self.settings.of)
+        trial.set_user_attr(OF_TRIAL, figures)
         for name, bound in (self.settings.bounds or {}).items():
             if name not in trial.constraints:  # of a process that was killed just here
                 trial.set_constraint(name, violation(name, figures[name], bound))

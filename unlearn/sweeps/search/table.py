@@ -13,8 +13,7 @@ from rich.table import Column, Table
 
 from unlearn.screen import WIDE, PlainConsole
 from unlearn.sweeps.search.figures import FIGURES, violation
-from unlearn.sweeps.search.study import ABOUT, ERROR, FOLDERS, front
-from unlearn.sweeps.search.study import FIGURES as OF_TRIAL
+from unlearn.sweeps.search.study import ABOUT, ERROR, FOLDERS, OF_TRIAL, front
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -54,8 +53,8 @@ def _counts(study: Study) -> str:
     words = {"COMPLETE": "complete", "FAIL": "failed", "PRUNED": "not finite", "RUNNING": "not ended"}
     counts = [f"{states.count(state)} {word}" for state, word in words.items() if state in states]
     errors = {t.user_attrs[ERROR]: t.number for t in study.get_trials(deepcopy=False) if ERROR in t.user_attrs}
-    told = "".join(f"\n  #{number}: {error}" for error, number in list(errors.items())[-3:])
-    return f"Trials: {', '.join(counts)}{told}"
+    shown = "".join(f"\n  #{number}: {error}" for error, number in list(errors.items())[-3:])
+    return f"Trials: {', '.join(counts)}{shown}"
 
 
 def _table(trials: list[FrozenTrial], settings: Mapping[str, Any]) -> Table:
