@@ -22,7 +22,6 @@ from unlearn.analysis.report.figure import Figure, Table
 from unlearn.analysis.report.material import Material
 from unlearn.analysis.settings import Setting
 from unlearn.records.names import text_role
-from unlearn.records.samples import Sample
 from unlearn.records.terms import TermProperties, read_terms
 from unlearn.statistics.intervals import Interval, crossed, over_items, rank_correlation, two_way
 
@@ -39,20 +38,16 @@ FEWEST = 5  # words, of which a correlation has an interval
 
 def costs(run: Run) -> dict[str, Costs]:
     """kind of query -> what each inserted word costs in each retained text, as far as both models have read it."""
-    samples = [s for s in run.samples() if s.role == text_role("retain") and s.value is not None]
-    values = {(s.model, s.query, s.task, s.id): s.value for s in samples}
-
-    def cost(sample: Sample, model: str) -> float:
-        perturbed, default = (values.get((model, q, sample.task, sample.id)) for q in (sample.query, "default"))
-        return math.nan if perturbed is None or default is None else perturbed - default
-
+    samples = [s for s in run.samples() if s.role == text_role("retain")]
+    values = {(s.model, s.query, s.task, s.id): s.value for s in samples if s.value is not None}
     by_query: dict[str, Costs] = {}
-    for sample in samples:
-        if sample.model == "unlearned" and sample.inserted is not None:
-            beyond = cost(sample, "unlearned") - cost(sample, "base")
-            if not math.isnan(beyond):
-                of_word = by_query.setdefault(sample.query, {}).setdefault(sample.inserted, {})
-                of_word[sample.task, sample.id] = beyond
+    for s in samples:
+        if s.model == "unlearned" and s.inserted is not None:
+            places = [(model, query, s.task, s.id) for model in ("unlearned", "base") for query in (s.query, "default")]
+            if all(place in values for place in places):
+                perturbed, default, base_perturbed, base_default = (values[place] for place in places)
+                cost = (perturbed - default) - (base_perturbed - base_default)
+                by_query.setdefault(s.query, {}).setdefault(s.inserted, {})[s.task, s.id] = cost
     return by_query
 
 

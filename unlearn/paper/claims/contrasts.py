@@ -101,19 +101,15 @@ def by_ngram(samples: Iterable[tuple[str, Sample]], value: Callable[[Sample], fl
     return means((sample.query, sample.inserted, x) for sample in with_ngram if (x := value(sample)) is not None)
 
 
-def over_ngrams(by_seed: Sequence[Mapping[str, Answers]], weights: Mapping[str, float], factor: float = 1) -> Contrast:
-    """The weighted sum over kinds of n-gram, over seeds and over n-grams, which are the items (`two_way`).
+def over_ngrams(by_seed: Sequence[Answers], weights: Mapping[str, float], factor: float = 1) -> Contrast:
+    """The weighted sum over kinds of query, over seeds and over n-grams, which are the items (`two_way`).
 
     Args:
-        by_seed: for each seed, kind of query -> `by_ngram`.
-        weights: of each kind of query.
+        by_seed: for each seed, `by_ngram` of each kind of query in `weights`.
     """
-
-    def scaled(query: str, seed: Mapping[str, Answers]) -> dict[Hashable, float]:
-        scale = weights[query] * len(weights)  # the effect is the mean over parts
-        return {ngram: scale * value for ngram, value in seed[query][query].items()}
-
-    return contrast([{query: scaled(query, seed) for query in weights} for seed in by_seed], "n-grams", factor)
+    scales = {query: weight * len(weights) for query, weight in weights.items()}  # an effect is the mean over parts
+    scaled = [{q: {ngram: scale * x for ngram, x in of[q].items()} for q, scale in scales.items()} for of in by_seed]
+    return contrast(scaled, "n-grams", factor)
 
 
 def spread_by_item(samples: Iterable[tuple[str, Sample]]) -> Answers:

@@ -225,10 +225,12 @@ class Evidence:
         """
         by_seed = []
         for run in self.material.runs_of(setting).values():
-            sides = {query: [Term(1, setting, "retain", query, model) for model in BOTH] for query in weights}
-            less = {q: weighted([1, -1], [self._values(run, t, MEASURING) for t in s]) for q, s in sides.items()}
-            if all(less.values()):
-                by_seed.append(less)
+            less_base: Answers = {}
+            for query in weights:
+                sides = [self._values(run, Term(1, setting, "retain", query, model), MEASURING) for model in BOTH]
+                less_base |= weighted([1, -1], sides)
+            if less_base.keys() == weights.keys():
+                by_seed.append(less_base)
         if len(by_seed) < FEWEST:
             return Contrast(why_not=LACKING)
         return over_ngrams(by_seed, weights, 100)

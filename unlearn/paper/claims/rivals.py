@@ -96,9 +96,8 @@ def points(evidence: Evidence, measure: Measure) -> list[Point]:
         if about["world"] != m.world:
             continue
         with m.reading(run):
-            forgotten, harm = (
-                _lost(run, measure, *place) for place in ((FORGOTTEN, "default"), (RETAINED, "perturbed"))
-            )
+            forgotten = _lost(run, measure, FORGOTTEN, "default")
+            harm = _lost(run, measure, RETAINED, "perturbed")
             if forgotten and all(_half(harm, half) for half in (0, 1)):
                 label = "; ".join(part for part in (about["coefficient"], about["other"]) if part)
                 method = method_name(run.identity["method"]["name"])

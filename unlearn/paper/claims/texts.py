@@ -225,7 +225,7 @@ def _over_ngrams(weights: dict[str, float]) -> Effect:
         plain = _plain(rows, list(weights))
         if plain.empty:
             return Contrast(why_not="no run without RNA has texts with n-grams")
-        return over_ngrams([row[list(weights)].to_dict() for _, row in plain.iterrows()], weights)
+        return over_ngrams([{query: row[query][query] for query in weights} for _, row in plain.iterrows()], weights)
 
     return effect
 
