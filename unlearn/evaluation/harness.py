@@ -251,17 +251,20 @@ def _measured(
     ]
 
 
-def against_default(answers: Answers, suite: Suite, label: str) -> list[Score]:
+def against_default(answers: Answers, suite: Suite, label: str, measure: str | None = None) -> list[Score]:
     """Paired difference, interval and test of every other query against the default one, for tasks and groups.
 
-    The default one need not be asked in this suite, but its samples have to be among the answers.
+    The default one need not be asked in this suite, but its samples have to be among the answers. `measure`: AGREEMENT;
+    None: what `Sample.value` is.
     """
     differences = []
     for query in suite.queries:
         for place in suite.places(query) if query != "default" else ():
-            default = answers.values(place.role, place.leaves, "default")
-            other = answers.values(place.role, place.leaves, query)
-            about = _score(label, place, query, _measure_of(suite, place, query), math.nan, against="default")
+            of = measure or _measure_of(suite, place, query)
+            about = _score(label, place, query, of, math.nan, against="default")
+            default, other = (
+                answers.values(place.role, place.leaves, q, measure or "value") for q in ("default", query)
+            )
             differences += _difference(default, other, about, answers.facts(place.role, place.leaves, query))
     return differences
 
@@ -302,13 +305,12 @@ def with_agreement(base: Answers, unlearned: Answers, suite: Suite) -> Answers:
     samples = [_agreeing(asked.get((s.role, s.task, s.query, s.id)), s) for s in unlearned.samples]
     own = Answers(unlearned.scores, samples)
     scores = []
-    for query, tasks in suite.passages.items():
+    for query in suite.queries:
         for place in suite.places(query):
-            values = own.values(place.role, place.leaves, query, AGREEMENT) if place.task in tasks else []
-            if values:
+            if values := own.values(place.role, place.leaves, query, AGREEMENT):
                 mean, error = texts.mean_and_error(values)
                 scores.append(_score("unlearned", place, query, AGREEMENT, mean, stderr=error, n=len(values)))
-    return replace(own, scores=[*own.scores, *scores, *agreement_against_default(own, suite)])
+    return replace(own, scores=[*own.scores, *scores, *against_default(own, suite, "unlearned", AGREEMENT)])
 
 
 def _agreeing(base: Sample | None, sample: Sample) -> Sample:
@@ -317,18 +319,6 @@ def _agreeing(base: Sample | None, sample: Sample) -> Sample:
         return sample
     same = [a == b for a, b in zip(base.choices, sample.choices, strict=True)]
     return replace(sample, agreement=sum(same) / len(same))
-
-
-def agreement_against_default(unlearned: Answers, suite: Suite) -> list[Score]:
-    """Paired difference, interval and test of the agreement in every other query against that in the default one."""
-    scores = []
-    for query, tasks in suite.passages.items():
-        for place in suite.places(query) if query != "default" else ():
-            if place.task in tasks:
-                default, other = (unlearned.values(place.role, place.leaves, q, AGREEMENT) for q in ("default", query))
-                about = _score("unlearned", place, query, AGREEMENT, math.nan, against="default")
-                scores += _difference(default, other, about, ())
-    return scores
 
 
 def _measure_of(suite: Suite, place: Place, query: str) -> str:

@@ -18,13 +18,13 @@ from unlearn.config.schema import Config
 from unlearn.config.settle import settle
 from unlearn.errors import UserError
 from unlearn.evaluation.evaluator import Unlearned
-from unlearn.evaluation.harness import against_default, agreement_against_default
+from unlearn.evaluation.harness import against_default
 from unlearn.evaluation.questions import CACHE, load_questions
 from unlearn.models.delta import dtype_of
 from unlearn.records.answers import Answers
 from unlearn.records.run import RECORD
 from unlearn.records.samples import SAMPLES, Sample, read_samples
-from unlearn.records.scores import check_finite
+from unlearn.records.scores import AGREEMENT, check_finite
 from unlearn.runs.evaluations import EVALUATIONS, Evaluation, evaluations_of, keep_evaluation
 from unlearn.runs.folder import RunFolder, check_results, write_results
 from unlearn.runs.inputs import Inputs, load_evaluation_inputs, make_evaluator
@@ -157,9 +157,8 @@ def _with_differences(folder: RunFolder, config: Config, inputs: Inputs, answers
     scores = list(answers.scores)
     for label in ("base", "unlearned"):
         both = [sample for sample in (*default, *answers.samples) if sample.model == label]
-        scores += against_default(Answers([], both), inputs.asked.suite, label)
-        if label == "unlearned":
-            scores += agreement_against_default(Answers([], both), inputs.asked.suite)
+        for measure in (None, AGREEMENT):
+            scores += against_default(Answers([], both), inputs.asked.suite, label, measure)
     return replace(answers, scores=scores)
 
 
