@@ -26,7 +26,6 @@ from unlearn.tracking.wandb_tables import question_rows, role_figures, text_rows
 
 WORDS = [f"w{n}" for n in range(20)]
 TOY = str(ROOT / "unlearn/toy/model")
-TOKENS = (ROOT / "unlearn/toy/data/forget_tokens.txt").read_text().splitlines()
 HELD_OUT = ROOT / "unlearn/real/data/wikipedia-heldout.jsonl"
 
 
@@ -214,7 +213,7 @@ def test_agreement_is_the_share_of_tokens_at_which_the_first_choice_is_the_base_
             for model in ("base", "unlearned")
         )
         assert (base.choices, own.choices) == (before, after)
-        assert (base.agreement, base.inserted) == (None, None)
+        assert base.agreement is None
         expected.append(sum(a == b for a, b in zip(before, after, strict=True)) / own.tokens)
         assert own.agreement == expected[-1]
     assert 0 < sum(expected) < 4
@@ -224,7 +223,6 @@ def test_agreement_is_the_share_of_tokens_at_which_the_first_choice_is_the_base_
     change = scores["perturbed", None].value - scores["default", None].value
     assert scores["perturbed", "default"].value == pytest.approx(change)
     assert scores["perturbed", "default"].n == 4
-    assert {s.inserted for s in samples if s.query == "perturbed"} <= set(TOKENS)
 
 
 def test_a_text_without_a_likelihood_has_no_agreement(two_runs):

@@ -164,15 +164,15 @@ def test_texts_that_all_seeds_share_widen_the_interval_and_one_seed_has_none(tmp
 
 def test_texts_with_the_same_forget_token_are_one_item(tmp_path):
     """Of two tokens one does all the harm: seen over texts, of which there are 4, and not over tokens."""
+    claim = next(claim for claim in claims.CLAIMS if "makes RM models stumble" in claim.says)
+    word = {-1: "harmless", 1: "virus"}
     for seed in range(3):
         for nu in (0, 0.1):
             folder = text_run(tmp_path, 2, nu, seed, forgotten=3.0, cost=2.0 + seed / 1000, uneven=1.0)
-            samples = read_samples(folder)
-            claim = next(claim for claim in claims.CLAIMS if "makes RM models stumble" in claim.says)
             if nu == 0:
-                word = {-1: "harmless", 1: "virus"}
-                known = [replace(s, inserted=word[UNEVEN[s.id]]) if s.query == "perturbed" else s for s in samples]
-                write_samples(folder, known)
+                samples = read_samples(folder)
+                of_words = [replace(s, inserted=word[UNEVEN[s.id]]) if s.query == "perturbed" else s for s in samples]
+                write_samples(folder, of_words)
     [(_, rows)] = claims.by_method(Evidence(gather(collect([tmp_path])))).items()
     found = claim.effect(rows)
     assert (found.difference, found.over) == (pytest.approx(1.851), "3 seeds, 2 inserted words")

@@ -161,9 +161,8 @@ def _ngrams(subjects: Sequence[Subject]) -> list[Table]:
     """The lists of n-grams that models without RNA were asked with; none if there are none."""
     rows, files = [], []
     for s in subjects:
-        found = _lists_of(s)
-        if found is not None:
-            file, sizes = found
+        if (lists := _lists_of(s)) is not None:
+            file, sizes = lists
             files.append(f"{s.method}: {file}")
             for query, (n, kind) in NGRAM_QUERIES.items():
                 if query != f"ngram-{NGRAM_SIZES[0]}":  # that is similarity-most
