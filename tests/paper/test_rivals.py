@@ -122,8 +122,7 @@ def test_the_page_sets_rna_beside_rivals_and_placebos_each_nu_by_itself(tmp_path
         text_run(tmp_path, "target", seed, forgotten=3.5, harm=1.5, nu=600.0, where="forget_target")
     evidence = Evidence(gather(collect([tmp_path])))
     assert len(points(evidence, NATS)) == 18
-    in_nats, in_points = ({row["noise"]: row for row in t.data.to_dict("records")} for t in tables(evidence))
-    rows = in_nats
+    rows, in_points = ({row["noise"]: row for row in t.data.to_dict("records")} for t in tables(evidence))
     assert rows["RNA, nu = 2"]["excess"].startswith("**seen** -0.30 (")
     assert rows["RNA, nu = 2"]["excess"].endswith("; 3 seeds x 16 tokens)")
     assert rows["RNA, nu = 1"]["excess"].startswith("**not seen** ")

@@ -78,7 +78,7 @@ def measured(config: Config) -> list[str]:
 
 def check_names(key: str, names: Collection[str], config: Config | None = None) -> None:
     """Raise UserError for names that are not known or, with a configuration, that its evaluation does not measure."""
-    allowed = FIGURES if config is None else measured(config)
+    allowed: Collection[str] = FIGURES if config is None else measured(config)
     for name in names:
         if name not in FIGURES:
             raise UserError(f"{key}: {name} is unknown.{nearest(name, FIGURES)} Allowed: {', '.join(FIGURES)}.")
