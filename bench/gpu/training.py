@@ -143,7 +143,9 @@ class _Bench:
     def noise(self, length: int) -> None:
         """The host's draw of one step's noise."""
         counts = (length,) * self.batch
-        draws = [partial(_noise, counts, self.config.hidden_size, (0, "x", step, "token")) for step in range(3)]
+        draws = [
+            partial(_noise, counts, self.config.hidden_size, (0, "x", step, "token", "retain")) for step in range(3)
+        ]
         seconds = [seconds_of(draw, self.device) for draw in draws]
         self.results.add("b", "noise drawn on the host", seconds=min(seconds), threads=torch.get_num_threads())
 

@@ -199,11 +199,12 @@ def test_seeds_that_were_asked_other_texts_have_no_interval():
     assert contrast(by_seed, "texts").why_not == OTHER_ITEMS
 
 
-@pytest.mark.parametrize("other", [{"identity.model.layer": 9}, {"inputs.data": {"bio": "e"}}])
+@pytest.mark.parametrize(
+    "other", [{"identity.model.layer": 9}, {"inputs.data": {"bio": "e"}}, {"identity.train": {"steps": 20, "lr": 1e-4}}]
+)
 def test_runs_of_another_layer_or_other_corpora_are_none_to_interpolate_between(other, tmp_path):
-    """They cost nothing at the same forgetting; alpha, steps and rate may differ."""
-    usual = {"identity.loss": {"alpha": 9.0}}
-    weaker = {"identity.loss": {"alpha": 20.0}, "identity.train": {"steps": 20, "lr": 1e-4}}
+    """They cost nothing at the same forgetting; c and alpha may differ, rate and steps may not (`rivals`)."""
+    usual, weaker = ({"identity.loss": {"alpha": alpha}} for alpha in (9.0, 20.0))
     text_run(tmp_path, 2, 0, 0, forgotten=2.0, cost=1.0, changes=weaker)
     text_run(tmp_path, 3, 0, 0, forgotten=4.0, cost=1.0, changes=usual)
     text_run(tmp_path, 3, 0.1, 0, forgotten=3.0, cost=0.7, changes=usual)

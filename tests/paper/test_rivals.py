@@ -11,7 +11,18 @@ from unlearn.analysis.collect import collect
 from unlearn.analysis.report.material import gather
 from unlearn.analysis.settings import Setting
 from unlearn.paper.claims.evidence import Evidence
-from unlearn.paper.claims.rivals import NATS, Point, at, envelope, excess, excesses, half_of, points, tables
+from unlearn.paper.claims.rivals import (
+    FORGOTTEN_PART,
+    NATS,
+    Point,
+    at,
+    envelope,
+    excess,
+    excesses,
+    half_of,
+    points,
+    tables,
+)
 from unlearn.records.names import text_role
 from unlearn.records.samples import Sample, write_samples
 
@@ -19,21 +30,33 @@ TEXTS = 16
 WIDEST = 2.0
 
 
-def point(forgotten, harm, *, nu=0.0, seed=0, label="", **config):
-    """A run; `harm` is one number, or one for each half of the texts, or one for each text."""
+def point(forgotten, harm, *, nu=0.0, seed=0, label="", uneven=0.0, **config):
+    """A run; `harm` is one number, or one for each half of the texts, or one for each text.
+
+    Of two forgotten texts, one is `uneven` above their mean, one below.
+    """
     if isinstance(harm, (int, float)):
         harm = (harm, harm)
     if len(harm) == 2:
         harm = [harm[half_of(str(i))] for i in range(TEXTS)]
     config = {"method.name": "rmu", "rna.nu": nu, "loss.alpha": 300.0, "model.layer": 7.0, "train.steps": 9.0, **config}
     setting = Setting(frozenset((key.replace("__", "."), value) for key, value in config.items()))
-    return Point(
-        "RMU", setting, seed, label or f"{forgotten:g}", forgotten, {"wiki": {str(i): h for i, h in enumerate(harm)}}
-    )
+    by_text = {"wiki": {str(i): h for i, h in enumerate(harm)}}
+    lost = {"bio": {"0": forgotten - uneven, "1": forgotten + uneven}}
+    return Point("RMU", setting, seed, label or f"{forgotten:g}", forgotten, by_text, lost)
 
 
 def means(by_text):
-    return {half: np.mean([v for i, v in by_text["wiki"].items() if half_of(i) == half]) for half in (0, 1)}
+    """Of each half. The excess is the mean over two parts, of which the other is that of the forgotten texts."""
+    return {half: np.mean([v / 2 for i, v in by_text["wiki"].items() if half_of(i) == half]) for half in (0, 1)}
+
+
+def test_forgotten_texts_are_items_that_move_where_the_envelope_is_read():
+    rivals = [point(2.5, 1.0), point(3.5, 2.0)]  # one more nat forgotten does one more nat of harm
+    by_text, _ = excess(point(3, 1.5, nu=2.0, uneven=0.1), rivals, WIDEST)
+    assert set(by_text) == {"wiki", f"{FORGOTTEN_PART}bio"}
+    assert by_text[f"{FORGOTTEN_PART}bio"] == {"0": pytest.approx(2 * 0.1), "1": pytest.approx(2 * -0.1)}
+    assert np.mean(list(by_text["wiki"].values())) == pytest.approx(0)
 
 
 def test_the_envelope_is_of_rivals_that_no_other_dominates():
@@ -66,7 +89,7 @@ def test_many_rivals_that_are_alike_but_for_chance_look_no_better_than_they_are(
     for _ in range(40):
         rivals = [point(3, rng.normal(1.0, 1.0, TEXTS)) for _ in range(50)]
         by_text, _ = excess(point(3, rng.normal(1.0, 1.0, TEXTS), nu=2.0), rivals, WIDEST)
-        found += by_text["wiki"].values()
+        found += [value / 2 for value in by_text["wiki"].values()]
     assert np.mean(found) == pytest.approx(0, abs=4 * math.sqrt(2 / len(found)))
 
 
@@ -108,7 +131,7 @@ def text_run(root, name, seed, *, forgotten, harm, nu=0.0, alpha=300, where=None
             rows.append(Sample(model, retained, "wiki", "perturbed", i, f"{i}", **more))
     for model, nats, agreement in (("base", 3.0, None), ("unlearned", 3.0 + forgotten, 1 - forgotten / 10)):
         more = {"nats": nats, "tokens": 1, "agreement": agreement}
-        rows.append(Sample(model, forget, "bio", "default", 0, "0", **more))
+        rows += [Sample(model, forget, "bio", "default", i, f"{i}", **more) for i in range(2)]
     write_samples(folder, rows)
 
 

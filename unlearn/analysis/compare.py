@@ -87,7 +87,10 @@ def pairs(a: Mapping[int, Sample], b: Mapping[int, Sample]) -> list[tuple[Sample
 
 
 def differences_by_task(a: Run, b: Run, role: str, query: str) -> dict[str, dict[tuple[str, str], float]]:
-    """Task or group -> question, or fact of several -> the unlearned model's value in `b` less that in `a`."""
+    """Task or group -> question, or fact of several -> the unlearned model's value in `b` less that in `a`.
+
+    Texts into which the same word was inserted are one item.
+    """
     groups = {(score.role, score.task): score.part_of for score in a.scores}
     left, right = by_place(a.samples()), by_place(b.samples())
     values: dict[str, dict[tuple[str, str], list[float]]] = {}
@@ -95,7 +98,8 @@ def differences_by_task(a: Run, b: Run, role: str, query: str) -> dict[str, dict
         if (place[0], place[2]) == (role, query):
             of_task = values.setdefault(groups.get(place[:2]) or place[1], {})
             for x, y in pairs(left[place], right[place]):
-                of_task.setdefault(y.item, []).append((y.value or 0.0) - (x.value or 0.0))
+                item = y.item if y.nats is None or y.inserted is None else (y.task, y.inserted)
+                of_task.setdefault(item, []).append((y.value or 0.0) - (x.value or 0.0))
     return {task: {item: fmean(own) for item, own in of_task.items()} for task, of_task in values.items()}
 
 

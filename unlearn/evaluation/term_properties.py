@@ -52,7 +52,8 @@ def _similarities(states: Mapping[str, Tensor], forgotten: Sequence[Tensor], mea
 def _corpus_means(cut: CutModel, topics: Sequence[Topic]) -> tuple[list[Tensor], Tensor]:
     """The mean state of each topic's forget texts, and the mean over all corpora, which count alike."""
     forgotten = [_mean_state(cut, topic.forget) for topic in topics]
-    retained = {tuple(map(tuple, topic.retain[:ROWS])): topic.retain for topic in topics}  # topics may share them
+    # Topics may share them, each in an order of its own (data.shuffle).
+    retained = {tuple(sorted(map(tuple, topic.retain))): topic.retain for topic in topics}
     means = [*forgotten, *(_mean_state(cut, rows) for rows in retained.values())]
     return forgotten, torch.stack(means).mean(dim=0)
 

@@ -35,6 +35,7 @@ from unlearn.records.answers import Answers
 from unlearn.records.ngrams import NGRAMS, Sizes, as_json
 from unlearn.records.run import RECORD, check_identity, read_record
 from unlearn.records.scores import nested
+from unlearn.records.terms import TERMS
 from unlearn.runs.provenance import attempt, code_version, package_versions
 from unlearn.storage import slurm_job
 from unlearn.storage.files import write_json
@@ -47,7 +48,7 @@ UNFINISHED = ("checkpoint.safetensors", "partial", "steps")  # what a finished r
 # What a run removes that starts anew, or that is asked other questions.
 OF_A_TRAINING = ("train.jsonl", "delta.safetensors", *UNFINISHED)
 OF_AN_EVALUATION = (
-    *("scores.parquet", "samples.parquet", NGRAMS, "metrics.json", "course.jsonl", "theory.json"),
+    *("scores.parquet", "samples.parquet", NGRAMS, TERMS, "metrics.json", "course.jsonl", "theory.json"),
     *("attacks", "evaluations", "partial"),
 )
 OF_TRAINING = ("model", "dtype", "rows", "padding", "preferred", "method")  # inputs that determine the training

@@ -52,16 +52,16 @@ def costs(run: Run) -> dict[str, Costs]:
 
 
 def by_word(m: Material, setting: Setting) -> dict[str, ByWord]:
-    """kind of query -> the costs of each word, over the seeds of a setting and the texts that all of them have."""
+    """kind of query -> the costs of each word, over the seeds that were asked it and the texts that all these have."""
     of_seeds = []
     for run in m.runs_of(setting).values():
         with m.reading(run):
             of_seeds.append(costs(run))
-    of_seeds = [of_seed for of_seed in of_seeds if of_seed]
     by_query: dict[str, ByWord] = {}
-    for query in of_seeds[0] if of_seeds else ():
-        for word in of_seeds[0][query]:
-            texts = crossed([{word: of_seed.get(query, {}).get(word, {})} for of_seed in of_seeds])
+    for query in dict.fromkeys(query for of_seed in of_seeds for query in of_seed):
+        asked = [of_seed[query] for of_seed in of_seeds if query in of_seed]
+        for word in asked[0]:
+            texts = crossed([{word: of_seed.get(word, {})} for of_seed in asked])
             if texts:
                 by_query.setdefault(query, {})[word] = texts[0]
     return by_query

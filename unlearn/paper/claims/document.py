@@ -149,9 +149,9 @@ def _on_texts(evidence: Evidence) -> list[Table]:
     rows = judged(texts.CLAIMS if methods else (), methods)
     note = (
         "Each claim's effect, with its 95 % interval. Forgotten texts tell how much was forgotten. At equal "
-        "forgetting: each run with RNA is compared with what runs without RNA of the same seed, of any c, beta, alpha, "
-        "learning rate or number of steps and else alike, have at the same amount of forgetting, by interpolation "
-        "between neighbours, text by text; the mean over a seed's runs is its value. The texts that tell how much was "
+        "forgetting: each run with RNA is compared with what runs without RNA of the same seed, of any c, beta and "
+        "alpha and else alike, have at the same amount of forgetting, by interpolation between neighbours, text by "
+        "text; the mean over a seed's runs is its value. The texts that tell how much was "
         "forgotten are among those that the interval is over."
     )
     return [Table("texts", "On held-out texts", note, pd.DataFrame(rows))] if rows else []

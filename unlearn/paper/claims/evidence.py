@@ -175,11 +175,11 @@ class Evidence:
         of_method = done.drop_duplicates("setting")
         plains = {family(s): s for s in reversed(list(of_method["setting"][of_method["nu"] == 0]))}
         noisy = done[done["nu"] > 0].drop_duplicates(["setting", "seed"])
-        families = [s.without("rna") for s in noisy["setting"] if family(s) in plains]
+        families = [s.without("rna.nu") for s in noisy["setting"] if family(s) in plains]
         if not families:
             return None
         largest_family = Counter(families).most_common(1)[0][0]
-        noisy = noisy[[s.without("rna") == largest_family for s in noisy["setting"]]].drop_duplicates("setting")
+        noisy = noisy[[s.without("rna.nu") == largest_family for s in noisy["setting"]]].drop_duplicates("setting")
         noisy = noisy.sort_values("nu")
         plain = plains[family(noisy["setting"].iloc[0])]
         curves = {}

@@ -35,7 +35,8 @@ from unlearn.records.samples import Sample
 from unlearn.statistics.intervals import crossed, two_way
 
 # In what a rival may differ from the run with RNA.
-FREE = (*STRENGTH, LAYER)
+FREE = (*STRENGTH, "train.steps", "train.lr", LAYER)
+FORGOTTEN_PART = "forgotten: "  # the beginning of the names of parts that are forgotten texts
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Point:
     label: str  # its arguments, and what else tells it apart
     forgotten: float
     harm: Answers
+    lost: Answers  # by the forgotten texts, whose mean is `forgotten`
 
     @property
     def nu(self) -> float:
@@ -101,8 +103,10 @@ def points(evidence: Evidence, measure: Measure) -> list[Point]:
             if forgotten and all(_half(harm, half) for half in (0, 1)):
                 label = "; ".join(part for part in (about["coefficient"], about["other"]) if part)
                 method = method_name(run.identity["method"]["name"])
-                listed.append(Point(method, about["setting"], int(about["seed"]), label, mean_of(forgotten), harm))
-    return listed
+                level = mean_of(forgotten)
+                listed.append(Point(method, about["setting"], int(about["seed"]), label, level, harm, forgotten))
+    # A run that was asked more later is there twice.
+    return list({(point.setting, point.seed): point for point in listed}.values())
 
 
 def _lost(run: Run, measure: Measure, role: str, query: str) -> Answers:
@@ -160,20 +164,40 @@ def at(forgotten: float, on: Sequence[Point], widest: float) -> list[tuple[float
 def excess(point: Point, rivals: Sequence[Point], widest: float) -> tuple[Answers, list[str]] | None:
     """A run's harm by token less that of the envelope which the other half chose, and the rivals in question.
 
-    None where rivals have not forgotten as much, or only far from it.
+    None where rivals have not forgotten as much, or only far from it. The forgotten texts are items, too, with a mean
+    of 0: other ones would move the point at which the envelope is read (the delta method, as in `at_equal_forgetting`).
     """
-    total: Answers = {}
+    harm: Answers = {}
+    level: Answers = {}
     labels = []
     for half in (0, 1):
-        neighbours = at(point.forgotten, envelope(rivals, 1 - half), widest)
+        on = envelope(rivals, 1 - half)
+        neighbours = at(point.forgotten, on, widest)
         if neighbours is None:
             return None
         weights = [1.0, *(-weight for weight, _ in neighbours)]
         sides = [point.harm, *(rival.harm for _, rival in neighbours)]
         for task, values in _half(weighted(weights, sides), half).items():
-            total.setdefault(task, {}).update(values)
+            harm.setdefault(task, {}).update(values)
+        slope = _slope(point.forgotten, on, half)
+        moved = weighted(weights, [point.lost, *(rival.lost for _, rival in neighbours)])
+        for task, values in moved.items():
+            of_task = level.setdefault(f"{FORGOTTEN_PART}{task}", {})
+            of_task |= {text: of_task.get(text, 0.0) - slope * value / 2 for text, value in values.items()}
         labels += [rival.label for _, rival in neighbours]
-    return total, labels
+    count = len(harm) + len(level)  # the excess is the mean over parts
+    return {
+        task: {item: value * count / len(kind) for item, value in of_task.items()}
+        for kind in (harm, level)
+        for task, of_task in kind.items()
+    }, labels
+
+
+def _slope(forgotten: float, on: Sequence[Point], half: int) -> float:
+    """How much harm one more nat forgotten does on an envelope, by one half of the tokens."""
+    above = bisect_left([point.forgotten for point in on], forgotten)
+    low, harm = (on[above - 1].forgotten, on[above - 1].mean(half)) if above else (0.0, 0.0)
+    return (on[above].mean(half) - harm) / (on[above].forgotten - low)
 
 
 @dataclass(frozen=True)
@@ -274,7 +298,7 @@ def _cell(by_seed: dict[int, Answers], why_not: str, digits: int) -> str:
     if not parts:
         return f"{NOT_MEASURED}: {why_not}"
     mean, low, high = (round(value, digits) for value in two_way(parts))
-    tokens = sum(part.shape[1] for part in parts)
+    tokens = sum(len(of_task) for task, of_task in by_seed[min(by_seed)].items() if not task.startswith(FORGOTTEN_PART))
     if math.isnan(low):
         return f"{NOT_MEASURED}: {mean:+.{digits}f}, a single seed ({tokens} tokens)"
     verdict = SEEN if high < 0 else CONTRARY if low > 0 else NOT_SEEN

@@ -38,8 +38,8 @@ from unlearn.records.samples import Sample
 UNIT = "nats a token"
 Effect = Callable[[pd.DataFrame], Contrast]  # of a method's rows (`run_rows`)
 FORGOTTEN, RETAINED, NEAR = text_role("forget"), text_role("retain"), text_role("near")
-# What moves a run along the curve of its setting, to more or less forgetting, and RNA.
-STRENGTH = ("rna", "method.c", "method.beta", "loss.alpha", "train.steps", "train.lr")
+# What moves a run along the curve of its setting, to more or less forgetting, and RNA. Other ways: `rivals`.
+STRENGTH = ("rna", "method.c", "method.beta", "loss.alpha")
 WIDEST = 2.0  # nats a token between two runs, across which a measure is interpolated
 # Measures of what a forget-token does -> the role of its texts.
 WORD_OF = {"cost": RETAINED, "maxlogit": RETAINED, "maxlogit_std": RETAINED, "near_cost": NEAR}
@@ -164,9 +164,26 @@ def at_equal_forgetting(rows: pd.DataFrame, measure: str) -> dict[int, Answers]:
     curve's slope there (the delta method).
     """
     differences: dict[int, list[Answers]] = {}
-    for match in matches(rows.dropna(subset=["forgotten", measure])):
+    for match in _alike(list(matches(rows.dropna(subset=["forgotten", measure])))):
         differences.setdefault(match.seed, []).append(_difference(match, measure))
     return {seed: weighted([1 / len(own)] * len(own), own) for seed, own in differences.items()}
+
+
+def _alike(found: list[Match]) -> list[Match]:
+    """The matches of the settings that have one in most seeds, of the seeds that all these have.
+
+    Else seeds would be means over different nu.
+    """
+    seeds: dict[Any, set[int]] = {}
+    for match in found:
+        seeds.setdefault(match.rna["setting"], set()).add(match.seed)
+    most = max(map(len, seeds.values()), default=0)
+    kept: dict[Any, None] = {}
+    common: set[int] = set()
+    for setting, own in seeds.items():
+        if len(own) == most and (not kept or own == common):
+            kept[setting], common = None, own
+    return [match for match in found if match.rna["setting"] in kept]
 
 
 def _difference(match: Match, measure: str) -> Answers:
@@ -232,7 +249,9 @@ def _over_ngrams(weights: dict[str, float]) -> Effect:
 
 def _slope_over_coefficient(rows: pd.DataFrame) -> Contrast:
     """The least-squares slope of a forget-token's cost over log2 of c or beta, without RNA, all else equal."""
-    costs = rows.dropna(subset=["doublings", "cost"]) if "cost" in rows else rows.iloc[:0]
+    if "cost" not in rows:
+        return Contrast(why_not="no run has retained texts with and without a forget-token")
+    costs = rows.dropna(subset=["doublings", "cost"])
     by_seed = costs.set_index(["seed", "doublings"])["cost"].unstack()
     by_seed = by_seed.dropna(axis="columns", thresh=FEWEST).dropna()
     if by_seed.shape[1] < 2:

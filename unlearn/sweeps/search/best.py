@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 CONDITION = re.compile(r"(\w+)\s*(<=|>=|<|>)\s*(-?[\d.]+(?:e-?\d+)?)")
+ARGUMENTS = ("method.c", "method.beta")
 COMPARED = {"<": operator.lt, ">": operator.gt, "<=": operator.le, ">=": operator.ge}
 OF_METHOD = {"rna.nu": "nu", "loss.alpha": "alpha", "train.lr": "lr", "train.steps": "steps", "model.layer": "layer"}
 
@@ -31,7 +32,9 @@ def best_as_yaml(folder: Path, where: Sequence[str] = ()) -> str:
     study = read_study(folder)
     about, trial = study.user_attrs[ABOUT], best_trial(study, where)
     method = str(trial.params.get("method", about["method"]))
-    settled, others = _for_a_model(trial.params)
+    fixed = dict(text.split("=", 1) for text in about["fixed"] if "=" in text)
+    settled, others = _for_a_model({k: v for k, v in fixed.items() if k in (*OF_METHOD, *ARGUMENTS)} | trial.params)
+    layer = settled.pop("layer", None)  # not every file of conf/model reads the layer of a method
     figures = ", ".join(
         f"{name} {value:.3f} {FIGURES[name].unit}" for name, value in trial.user_attrs[OF_TRIAL].items()
     )
@@ -47,7 +50,8 @@ def best_as_yaml(folder: Path, where: Sequence[str] = ()) -> str:
     ]
     head = "".join(f"# {line}\n" for line in map(plain, lines))
     values = ", ".join(f"{key}: {value}" for key, value in settled.items())
-    return f"{head}defaults: [{about['model']}, _self_]\nmethods:\n  {method}: {{{values}}}\n"
+    of_layer = "" if layer is None else f"layer: {layer}\n"
+    return f"{head}defaults: [{about['model']}, _self_]\n{of_layer}methods:\n  {method}: {{{values}}}\n"
 
 
 def best_trial(study: Study, where: Sequence[str]) -> FrozenTrial:
@@ -82,7 +86,7 @@ def _for_a_model(params: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     for key, value in params.items():
         if key in OF_METHOD:
             settled[OF_METHOD[key]] = value
-        elif key in ("method.c", "method.beta"):
+        elif key in ARGUMENTS:
             settled[key.removeprefix("method.")] = value
         elif key != "method":
             others.append(f"{key}={value}")
