@@ -214,6 +214,16 @@ def test_runs_of_another_layer_or_other_corpora_are_none_to_interpolate_between(
     assert {seed: mean_of(of) for seed, of in found.items()} == {0: pytest.approx(-0.3)}
 
 
+def test_a_nu_without_a_match_in_some_seed_is_left_out_of_the_mean(tmp_path):
+    for seed in range(2):
+        for c, forgotten in ((1, 2.0), (2, 3.0)):
+            text_run(tmp_path, c, 0, seed, forgotten=forgotten, cost=1.0)
+        text_run(tmp_path, 2, 0.1, seed, forgotten=2.5, cost=0.8)
+        text_run(tmp_path, 2, 0.2, seed, forgotten=2.5 - seed, cost=0.1)  # in the second seed less than any without RNA
+    found = at_equal_forgetting(run_rows(gather(collect([tmp_path]))), "cost")
+    assert {seed: mean_of(of) for seed, of in found.items()} == dict.fromkeys((0, 1), pytest.approx(-0.2))
+
+
 def test_claims_are_judged_on_texts(material):
     page = document(Evidence(material), "Claims")
     table = page[page.index("### On held-out texts") :].split("\n###")[0].splitlines()

@@ -37,11 +37,11 @@ SEEDS = (0.0, 0.04, -0.04)
 PROPERTIES = {word: TermProperties(2 + n % 2, 7 - n, n / 10) for n, word in enumerate(COSTS)}
 
 
-def word_run(folder, nu, seed, scale=1.0):
+def word_run(folder, nu, seed, scale=1.0, asked=("default", "perturbed", "control")):
     """A run whose forget-tokens cost `scale` times COSTS, and more by SEEDS."""
     changes = {
         "identity.eval.tasks": {},
-        "identity.eval.queries": ["default", "perturbed", "control"],
+        "identity.eval.queries": list(asked),
         "identity.eval.texts": {"corpora": {"retain": {"wiki": ""}, "forget": {"bio": ""}}},
     }
     place = ("unlearned", "forget_text", "forget_text_bio", None, "default", "nats", 3.0)
@@ -56,7 +56,7 @@ def word_run(folder, nu, seed, scale=1.0):
                 place = (model, "retain_text", "retain_text_wiki", query, number, f"{query} {number}")
                 inserted = None if query == "default" else word
                 rows.append(Sample(*place, nats=10 * nats, tokens=10, inserted=inserted))
-    write_samples(folder, rows)
+    write_samples(folder, [row for row in rows if row.query in asked])
     return folder
 
 
@@ -83,6 +83,15 @@ def test_a_word_costs_the_mean_over_seeds_and_its_texts_beyond_the_base_model(fo
         assert values.shape == (3, EACH)
         assert np.allclose(values, cost + NOISE[None, :] + np.array(SEEDS)[:, None])
     assert all(np.allclose(values, 0) for values in found["control"].values())
+
+
+def test_words_that_only_some_seeds_were_asked_are_measured_by_these(tmp_path):
+    word_run(tmp_path / "0", 0, 0, asked=("default", "perturbed"))
+    for seed in (1, 2):
+        word_run(tmp_path / f"{seed}", 0, seed)
+    m = gather(collect([tmp_path]))
+    words = by_word.by_word(m, next(iter(m.shown)))
+    assert {query: {len(v) for v in of.values()} for query, of in words.items()} == {"perturbed": {3}, "control": {2}}
 
 
 def test_the_mean_cost_is_over_seeds_and_words_and_texts_of_a_word_are_not_counted_apart(folders):

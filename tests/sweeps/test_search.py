@@ -346,6 +346,7 @@ def test_where_no_trial_keeps_the_bounds_the_nearest_is_shown(tmp_path, capsys):
 def test_the_best_point_is_a_file_for_conf_model_with_how_it_was_found(tmp_path):
     made = search(tmp_path)
     about = {**made.study.user_attrs[ABOUT], "command": "COMMAND", "model": "toy", "method": "rmu", "eval": "toy"}
+    about["fixed"] = ["method=rmu", "model.layer=4", "loss.alpha=20"]
     made.study.set_user_attr(ABOUT, about)
     made.go_on()
     kept = [t for t in read_study(tmp_path).get_trials() if t.user_attrs["figures"]["forget_token_cost"] < 2]
@@ -356,7 +357,8 @@ def test_the_best_point_is_a_file_for_conf_model_with_how_it_was_found(tmp_path)
     values = yaml.safe_load(written)
     assert values["defaults"] == ["toy", "_self_"]
     nu, lr, c = (trial.params[key] for key in ("rna.nu", "train.lr", "method.c"))
-    assert values["methods"] == {"rmu": {"nu": nu, "lr": lr, "c": float(c)}}
+    assert values["methods"] == {"rmu": {"alpha": 20, "nu": nu, "lr": lr, "c": float(c)}}
+    assert values["layer"] == 4
     for condition, told in (
         ("retain_text=1", "cannot be read"),
         ("retain<1", "retain is unknown"),
