@@ -52,8 +52,7 @@ def _similarities(states: Mapping[str, Tensor], forgotten: Sequence[Tensor], mea
 def _corpus_means(cut: CutModel, topics: Sequence[Topic]) -> tuple[list[Tensor], Tensor]:
     """The mean state of each topic's forget texts, and the mean over all corpora, which count alike."""
     forgotten = [_mean_state(cut, topic.forget) for topic in topics]
-    # Topics may share them, each in an order of its own (data.shuffle).
-    retained = {tuple(sorted(map(tuple, topic.retain))): topic.retain for topic in topics}
+    retained = {topic.sha256["retain"]: topic.retain for topic in topics}  # topics may share a corpus
     means = [*forgotten, *(_mean_state(cut, rows) for rows in retained.values())]
     return forgotten, torch.stack(means).mean(dim=0)
 

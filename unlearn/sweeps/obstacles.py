@@ -30,7 +30,7 @@ def obstacle(config: Config) -> str | None:
         check_writable(run_folder(config).parent)
         _check_model(config)
         for key, path in _input_files(config).items():
-            if not path.startswith(HUB) and not Path(path).exists():
+            if not Path(path).exists():
                 return f"{key}={path}: {no_such_file(path)}"
         _check_corpora(config)
         names = [name for named in config.eval.tasks.values() for name in named]
@@ -73,11 +73,9 @@ def _check_texts(role: str, name: str, path: str, limit: int | None, settings: t
 
 
 def _input_files(config: Config) -> dict[str, str]:
-    """The files and folders, or data sets of the hub, that a configuration names beside the model, by their keys."""
+    """The files and folders that a configuration names beside the model and the corpora, by their keys."""
     evaluation, tokens = config.eval, config.eval.forget_tokens
-    files: dict[str, str | None] = {**_trained(config)}
-    for role, corpora in evaluation.texts.corpora.items():
-        files |= {f"eval.texts.corpora.{role}.{name}": path for name, path in corpora.items()}
+    files: dict[str, str | None] = {}
     if evaluation.roles:
         files |= {"eval.include_path": evaluation.include_path, "eval.local_dir": evaluation.local_dir}
     if {"perturbed", "control"} & set(evaluation.queries) and isinstance(tokens, str):
