@@ -10,6 +10,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ class Outcome:
     retry: bool = dataclasses.field(default=False, compare=False)  # whether other sizes may help
 
 
+@cache
 def families() -> dict[str, type[PretrainedConfig]]:
     """Model type -> configuration class, of all that transformers can build as causal or image-and-text models."""
     known = {*MODEL_FOR_CAUSAL_LM_MAPPING.keys(), *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.keys()}
@@ -87,7 +89,8 @@ def attempt(family: str, sizes: Sizes) -> Outcome:
         except Exception as error:  # each class has its own rules for its sizes
             return Outcome(family, "untried", reason=f"cannot be built tiny ({_short(error)})", retry=True)
         try:
-            assert_logits(load_whole(source))
+            whole = load_whole(source)
+            assert_logits(whole)
         except UserError as error:
             return Outcome(family, "cannot", reason=_short(error))
         except Exception as error:
@@ -95,14 +98,14 @@ def attempt(family: str, sizes: Sizes) -> Outcome:
         problems: list[Exception] = []
         for layer in TRIED_LAYERS:
             try:
-                names = tried(source, layer, None)
+                names = tried(source, whole if layer == LAYER else load_whole(source), layer, None)
                 return Outcome(family, "works", names, "".join(f"not at layer {LAYER}: {_short(p)}" for p in problems))
             except Exception as error:
                 problems.append(error)
         if "no MLP down projection" not in str(problems[0]):
             return Outcome(family, "cannot", reason=_short(problems[0]), retry=not isinstance(problems[0], UserError))
         try:
-            names = tried(source, LAYER, last_projections(source))
+            names = tried(source, load_whole(source), LAYER, last_projections(source))
         except Exception as error:
             return Outcome(family, "cannot", reason=f"{NO_MLP}; {_short(error)}", retry=True)
         return Outcome(family, "needs", names, NO_MLP)
@@ -131,9 +134,10 @@ def last_projections(source: Source) -> list[str]:
     return sorted({names[-1] for names in written})
 
 
-def tried(source: Source, layer: int, parameters: list[str] | None) -> tuple[str, ...]:
-    """Load, cut, train a step, put the result into the whole model; return what was trained. Asserts what must hold."""
-    whole = load_whole(source)
+def tried(
+    source: Source, whole: transformers.PreTrainedModel, layer: int, parameters: list[str] | None
+) -> tuple[str, ...]:
+    """Cut, train a step, put the result into the whole model; return what was trained. Asserts what must hold."""
     cut = CutModel(load_up_to(source, layer), layer, parameters=parameters)
     with torch.no_grad():
         assert torch.equal(cut.span(cut.prefix(IDS_BT), cut.frozen), states(whole, layer)), (

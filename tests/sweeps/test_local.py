@@ -104,6 +104,13 @@ def test_jobs_are_spread_evenly_over_devices(short):
         spread(configs, 2, pack_size=0)
 
 
+def test_groups_stay_whole_where_each_device_gets_as_many(short):
+    configs = {n: short(f"seed={n % 2}", f"train.steps={9 + n // 2}") for n in range(10)}
+    assert spread(configs, 2) == [[0, 1], [2, 3], [4, 5], [6, 7], [8], [9]]
+    assert spread(configs, 3) == [[0, 1], [2, 3], [4, 5], [6], [7], [8], [9]]
+    assert spread({n: configs[n] for n in range(1, 10)}, 2)[-1] == [1]
+
+
 def test_jobs_of_one_run_stay_in_one_process(short):
     points = (("rna=gaussian", 0), ("rna=gaussian", 0.1), ("rna=none", 0), ("rna=none", 0.2))
     configs = {n: short(rna, f"rna.nu={nu}") for n, (rna, nu) in enumerate(points)}

@@ -73,15 +73,21 @@ def chosen_devices(places: Sequence[int] | None) -> list[str]:
 
 
 def spread(configs: Mapping[int, Config], devices: int, pack_size: int | None = None) -> list[list[int]]:
-    """The jobs of each process: those that can share one, in even parts, at least one for each device.
+    """The jobs of each process: those that can share one.
 
-    Raises UserError if `pack_size`, the most jobs of a process, is no positive number.
+    Of groups of one size, as many stay whole as make the same number for each device. The others are split evenly. What
+    takes longest begins first. Raises UserError if `pack_size`, the most jobs of a process, is no positive number.
     """
-    parts = []
+    by_size: dict[int, list[dict[int, Config]]] = {}
     for group in groups_that_share(configs):
         jobs = {n: configs[n] for n in group}
-        even = -(-len(by_run(jobs)) // devices)
-        parts += packs(jobs, even if pack_size is None else min(even, pack_size))
+        by_size.setdefault(len(by_run(jobs)), []).append(jobs)
+    parts = []
+    for size, groups in sorted(by_size.items(), reverse=True):
+        whole = len(groups) - len(groups) % devices
+        for place, jobs in enumerate(groups):
+            most = size if place < whole else -(-size // devices)
+            parts += packs(jobs, most if pack_size is None else min(most, pack_size))
     return parts
 
 
