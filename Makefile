@@ -7,6 +7,7 @@ SLURM := slurm-wlm munge slurmdbd mariadb-server-core
 SLURM_INSTALLED := $(VENV)/.slurm
 BROWSER := chromium fonts-liberation
 BROWSER_INSTALLED := $(VENV)/.browser
+APT := apt-get update && apt-get install -y --no-install-recommends
 
 NOISE_SCALES := reproduce-nu-rmu reproduce-nu-adaptive_rmu reproduce-nu-rsv
 REPRODUCED := reproduce-seeds reproduce-coefficients $(NOISE_SCALES) reproduce-theorems reproduce-layers
@@ -22,7 +23,7 @@ SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 
 .DEFAULT_GOAL := help
-.PHONY: help run reproduce $(REPRODUCED) real $(addprefix real-,$(REAL_PARTS)) test test-all test-slurm test-browser test-crash lint format bench bench-eval bench-gpu toy smollm2 gemma clean
+.PHONY: help run reproduce $(REPRODUCED) real $(addprefix real-,$(REAL_PARTS)) test test-all test-slurm test-browser test-crash packages lint format bench bench-eval bench-gpu toy smollm2 gemma clean
 
 help: ## show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -141,12 +142,15 @@ test-browser: $(INSTALLED) $(BROWSER_INSTALLED) ## open the report in Chromium (
 test-crash: $(INSTALLED) ## kill runs at fifty moments and compare their results with uninterrupted ones
 	$(BIN)/python -m pytest tests/runs/test_crash.py -n 0 -s --kills 50 $(ARGS)
 
+packages: ## SLURM and Chromium for test-all, by apt, as root
+	type -P sbatch mariadbd slurmdbd chromium > /dev/null || $(APT) $(SLURM) $(BROWSER)
+
 $(SLURM_INSTALLED):
-	command -v sbatch mariadbd slurmdbd > /dev/null || (apt-get update && apt-get install -y --no-install-recommends $(SLURM))
+	type -P sbatch mariadbd slurmdbd > /dev/null || $(APT) $(SLURM)
 	touch $@
 
 $(BROWSER_INSTALLED):
-	command -v chromium > /dev/null || (apt-get update && apt-get install -y --no-install-recommends $(BROWSER))
+	type -P chromium > /dev/null || $(APT) $(BROWSER)
 	touch $@
 
 lint: $(INSTALLED) ## check style, docstrings, types, and which room imports which
