@@ -143,14 +143,14 @@ test-crash: $(INSTALLED) ## kill runs at fifty moments and compare their results
 	$(BIN)/python -m pytest tests/runs/test_crash.py -n 0 -s --kills 50 $(ARGS)
 
 packages: ## SLURM and Chromium for test-all, by apt, as root
-	type -P sbatch mariadbd slurmdbd chromium > /dev/null || $(APT) $(SLURM) $(BROWSER)
+	type -P sbatch mariadbd slurmdbd chromium > /dev/null || { $(APT) $(SLURM) $(BROWSER); }
 
 $(SLURM_INSTALLED):
-	type -P sbatch mariadbd slurmdbd > /dev/null || $(APT) $(SLURM)
+	type -P sbatch mariadbd slurmdbd > /dev/null || { $(APT) $(SLURM); }
 	touch $@
 
 $(BROWSER_INSTALLED):
-	type -P chromium > /dev/null || $(APT) $(BROWSER)
+	type -P chromium > /dev/null || { $(APT) $(BROWSER); }
 	touch $@
 
 lint: $(INSTALLED) ## check style, docstrings, types, and which room imports which
