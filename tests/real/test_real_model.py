@@ -12,8 +12,13 @@ from unlearn.models.loading import Source, load_tokenizer
 
 @pytest.mark.slow
 def test_a_real_model_forgets_texts_it_was_not_trained_on_and_keeps_others(conf, tmp_path):
-    few = ("train.steps=100", "eval.texts.documents=8", "eval.texts.words=60", "eval.queries=[default,perturbed]")
-    asked = ("eval.asked_of={perturbed: [retain_text]}", "tracker=none", f"output_root={tmp_path}")
+    few = ("train.steps=100", "eval.texts.documents=8", "eval.texts.words=40", "~eval.texts.corpora.near")
+    asked = (
+        "eval.queries=[default,perturbed]",
+        "eval.asked_of={perturbed: [retain_text]}",
+        "tracker=none",
+        f"output_root={tmp_path}",
+    )
     metrics = read_metrics(run(conf("experiment=smollm2_real", "method=adaptive_rmu", "rna=none", *few, *asked)))
     for corpus in ("microbiology", "security"):
         assert metrics[f"unlearned/forget_text_{corpus}/default/base_low"] > 1
