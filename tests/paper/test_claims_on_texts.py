@@ -287,6 +287,8 @@ def test_the_trade_off_has_a_point_for_each_setting(material):
     drawn = trade_off(material)
     assert len(drawn.data) == 7  # and the base model, which has a cost of its own
     assert set(drawn.data["rna"]) == {"without", "with RNA"}
+    base = drawn.data.set_index("method").loc["Base"]
+    assert (base["forgotten_texts"], base["retained_texts"]) == (0, 0)
     assert "forgotten texts" in json.dumps(drawn.chart(SCREEN).to_dict())
 
 

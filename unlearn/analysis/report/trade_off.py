@@ -60,7 +60,7 @@ def figure(m: Material) -> Figure | None:
     if "forgotten" in data:
         directions.append("Questions: to the left more is forgotten, higher up more is retained; grey, the base model.")
     if "forgotten_texts" in data:
-        directions.append("Texts: to the right more is forgotten, lower down less is lost.")
+        directions.append("Texts: to the right more is forgotten, lower down less is lost; grey, the base model.")
     caption = (
         f"A point for each setting. {' '.join(directions)} Points of a method are joined in the order of forgetting, "
         f"with RNA and without, so that both can be compared at equal forgetting. {INTERVALS}{m.one_world}"
@@ -77,6 +77,8 @@ def _data(m: Material) -> pd.DataFrame:
             by_setting = of_axis.set_index("setting")
             for column, ending in (("mean", ""), ("low", "_low"), ("high", "_high")):
                 data[f"{axis.name}{ending}"] = data["setting"].map(by_setting[column])
+            if axis.against == "base":
+                data.loc[data["method"] == "Base", axis.name] = 0.0
     data = data.drop(columns="setting").reset_index(drop=True)
     return data.assign(rna=data["nu"].gt(0).map(charts.NOISE))
 
