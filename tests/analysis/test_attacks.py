@@ -13,7 +13,7 @@ from unlearn.analysis.report.material import gather
 from unlearn.paper.claims.attacks import by_method, claims
 from unlearn.paper.claims.document import document
 from unlearn.paper.claims.evidence import Evidence
-from unlearn.records.attacks import AttackAbout, AttackScore, read_attack, write_attack
+from unlearn.records.attacks import HALVES, AttackAbout, AttackScore, read_attack, write_attack
 from unlearn.records.scores import Score
 
 PLAIN = 0.28  # accuracy on what was forgotten, without an attack
@@ -70,6 +70,24 @@ def test_rows_tell_what_came_back(grid):
     best = strongest(rows)
     assert len(best) == 9
     assert set(best["level"]) == {"50 bits"}
+
+
+def test_the_strongest_is_chosen_on_one_half_of_the_items_and_judged_on_the_other(tmp_path):
+    """Of two rates one is best on each half by chance: neither brings that much back on the other half."""
+    folder = made_up_run(tmp_path / "run")
+
+    def halves(*known):
+        parts = [Score("unlearned", "forget", f"half {h}", HALVES, "default", "acc", x) for h, x in enumerate(known)]
+        return asked(sum(known) / 2) + parts
+
+    leave(folder, "none", {"0": halves(0.2, 0.3)})
+    leave(folder, "relearning", {"5": halves(0.8, 0.4)}, arguments={"lr": 1e-4})
+    leave(folder, "relearning", {"5": halves(0.6, 0.5)}, arguments={"lr": 1e-3}, suffix="1")
+    rows = attack_rows(gather(collect([tmp_path])))
+    [best] = strongest(rows).itertuples()
+    assert max(rows["recovered"]) == pytest.approx(35)
+    assert best.recovered == pytest.approx((10 + 40) / 2)
+    assert (best.known, best.attack) == (pytest.approx(50), "relearning, lr=0.0001")
 
 
 def test_variants_of_an_attack_are_told_apart(grid, tmp_path):

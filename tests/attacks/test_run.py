@@ -77,6 +77,14 @@ def test_all_attacks_of_the_folder_are_planned():
         plan(["probe", "pruning"], ["attack.levels=[1]"])
 
 
+def test_a_list_for_one_value_makes_an_attack_for_each():
+    planned = plan(["relearning"], ["attack.lr=[1e-4,1e-3]", "attack.levels=[5]", "attack.parameters=[span,whole]"])
+    made = [(p.attack.lr, p.attack.parameters, p.arguments["lr"]) for p in planned]
+    assert made == [(1e-4, "span", 1e-4), (1e-3, "span", 1e-3), (1e-4, "whole", 1e-4), (1e-3, "whole", 1e-3)]
+    with pytest.raises(UserError, match=r"attack\.lr: an empty list is not allowed"):
+        plan(["relearning"], ["attack.lr=[]"])
+
+
 @pytest.mark.slow  # alone interrupts an attack between two levels
 def test_results_are_kept_after_each_stage_and_not_asked_again(finished, monkeypatch, capsys):
     asked = []

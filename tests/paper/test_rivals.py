@@ -19,12 +19,11 @@ from unlearn.paper.claims.rivals import (
     envelope,
     excess,
     excesses,
-    half_of,
     points,
     tables,
 )
 from unlearn.records.names import text_role
-from unlearn.records.samples import Sample, write_samples
+from unlearn.records.samples import Sample, half_of, write_samples
 
 TEXTS = 16
 WIDEST = 2.0

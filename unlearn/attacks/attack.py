@@ -17,7 +17,7 @@ from unlearn.errors import UserError
 from unlearn.evaluation.harness import evaluate
 from unlearn.evaluation.suite import Suite
 from unlearn.models.group import ModelGroup
-from unlearn.records.attacks import UNLEARNED
+from unlearn.records.attacks import UNLEARNED, half_scores
 from unlearn.records.scores import Score
 
 Measured = Generator[tuple[float, list[Score]], None, None]
@@ -74,7 +74,7 @@ class Target:
             about=about,
             tokens_per_batch=self.tokens_per_batch,
         )
-        return answers.scores
+        return answers.scores + half_scores(answers.samples)
 
 
 class Attack(ABC):

@@ -13,6 +13,7 @@ from unlearn.errors import UserError
 from unlearn.evaluation.harness import evaluate
 from unlearn.models.architectures import decoder_layers
 from unlearn.models.depths import Depths
+from unlearn.records.attacks import half_scores
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class LogitLens(Attack):
             tokens_per_batch=target.tokens_per_batch,
         )
         for level, answers_of_level in zip(reversed(levels), reversed(answers), strict=True):
-            yield level, answers_of_level.scores
+            yield level, answers_of_level.scores + half_scores(answers_of_level.samples)
 
 
 def check_layers(levels: Sequence[int] | None) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import product
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -27,7 +28,10 @@ class Planned:
 
 
 def plan(names: Sequence[str], overrides: Sequence[str]) -> list[Planned]:
-    """The attacks of these names, or all, with `attack.KEY=VALUE` overrides. Raises UserError for what is wrong."""
+    """The attacks of these names, or all, with `attack.KEY=VALUE` overrides. Raises UserError for what is wrong.
+
+    A list for an argument that takes one value, as in attack.lr=[1e-4,1e-3], makes an attack for each.
+    """
     allowed = attack_names()
     for name in names:
         if name not in allowed:
@@ -35,10 +39,10 @@ def plan(names: Sequence[str], overrides: Sequence[str]) -> list[Planned]:
     chosen = [name for name in allowed if name != ALL] if ALL in names else list(dict.fromkeys(names))
     if overrides and len(chosen) > 1:
         raise UserError(f"{overrides[0]}: attack.KEY=VALUE goes with one attack, not with {', '.join(chosen)}.")
-    return [_planned(name, overrides) for name in chosen]
+    return [planned for name in chosen for planned in _planned(name, overrides)]
 
 
-def _planned(name: str, overrides: Sequence[str]) -> Planned:
+def _planned(name: str, overrides: Sequence[str]) -> list[Planned]:
     raw = composed(list(overrides), f"attack/{name}").attack
     config = {str(key): value for key, value in OmegaConf.to_object(raw).items()}  # type: ignore[union-attr]
     target = str(config.pop("_target_"))
@@ -51,7 +55,11 @@ def _planned(name: str, overrides: Sequence[str]) -> Planned:
     for key, field in allowed.items():
         if field.default is MISSING and key not in config:
             raise UserError(f"attack.{key}: no value was given.")
-    return Planned(name, attack_class(**config), config)
+    several = [key for key in config if isinstance(config[key], list) and "Sequence" not in str(allowed[key].type)]
+    variants = [config | dict(zip(several, values, strict=True)) for values in product(*(config[k] for k in several))]
+    if not variants:
+        raise UserError(f"attack.{several[0]}: an empty list is not allowed.")
+    return [Planned(name, attack_class(**arguments), arguments) for arguments in variants]
 
 
 def _attack_class(target: str) -> Any:

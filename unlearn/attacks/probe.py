@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ from unlearn.evaluation.chat import encode_prompts
 from unlearn.evaluation.rows import by_length
 from unlearn.models.architectures import decoder_layers, hidden_of
 from unlearn.models.memory import in_batches
+from unlearn.records.attacks import half_scores
+from unlearn.records.samples import Sample
 from unlearn.records.scores import NOT_FINITE, Score
 
 BLOCK = 4  # questions in a row that go to one half: a fact may be asked about several times in a row
@@ -45,6 +48,11 @@ class Question:
     def measured(self) -> bool:
         """Whether the probe is measured on it. It is trained on the others."""
         return self.number // BLOCK % 2 == 1
+
+    def sample(self, model: str, role: str, correct: bool) -> Sample:
+        """The probe's answer. Questions of one block may be about one fact."""
+        fact = str(self.number // BLOCK)
+        return Sample(model, role, self.task, "default", self.number, self.prompt, correct=correct, fact=fact)
 
 
 @dataclass(frozen=True)
@@ -76,12 +84,14 @@ class Probe(Attack):
                 for role, asked in by_role.items():
                     states_ND = states[role][:, level]
                     finite_N = states_ND.isfinite().all(dim=1)
-                    measure = "acc" if finite_N.all() else NOT_FINITE
-                    figures = probe(asked, states_ND.numpy()) if finite_N.all() else not_finite(asked, finite_N)
+                    answered = probe(asked, states_ND.numpy()) if finite_N.all() else []
+                    figures = accuracies(answered) if answered else not_finite(asked, finite_N)
+                    measure = "acc" if answered else NOT_FINITE
                     scores += [
                         Score(target.label, role, task, None, "default", measure, value, n=n)
                         for task, (value, n) in figures.items()
                     ]
+                    scores += half_scores(q.sample(target.label, role, correct) for q, correct in answered)
                 yield level, scores
 
 
@@ -105,11 +115,8 @@ def questions(target: Target, role: str) -> list[Question]:
     return asked
 
 
-def probe(asked: Sequence[Question], states_ND: np.ndarray) -> dict[str, tuple[float, int]]:
-    """Task -> accuracy on its measured questions, and their number.
-
-    Of many small tasks (300 questions of MMLU's 57 subjects) some have none: all of theirs are trained on.
-    """
+def probe(asked: Sequence[Question], states_ND: np.ndarray) -> list[tuple[Question, bool]]:
+    """Each measured question, and whether a probe that was trained on the others gives the right answer."""
     measured = np.array([q.measured for q in asked])
     answers = np.array([q.answer for q in asked])
     if len(set(answers[~measured])) < 2:  # nothing to tell apart
@@ -117,10 +124,19 @@ def probe(asked: Sequence[Question], states_ND: np.ndarray) -> dict[str, tuple[f
     else:
         classifier = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=PENALTIES))
         predicted = classifier.fit(states_ND[~measured], answers[~measured]).predict(states_ND[measured])
-    tasks = np.array([q.task for q in asked])[measured]
-    correct = predicted == answers[measured]
-    correct_of = {str(task): correct[tasks == task] for task in dict.fromkeys(tasks)}
-    return {task: (float(values.mean()), len(values)) for task, values in correct_of.items()}
+    correct = (predicted == answers[measured]).tolist()
+    return list(zip([q for q in asked if q.measured], correct, strict=True))
+
+
+def accuracies(answered: Sequence[tuple[Question, bool]]) -> dict[str, tuple[float, int]]:
+    """Task -> accuracy on its measured questions, and their number.
+
+    Of many small tasks (300 questions of MMLU's 57 subjects) some have none: all of theirs are trained on.
+    """
+    by_task: dict[str, list[bool]] = {}
+    for question, correct in answered:
+        by_task.setdefault(question.task, []).append(correct)
+    return {task: (fmean(values), len(values)) for task, values in by_task.items()}
 
 
 def not_finite(asked: Sequence[Question], finite_N: Tensor) -> dict[str, tuple[float, int]]:

@@ -32,7 +32,7 @@ from unlearn.models.delta import check_delta, load_delta, load_state
 from unlearn.models.fingerprint import checkpoint_fingerprint, states_key
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import BALANCED, Source, load_config, load_whole
-from unlearn.records.attacks import ATTACKS, BASE, NOT_ATTACKED, RETRAINED, UNLEARNED, AttackAbout
+from unlearn.records.attacks import ATTACKS, BASE, NOT_ATTACKED, RETRAINED, UNLEARNED, AttackAbout, variant_names
 from unlearn.runs.evaluation import run_config
 from unlearn.runs.folder import RunFolder
 from unlearn.runs.inputs import Inputs, load_evaluation_inputs
@@ -114,6 +114,7 @@ def attack(
 class Measurement:
     """An attack on one model: its target, where its results are kept, and a context that puts the model in place."""
 
+    name: str  # of the attack, and of what tells it from others of its name
     planned: Planned
     target: Target
     results: AttackResults
@@ -133,7 +134,7 @@ class Measurement:
             return
         attack = self.planned.attack
         levels = list(attack.levels_of(self.target))
-        named = f"{self.planned.name}, {self.target.label} model"
+        named = f"{self.name}, {self.target.label} model"
         with self.model, closing(attack.measure(self.target, missing)) as measured:
             for level in missing:
                 if not attack.at_once:
@@ -171,19 +172,20 @@ def _attack(
     places, lock = _Places(folder, config, inputs), folder.lock
     other = None if other_source is None else replace(target, model=load_whole(other_source), label=RETRAINED)
     measurements = []
-    for planned in [Planned(NOT_ATTACKED, NoAttack(), {}), *possible]:
-        measurements.append(Measurement(planned, target, places.of_run(planned, target), group.use(0), lock))
+    made = [Planned(NOT_ATTACKED, NoAttack(), {}), *possible]
+    for name, planned in zip(variant_names([(p.name, p.arguments) for p in made]), made, strict=True):
+        measurements.append(Measurement(name, planned, target, places.of_run(planned, target), group.use(0), lock))
         of_base = replace(target, label=BASE)
-        measurements.append(Measurement(planned, of_base, places.shared(planned, of_base), nullcontext(), lock))
+        measurements.append(Measurement(name, planned, of_base, places.shared(planned, of_base), nullcontext(), lock))
         if other is not None and other_source is not None:
             results = places.shared(planned, other, checkpoint_fingerprint(other_source))
-            measurements.append(Measurement(planned, other, results, nullcontext(), lock))
+            measurements.append(Measurement(name, planned, other, results, nullcontext(), lock))
     _announce(folder, measurements)
     progress = Progress(sum(len(m.missing) for m in measurements))
     results_of_run: dict[str, AttackResults] = {}
     for measurement in measurements:
         measurement.make(progress)
-        name, label = measurement.planned.name, measurement.target.label
+        name, label = measurement.name, measurement.target.label
         if label == UNLEARNED:
             results_of_run[name] = measurement.results
         else:
@@ -256,13 +258,14 @@ def _possible(attacks: Sequence[Planned], target: Target, required: bool = True)
 
     Raises UserError if there is none and one is required, or if an attack's texts cannot be read.
     """
-    obstacles = {planned.name: planned.attack.obstacle(target) for planned in attacks}
-    messages = [f"attack={name}: {obstacle}." for name, obstacle in obstacles.items() if obstacle is not None]
-    if required and len(messages) == len(attacks):
+    obstacles = [planned.attack.obstacle(target) for planned in attacks]
+    possible = [planned for planned, obstacle in zip(attacks, obstacles, strict=True) if obstacle is None]
+    left_out = ((planned.name, why) for planned, why in zip(attacks, obstacles, strict=True) if why is not None)
+    messages = list(dict.fromkeys(f"attack={name}: {why}." for name, why in left_out))
+    if required and not possible:
         raise UserError("\n".join(messages))
     for message in messages:
         say(f"Left out: {message}")
-    possible = [planned for planned in attacks if obstacles[planned.name] is None]
     for planned in possible:
         planned.attack.levels_of(target)
         remark = planned.attack.remark(target)
@@ -298,6 +301,7 @@ class _Places:
             "questions": json_sha256(inputs.hashes["questions"]),
             "tokens_per_batch": config.eval.tokens_per_batch,
             "lm_eval": version("lm_eval"),
+            "halves": True,  # are among the scores
             "version": RESULTS_VERSION,
         }
 

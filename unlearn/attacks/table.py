@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from unlearn.attacks.results import AttackResults
-from unlearn.records.attacks import BASE, RETRAINED, UNLEARNED, levels_not_finite
+from unlearn.records.attacks import BASE, RETRAINED, UNLEARNED, levels_not_finite, variant_names
 from unlearn.records.names import text_role
 from unlearn.records.scores import Score, not_finite, role_means
 from unlearn.screen import console, say
@@ -75,9 +75,10 @@ def problem(results: Sequence[AttackResults]) -> str | None:
 
 def show(title: str, results: Sequence[AttackResults]) -> None:
     """A table with a row for each level of each attack."""
+    names = variant_names([(of_attack.about.attack, of_attack.about.arguments) for of_attack in results])
     scores = {
-        (of_attack.about.attack, row.level_name): of_attack.scores(row.level)
-        for of_attack in results
+        (name, row.level_name): of_attack.scores(row.level)
+        for name, of_attack in zip(names, results, strict=True)
         for row in of_attack.rows
     }
     columns = [column for column in _columns(results) if any(map(column.cell, scores.values()))]

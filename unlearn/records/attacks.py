@@ -2,22 +2,26 @@
 
 A row is a `Score` of one model at one level of an attack, with three columns before it: `attack`, `level` and
 `level_name`. Models are "unlearned", "base", and "retrained" where one was given. The attack "none" has the scores
-without an attack, at level 0. Recovery is the difference of two rows of one run that agree in `questions` (see
-`AttackAbout`), model, role, task, query and measure: one of the attack less one of "none". HASH stands for all that
-determines the rows. `attack_frame` gives all rows of a run, with the attack's arguments as columns "attack.KEY".
+without an attack, at level 0. Rows that are part of HALVES are means of one half of a role's items. Recovery is the
+difference of two rows of one run that agree in `questions` (see `AttackAbout`), model, role, task, query and measure:
+one of the attack less one of "none". HASH stands for all that determines the rows. `attack_frame` gives all rows of a
+run, with the attack's arguments as columns "attack.KEY".
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa  # type: ignore[import-untyped]
 from pydantic import ConfigDict, TypeAdapter
 
 from unlearn.records import scores
+from unlearn.records.samples import Sample, half_of
 from unlearn.records.scores import SCORES, Score
 from unlearn.records.tables import read_rows, write_rows
 from unlearn.storage.files import write_json
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
 ATTACKS = "attacks"  # the folder inside a run's
 ABOUT = "attack.json"
 NOT_ATTACKED = "none"  # the name under which the scores without an attack are kept
+HALVES = "halves"  # `Score.part_of` of scores of one half of the items, whose task is "half 0" or "half 1"
 UNLEARNED, BASE, RETRAINED = "unlearned", "base", "retrained"  # `Score.model`
 
 
@@ -67,6 +72,41 @@ class AttackScore:
 SCHEMA = pa.schema(
     [("attack", pa.string()), ("level", pa.float64()), ("level_name", pa.string()), *list(scores.SCHEMA)]
 )
+
+
+def variant_names(attacks: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """A name for each attack and its arguments: with those, but levels, in which attacks of that name differ."""
+    values: dict[tuple[str, str], set[str]] = {}
+    for name, arguments in attacks:
+        for key, value in arguments.items():
+            values.setdefault((name, key), set()).add(json.dumps(value))
+    return [
+        ", ".join([name, *(f"{k}={v}" for k, v in arguments.items() if k != "levels" and len(values[name, k]) > 1)])
+        for name, arguments in attacks
+    ]
+
+
+def half_scores(samples: Iterable[Sample]) -> list[Score]:
+    """For each role the means over its tasks, of each half of the items and of default queries.
+
+    With them, what is strongest can be chosen on one half and judged on the other.
+    """
+    values: dict[tuple[str, str, str, int], dict[str, list[float]]] = {}
+    for sample in samples:
+        if sample.query == "default" and sample.value is not None:
+            place = sample.model, sample.role, "acc" if sample.nats is None else "nats", half_of(sample.item)
+            values.setdefault(place, {}).setdefault(sample.task, []).append(sample.value)
+    return [
+        Score(model, role, f"half {half}", HALVES, "default", measure, fmean(map(fmean, by_task.values())))
+        for (model, role, measure, half), by_task in values.items()
+    ]
+
+
+def half_value(scores: Iterable[Score], model: str, role: str, measure: str, half: int) -> float | None:
+    """What `half_scores` says of a half; None if it was not measured."""
+    place = model, role, measure, f"half {half}", HALVES
+    found = (s.value for s in scores if (s.model, s.role, s.measure, s.task, s.part_of) == place)
+    return next(found, None)
 
 
 def write_attack(folder: Path, about: AttackAbout, rows: Iterable[AttackScore]) -> None:

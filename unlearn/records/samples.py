@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zlib import crc32
 
 import pyarrow as pa  # type: ignore[import-untyped]
 
@@ -81,6 +82,11 @@ class Sample:
         if self.nats is not None:
             return self.nats / self.tokens if self.tokens and math.isfinite(self.nats) else None
         return None if self.correct is None else float(self.correct)
+
+
+def half_of(item: Hashable) -> int:
+    """The half of all items, 0 or 1, to which one belongs, in all runs: one half chooses, the other one judges."""
+    return crc32(str(item).encode()) % 2
 
 
 SCHEMA = pa.schema(

@@ -6,7 +6,6 @@ more, or nats a token less on held-out texts to forget.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -26,8 +25,10 @@ from unlearn.records.attacks import (
     AttackAbout,
     AttackScore,
     attack_folders,
+    half_value,
     levels_not_finite,
     read_attack,
+    variant_names,
 )
 from unlearn.records.names import text_role
 from unlearn.records.scores import Score, role_means
@@ -50,7 +51,8 @@ def attack_rows(m: Material) -> pd.DataFrame:
 
     Columns: SETTING, seed, attack (with what its variants differ in), level (in words), number, unit, known (the figure
     under attack; higher: more is known), recovered (`known` less that without an attack), base and retrained (those
-    models' under the same attack), robust (of the run without an attack), without (its `known`).
+    models' under the same attack), robust (of the run without an attack), without (its `known`), half_0 and half_1
+    (what came back of one half of the items).
     """
     about = m.about.set_index("number")
     rows = []
@@ -64,23 +66,12 @@ def attack_rows(m: Material) -> pd.DataFrame:
                     m.not_finite[str(run.folder)] = sentences[0]
     if not rows:
         return pd.DataFrame()
-    frame = pd.DataFrame(_with_variants(rows))
+    names = variant_names([(row["attack"], row.pop("arguments")) for row in rows])
+    frame = pd.DataFrame(rows).assign(attack=names)
     # Of an attack that was made on several sets of questions, that which most runs were asked.
     often = frame.groupby("questions")["questions"].transform("size")
     frame = frame.loc[often.sort_values(ascending=False, kind="stable").index]
     return frame.drop_duplicates(["setting", "seed", "attack", "level", "unit"]).drop(columns="questions").sort_index()
-
-
-def _with_variants(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The rows without their `arguments`, whose keys that differ between the variants of an attack go into its name."""
-    values: dict[tuple[str, str], set[str]] = {}
-    for row in rows:
-        for key, value in row["arguments"].items():
-            values.setdefault((row["attack"], key), set()).add(json.dumps(value))
-    for row in rows:
-        arguments = {key: value for key, value in row.pop("arguments").items() if key != "levels"}
-        differing = [f"{key}={value}" for key, value in arguments.items() if len(values[row["attack"], key]) > 1]
-        yield row | {"attack": ", ".join([row["attack"], *differing])}
 
 
 def _of_run(attacks: Sequence[tuple[AttackAbout, list[AttackScore]]]) -> Iterator[dict[str, Any]]:
@@ -103,6 +94,7 @@ def _of_run(attacks: Sequence[tuple[AttackAbout, list[AttackScore]]]) -> Iterato
                         "without": before,
                         "base": _known(scores, unit, BASE),
                         "retrained": _known(scores, unit, RETRAINED),
+                        **{f"half_{half}": _of_half(scores, without, unit, half) for half in (0, 1)},
                         "robust": _robust(without, unit),
                     }
 
@@ -111,6 +103,13 @@ def _known(scores: Sequence[Score], unit: str, model: str) -> float | None:
     measure, role, factor, _ = MEASURES[unit]
     value = role_means(scores, measure, model=model).get((role, "default"))
     return None if value is None else factor * value
+
+
+def _of_half(scores: Sequence[Score], without: Sequence[Score], unit: str, half: int) -> float | None:
+    """What came back of one half of the items."""
+    measure, role, factor, _ = MEASURES[unit]
+    values = [half_value(of, UNLEARNED, role, measure, half) for of in (scores, without)]
+    return None if None in values else factor * (values[0] - values[1])  # type: ignore[operator]
 
 
 def _robust(scores: Sequence[Score], unit: str) -> float | None:
@@ -135,8 +134,23 @@ def comparable(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def strongest(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of each run and unit the attack and level that bring back most."""
-    return rows.loc[rows.groupby(["setting", "seed", "unit"], sort=False)["recovered"].idxmax()]
+    """Of each run and unit the attack and level that bring back most, and how much.
+
+    The strongest of many is too strong on the items that choose it. So that of one half of them is measured on the
+    other half, and the other way round, and the mean is what is recovered. Of attacks without halves, it is not.
+    """
+    by_run = rows.groupby(["setting", "seed", "unit"], sort=False)
+    return pd.DataFrame([_strongest(of) for _, of in by_run]).infer_objects()
+
+
+def _strongest(rows: pd.DataFrame) -> pd.Series:
+    halves = rows.dropna(subset=["half_0", "half_1"])
+    if halves.empty:
+        return rows.loc[rows["recovered"].idxmax()]
+    first, second = (halves.loc[halves[half].astype(float).idxmax()] for half in ("half_0", "half_1"))
+    recovered = (first["half_1"] + second["half_0"]) / 2
+    more = first if first["recovered"] >= second["recovered"] else second
+    return pd.Series({**more, "recovered": recovered, "known": more["without"] + recovered})
 
 
 def figure(m: Material) -> Figure | None:
@@ -158,8 +172,8 @@ def figure(m: Material) -> Figure | None:
 
     caption = (
         "A point for each setting: what the strongest attack brings back of what was forgotten (points of accuracy, or "
-        "nats a token on held-out texts; `strongest` says which it is), against the robustness of the same model "
-        "without an attack. Of a method and seed those attacks and levels count that were made with RNA and without, "
+        "nats a token on held-out texts; `strongest` says which it is, chosen on one half of the items and measured on "
+        "the other), against the robustness of the same model without an attack. Of a method and seed those attacks and levels count that were made with RNA and without, "
         "and the runs that were put to all of them. Means with 95 % intervals over seeds, where there are several."
     )
     return Figure("attacks", "Attacks · Robust, and still forgotten?", caption, data, chart)

@@ -15,11 +15,10 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
-from zlib import crc32
 
 import pandas as pd
 
@@ -31,7 +30,7 @@ from unlearn.paper.claims.contrasts import Answers, mean_of, means, weighted
 from unlearn.paper.claims.evidence import LAYER, Evidence
 from unlearn.paper.claims.texts import FORGOTTEN, RETAINED, STRENGTH, UNIT, WIDEST
 from unlearn.paper.theory.verdicts import CONTRARY, NOT_MEASURED, NOT_SEEN, SEEN
-from unlearn.records.samples import Sample
+from unlearn.records.samples import Sample, half_of
 from unlearn.statistics.intervals import crossed, two_way
 
 # In what a rival may differ from the run with RNA.
@@ -121,11 +120,6 @@ def _lost(run: Run, measure: Measure, role: str, query: str) -> Answers:
         for task, number, unlearned, base in pairs
         if (lost := measure.lost(unlearned, base)) is not None
     )
-
-
-def half_of(item: Hashable) -> int:
-    """The half to which a forget-token belongs, in all runs."""
-    return crc32(str(item).encode()) % 2
 
 
 def _half(values: Answers, half: int) -> Answers:
