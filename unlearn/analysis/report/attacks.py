@@ -171,10 +171,11 @@ def figure(m: Material) -> Figure | None:
         return charts.side_by_side(*(_plane(data[data["unit"] == unit], look, unit, methods) for unit in units))
 
     caption = (
-        "A point for each setting: what the strongest attack brings back of what was forgotten (points of accuracy, or "
-        "nats a token on held-out texts; `strongest` says which it is, chosen on one half of the items and measured on "
-        "the other), against the robustness of the same model without an attack. Of a method and seed those attacks and levels count that were made with RNA and without, "
-        "and the runs that were put to all of them. Means with 95 % intervals over seeds, where there are several."
+        "A point for each setting: what the strongest attack brings back of what was forgotten (points of accuracy, "
+        "or nats a token on held-out texts; `strongest` says which it is, chosen on one half of the items and "
+        "measured on the other), against the robustness of the same model without an attack. Of a method and seed "
+        "those attacks and levels count that were made with RNA and without, and the runs that were put to all of "
+        "them. Means with 95 % intervals over seeds, where there are several."
     )
     return Figure("attacks", "Attacks · Robust, and still forgotten?", caption, data, chart)
 

@@ -197,9 +197,10 @@ def _under_attack(evidence: Evidence) -> list[Table]:
     methods = attacks.by_method(evidence)
     rows = judged(attacks.claims(methods), methods)
     note = (
-        "What an attack brings back at its best level (chosen on one half of the items, measured on the other), against "
-        "the same model without an attack: points of accuracy on what was to be forgotten, with the best nu; or nats a token on held-out texts to forget, at equal forgetting. "
-        "Attacks leave no record of single questions or texts, only of halves of them."
+        "What an attack brings back at its best level (chosen on one half of the items, measured on the other), "
+        "against the same model without an attack: points of accuracy on what was to be forgotten, with the best nu; "
+        "or nats a token on held-out texts to forget, at equal forgetting. Attacks leave no record of single "
+        "questions or texts, only of halves of them."
     )
     return [Table("attacks", "Under attack", note, pd.DataFrame(rows))] if rows else []
 
