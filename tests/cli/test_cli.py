@@ -160,6 +160,7 @@ def test_a_slurm_job_does_not_get_hydras_variable(tmp_path):
             "data.topics.chem: there is no such entry. Add it with "
             "'+data.topics.chem={forget: ..., retain: ..., max_length: ...}'.",
         ),
+        ("rna.nu=interval(0,4)", "rna.nu=interval(0,4): several values need -m: a job for each, or a search"),
         ("+method.c=1", "method.c: the key exists already. Leave out the +: method.c=VALUE."),
         ("hydra.launcher.dry_rnu=true", "hydra.launcher.dry_rnu: unknown key. Did you mean 'hydra.launcher.dry_run'?"),
         ("rna.how=1", "rna.how: unknown key. Allowed: nu, scale, per"),

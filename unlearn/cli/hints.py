@@ -48,6 +48,8 @@ def _hint(message: str) -> str:
     """A sentence for some of Hydra's messages, else an empty string."""
     if match := re.search(r"Ambiguous value for argument '(.*)'", message):
         return f"{match[1]}: several values were given. Add -m to run a job for each, or write a list as KEY=[A,B]."
+    if match := re.search(r"Sweep parameters '(.*)' requires --multirun", message):
+        return f"{match[1]}: several values need -m: a job for each, or a search with -m hydra/sweeper=search."
     if match := re.search(r"An item is already at '([^']+)'", message):
         return f"{match[1]}: the key exists already. Leave out the +: {match[1]}=VALUE."
     if match := re.search(r"Could not find '([\w/]+)/([^/']+)'", message):
