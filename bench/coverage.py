@@ -17,8 +17,8 @@ import pandas as pd
 
 from unlearn.analysis.settings import Setting
 from unlearn.paper.claims.contrasts import contrast
+from unlearn.paper.claims.equal_forgetting import at_equal_forgetting
 from unlearn.paper.claims.margins import MARGINS
-from unlearn.paper.claims.texts import at_equal_forgetting
 from unlearn.statistics.intervals import Interval, over_items, over_seeds, rank_correlation, share, two_way
 from unlearn.statistics.paired import paired
 
@@ -188,7 +188,7 @@ alone speaks of these very items: it is too narrow for others, as rows in italic
 **At equal forgetting** a run with RNA is compared with the point of the curve without RNA, of its seed, at its own
 level of forgetting. That point is read between two runs. Its weights are the same for all texts, so each text has a
 difference for each seed. The level is a mean over texts to forget. What other ones would change is added by the delta
-method (`paper/claims/texts.py::at_equal_forgetting`).
+method (`paper/claims/equal_forgetting.py::at_equal_forgetting`).
 
 **Families.** The claims below one heading of `unlearn claims`, for all methods together, are a family. "Holm" beside a
 verdict is the verdict after Holm's correction (`statistics/families.py`); rivals have plain verdicts. With three seeds

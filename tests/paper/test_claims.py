@@ -9,6 +9,7 @@ import pytest
 
 from tests.analysis.made_up import ROLES, add_scores, made_up_run
 from unlearn.analysis.collect import collect
+from unlearn.analysis.report.answers import by_item
 from unlearn.analysis.report.material import gather
 from unlearn.cli.main import main
 from unlearn.paper.claims.claims import (
@@ -25,7 +26,7 @@ from unlearn.paper.claims.claims import (
     rna_less_plain,
     stumble,
 )
-from unlearn.paper.claims.contrasts import Contrast, by_item, contrast
+from unlearn.paper.claims.contrasts import Contrast, contrast
 from unlearn.paper.claims.document import document, judged
 from unlearn.paper.claims.evidence import Evidence
 from unlearn.paper.claims.theorems import measure_theorems

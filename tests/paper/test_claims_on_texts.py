@@ -10,6 +10,7 @@ import pytest
 
 from tests.analysis.made_up import add_scores, difference, made_up_run
 from unlearn.analysis.collect import collect
+from unlearn.analysis.report.answers import mean_of
 from unlearn.analysis.report.charts import SCREEN
 from unlearn.analysis.report.figures import figure_4
 from unlearn.analysis.report.material import gather
@@ -17,10 +18,11 @@ from unlearn.analysis.report.trade_off import figure as trade_off
 from unlearn.analysis.report.training import course
 from unlearn.analysis.settings import Setting
 from unlearn.paper.claims import texts as claims
-from unlearn.paper.claims.contrasts import ONE_SEED, OTHER_ITEMS, contrast, mean_of
+from unlearn.paper.claims.contrasts import ONE_SEED, OTHER_ITEMS, contrast
 from unlearn.paper.claims.document import document
+from unlearn.paper.claims.equal_forgetting import at_equal_forgetting, matches
 from unlearn.paper.claims.evidence import Evidence
-from unlearn.paper.claims.texts import at_equal_forgetting, matches, run_rows
+from unlearn.paper.claims.text_measures import run_rows
 from unlearn.records.names import text_role, text_task
 from unlearn.records.ngrams import Ngram, NgramLists, as_json
 from unlearn.records.samples import Sample, read_samples, write_samples
@@ -190,7 +192,7 @@ def test_texts_to_forget_are_among_those_that_equal_forgetting_is_over():
     rows = pd.DataFrame([row(0, 1.0, 0.2), row(0, 2.0, 0.7), row(1, 1.5, 0.1, 0.4)])
     [found] = at_equal_forgetting(rows.assign(seed=0, setting=Setting(frozenset())), "cost").values()
     assert mean_of(found) == pytest.approx(-0.35)
-    assert found["measured: wiki"] == pytest.approx({0: -0.7, 1: -0.7})  # two parts: their mean is half of it
+    assert found["wiki"] == pytest.approx({0: -0.7, 1: -0.7})  # two parts: their mean is half of it
     assert found["forgotten: bio"] == pytest.approx({0: 0.4, 1: -0.4})
 
 

@@ -10,12 +10,12 @@ from tests.analysis.made_up import difference, made_up_run
 from unlearn.analysis.collect import collect
 from unlearn.analysis.report.material import gather
 from unlearn.analysis.settings import Setting
+from unlearn.paper.claims.equal_forgetting import FORGOTTEN_PART
 from unlearn.paper.claims.evidence import Evidence
 from unlearn.paper.claims.rivals import (
-    FORGOTTEN_PART,
     NATS,
     Point,
-    at,
+    beside_envelope,
     envelope,
     excess,
     excesses,
@@ -66,11 +66,15 @@ def test_the_envelope_is_of_rivals_that_no_other_dominates():
 
 def test_between_neighbours_harm_is_interpolated_and_not_across_a_wide_gap_or_beyond_the_end():
     on = [point(1.5, 0.3), point(3, 1.0), point(5.5, 2.0)]
-    assert [(w, p.forgotten) for w, p in at(2, on, WIDEST)] == [(pytest.approx(1 / 3), 3), (pytest.approx(2 / 3), 1.5)]
-    assert [(w, p.forgotten) for w, p in at(0.5, on, WIDEST)] == [(pytest.approx(1 / 3), 1.5)]  # beside the base model
-    assert at(4, on, WIDEST) is None  # 2.5 nats apart
-    assert at(6, on, WIDEST) is None
-    assert [w for w, _ in at(5.5, [point(5.5, 2.0)] * 2, WIDEST)] == [1.0]
+
+    def read(forgotten, rivals=on):
+        return beside_envelope(point(forgotten, 0.0), rivals, 0, WIDEST)
+
+    assert (read(2).below, read(2).above, read(2).part) == (on[0], on[1], pytest.approx(1 / 3))
+    assert (read(0.5).below.label, read(0.5).part) == ("the base model", pytest.approx(1 / 3))
+    assert read(4) is None  # 2.5 nats apart
+    assert read(6) is None
+    assert read(5.5, [point(5.5, 2.0)] * 2).weights == (1, 0, -1)
 
 
 def test_one_half_chooses_and_the_other_measures():

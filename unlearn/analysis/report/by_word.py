@@ -17,15 +17,16 @@ import pandas as pd
 
 from unlearn.analysis.collect import Run
 from unlearn.analysis.report import charts
+from unlearn.analysis.report.answers import Answers, flat, places
 from unlearn.analysis.report.charts import Look
 from unlearn.analysis.report.figure import Figure, Table
 from unlearn.analysis.report.material import Material
+from unlearn.analysis.report.text_costs import word_cost_beyond_base
 from unlearn.analysis.settings import Setting
 from unlearn.records.names import text_role
 from unlearn.records.terms import TermProperties, read_terms
 from unlearn.statistics.intervals import Interval, crossed, over_items, rank_correlation, two_way
 
-Costs = dict[str, dict[tuple[str, int], float]]  # word -> (corpus, text) -> cost
 ByWord = dict[str, np.ndarray]  # word -> float [seeds, texts]
 PROPERTIES = {
     "similarity": "similarity to the forget texts",
@@ -36,27 +37,22 @@ KINDS = {"perturbed": "forget-token", "control": "control term"}
 FEWEST = 5  # words, of which a correlation has an interval
 
 
-def costs(run: Run) -> dict[str, Costs]:
-    """kind of query -> what each inserted word costs in each retained text, as far as both models have read it."""
-    samples = [s for s in run.samples() if s.role == text_role("retain")]
-    values = {(s.model, s.query, s.task, s.id): s.value for s in samples if s.value is not None}
-    by_query: dict[str, Costs] = {}
-    for s in samples:
-        if s.model == "unlearned" and s.inserted is not None:
-            places = [(model, query, s.task, s.id) for model in ("unlearned", "base") for query in (s.query, "default")]
-            if all(place in values for place in places):
-                perturbed, default, base_perturbed, base_default = (values[place] for place in places)
-                cost = (perturbed - default) - (base_perturbed - base_default)
-                by_query.setdefault(s.query, {}).setdefault(s.inserted, {})[s.task, s.id] = cost
+def costs(m: Material, run: Run) -> dict[str, Answers]:
+    """kind of query -> word -> what it costs in each retained text, as far as both models have read it."""
+    of, by_query = places(m, run), dict[str, Answers]()
+    for (role, query, model), asked in of.items():
+        if (role, model) == (text_role("retain"), "unlearned"):
+            cost_of = flat(word_cost_beyond_base(of, role, query))
+            for _, sample in asked:
+                if sample.inserted is not None and sample.item in cost_of:
+                    of_word = by_query.setdefault(query, {}).setdefault(sample.inserted, {})
+                    of_word[sample.task, sample.id] = cost_of[sample.item]
     return by_query
 
 
 def by_word(m: Material, setting: Setting) -> dict[str, ByWord]:
     """kind of query -> the costs of each word, over the seeds that were asked it and the texts that all these have."""
-    of_seeds = []
-    for run in m.runs_of(setting).values():
-        with m.reading(run):
-            of_seeds.append(costs(run))
+    of_seeds = [costs(m, run) for run in m.runs_of(setting).values()]
     by_query: dict[str, ByWord] = {}
     for query in dict.fromkeys(query for of_seed in of_seeds for query in of_seed):
         asked = [of_seed[query] for of_seed in of_seeds if query in of_seed]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from operator import itemgetter
 from statistics import fmean
 
 import numpy as np
@@ -11,9 +12,9 @@ import pandas as pd
 from unlearn.analysis.report.attacks import DISJOINT, STRONGEST, attack_rows, comparable, strongest
 from unlearn.paper.claims.claims import NOT_IN_PAPER, Claim
 from unlearn.paper.claims.contrasts import Contrast, over_seeds_alone
+from unlearn.paper.claims.equal_forgetting import UNMATCHED, matches
 from unlearn.paper.claims.evidence import FEWEST, Evidence
 from unlearn.paper.claims.margins import SAME_POINTS, SAME_RECOVERED
-from unlearn.paper.claims.texts import UNMATCHED, matches
 
 
 def by_method(evidence: Evidence) -> dict[str, pd.DataFrame]:
@@ -65,7 +66,8 @@ def _more(rows: pd.DataFrame, attack: str, unit: str) -> Contrast:
     if unit == "nats":
         differences: dict[int, list[float]] = {}
         for match in matches(strongest_rows.assign(level=-strongest_rows["without"])):
-            differences.setdefault(match.seed, []).append(float(np.dot(match.weights, match.of("recovered"))))
+            difference = float(np.dot(match.weights, match.of(itemgetter("recovered"))))
+            differences.setdefault(int(match.run["seed"]), []).append(difference)
         values, why = [fmean(own) for own in differences.values()], UNMATCHED
     else:
         means = strongest_rows.groupby(["seed", strongest_rows["nu"] > 0])["recovered"].mean().unstack().dropna()

@@ -22,26 +22,24 @@ from pandas.api.types import is_numeric_dtype
 
 from unlearn.analysis.collect import Run
 from unlearn.analysis.compare import differing_questions
-from unlearn.analysis.report.choose import family
-from unlearn.analysis.report.material import Material
-from unlearn.analysis.settings import Setting
-from unlearn.paper.claims.contrasts import (
+from unlearn.analysis.report.answers import (
     Answers,
-    Contrast,
     Words,
     by_item,
     by_ngram,
     by_word,
-    contrast,
     inserted_words,
-    judged_by,
     mean_maxlogit,
     mean_of,
-    over_ngrams,
     places,
     spread_by_item,
     weighted,
 )
+from unlearn.analysis.report.choose import family
+from unlearn.analysis.report.material import Material
+from unlearn.analysis.settings import Setting
+from unlearn.paper.claims.contrasts import Contrast, contrast, judged_by, over_ngrams
+from unlearn.paper.claims.text_measures import run_rows
 from unlearn.paper.phases import turning_points
 from unlearn.records.names import NGRAM_QUERIES
 from unlearn.records.samples import Sample
@@ -192,6 +190,11 @@ class Evidence:
         by_nu = dict(zip(noisy["nu"], noisy["setting"], strict=True))
         by_layer = _by_layer(plain, of_method["setting"])
         return Subject(self, method, plain, by_nu, by_coefficient, key.removeprefix("method."), by_layer)
+
+    @cached_property
+    def text_rows(self) -> pd.DataFrame:
+        """What was measured of each run on held-out texts (`run_rows`)."""
+        return run_rows(self.material)
 
     def combine(self, terms: Terms) -> Contrast:
         """The sum of terms, in points, over the seeds and the questions of the measuring half that all of them have."""

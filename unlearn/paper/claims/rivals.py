@@ -13,48 +13,53 @@ texts that they stand in, chooses the rivals, the excess is measured on the othe
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import attrgetter, methodcaller
 from statistics import fmean
 from typing import Any
 
 import pandas as pd
 
-from unlearn.analysis.collect import Run
+from unlearn.analysis.report.answers import Answers, mean_of, weighted
 from unlearn.analysis.report.figure import Table
 from unlearn.analysis.settings import Setting, method_name
 from unlearn.methods.rna import FORGET_TARGET
-from unlearn.paper.claims.contrasts import Answers, mean_of, means, weighted
+from unlearn.paper.claims.equal_forgetting import (
+    FORGOTTEN_PART,
+    STRENGTH,
+    UNIT,
+    WIDEST,
+    Match,
+    match_of,
+    with_forgotten,
+)
 from unlearn.paper.claims.evidence import LAYER, Evidence
-from unlearn.paper.claims.texts import FORGOTTEN, RETAINED, STRENGTH, UNIT, WIDEST
 from unlearn.paper.theory.verdicts import CONTRARY, NOT_MEASURED, NOT_SEEN, SEEN
-from unlearn.records.samples import Sample, half_of
+from unlearn.records.samples import half_of
 from unlearn.statistics.intervals import crossed, two_way
 
 # In what a rival may differ from the run with RNA.
 FREE = (*STRENGTH, "train.steps", "train.lr", LAYER)
-FORGOTTEN_PART = "forgotten: "  # the beginning of the names of parts that are forgotten texts
+BASE = "the base model"
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What a text loses, and how far apart two neighbours on an envelope may be in it."""
+    """What a text loses, in two measures of `run_rows`, and how far apart two neighbours on an envelope may be."""
 
     name: str
     unit: str
+    forgotten: str
+    harm: str
     widest: float
 
-    def lost(self, unlearned: Sample, base: Sample) -> float | None:
-        """What a text loses beyond the base model; None if it was not measured."""
-        if self.name == "agreement":
-            return None if unlearned.agreement is None else 100 * (1 - unlearned.agreement)
-        return None if unlearned.value is None or base.value is None else unlearned.value - base.value
 
-
-NATS = Measure("nats", UNIT, WIDEST)
-AGREEMENT = Measure("agreement", "points of agreement with the base model's first choices", 25.0)
+NATS = Measure("nats", UNIT, "forgotten", "harm", WIDEST)
+AGREEMENT = Measure(
+    "agreement", "points of agreement with the base model's first choices", "forgotten_points", "harm_points", 25.0
+)
 
 
 @dataclass(frozen=True)
@@ -90,36 +95,18 @@ class Point:
 
 
 def points(evidence: Evidence, measure: Measure) -> list[Point]:
-    """The runs of this world whose samples tell the harm to each text."""
-    m, listed = evidence.material, []
-    for number, run in enumerate(m.runs):
-        about = m.about.loc[m.about["number"] == number].iloc[0]
-        if about["world"] != m.world:
-            continue
-        with m.reading(run):
-            forgotten = _lost(run, measure, FORGOTTEN, "default")
-            harm = _lost(run, measure, RETAINED, "perturbed")
-            if forgotten and all(_half(harm, half) for half in (0, 1)):
-                label = "; ".join(part for part in (about["coefficient"], about["other"]) if part)
-                method = method_name(run.identity["method"]["name"])
-                level = mean_of(forgotten)
-                listed.append(Point(method, about["setting"], int(about["seed"]), label, level, harm, forgotten))
-    # A run that was asked more later is there twice.
-    return list({(point.setting, point.seed): point for point in listed}.values())
-
-
-def _lost(run: Run, measure: Measure, role: str, query: str) -> Answers:
-    """What a run's texts lose, by the forget-token that was inserted; without one, by text."""
-    samples: dict[tuple[str, int], dict[str, Sample]] = {}
-    for sample in run.samples():
-        if (sample.role, sample.query) == (role, query):
-            samples.setdefault((sample.task, sample.id), {})[sample.model] = sample
-    pairs = ((task, number, of["unlearned"], of["base"]) for (task, number), of in samples.items() if len(of) == 2)
-    return means(
-        (task, unlearned.inserted or str(number), lost)
-        for task, number, unlearned, base in pairs
-        if (lost := measure.lost(unlearned, base)) is not None
-    )
+    """The runs of this world whose texts tell the harm on both halves."""
+    rows, names = evidence.text_rows, [measure.forgotten, measure.harm]
+    if not set(names) <= set(rows):
+        return []
+    listed = []
+    for _, row in rows.dropna(subset=names).iterrows():
+        lost, harm = row[names]
+        if all(_half(harm, half) for half in (0, 1)):
+            label = "; ".join(part for part in (row["coefficient"], row["other"]) if part)
+            method = method_name(row["setting"].get("method.name"))  # a placebo's row has another name
+            listed.append(Point(method, row["setting"], int(row["seed"]), label, mean_of(lost), harm, lost))
+    return listed
 
 
 def _half(values: Answers, half: int) -> Answers:
@@ -137,61 +124,30 @@ def envelope(rivals: Iterable[Point], half: int) -> list[Point]:
     return kept[::-1]
 
 
-def at(forgotten: float, on: Sequence[Point], widest: float) -> list[tuple[float, Point]] | None:
-    """Weights of the neighbours on an envelope that together have forgotten so much.
-
-    Below the first one, the other neighbour is the base model, without harm. None if all have forgotten less, and
-    between neighbours that are more than `widest` apart.
-    """
-    above = bisect_left([point.forgotten for point in on], forgotten)
-    if above == len(on):
-        return None
-    low, high = on[above - 1].forgotten if above else 0.0, on[above].forgotten
-    if forgotten == high:
-        return [(1.0, on[above])]
-    if forgotten < low or high - low > widest:
-        return None
-    share = (forgotten - low) / (high - low)
-    return [(share, on[above]), *([(1 - share, on[above - 1])] if above else [])]
+def beside_envelope(point: Point, rivals: Iterable[Point], half: int, widest: float) -> Match[Point] | None:
+    """A run and its neighbours on an envelope, which begins at the base model; None as of `match_of`."""
+    harm, lost = (weighted([0.0], [values]) for values in (point.harm, point.lost))
+    base = replace(point, label=BASE, forgotten=0.0, harm=harm, lost=lost)
+    return match_of(point, [base, *envelope(rivals, half)], attrgetter("forgotten"), widest)
 
 
 def excess(point: Point, rivals: Sequence[Point], widest: float) -> tuple[Answers, list[str]] | None:
     """A run's harm by token less that of the envelope which the other half chose, and the rivals in question.
 
-    None where rivals have not forgotten as much, or only far from it. The forgotten texts are items, too, with a mean
-    of 0: other ones would move the point at which the envelope is read (the delta method, as in `at_equal_forgetting`).
+    None where rivals have not forgotten as much, or only far from it. The forgotten texts are items, too.
     """
     harm: Answers = {}
-    level: Answers = {}
+    moved: list[Answers] = []
     labels = []
     for half in (0, 1):
-        on = envelope(rivals, 1 - half)
-        neighbours = at(point.forgotten, on, widest)
-        if neighbours is None:
+        match = beside_envelope(point, rivals, 1 - half, widest)
+        if match is None:
             return None
-        weights = [1.0, *(-weight for weight, _ in neighbours)]
-        sides = [point.harm, *(rival.harm for _, rival in neighbours)]
-        for task, values in _half(weighted(weights, sides), half).items():
+        for task, values in _half(match.less_curve(attrgetter("harm")), half).items():
             harm.setdefault(task, {}).update(values)
-        slope = _slope(point.forgotten, on, half)
-        moved = weighted(weights, [point.lost, *(rival.lost for _, rival in neighbours)])
-        for task, values in moved.items():
-            of_task = level.setdefault(f"{FORGOTTEN_PART}{task}", {})
-            of_task |= {text: of_task.get(text, 0.0) - slope * value / 2 for text, value in values.items()}
-        labels += [rival.label for _, rival in neighbours]
-    count = len(harm) + len(level)  # the excess is the mean over parts
-    return {
-        task: {item: value * count / len(kind) for item, value in of_task.items()}
-        for kind in (harm, level)
-        for task, of_task in kind.items()
-    }, labels
-
-
-def _slope(forgotten: float, on: Sequence[Point], half: int) -> float:
-    """How much harm one more nat forgotten does on an envelope, by one half of the tokens."""
-    above = bisect_left([point.forgotten for point in on], forgotten)
-    low, harm = (on[above - 1].forgotten, on[above - 1].mean(half)) if above else (0.0, 0.0)
-    return (on[above].mean(half) - harm) / (on[above].forgotten - low)
+        moved.append(match.moved(methodcaller("mean", half), attrgetter("lost")))
+        labels += [p.label for p, weight in ((match.above, match.part), (match.below, 1 - match.part)) if weight]
+    return with_forgotten(harm, weighted([0.5, 0.5], moved)), [label for label in labels if label != BASE]
 
 
 @dataclass(frozen=True)

@@ -3,223 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from collections.abc import Callable
 
 import pandas as pd
 
-from unlearn.analysis.collect import Run
-from unlearn.analysis.compare import by_place
-from unlearn.analysis.report.material import Material
-from unlearn.analysis.settings import SETTING
+from unlearn.analysis.report.answers import Answers, weighted
 from unlearn.paper.claims.claims import BY_LENGTH, BY_SIMILARITY, NOT_IN_PAPER, Claim, slope
-from unlearn.paper.claims.contrasts import (
-    Answers,
-    Contrast,
-    by_item,
-    by_ngram,
-    by_word,
-    contrast,
-    inserted_words,
-    mean_maxlogit,
-    mean_of,
-    over_ngrams,
-    places,
-    spread_by_item,
-    weighted,
-)
+from unlearn.paper.claims.contrasts import Contrast, contrast, over_ngrams
+from unlearn.paper.claims.equal_forgetting import UNIT, UNMATCHED, at_equal_forgetting
 from unlearn.paper.claims.evidence import FEWEST, Evidence
 from unlearn.paper.claims.margins import SAME_NATS
-from unlearn.records.names import NGRAM_QUERIES, text_role
-from unlearn.records.samples import Sample
+from unlearn.paper.claims.text_measures import by_forget_token, items_of
 
-UNIT = "nats a token"
 Effect = Callable[[pd.DataFrame], Contrast]  # of a method's rows (`run_rows`)
-FORGOTTEN, RETAINED, NEAR = text_role("forget"), text_role("retain"), text_role("near")
-# What moves a run along the curve of its setting, to more or less forgetting, and RNA. Other ways: `rivals`.
-STRENGTH = ("rna", "method.c", "method.beta", "loss.alpha")
-WIDEST = 2.0  # nats a token between two runs, across which a measure is interpolated
-# Measures of what a forget-token does -> the role of its texts.
-WORD_OF = {"cost": RETAINED, "maxlogit": RETAINED, "maxlogit_std": RETAINED, "near_cost": NEAR}
-UNMATCHED = f"no run with RNA has forgotten as much as two without RNA at most {WIDEST:g} {UNIT} apart"
-
-
-def measures(m: Material, run: Run) -> dict[str, Any]:
-    """What a run's texts say, in nats a token for each text, where it was measured.
-
-    forgotten, retained: more than the base model's; cost, control: of an inserted forget-token or control word in
-    retained texts; base_cost: that of a forget-token in the base model. near, near_cost, near_base_cost: the same of
-    texts of the near domain. QUERY: the cost of each n-gram, beyond the base model's, the mean over the texts in which
-    it is. maxlogit, maxlogit_std: mean and standard deviation of MaxLogit after retained texts with a forget-token,
-    more than the base model's. "word: ROLE": the forget-token that was inserted into each text.
-    """
-    samples = places(m, run)
-    finite = {(model, *place) for model in ("unlearned", "base") for place in by_place(run.samples(), model)}
-
-    def nats(role: str, query: str, model: str = "unlearned") -> Answers | None:
-        of_place = samples.get((role, query, model), [])
-        if not of_place or any((model, role, s.task, query) not in finite for _, s in of_place):
-            return None
-        return by_item(of_place, lambda sample: sample.value)
-
-    def cost(query: str, model: str = "unlearned", role: str = RETAINED) -> Answers | None:
-        return _minus(nats(role, query, model), nats(role, "default", model))
-
-    values: dict[str, Any] = {
-        "forgotten": _minus(nats(FORGOTTEN, "default"), nats(FORGOTTEN, "default", "base")),
-        "retained": _minus(nats(RETAINED, "default"), nats(RETAINED, "default", "base")),
-        "near": _minus(nats(NEAR, "default"), nats(NEAR, "default", "base")),
-        "near_cost": cost("perturbed", role=NEAR),
-        "near_base_cost": cost("perturbed", "base", NEAR),
-        "cost": cost("perturbed"),
-        "control": cost("control"),
-        "base_cost": cost("perturbed", "base"),
-    }
-    for query in NGRAM_QUERIES:
-        costs, asked = _minus(cost(query), cost(query, "base")), samples.get((RETAINED, query, "unlearned"), [])
-        values[query] = by_ngram(asked, partial(_cost_of, costs)) if costs else None
-    behind = [samples.get((RETAINED, "perturbed", model), []) for model in ("unlearned", "base")]
-    values["maxlogit"] = _minus(*(by_item(own, mean_maxlogit) for own in behind))
-    values["maxlogit_std"] = _minus(*(spread_by_item(own) for own in behind))
-    for role in (RETAINED, NEAR):
-        values[f"word: {role}"] = inserted_words(samples.get((role, "perturbed", "unlearned"), []))
-    return {name: value for name, value in values.items() if value}
-
-
-def _cost_of(costs: Answers, sample: Sample) -> float | None:
-    return costs.get(sample.task, {}).get((sample.task, str(sample.id)))
-
-
-def _minus(a: Answers | None, b: Answers | None) -> Answers | None:
-    return weighted([1, -1], [a, b]) if a and b else None
-
-
-def run_rows(m: Material) -> pd.DataFrame:
-    """A row for each run of this world with held-out texts: SETTING, seed, level, `measures`.
-
-    `level`: the mean of `forgotten`; NaN where it was not measured. Of several runs of a setting's seed, the one with
-    most measures.
-    """
-    about = m.about.set_index("number")
-    rows = []
-    for number, run in enumerate(m.runs):
-        values = {}
-        if run.done and about.loc[number, "world"] == m.world:
-            with m.reading(run):
-                values = measures(m, run)
-        if values:
-            level = mean_of(values["forgotten"]) if "forgotten" in values else math.nan
-            rows.append({**about.loc[number, [*SETTING, "seed"]].to_dict(), "level": level, **values})
-    if not rows:
-        return pd.DataFrame()
-    frame = pd.DataFrame(rows)
-    fullest = frame.count(axis="columns").sort_values(ascending=False, kind="stable").index
-    return frame.loc[fullest].drop_duplicates(["setting", "seed"]).sort_index()
-
-
-@dataclass(frozen=True)
-class Match:
-    """A run with RNA, and the two without it that have forgotten just less and just more; rows of `run_rows`."""
-
-    seed: int
-    rna: pd.Series
-    below: pd.Series
-    above: pd.Series
-
-    @property
-    def weights(self) -> tuple[float, float, float]:
-        """Of the three, in the value with RNA less the one without that is interpolated at its level."""
-        part = (self.rna["level"] - self.below["level"]) / (self.above["level"] - self.below["level"])
-        return 1.0, part - 1, -part
-
-    def of(self, name: str) -> list[Any]:
-        """A measure of the three."""
-        return [self.rna[name], self.below[name], self.above[name]]
-
-
-def matches(rows: pd.DataFrame) -> Iterator[Match]:
-    """Each run with RNA of a method's rows, with its neighbours in `level` of the same seed and without RNA.
-
-    These differ from it in nothing but STRENGTH, and are at most WIDEST nats a token apart. Runs with RNA that have
-    forgotten less or more than all such are left out.
-    """
-    alike = rows["setting"].map(lambda setting: setting.without(*STRENGTH))
-    for (seed, _), group in rows.groupby(["seed", alike], sort=False):
-        plain = group[group["nu"] == 0].sort_values("level")
-        for _, rna in group[group["nu"] > 0].iterrows():
-            place = int(plain["level"].searchsorted(rna["level"]))
-            if 0 < place < len(plain):
-                match = Match(int(seed), rna, plain.iloc[place - 1], plain.iloc[place])
-                if match.above["level"] - match.below["level"] <= WIDEST:
-                    yield match
-
-
-def at_equal_forgetting(rows: pd.DataFrame, measure: str) -> dict[int, Answers]:
-    """For each seed of a method's runs with a match: a measure with RNA less that without, at equal forgetting.
-
-    The mean over a seed's runs with RNA, for each text. The texts to forget are items, too, with a mean of 0: other
-    ones would move the point at which the curve without RNA is read, by how much the runs differ on each, times the
-    curve's slope there (the delta method).
-    """
-    differences: dict[int, list[Answers]] = {}
-    for match in _alike(list(matches(rows.dropna(subset=["forgotten", measure])))):
-        differences.setdefault(match.seed, []).append(_difference(match, measure))
-    return {seed: weighted([1 / len(own)] * len(own), own) for seed, own in differences.items()}
-
-
-def _alike(found: list[Match]) -> list[Match]:
-    """The matches of the settings that have one in most seeds, of the seeds that all these have.
-
-    Else seeds would be means over different nu.
-    """
-    seeds: dict[Any, set[int]] = {}
-    for match in found:
-        seeds.setdefault(match.rna["setting"], set()).add(match.seed)
-    most = max(map(len, seeds.values()), default=0)
-    kept: dict[Any, None] = {}
-    common: set[int] = set()
-    for setting, own in seeds.items():
-        if len(own) == most and (not kept or own == common):
-            kept[setting], common = None, own
-    return [match for match in found if match.rna["setting"] in kept]
-
-
-def _difference(match: Match, measure: str) -> Answers:
-    """Parts whose mean over parts is the difference: of the measure's texts, and of those to forget."""
-    difference = _by_word(weighted(match.weights, match.of(measure)), match.rna, measure)
-    level = weighted(match.weights, match.of("forgotten"))
-    rise = mean_of(match.above[measure]) - mean_of(match.below[measure])
-    steepness = rise / (match.above["level"] - match.below["level"])
-    count = len(difference) + len(level)
-    parts = [(1.0, "measured", difference), (-steepness, "forgotten", level)]
-    return {
-        f"{kind}: {corpus}": {text: factor * count / len(values) * value for text, value in of_corpus.items()}
-        for factor, kind, values in parts
-        for corpus, of_corpus in values.items()
-    }
-
-
-def _by_word(values: Answers, row: pd.Series, measure: str) -> Answers:
-    """Values by inserted word, where the measure is of what a word does and the words are known."""
-    words = row.get(_words_of(measure))
-    return by_word(values, words) if isinstance(words, dict) else values
 
 
 def _of_seeds(rows: pd.DataFrame, measure: str, combine: Callable[[pd.Series], Answers]) -> Contrast:
     """The mean of what `combine` makes of each row, one of each seed; `measure` is of the word that makes items."""
-    return contrast([_by_word(combine(row), row, measure) for _, row in rows.iterrows()], _items(rows, measure))
-
-
-def _items(rows: pd.DataFrame, measure: str) -> str:
-    name = _words_of(measure)
-    return "inserted words" if name in rows and rows[name].notna().all() else "texts"
-
-
-def _words_of(measure: str) -> str:
-    """The measure that has the words which this one is about."""
-    return f"word: {WORD_OF.get(measure)}"
+    return contrast(
+        [by_forget_token(combine(row), row, measure) for _, row in rows.iterrows()], items_of(rows, measure)
+    )
 
 
 def _without_rna(a: str, b: str | None = None, why_not: str = "no run without RNA has such texts") -> Effect:
@@ -273,7 +76,7 @@ def _equal_forgetting(measure: str) -> Effect:
         if not {"forgotten", measure} <= set(rows):
             return Contrast(why_not="no run has such texts")
         differences = at_equal_forgetting(rows, measure)
-        items = "texts" if _items(rows, measure) == "texts" else "inserted words and texts"
+        items = "texts" if items_of(rows, measure) == "texts" else "inserted words and texts"
         return contrast(list(differences.values()), items) if differences else Contrast(why_not=UNMATCHED)
 
     return effect
@@ -401,7 +204,7 @@ def by_method(evidence: Evidence) -> dict[str, pd.DataFrame]:
     `doublings`: log2 of c or beta of the models that differ from that one in nothing else; NaN for others. A nu
     of too few seeds is left out, lest its seeds be judged by other nu than the others.
     """
-    rows, methods = run_rows(evidence.material), {}
+    rows, methods = evidence.text_rows, {}
     for subject in evidence.subjects:
         of = rows[rows["method"] == subject.method] if len(rows) else rows
         if len(of):
