@@ -140,7 +140,21 @@ def collect(folders: Sequence[Path]) -> list[Run]:
 
 
 def _below(top: Path) -> Iterator[Run]:
-    """The runs in and below a folder; what is below a run or a sweep is theirs. Links that lead out are told."""
+    """The runs in and below a folder."""
+    for place in places_below(top):
+        if isinstance(place, Run):
+            yield place
+        elif (place / RECORD).exists():
+            yield read_run(place)
+        else:
+            yield from _of_sweep(place)
+
+
+def places_below(top: Path) -> Iterator[Path | Run]:
+    """The folders of runs and of sweeps in and below a folder; what is below one of these is its own.
+
+    Links that lead out, and folders that cannot be read, are told as corrupt runs.
+    """
     folders, seen = [top], set()
     while folders:
         folder = folders.pop()
@@ -150,10 +164,8 @@ def _below(top: Path) -> Iterator[Run]:
             yield Run(folder, "corrupt", f"a link that leads out of {top} is not followed: name {folder.resolve()}")
             continue
         seen.add(folder.resolve())
-        if (folder / RECORD).exists():
-            yield read_run(folder)
-        elif (folder / "sweep.json").is_file():
-            yield from _of_sweep(folder)
+        if (folder / RECORD).exists() or (folder / "sweep.json").is_file():
+            yield folder
         else:
             try:
                 folders += sorted((path for path in folder.iterdir() if path.is_dir()), reverse=True)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from unlearn.analysis.report.charts import Look
 
-Chart: TypeAlias = alt.Chart | alt.LayerChart | alt.ConcatChart
+Chart: TypeAlias = alt.Chart | alt.LayerChart | alt.ConcatChart | alt.VConcatChart
 
 
 @dataclass(frozen=True)

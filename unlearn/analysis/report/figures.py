@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import altair as alt
 import pandas as pd
 
-from unlearn.analysis.report import attacks, by_word, charts, curves, trade_off, training
+from unlearn.analysis.report import attacks, by_word, charts, curves, search, trade_off, training
 from unlearn.analysis.report.charts import Look
 from unlearn.analysis.report.curves import ROLES
 from unlearn.analysis.report.figure import Figure
@@ -38,6 +38,7 @@ def figures(m: Material) -> Iterator[Figure]:
         if figure is not None:
             yield figure
     yield from curves.further(m)
+    yield from search.figures(m)
 
 
 def _of_chosen(m: Material, measure: str, against: str = "") -> pd.DataFrame:

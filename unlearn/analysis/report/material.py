@@ -12,6 +12,7 @@ import pandas as pd
 from unlearn.analysis.collect import Run
 from unlearn.analysis.frames import MEAN, over_seeds, scores_of_runs
 from unlearn.analysis.report.choose import Chosen, choose
+from unlearn.analysis.searches import FoundSearch
 from unlearn.analysis.settings import METHODS, Setting, missing_seeds, run_frame
 from unlearn.arguments import is_number
 from unlearn.errors import describe
@@ -33,6 +34,7 @@ class Material:
     means: pd.DataFrame
     world: str
     chosen: Sequence[Chosen]
+    searches: Sequence[FoundSearch] = ()
     problems: dict[str, str] = field(default_factory=dict)  # run -> what could not be read
     not_finite: dict[str, str] = field(default_factory=dict)  # run -> under which attack answers were not finite
 
@@ -127,7 +129,7 @@ class Material:
                 f"{alike} settings have the same losses with several seeds, as nothing in them is drawn at random: the "
                 "seeds are one run, and their intervals over seeds mean nothing. data.shuffle=true draws the order."
             )
-        return warnings
+        return warnings + [f"Search {s.folder.name} is not shown: {s.problem}" for s in self.searches if s.problem]
 
     def _alike_over_seeds(self) -> int:
         """How many settings ended with the same losses for two seeds."""
@@ -148,7 +150,7 @@ def _order(run: Run) -> tuple[object, ...]:
     return place, method, numbers, keys.get("rna.nu", 0.0), keys.get("seed", 0), str(run.folder)
 
 
-def gather(runs: Sequence[Run]) -> Material:
+def gather(runs: Sequence[Run], searches: Sequence[FoundSearch] = ()) -> Material:
     """Make all frames of these runs."""
     runs = sorted(runs, key=_order)
     about, scores = run_frame(runs), scores_of_runs(runs)
@@ -157,4 +159,4 @@ def gather(runs: Sequence[Run]) -> Material:
     world = str(worlds.index[0]) if len(worlds) else ""
     of_world = about[about["world"] == world] if world else about.iloc[:0]
     chosen = choose(means[means["world"] == world], of_world)
-    return Material(runs, about, scores, means, world, chosen)
+    return Material(runs, about, scores, means, world, chosen, searches)

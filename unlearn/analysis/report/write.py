@@ -14,6 +14,7 @@ from unlearn.analysis.report.figures import figures
 from unlearn.analysis.report.material import Material, gather
 from unlearn.analysis.report.page import page
 from unlearn.analysis.report.tables import TABLES
+from unlearn.analysis.searches import find_searches
 from unlearn.errors import UserError, nearest
 from unlearn.screen import say
 from unlearn.storage.files import check_writable, write_atomically
@@ -55,7 +56,7 @@ def write_report(
     if figures_dir is not None:
         check_writable(figures_dir, "--figures DIR chooses another place.")
     began = time.monotonic()
-    material = gather(collect(folders))
+    material = gather(collect(folders), find_searches(folders))
     by_name = {figure.name: figure for figure in figures(material)}
     for name, make in additions.figures.items():
         figure = make(material)

@@ -14,6 +14,6 @@ def optuna() -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != "optuna":
             raise
-        raise UserError("hydra/sweeper=search needs the package optuna: `pip install 'unlearn-rna[search]'`") from None
+        raise UserError("A search needs the package optuna: `pip install 'unlearn-rna[search]'`") from None
     library.logging.set_verbosity(library.logging.WARNING)
     return library

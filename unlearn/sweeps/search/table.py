@@ -14,6 +14,7 @@ from rich.table import Column, Table
 from unlearn.screen import WIDE, PlainConsole
 from unlearn.sweeps.search.figures import FIGURES, violation
 from unlearn.sweeps.search.study import ABOUT, ERROR, FOLDERS, OF_TRIAL, front
+from unlearn.sweeps.search.trials import STATES
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -50,8 +51,7 @@ def command(trial: FrozenTrial, about: Mapping[str, Any]) -> str:
 
 def _counts(study: Study) -> str:
     states = [trial.state.name for trial in study.get_trials(deepcopy=False)]
-    words = {"COMPLETE": "complete", "FAIL": "failed", "PRUNED": "not finite", "RUNNING": "not ended"}
-    counts = [f"{states.count(state)} {word}" for state, word in words.items() if state in states]
+    counts = [f"{states.count(state)} {word}" for state, word in STATES.items() if state in states]
     errors = {t.user_attrs[ERROR]: t.number for t in study.get_trials(deepcopy=False) if ERROR in t.user_attrs}
     shown = "".join(f"\n  #{number}: {error}" for error, number in list(errors.items())[-3:])
     return f"Trials: {', '.join(counts)}{shown}"
