@@ -40,6 +40,7 @@ class SearchSweeper(Sweeper):
         from unlearn.sweeps.search.settings import SearchSettings
         from unlearn.sweeps.search.study import ABOUT, Search, open_study
         from unlearn.sweeps.search.table import show_front
+        from unlearn.sweeps.search.track import tracked
 
         settings = SearchSettings.read(OmegaConf.to_container(self.config.search, resolve=True))
         space = self._space(settings, arguments)
@@ -53,7 +54,14 @@ class SearchSweeper(Sweeper):
             study.set_user_attr(ABOUT, _about(space, settings, config))
             say(f"Search: {folder} (the same command goes on with it)")
             search = Search(space, settings, study, lambda jobs: _outcomes(launcher, folder, settings, jobs))
-            search.go_on(between=lambda: show_front(study))
+            with tracked(folder, study, config.tracker) as send:
+
+                def between() -> None:
+                    send()
+                    show_front(study)
+
+                search.go_on(between)
+                send()
             show_front(study, commands=True)
 
     def _space(self, settings: SearchSettings, arguments: Sequence[str]) -> Space:

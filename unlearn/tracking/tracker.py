@@ -69,7 +69,7 @@ class Tracker:
                     self._sent = wandb_run.summary.get("train/step", -1)
                 for line in self._read():
                     self._send_step(line)
-                _remove_earlier_attempts(folder, wandb_run)
+                remove_earlier_attempts(folder, wandb_run)
 
     def __enter__(self) -> Tracker:
         return self
@@ -216,7 +216,7 @@ class Tracker:
                 say(f"W&B did not accept {what} ({describe(error)}). The run's files have it.")
 
 
-def _remove_earlier_attempts(folder: Path, run: wandb.Run) -> None:
+def remove_earlier_attempts(folder: Path, run: wandb.Run) -> None:
     """Remove the offline files of earlier attempts at a run. This attempt has logged all of their steps again.
 
     `wandb sync` does not merge attempts: each file overwrites the run's rows, and the upload stops at the file of a
