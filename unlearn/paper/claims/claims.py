@@ -131,11 +131,6 @@ def _over(s: Subject, points: Mapping[float, Setting], what: str) -> Contrast:
     )
 
 
-def by_length(s: Subject) -> Contrast:
-    """The least-squares slope of robustness, less the base model's, over log2 of the n-gram's length."""
-    return s.evidence.over_ngrams(s.plain, BY_LENGTH)
-
-
 def slope(xs: Sequence[float]) -> list[float]:
     """The weights that make values at `xs` their least-squares slope."""
     middle = sum(xs) / len(xs)
@@ -143,9 +138,9 @@ def slope(xs: Sequence[float]) -> list[float]:
     return [(x - middle) / spread for x in xs]
 
 
-def by_similarity(s: Subject) -> Contrast:
-    """The most similar n-grams' effect less that of the least similar ones, beyond the base model."""
-    return s.evidence.over_ngrams(s.plain, BY_SIMILARITY)
+def over_ngrams(weights: Mapping[str, float]) -> Callable[[Subject], Contrast]:
+    """A weighted sum over kinds of n-gram of robustness, without RNA, less the base model's."""
+    return lambda s: s.evidence.over_ngrams(s.plain, weights)
 
 
 def between_phases(role: str, begin: int, end: int) -> Callable[[Subject], Contrast]:
@@ -298,14 +293,14 @@ CLAIMS = (
         "N-grams more similar to their documents do more harm.",
         "section 6.7, Figure 4",
         "retain: similarity-most less similarity-least, without RNA less base",
-        by_similarity,
+        over_ngrams(BY_SIMILARITY),
         below=0,
     ),
     Claim(
         "Longer n-grams do more harm.",
         "section 6.7, Figure 4",
         "retain: slope over n of 2, 4, 8 and 16, without RNA less base",
-        by_length,
+        over_ngrams(BY_LENGTH),
         below=0,
         unit="points for each doubling",
     ),

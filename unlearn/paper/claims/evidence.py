@@ -180,16 +180,12 @@ class Evidence:
         noisy = noisy[[s.without("rna.nu") == largest_family for s in noisy["setting"]]].drop_duplicates("setting")
         noisy = noisy.sort_values("nu")
         plain = plains[family(noisy["setting"].iloc[0])]
-        curves = {}
-        for key in [str(column) for column in of_method if str(column).startswith("method.")]:
-            if is_numeric_dtype(of_method[key]) and of_method[key].notna().all():
-                alike = [setting.without(key) == plain.without(key) for setting in of_method["setting"]]
-                curves[key] = of_method[alike].sort_values(key)
+        numeric = [str(key) for key in of_method if is_numeric_dtype(of_method[key]) and of_method[key].notna().all()]
+        curves = {k: _along(k, plain, of_method["setting"]) for k in numeric if k.startswith("method.")}
         key = max(curves, key=lambda k: len(curves[k]), default="")
-        by_coefficient = dict(zip(curves[key][key], curves[key]["setting"], strict=True)) if key else {}
         by_nu = dict(zip(noisy["nu"], noisy["setting"], strict=True))
-        by_layer = _by_layer(plain, of_method["setting"])
-        return Subject(self, method, plain, by_nu, by_coefficient, key.removeprefix("method."), by_layer)
+        by_layer = _along(LAYER, plain, of_method["setting"])
+        return Subject(self, method, plain, by_nu, curves.get(key, {}), key.removeprefix("method."), by_layer)
 
     @cached_property
     def text_rows(self) -> pd.DataFrame:
@@ -306,10 +302,10 @@ def _metric(run: Run, model: str, query: str, measure: str) -> float:
     return role_means(run.scores, measure, model=model).get(("retain", query), math.nan)
 
 
-def _by_layer(plain: Setting, settings: Iterable[Setting]) -> dict[float, Setting]:
-    """Those that differ from `plain` in nothing but the layer."""
-    alike = [setting for setting in settings if setting.without(LAYER) == plain.without(LAYER)]
-    return {setting.get(LAYER): setting for setting in sorted(alike, key=lambda setting: setting.get(LAYER))}
+def _along(key: str, plain: Setting, settings: Iterable[Setting]) -> dict[float, Setting]:
+    """Those that differ from `plain` in nothing but one key, by its value."""
+    alike = [setting for setting in settings if setting.without(key) == plain.without(key)]
+    return {setting.get(key): setting for setting in sorted(alike, key=lambda setting: setting.get(key))}
 
 
 def _asked_otherwise(terms: Sequence[Term], runs: Sequence[Run]) -> str | None:
