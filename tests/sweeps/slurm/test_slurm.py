@@ -20,6 +20,7 @@ from tests.sweeps.slurm.lab import wait
 from unlearn.config.identity import run_folder
 from unlearn.experiment import run
 from unlearn.storage.hold import LOCK
+from unlearn.sweeps.search.study import FOLDERS, read_study
 from unlearn.sweeps.slurm import queue
 from unlearn.sweeps.sweep import Sweep
 
@@ -150,6 +151,19 @@ def test_a_packed_sweep_is_one_job_and_its_runs_are_as_if_alone(lab, launch, con
     assert {json.loads((f / "run.json").read_text())["attempts"][0]["slurm_job"] for f in runs} == {
         the_sweep(tmp_path / "outputs").tasks[0]
     }
+
+
+def test_a_search_queues_a_generation_when_the_one_before_has_ended(lab, launch, tmp_path):
+    how = ("method=rmu", "rna.nu=interval(0,1)", "train.steps=2", "eval=toy", "eval.limit=4")
+    searching = ("hydra/launcher=slurm_packed", "hydra/sweeper=search", "search.trials=4", "search.generation=2")
+    code, output = ended(launch(*searching, *how))
+    assert code == 0, output
+    assert output.count("Submitted 1 SLURM jobs") == 2
+    [folder] = (tmp_path / "outputs/searches").iterdir()
+    trials = read_study(folder).get_trials()
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 4
+    tasks = [{attempts_of(Path(run))[0]["slurm_job"] for run in t.user_attrs[FOLDERS]} for t in trials]
+    assert tasks[0] == tasks[1] != tasks[2] == tasks[3]
 
 
 def test_methods_on_likelihoods_are_trained_evaluated_and_attacked_there(lab, launch, conf, tmp_path):
