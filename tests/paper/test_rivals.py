@@ -1,7 +1,6 @@
 """RNA against its rivals: the envelope, that other texts choose it than measure, and the page."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -42,7 +41,7 @@ def point(forgotten, harm, *, nu=0.0, seed=0, label="", uneven=0.0, **config):
     setting = Setting(frozenset((key.replace("__", "."), value) for key, value in config.items()))
     by_text = {"wiki": {str(i): h for i, h in enumerate(harm)}}
     lost = {"bio": {"0": forgotten - uneven, "1": forgotten + uneven}}
-    return Point("RMU", setting, seed, label or f"{forgotten:g}", forgotten, by_text, lost)
+    return Point(setting, seed, label or f"{forgotten:g}", by_text, lost)
 
 
 def means(by_text):
@@ -100,7 +99,7 @@ def test_rivals_are_of_the_same_method_and_seed_and_else_alike_but_for_what_is_f
     rna = [point(3, 0.5, nu=2.0, seed=seed) for seed in (0, 1)]
     free = [point(3, 0.9, seed=0, **{"model.layer": 5.0, "train.steps": 4.0}), point(3, 0.7, seed=1)]
     others = [point(3, 0.0, seed=0, **{"loss.mask": "none"}), point(3, 0.0, seed=2)]
-    others += [replace(point(3, 0.0, seed=0), method="RSV")]
+    others += [point(3, 0.0, seed=0, **{"method.name": "rsv"})]
     [found] = excesses([*rna, *free, *others], WIDEST)
     assert {seed: means(by_text)[0] for seed, by_text in found.by_seed.items()} == {
         0: pytest.approx(-0.4),

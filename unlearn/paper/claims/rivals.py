@@ -16,6 +16,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from operator import attrgetter, methodcaller
 from statistics import fmean
 from typing import Any
@@ -66,13 +67,21 @@ AGREEMENT = Measure(
 class Point:
     """A run: what it forgot, and its harm to the retained texts."""
 
-    method: str
     setting: Setting
     seed: int
     label: str  # its arguments, and what else tells it apart
-    forgotten: float
-    harm: Answers
-    lost: Answers  # by the forgotten texts, whose mean is `forgotten`
+    harm: Answers  # by token
+    lost: Answers  # by forgotten text
+
+    @cached_property
+    def forgotten(self) -> float:
+        """The mean over the forgotten texts."""
+        return mean_of(self.lost)
+
+    @property
+    def method(self) -> str:
+        """Its name, of a placebo the same as of RNA."""
+        return method_name(self.setting.get("method.name"))
 
     @property
     def nu(self) -> float:
@@ -86,7 +95,7 @@ class Point:
 
     @property
     def alike(self) -> Setting:
-        """What its rivals share with it."""
+        """What its rivals share with it, the method among it."""
         return self.setting.without(*FREE)
 
     def mean(self, half: int) -> float:
@@ -101,12 +110,9 @@ def points(evidence: Evidence, measure: Measure) -> list[Point]:
         return []
     listed = []
     for _, row in rows.dropna(subset=names).iterrows():
-        lost, harm = row[names]
-        if all(_half(harm, half) for half in (0, 1)):
-            label = "; ".join(part for part in (row["coefficient"], row["other"]) if part)
-            method = method_name(row["setting"].get("method.name"))  # a placebo's row has another name
-            listed.append(Point(method, row["setting"], int(row["seed"]), label, mean_of(lost), harm, lost))
-    return listed
+        label = "; ".join(part for part in (row["coefficient"], row["other"]) if part)
+        listed.append(Point(row["setting"], int(row["seed"]), label, row[measure.harm], row[measure.forgotten]))
+    return [point for point in listed if all(_half(point.harm, half) for half in (0, 1))]
 
 
 def _half(values: Answers, half: int) -> Answers:
@@ -127,7 +133,7 @@ def envelope(rivals: Iterable[Point], half: int) -> list[Point]:
 def beside_envelope(point: Point, rivals: Iterable[Point], half: int, widest: float) -> Match[Point] | None:
     """A run and its neighbours on an envelope, which begins at the base model; None as of `match_of`."""
     harm, lost = (weighted([0.0], [values]) for values in (point.harm, point.lost))
-    base = replace(point, label=BASE, forgotten=0.0, harm=harm, lost=lost)
+    base = replace(point, label=BASE, harm=harm, lost=lost)
     return match_of(point, [base, *envelope(rivals, half)], attrgetter("forgotten"), widest)
 
 
@@ -171,18 +177,18 @@ class Excess:
 
 def excesses(runs: Sequence[Point], widest: float) -> list[Excess]:
     """Of each setting with noise that has rivals, RNA first."""
-    groups: dict[Setting, dict[int, Point]] = {}
+    groups: dict[Setting, list[Point]] = {}
     for point in runs:
         if point.nu > 0:
-            groups.setdefault(point.setting, {}).setdefault(point.seed, point)
-    of_settings = [_of_setting(list(by_seed.values()), runs, widest) for by_seed in groups.values()]
+            groups.setdefault(point.setting, []).append(point)
+    of_settings = [_of_setting(of, runs, widest) for of in groups.values()]
     return sorted((e for e in of_settings if e.rivals), key=lambda e: (e.first.method, e.first.place or "", e.first.nu))
 
 
 def _of_setting(runs: Sequence[Point], all_runs: Sequence[Point], widest: float) -> Excess:
     by_seed, labels, counts = {}, [], []
     for run in runs:
-        rivals = [p for p in all_runs if (p.nu, p.method, p.seed, p.alike) == (0, run.method, run.seed, run.alike)]
+        rivals = [p for p in all_runs if (p.nu, p.seed, p.alike) == (0, run.seed, run.alike)]
         counts.append(len(rivals))
         of_run = excess(run, rivals, widest) if rivals else None
         if of_run is not None:
