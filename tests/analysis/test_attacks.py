@@ -87,7 +87,19 @@ def test_the_strongest_is_chosen_on_one_half_of_the_items_and_judged_on_the_othe
     [best] = strongest(rows).itertuples()
     assert max(rows["recovered"]) == pytest.approx(35)
     assert best.recovered == pytest.approx((10 + 40) / 2)
-    assert (best.known, best.attack) == (pytest.approx(50), "relearning, lr=0.0001")
+    assert (best.known, best.attack) == (pytest.approx(50), "relearning")
+    [known] = levels(gather(collect([tmp_path]))).data["known"]
+    assert known == pytest.approx(50)
+
+
+def test_a_probe_of_a_model_that_never_knew_is_in_the_figure(tmp_path):
+    """The probe names some of a run's tasks only."""
+    folder = made_up_run(tmp_path / "run")
+    leave(folder, "none", {"0": asked(PLAIN)})
+    part = [s for model, x in (("unlearned", 0.7), ("retrained", 0.3)) for s in asked(x, model)[:1]]
+    leave(folder, "probe", {"2": part})
+    drawn = levels(gather(collect([tmp_path])))
+    assert dict(drawn.data[["known", "retrained"]].to_numpy()) == pytest.approx({70: 30})
 
 
 def test_variants_of_an_attack_are_told_apart(grid, tmp_path):

@@ -225,11 +225,14 @@ def test_a_retrained_model_is_attacked_too(finished, tmp_path, capsys):
     model.model.embed_tokens.weight.normal_(generator=torch.Generator().manual_seed(0))
     model.save_pretrained(retrained)
     planned = plan(["pruning"], ["attack.levels=[0.3]"]) + plan(["relearning"], ["attack.levels=[2]"])
+    planned += plan(["probe"], ["attack.levels=[7]"])
     limits = ["eval=toy", "eval.limit=10"]
     attack([folder], planned, limits, retrained=str(retrained))
     assert "retrained" in capsys.readouterr().err
     frame = attack_frame(folder)
-    assert set(frame["attack"]) == {"none", "pruning", "relearning"}
+    assert set(frame["attack"]) == {"none", "pruning", "relearning", "probe"}
+    of_probe = frame[(frame["attack"] == "probe") & (frame["role"] == "forget") & (frame["measure"] == "acc")]
+    assert set(of_probe["model"]) == {"unlearned", "base", "retrained"}
     assert set(frame.loc[frame["attack"] == "relearning", "attack.lr"]) == {1e-4}
     retain = (frame["task"] == "toy_retain") & (frame["query"] == "default") & (frame["measure"] == "acc")
     by = frame[retain & frame["against"].isna()].set_index(["attack", "model"])["value"]

@@ -19,6 +19,7 @@ from unlearn.data.batches import Padded, pad
 from unlearn.data.corpora import UNKNOWN, Reading, check_rows, load_texts, unknown_share
 from unlearn.errors import UserError
 from unlearn.models.architectures import decoder_layers
+from unlearn.records.names import text_role
 from unlearn.storage.hashing import json_sha256
 
 KEY = "attack.texts"
@@ -38,6 +39,7 @@ class Relearning(Change):
         documents: of each corpus.
         parameters: "span", the matrices that unlearning changed, "whole", all decoder layers, or "lora", adapters of
             `rank` on the decoder layers' linear modules and experts.
+        bound: points or nats of retained knowledge that a learning rate may cost and still be chosen; None: any.
     """
 
     levels: Sequence[int]
@@ -47,6 +49,7 @@ class Relearning(Change):
     rank: int = 16
     batch_size: int = 4
     lr: float = 1e-4
+    bound: float | None = None
     level = "{:g} steps"
 
     def __post_init__(self) -> None:
@@ -54,6 +57,8 @@ class Relearning(Change):
         if self.parameters not in ("span", "whole", "lora"):
             raise UserError(f"attack.parameters={self.parameters} is not allowed. Allowed: span, whole, lora.")
         check_positive(self, documents=int, rank=int, batch_size=int, lr=float)
+        if self.bound is not None:
+            check_positive(self, bound=float)
         if not isinstance(self.texts, str):
             raise UserError(f"attack.texts={self.texts} is not allowed: it must be forget, retain or a path.")
 
@@ -68,7 +73,12 @@ class Relearning(Change):
         return {**values, "seed": unlearning.seed} if self.parameters == "lora" else values
 
     def obstacle(self, target: Target) -> str | None:
-        """Texts that the tokenizer does not know teach nothing, and the model may not know the tokenizer's ids."""
+        """Texts that the tokenizer does not know teach nothing, and the model may not know the tokenizer's ids.
+
+        A bound on retained knowledge needs some that is measured.
+        """
+        if self.bound is not None and not {"retain", text_role("retain")} & set(target.suite.members):
+            return f"attack.bound={self.bound:g} needs retained knowledge in the evaluation (eval.tasks, eval.texts)"
         rows = self._rows(target)
         try:
             embeddings = len(target.model.get_input_embeddings().weight)

@@ -46,6 +46,8 @@ class AttackAbout:
         arguments: its keys there, overrides included.
         questions: a hash of the questions and texts of the evaluation. Only scores on the same ones can be compared.
         remark: what a reader has to know of this attack on this model, such as the share that was quantised.
+        chosen: level in words -> unit -> the learning rate that each half of the items chose among several; null where
+            none was within the bound.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -54,6 +56,7 @@ class AttackAbout:
     questions: str
     arguments: Tree = field(default_factory=dict)
     remark: str | None = None
+    chosen: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
 
 
 _ABOUT = TypeAdapter(AttackAbout)

@@ -25,15 +25,16 @@ from unlearn.records.attacks import (
     AttackAbout,
     AttackScore,
     attack_folders,
-    half_value,
     levels_not_finite,
     read_attack,
     variant_names,
 )
 from unlearn.records.names import text_role
+from unlearn.records.rates import CHOICE, Candidate, candidate, chosen_on, judged, without_choice
 from unlearn.records.scores import Score, role_means
 from unlearn.statistics.intervals import over_seeds
 
+HALF_COLUMNS = ("half_0", "half_1", "harm_0", "harm_1")
 STRONGEST = "the strongest of them"
 DISJOINT = "no attack with a run's own questions was made at the same level on runs with RNA and without"
 MEASURES = {
@@ -52,7 +53,8 @@ def attack_rows(m: Material) -> pd.DataFrame:
     Columns: SETTING, seed, attack (with what its variants differ in), level (in words), number, unit, known (the figure
     under attack; higher: more is known), recovered (`known` less that without an attack), base and retrained (those
     models' under the same attack), robust (of the run without an attack), without (its `known`), half_0 and half_1
-    (what came back of one half of the items).
+    (what came back of one half of the items), harm_0 and harm_1 (what it lost of the retained knowledge), lr and bound.
+    Learning rates of one attack have a row each: `strongest` and `at_judged_rates` choose among them.
     """
     about = m.about.set_index("number")
     rows = []
@@ -66,12 +68,16 @@ def attack_rows(m: Material) -> pd.DataFrame:
                     m.not_finite[str(run.folder)] = sentences[0]
     if not rows:
         return pd.DataFrame()
-    names = variant_names([(row["attack"], row.pop("arguments")) for row in rows])
+    names = variant_names([(row["attack"], without_choice(row.pop("arguments"))) for row in rows])
     frame = pd.DataFrame(rows).assign(attack=names)
     # Of an attack that was made on several sets of questions, that which most runs were asked.
     often = frame.groupby("questions")["questions"].transform("size")
     frame = frame.loc[often.sort_values(ascending=False, kind="stable").index]
-    return frame.drop_duplicates(["setting", "seed", "attack", "level", "unit"]).drop(columns="questions").sort_index()
+    return (
+        frame.drop_duplicates(["setting", "seed", "attack", "lr", "level", "unit"])
+        .drop(columns="questions")
+        .sort_index()
+    )
 
 
 def _of_run(attacks: Sequence[tuple[AttackAbout, list[AttackScore]]]) -> Iterator[dict[str, Any]]:
@@ -83,6 +89,7 @@ def _of_run(attacks: Sequence[tuple[AttackAbout, list[AttackScore]]]) -> Iterato
         for level, name in dict.fromkeys((row.level, row.level_name) for row in rows):
             scores = [row.score for row in rows if row.level == level]
             of_level = {"attack": about.attack, "level": name, "number": level}
+            of_level |= {key: about.arguments.get(key) for key in CHOICE}
             of_level |= {"arguments": about.arguments, "questions": about.questions, "remark": about.remark}
             for unit in MEASURES:
                 known, before = _known(scores, unit, UNLEARNED), _known(without, unit, UNLEARNED)
@@ -94,7 +101,7 @@ def _of_run(attacks: Sequence[tuple[AttackAbout, list[AttackScore]]]) -> Iterato
                         "without": before,
                         "base": _known(scores, unit, BASE),
                         "retrained": _known(scores, unit, RETRAINED),
-                        **{f"half_{half}": _of_half(scores, without, unit, half) for half in (0, 1)},
+                        **_of_halves(scores, without, unit),
                         "robust": _robust(without, unit),
                     }
 
@@ -105,11 +112,10 @@ def _known(scores: Sequence[Score], unit: str, model: str) -> float | None:
     return None if value is None else factor * value
 
 
-def _of_half(scores: Sequence[Score], without: Sequence[Score], unit: str, half: int) -> float | None:
-    """What came back of one half of the items."""
-    measure, role, factor, _ = MEASURES[unit]
-    values = [half_value(of, UNLEARNED, role, measure, half) for of in (scores, without)]
-    return None if None in values else factor * (values[0] - values[1])  # type: ignore[operator]
+def _of_halves(scores: Sequence[Score], without: Sequence[Score], unit: str) -> dict[str, float | None]:
+    found = candidate(scores, without, unit)
+    back, harm = ((None, None), (None, None)) if found is None else (found.back, found.harm)
+    return dict(zip(HALF_COLUMNS, (*back, *harm), strict=True))
 
 
 def _robust(scores: Sequence[Score], unit: str) -> float | None:
@@ -126,7 +132,9 @@ def comparable(rows: pd.DataFrame) -> pd.DataFrame:
     """
     of = ["method", "seed", "unit"]
     rows = rows.dropna(subset="recovered")
-    rows = rows.assign(with_rna=rows["nu"] > 0, made=rows["attack"] + ", " + rows["level"])
+    rows = rows.assign(
+        with_rna=rows["nu"] > 0, made=rows["attack"] + ", " + rows["level"] + rows["lr"].map(" {}".format)
+    )
     sides = rows.groupby(of)["with_rna"].transform("nunique")
     rows = rows[rows.groupby([*of, "made"])["with_rna"].transform("nunique") == sides]
     levels_of_run = rows.groupby([*of, "setting"], sort=False)["made"].transform("nunique")
@@ -147,10 +155,25 @@ def _strongest(rows: pd.DataFrame) -> pd.Series:
     halves = rows.dropna(subset=["half_0", "half_1"])
     if halves.empty:
         return rows.loc[rows["recovered"].idxmax()]
-    first, second = (halves.loc[halves[half].astype(float).idxmax()] for half in ("half_0", "half_1"))
-    recovered = (first["half_1"] + second["half_0"]) / 2
+    made = [Candidate((row.half_0, row.half_1), (row.harm_0, row.harm_1)) for row in halves.itertuples()]
+    bounds = [None if pd.isna(bound) else float(bound) for bound in halves["bound"]]
+    picks = [chosen_on(half, made, bounds) for half in (0, 1)]
+    recovered = judged(made, picks)
+    # Where no rate is within the bound, the first stands for the attack.
+    first, second = (halves.iloc[0 if pick is None else pick] for pick in picks)
     more = first if first["recovered"] >= second["recovered"] else second
-    return pd.Series({**more, "recovered": recovered, "known": more["without"] + recovered})
+    others = {model: _mean(first[model], second[model]) for model in (BASE, RETRAINED)}
+    return pd.Series({**more, **others, "recovered": recovered, "known": more["without"] + recovered})
+
+
+def _mean(first: float | None, second: float | None) -> float | None:
+    return None if pd.isna(first) or pd.isna(second) else (first + second) / 2  # type: ignore[operator]
+
+
+def at_judged_rates(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row for each level: of several learning rates the judged figure, and other models' under the chosen ones."""
+    groups = rows.groupby(["setting", "seed", "attack", "level", "unit"], sort=False)
+    return pd.DataFrame([of.iloc[0] if len(of) == 1 else _strongest(of) for _, of in groups]).infer_objects()
 
 
 def figure(m: Material) -> Figure | None:
@@ -220,7 +243,7 @@ def levels(m: Material) -> Figure | None:
     rows = attack_rows(m)
     if rows.empty:
         return None
-    rows = rows.astype({"base": float, "retrained": float})
+    rows = at_judged_rates(rows).astype({"base": float, "retrained": float})
     by = [*SETTING, "attack", "level", "number", "unit"]
     data = rows.groupby(by, sort=False, dropna=False)[["known", "without", "base", "retrained"]].mean().reset_index()
     data = data.assign(
@@ -237,7 +260,8 @@ def levels(m: Material) -> Figure | None:
     caption = (
         "Accuracy on what was to be forgotten, and minus nats a token, at each level of each attack; grey: the base "
         "model under the same attack (an attack can do other things to it for each method), dotted: a model "
-        "trained without it (`--retrained`). Means over seeds."
+        "trained without it (`--retrained`). Of several learning rates, each half of the items chooses one, and the "
+        "other half is measured. Means over seeds."
     )
     remarks = rows.dropna(subset="remark").drop_duplicates(["attack", "remark"])
     caption += "".join(f" {row.attack}: {row.remark}." for row in remarks.itertuples())
