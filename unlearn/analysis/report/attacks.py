@@ -30,17 +30,14 @@ from unlearn.records.attacks import (
     variant_names,
 )
 from unlearn.records.names import text_role
-from unlearn.records.rates import CHOICE, Candidate, candidate, chosen_on, judged, without_choice
+from unlearn.records.rates import CHOICE, UNITS, Candidate, candidate, chosen_on, judged, without_choice
 from unlearn.records.scores import Score, role_means
 from unlearn.statistics.intervals import over_seeds
 
 HALF_COLUMNS = ("half_0", "half_1", "harm_0", "harm_1")
 STRONGEST = "the strongest of them"
 DISJOINT = "no attack with a run's own questions was made at the same level on runs with RNA and without"
-MEASURES = {
-    "points": ("acc", "forget", 100.0, "accuracy on forgotten in %"),
-    "nats": ("nats", text_role("forget"), -1.0, "forgotten texts, minus nats a token"),
-}  # unit -> metric, role, factor for "more is known", axis
+AXES = {"points": "accuracy on forgotten in %", "nats": "forgotten texts, minus nats a token"}
 ROBUST = {
     "points": ("acc", "retain", 100.0, "accuracy on retained in % (perturbed)"),
     "nats": ("nats", text_role("retain"), 1.0, "cost of a forget-token in retained texts, nats a token"),
@@ -91,7 +88,7 @@ def _of_run(attacks: Sequence[tuple[AttackAbout, list[AttackScore]]]) -> Iterato
             of_level = {"attack": about.attack, "level": name, "number": level}
             of_level |= {key: about.arguments.get(key) for key in CHOICE}
             of_level |= {"arguments": about.arguments, "questions": about.questions, "remark": about.remark}
-            for unit in MEASURES:
+            for unit in UNITS:
                 known, before = _known(scores, unit, UNLEARNED), _known(without, unit, UNLEARNED)
                 if known is not None and before is not None:
                     yield of_level | {
@@ -107,7 +104,7 @@ def _of_run(attacks: Sequence[tuple[AttackAbout, list[AttackScore]]]) -> Iterato
 
 
 def _known(scores: Sequence[Score], unit: str, model: str) -> float | None:
-    measure, role, factor, _ = MEASURES[unit]
+    measure, role, _, factor = UNITS[unit]
     value = role_means(scores, measure, model=model).get((role, "default"))
     return None if value is None else factor * value
 
@@ -190,7 +187,7 @@ def figure(m: Material) -> Figure | None:
     methods = list(dict.fromkeys(data["method"]))
 
     def chart(look: Look) -> alt.ConcatChart:
-        units = [unit for unit in MEASURES if (data["unit"] == unit).any()]
+        units = [unit for unit in UNITS if (data["unit"] == unit).any()]
         return charts.side_by_side(*(_plane(data[data["unit"] == unit], look, unit, methods) for unit in units))
 
     caption = (
@@ -273,7 +270,7 @@ def _course(
 ) -> alt.LayerChart | alt.FacetChart:
     order = list(dict.fromkeys(part["level"]))
     x = alt.X("level:N", sort=order, title=None, axis=alt.Axis(labelAngle=-40))
-    y = alt.Y("known:Q", title=MEASURES[unit][3], scale=alt.Scale(zero=False))
+    y = alt.Y("known:Q", title=AXES[unit], scale=alt.Scale(zero=False))
     chart = alt.Chart(part)
     named = {"color": charts.method_colour(methods), "strokeDash": charts.noise_dash(), "detail": "curve:N"}
     layers = []

@@ -228,7 +228,12 @@ def _row(e: Excess, all_of: Sequence[Excess], measure: Measure) -> dict[str, Any
         "forgotten": f"{e.forgotten:.{digits}f}",
         "rivals a seed": str(e.rivals),
         "most often on the envelope": on[0][0] if on else "–",
-        "excess": cell + (f"; without such a rival: {e.without} of {e.without + len(e.by_seed)} seeds" if e.without and e.by_seed else ""),
+        "excess": cell
+        + (
+            f"; without such a rival: {e.without} of {e.without + len(e.by_seed)} seeds"
+            if e.without and e.by_seed
+            else ""
+        ),
         "RNA less this placebo": "; ".join(beside) or "–",
     }
 
