@@ -129,8 +129,8 @@ test: $(INSTALLED) ## run the quick tests, a few minutes: make test ARGS="-k rmu
 	$(BIN)/python -m pytest $(ARGS)
 
 # A process more than there are cores: tests that start others, and those on SLURM above all, wait a good part of their time.
-ALL := -m "" --kills 6 -n $$(($$(nproc) + 1)) --no-loadscope-reorder
-test-all: $(INSTALLED) smollm2 $(SLURM_INSTALLED) $(BROWSER_INSTALLED) ## all tests: also SLURM, browser, six kills
+ALL := -m "" -n $$(($$(nproc) + 1)) --no-loadscope-reorder
+test-all: $(INSTALLED) smollm2 $(SLURM_INSTALLED) $(BROWSER_INSTALLED) ## all tests: also SLURM, browser, four kills
 	$(BIN)/python -m pytest $(ALL) $(ARGS)
 
 test-slurm: $(INSTALLED) $(SLURM_INSTALLED) ## the tests of sweeps on a real SLURM of one node (installed by apt, as root)

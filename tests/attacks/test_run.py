@@ -19,7 +19,7 @@ from unlearn.cli.main import main
 from unlearn.errors import UserError
 from unlearn.experiment import run, run_together
 from unlearn.models.loading import Source, load_whole
-from unlearn.records.attacks import AttackAbout, AttackScore, attack_frame, read_attack
+from unlearn.records.attacks import HALVES, AttackAbout, AttackScore, attack_frame, read_attack
 from unlearn.records.scores import Score, read_scores
 from unlearn.screen import PlainConsole
 
@@ -119,7 +119,10 @@ def test_results_are_kept_after_each_stage_and_not_asked_again(finished, monkeyp
     assert {(row.level, row.score.model) for row in rows} == set(product((0.1, 0.5), ("unlearned", "base")))
     assert "Nothing was forgotten" in said  # two steps
     [of_none] = (finished / "attacks").glob("none-*")
-    without_attack = [row.score for row in read_attack(of_none)[1] if row.score.model == "unlearned"]
+    scores = [row.score for row in read_attack(of_none)[1] if row.score.model == "unlearned"]
+    without_attack = [score for score in scores if score.part_of != HALVES]
+    halves = {(score.role, score.task) for score in scores if score.part_of == HALVES}
+    assert halves == set(product(("retain", "near", "forget"), ("half 0", "half 1")))
     own = [score for score in read_scores(finished) if score.model == "unlearned" and score.against != "base"]
     asked_of = [score for score in own if score.measure in ("acc", "acc_norm") and score.query in QUERIES]
     assert [score for score in without_attack if score.measure in ("acc", "acc_norm")] == asked_of
