@@ -1,5 +1,6 @@
 """A search in W&B, offline: what its file holds, also after a resume."""
 
+import time
 from types import SimpleNamespace
 
 from tests.sweeps.test_search import search
@@ -24,6 +25,7 @@ def test_each_trial_is_a_step_of_one_run_also_after_a_resume(tmp_path):
         with tracked(tmp_path, going_on.study, TRACKER) as send:
             going_on.go_on(between=send)
             send()
+        time.sleep(1.1)  # W&B names the folder of an offline run by its second
     [file] = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     sent = list(rows(records(file)))
     steps = [row for row in sent if "search/trial" in row]
