@@ -417,3 +417,26 @@ def test_a_real_search_that_is_killed_goes_on(tmp_path):
     assert [job["number"] for job in json.loads((study / "sweep.json").read_text())["jobs"]] == [0, 1, 2, 3]
     again, _ = search_to_the_end(tmp_path / "killed")
     assert "training" not in again.stderr
+
+
+@pytest.mark.slow  # alone searches on several devices, and finds a copy of the code that is another's
+def test_a_search_that_goes_on_runs_this_code_and_no_copy_that_differs(tmp_path):
+    def go_on(trials):
+        command = [
+            *arguments(tmp_path),
+            "hydra/launcher=local",
+            "hydra.launcher.devices=[0,1]",
+            f"search.trials={trials}",
+        ]
+        without = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+        done = subprocess.run(command, cwd=ROOT, env=without, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        [study] = (tmp_path / "searches").iterdir()
+        return study
+
+    study = go_on(2)
+    with (study / "code/unlearn/__init__.py").open("a") as package:
+        package.write("raise SystemExit('the copy ran')\n")
+    assert go_on(4) == study
+    assert [t.state for t in read_study(study).get_trials()] == [TrialState.COMPLETE] * 4
+    assert json.loads((study / "sweep.json").read_text())["code"] == "code-2"

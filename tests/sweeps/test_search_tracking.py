@@ -3,6 +3,8 @@
 import time
 from types import SimpleNamespace
 
+import pytest
+
 from tests.sweeps.test_search import search
 from tests.tracking.wandb_log import records, rows
 from unlearn.sweeps.search.study import Outcome
@@ -33,6 +35,14 @@ def test_each_trial_is_a_step_of_one_run_also_after_a_resume(tmp_path):
     assert [row.get("search/forget_text") for row in steps] == [0, 1, None, 3]
     assert [row["search/best_forget_text"] for row in steps] == [0, 1, 1, 1]  # the last one breaks a bound
     assert [row["trials/nrows"] for row in sent if "trials/nrows" in row][-1] == 4
+
+
+def test_a_search_that_fails_ends_as_a_failed_run(tmp_path):
+    going_on = search(tmp_path, trials=2, generation=2)
+    with pytest.raises(KeyboardInterrupt), tracked(tmp_path, going_on.study, TRACKER):
+        raise KeyboardInterrupt
+    [file] = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    assert [e.exit.exit_code for e in records(file) if e.WhichOneof("record_type") == "exit"] == [1]
 
 
 def test_an_error_of_wandb_ends_nothing(tmp_path, capsys, monkeypatch):

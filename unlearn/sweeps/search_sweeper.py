@@ -41,6 +41,8 @@ class SearchSweeper(Sweeper):
         from unlearn.sweeps.search.study import ABOUT, Search, open_study
         from unlearn.sweeps.search.table import show_front
         from unlearn.sweeps.search.track import tracked
+        from unlearn.sweeps.submission import leave_other_code
+        from unlearn.sweeps.sweep import Sweep
 
         settings = SearchSettings.read(OmegaConf.to_container(self.config.search, resolve=True))
         space = self._space(settings, arguments)
@@ -50,6 +52,8 @@ class SearchSweeper(Sweeper):
         launcher = self._launcher(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with FolderLock(folder):
+            if (folder / "sweep.json").is_file():
+                leave_other_code(Sweep.open(folder))
             study = open_study(folder, settings)
             study.set_user_attr(ABOUT, _about(space, settings, config))
             say(f"Search: {folder} (the same command goes on with it)")

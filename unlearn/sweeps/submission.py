@@ -87,6 +87,13 @@ def has_this_code(sweep: Sweep) -> bool:
     return theirs.keys() == ours.keys() and all(cmp(theirs[name], ours[name], shallow=False) for name in ours)
 
 
+def leave_other_code(sweep: Sweep) -> None:
+    """Where the sweep's copy of the code differs from this package, its next jobs get a new copy."""
+    if sweep.code is not None and not has_this_code(sweep):
+        sweep.code = None
+        sweep.write()
+
+
 def _files(top: Path) -> dict[str, Path]:
     """The files below a folder, which may be links, by their paths in it."""
     places = ((Path(place), names) for place, _, names in os.walk(top, followlinks=True))

@@ -221,6 +221,8 @@ def _row(e: Excess, all_of: Sequence[Excess], measure: Measure) -> dict[str, Any
     on = Counter(e.labels).most_common(1)
     digits = 2 if measure is NATS else 1
     cell = _cell(e.by_seed, f"rivals have forgotten less, or none is within {measure.widest:g}", digits)
+    seeds = e.without + len(e.by_seed)
+    lacking = f"; without such a rival: {e.without} of {seeds} seeds" if e.without and e.by_seed else ""
     beside = [_less(rna, e, digits) for rna in all_of if _is_placebo_of(e, rna)]
     return {
         "method": e.first.method,
@@ -228,12 +230,7 @@ def _row(e: Excess, all_of: Sequence[Excess], measure: Measure) -> dict[str, Any
         "forgotten": f"{e.forgotten:.{digits}f}",
         "rivals a seed": str(e.rivals),
         "most often on the envelope": on[0][0] if on else "–",
-        "excess": cell
-        + (
-            f"; without such a rival: {e.without} of {e.without + len(e.by_seed)} seeds"
-            if e.without and e.by_seed
-            else ""
-        ),
+        "excess": cell + lacking,
         "RNA less this placebo": "; ".join(beside) or "–",
     }
 

@@ -34,12 +34,14 @@ def tracked(folder: Path, study: Study, tracker: TrackerConfig) -> Iterator[Call
     run: Any = None
     with _surviving("the search"):
         run = _start(folder, study, tracker)
+    failed = True
     try:
         yield lambda: None if run is None else _send(run, study)
+        failed = False
     finally:
         if run is not None:
             with _surviving("the end of the search"):
-                run.finish()
+                run.finish(exit_code=int(failed))
 
 
 def _start(folder: Path, study: Study, tracker: TrackerConfig) -> wandb.Run:
