@@ -22,7 +22,7 @@ QUERIES = {"retain": ("default", "perturbed", "control"), "forget": ("default",)
 def accuracies(conf, tmp_path_factory):
     """Accuracies in percent: (method, with RNA, role, query) -> unlearned, and ("base", role, query)."""
     root = tmp_path_factory.mktemp("science")
-    asked = ("eval=toy", "~eval.tasks.near", "eval.subset=300", "eval.queries=[default,perturbed,control]")
+    asked = ("eval=toy", "~eval.tasks.near", "eval.subset=150", "eval.queries=[default,perturbed,control]")
     asked += ("+eval.asked_of={perturbed: [retain], control: [retain]}", "tracker=none")
     accuracies = {}
     for methods in PACKS:

@@ -34,7 +34,7 @@ def test_every_job_is_as_if_it_had_run_alone(conf, tmp_path):
     rows = re.findall(r"rna\.nu=([\d.]+) method=(\w+) +1 ", done.stdout)
     assert rows == [(nu, method) for nu in ("0.01", "0.09") for method in ("rmu", "adaptive_rmu", "rsv")]
     assert sum(map(int, re.findall(r"Evaluating the unlearned model, (\d) runs together", done.stderr))) == 6
-    for point in points:
+    for point in points[::2] + points[-1:]:  # each method, and the other nu
         packed = run_folder(conf(*JOB, *point, f"output_root={tmp_path}"))
         alone = run(conf(*JOB, *point, "tracker=none", f"output_root={tmp_path / 'alone'}"))
         assert (packed / "delta.safetensors").read_bytes() == (alone / "delta.safetensors").read_bytes()

@@ -415,8 +415,6 @@ def test_a_real_search_that_is_killed_goes_on(tmp_path):
     assert trials(study) == trials(whole)
     assert len(list((tmp_path / "killed/runs").iterdir())) == 4
     assert [job["number"] for job in json.loads((study / "sweep.json").read_text())["jobs"]] == [0, 1, 2, 3]
-    again, _ = search_to_the_end(tmp_path / "killed")
-    assert "training" not in again.stderr
 
 
 @pytest.mark.slow  # alone searches on several devices, and finds a copy of the code that is another's

@@ -480,9 +480,6 @@ def test_without_slurm_nothing_answers(monkeypatch, tmp_path):
     assert done.returncode == 0
     assert "hydra/launcher=auto: no SLURM answers" in done.stdout.splitlines()[0]
     assert "Jobs in one process: #0, #1" in done.stdout  # the default of pack_size is meant for SLURM
-    done = launch("seed=2,3", *QUICK[:3], "hydra.launcher.pack_size=1", f"output_root={tmp_path}")
-    assert done.returncode == 0
-    assert done.stdout.count("Jobs in one process: #") == 2
 
 
 @pytest.mark.parametrize("launcher", ["packed", "auto"])
