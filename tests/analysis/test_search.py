@@ -65,6 +65,26 @@ def test_a_search_has_its_front_its_course_importance_and_all_trials(root):
         "retain_text",
     }
     assert parallel["title"] == "All trials"
+    failed = [rows for rows in figure.chart(SCREEN).to_dict()["datasets"].values() if "error" in rows[0]]
+    assert failed == [[{"trial": 3, "state": "failed", "error": "boom"}]]
+
+
+def test_a_trial_that_diverged_does_not_squash_the_others(root):
+    def with_one_far_away(jobs):
+        outcomes = dict(made_up(jobs))
+        if 3 in outcomes:
+            far = dict.fromkeys(outcomes[3].figures, 1e6)
+            outcomes[3] = Outcome(outcomes[3].folder, far)
+        return outcomes
+
+    finished(root / "searches/one", with_one_far_away, trials=8, generation=8)
+    [figure] = figures(gather(collect([root]), find_searches([root])))
+    front = figure.chart(SCREEN).to_dict()["vconcat"][0]["concat"][0]
+    kept = figure.data[figure.data["kind"] != "breaks a bound"]
+    for axis, name in (("x", "forget_text"), ("y", "forget_token_cost")):
+        low, high = front["layer"][1]["encoding"][axis]["scale"]["domain"]
+        assert low <= kept[name].min() <= kept[name].max() <= high < 1e3
+    assert "lie outside of the axes: 3." in figure.caption
 
 
 def test_the_course_is_the_best_trial_that_keeps_the_bounds(root):

@@ -140,8 +140,14 @@ def test_the_evaluation_says_which_figures_there_are(conf):
         settings().completed(toy)
     of_questions = settings(objectives=None, bounds=None, seeds=None).completed(toy)
     assert of_questions.objectives == {"forget_accuracy": "min", "perturbed_accuracy": "max"}
-    assert (of_questions.bounds, of_questions.seeds) == ({"retain_accuracy": -5.0}, [0])
-    assert settings(objectives=None, bounds=None).completed(real).bounds == {"retain_text": 0.05}
+    assert (of_questions.bounds, of_questions.seeds) == (
+        {"retain_accuracy": -5.0, "forget_accuracy": -20.0},
+        [0],
+    )
+    assert settings(objectives=None, bounds=None).completed(real).bounds == {
+        "retain_text": 0.05,
+        "forget_text": 1.0,
+    }
     assert settings(objectives=None, bounds={}).completed(real).bounds == {}
     with pytest.raises(UserError, match="eval=none measures nothing"):
         settings(objectives=None).completed(conf("eval=none"))

@@ -34,7 +34,8 @@ def test_each_trial_is_a_step_of_one_run_also_after_a_resume(tmp_path):
     assert [row["search/trial"] for row in steps] == [0, 1, 2, 3]
     assert [row.get("search/forget_text") for row in steps] == [0, 1, None, 3]
     assert [row["search/best_forget_text"] for row in steps] == [0, 1, 1, 1]  # the last one breaks a bound
-    assert [row["trials/nrows"] for row in sent if "trials/nrows" in row][-1] == 4
+    tables = [row for row in sent if "trials/nrows" in row][-1]
+    assert (tables["trials/nrows"], tables["front/nrows"]) == (4, 1)
 
 
 def test_a_search_that_fails_ends_as_a_failed_run(tmp_path):

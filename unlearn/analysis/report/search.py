@@ -45,9 +45,10 @@ def _figure(search: FoundSearch, name: str) -> Figure:
     caption = (
         f"{len(search.complete)} complete of {len(search.trials)} trials, by {', '.join(judged)}. On the front: no "
         "other trial that keeps the bounds is better in every objective. The line of the course is the best trial so "
-        "far that keeps the bounds. Importance, by Optuna: a key's share in what makes the best tenth of the trials. "
-        "The last panel has a line for each trial, from its values to its figures, each axis from its least to its "
-        f"largest value. These figures chose the front: other seeds and texts must judge it. {search.lacks}"
+        "far that keeps the bounds; a cross is a trial without figures. Importance, by Optuna: a key's share in what "
+        "makes the best tenth of the trials. The last panel has a line for each trial, from its values to its "
+        "figures, each axis from its least to its largest value. These figures chose the front: other seeds and texts "
+        "must judge it. " + search.lacks + _outside(search, data)
     )
     return Figure(name, f"Search · {search.folder.name}", caption.strip(), data, chart)
 
@@ -83,8 +84,8 @@ def _front(search: FoundSearch, data: pd.DataFrame, look: Look) -> Iterator[alt.
         return
     x, y, *others = search.judged
     encoding: dict[str, Any] = {
-        "x": alt.X(f"{x}:Q", title=_title(x), scale=alt.Scale(zero=False, nice=True)),
-        "y": alt.Y(f"{y}:Q", title=_title(y), scale=alt.Scale(zero=False, nice=True)),
+        "x": alt.X(f"{x}:Q", title=_title(x), scale=_scale(data, x)),
+        "y": alt.Y(f"{y}:Q", title=_title(y), scale=_scale(data, y)),
         "opacity": alt.condition(f"datum.kind == '{KINDS[2]}'", alt.value(0.35), alt.value(1)),
         "tooltip": _tooltip(data),
     }
@@ -95,25 +96,52 @@ def _front(search: FoundSearch, data: pd.DataFrame, look: Look) -> Iterator[alt.
         encoding["shape"] = charts.noise_shape()
     best = alt.Chart(data[data["kind"] == KINDS[0]])
     line = best.mark_line(color=charts.BASE).encode(x=encoding["x"], y=encoding["y"])
-    points = alt.Chart(data).mark_point(filled=True, size=5 * look.size).encode(**encoding)
+    points = alt.Chart(data).mark_point(filled=True, size=5 * look.size, clip=True).encode(**encoding)
     yield _sized(alt.layer(line, points), look, "The front")
 
 
+def _scale(data: pd.DataFrame, name: str) -> alt.Scale:
+    """As wide as the trials that keep the bounds, and once more on both sides: one that diverged would squash them."""
+    kept, ends = data.loc[data["kind"] != KINDS[2], name], (float(data[name].min()), float(data[name].max()))
+    width = 0.0 if kept.empty else float(kept.max() - kept.min())
+    if width == 0:
+        return alt.Scale(zero=False, nice=True)
+    low, high = max(ends[0], kept.min() - width), min(ends[1], kept.max() + width)
+    return alt.Scale(domain=[low, high], zero=False, nice=True)
+
+
+def _outside(search: FoundSearch, data: pd.DataFrame) -> str:
+    """How many trials lie outside of the axes, in a sentence; empty if none."""
+    beyond = pd.Series(data=False, index=data.index)
+    for name in search.judged[:2] + list(search.objectives):
+        domain = _scale(data, name).to_dict().get("domain")
+        if domain is not None:
+            beyond |= ~data[name].between(*domain)
+    return f" Trials that break a bound and lie outside of the axes: {beyond.sum()}." if beyond.any() else ""
+
+
 def _history(search: FoundSearch, data: pd.DataFrame, look: Look) -> Iterator[alt.LayerChart]:
-    """Each objective by trial, and the best so far."""
+    """Each objective by trial, and the best so far; trials without figures as crosses at the bottom."""
+    failed = pd.DataFrame(
+        {"trial": row.number, "state": row.state, "error": row.error} for row in search.trials if not row.complete
+    )
     so_far = best_so_far(search.trials, search.objectives)
     best = pd.DataFrame({"trial": row.number, **of} for row, of in zip(search.trials, so_far, strict=True))
     for name in search.objectives:
         x = alt.X("trial:Q", title="trial", axis=alt.Axis(tickMinStep=1, format="d"))
-        y = alt.Y(f"{name}:Q", title=_title(name), scale=alt.Scale(zero=False))
+        y = alt.Y(f"{name}:Q", title=_title(name), scale=_scale(data, name))
         points = (
             alt.Chart(data)
-            .mark_point(filled=True, size=3 * look.size, opacity=0.9)
+            .mark_point(filled=True, size=3 * look.size, opacity=0.9, clip=True)
             .encode(x=x, y=y, color=KIND, tooltip=_tooltip(data))
         )
         known = best.reindex(columns=["trial", name]).dropna()
         line = alt.Chart(known).mark_line(interpolate="step-after", color=charts.BASE).encode(x=x, y=y)
-        yield _sized(alt.layer(line, points), look, f"Course of {name}")
+        layers = [line, points]
+        if not failed.empty:
+            cross = alt.Chart(failed).mark_point(shape="cross", size=3 * look.size, color=charts.BASE)
+            layers.append(cross.encode(x=x, y=alt.value(look.height), tooltip=charts.tooltip(failed)))
+        yield _sized(alt.layer(*layers), look, f"Course of {name}")
 
 
 def _importance(search: FoundSearch, look: Look) -> Iterator[alt.Chart]:

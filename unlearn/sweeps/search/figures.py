@@ -88,13 +88,22 @@ def check_names(key: str, names: Collection[str], config: Config | None = None) 
 
 
 def defaults(config: Config) -> tuple[dict[str, Direction], dict[str, float]]:
-    """Objectives and bounds where none are set: of held-out texts, where they are measured, else of questions."""
+    """Objectives and bounds where none are set: of held-out texts, where they are measured, else of questions.
+
+    Without a bound on forgetting, the front would begin with trials that forgot nothing, which no other one beats.
+    """
     names = measured(config)
     objectives: dict[str, Direction]
     if "forget_text" in names:
-        objectives, bounds = {"forget_text": "max", "forget_token_cost": "min"}, {"retain_text": 0.05}
+        objectives, bounds = (
+            {"forget_text": "max", "forget_token_cost": "min"},
+            {"retain_text": 0.05, "forget_text": 1.0},
+        )
     else:
-        objectives, bounds = {"forget_accuracy": "min", "perturbed_accuracy": "max"}, {"retain_accuracy": -5.0}
+        objectives, bounds = (
+            {"forget_accuracy": "min", "perturbed_accuracy": "max"},
+            {"retain_accuracy": -5.0, "forget_accuracy": -20.0},
+        )
     objectives = {name: direction for name, direction in objectives.items() if name in names}
     if not objectives:
         raise UserError(f"eval={config.eval.name} measures nothing that a search could judge by: {', '.join(FIGURES)}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from unlearn.errors import describe
 from unlearn.screen import say
 from unlearn.storage.hashing import json_sha256
 from unlearn.sweeps.search.study import ABOUT
-from unlearn.sweeps.search.trials import STATES, best_so_far, trial_rows
+from unlearn.sweeps.search.trials import STATES, TrialRow, best_so_far, trial_rows
 from unlearn.tracking.tracker import remove_earlier_attempts
 
 if TYPE_CHECKING:
@@ -68,26 +68,36 @@ def _start(folder: Path, study: Study, tracker: TrackerConfig) -> wandb.Run:
 
 
 def _send(run: wandb.Run, study: Study) -> None:
-    """Each new trial as a step, the table of all trials, and the counts of their states in the summary."""
-    from wandb import Table
-
+    """Each new trial as a step, tables of all trials and of the front, and counts of states in the summary."""
     with _surviving("the trials"):
         settings, rows = study.user_attrs[ABOUT]["settings"], trial_rows(study)
         ended = [row for row in rows if row.state != STATES["RUNNING"]]
         sent = run.summary.get(STEP, -1)
-        for row, best in zip(rows, best_so_far(rows, settings["objectives"]), strict=True):
+        for row, so_far in zip(rows, best_so_far(rows, settings["objectives"]), strict=True):
             if row in ended and row.number > sent:
                 figures = {f"search/{name}": value for name, value in row.figures.items()}
-                run.log({STEP: row.number, **figures, **{f"search/best_{name}": value for name, value in best.items()}})
-        keys = list(dict.fromkeys(key for row in ended for key in row.point))
-        names = list(dict.fromkeys(name for row in ended for name in row.figures))
-        table = [
-            [row.number, row.state, row.on_front, *map(row.point.get, keys), *map(row.figures.get, names), row.error]
-            for row in ended
-        ]
-        run.log({"trials": Table(["trial", "state", "on the front", *keys, *names, "error"], table)})
+                run.log(
+                    {STEP: row.number, **figures, **{f"search/best_{name}": value for name, value in so_far.items()}}
+                )
+        run.log({"trials": _table(ended), "front": _table([row for row in ended if row.on_front])})
         states = [row.state for row in rows]
         run.summary.update({f"search/{state}": states.count(state) for state in STATES.values() if state in states})
+
+
+def _table(rows: Sequence[TrialRow]) -> wandb.Table:
+    """A row for each trial: its point, its figures, and the names of its runs."""
+    from wandb import Table
+
+    keys = list(dict.fromkeys(key for row in rows for key in row.point))
+    names = list(dict.fromkeys(name for row in rows for name in row.figures))
+    cells: list[list[Any]] = [
+        [
+            *(row.number, row.state, row.on_front, *map(row.point.get, keys), *map(row.figures.get, names)),
+            *(", ".join(row.runs), row.error),
+        ]
+        for row in rows
+    ]
+    return Table(["trial", "state", "on the front", *keys, *names, "runs", "error"], cells)
 
 
 @contextmanager
