@@ -18,12 +18,18 @@ WEIGHTS := $(if $(filter gemma%,$(MODEL)),gemma,smollm2)
 PAGE := docs/real$(if $(filter smollm2_135m,$(MODEL)),,_$(MODEL)).md
 REAL_PARTS := headline rivals methods ngrams
 
+# Fourteen searches, one for each method with RNA in its space and without, and what judges their winners.
+ALL_METHODS := rmu adaptive_rmu rsv npo simnpo dpo grad_diff
+METHODS ?= $(ALL_METHODS)
+TRIALS ?= 30
+EFFORTS := $(foreach method,$(ALL_METHODS),equal-effort-$(method)-rna equal-effort-$(method)-none)
+
 # A pipe fails where its first command does.
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 
 .DEFAULT_GOAL := help
-.PHONY: help run reproduce $(REPRODUCED) real $(addprefix real-,$(REAL_PARTS)) test test-all test-slurm test-browser test-crash packages lint format bench bench-eval bench-gpu toy smollm2 gemma clean
+.PHONY: help run reproduce $(REPRODUCED) real $(addprefix real-,$(REAL_PARTS)) equal-effort $(EFFORTS) test test-all test-slurm test-browser test-crash packages lint format bench bench-eval bench-gpu toy smollm2 gemma clean
 
 help: ## show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -123,6 +129,45 @@ real-methods: $(INSTALLED) $(WEIGHTS)
 # Without RNA: control terms, how sure the models are, and which n-grams are harmful.
 real-ngrams: $(INSTALLED) $(WEIGHTS)
 	$(REAL_JOBS) method=rmu,adaptive_rmu,rsv rna.nu=0 seed=30,31,32 eval=real_paper $(TEXTS)
+
+# Winners of trials on seed 0 and on choosing questions, or on the first 20 held-out texts, are judged on others and on five seeds.
+EFFORT := outputs/equal_effort/$(MODEL)
+EFFORT_JOB := OMP_NUM_THREADS=1 $(BIN)/python launch.py -m hydra/launcher=packed tracker=none data.shuffle=true
+ifeq ($(MODEL),toy)
+CHOOSING := model=toy eval=toy_choosing
+JUDGING := eval=toy_judging seed=$(SEEDS)
+else
+CHOOSING := experiment=judged_$(MODEL) $(BRIEFLY) eval.texts.skip=0 eval.texts.documents=20
+JUDGING := experiment=judged_$(MODEL) $(BRIEFLY) seed=$(REAL_SEEDS)
+endif
+# What a run takes of one core, in seconds: estimates that were not measured.
+EFFORT_SECONDS_toy := 40
+EFFORT_SECONDS_smollm2_135m := 100
+EFFORT_SECONDS_gemma3_270m := 250
+effort_seconds = $(or $(EFFORT_SECONDS_$(MODEL)),$(error \
+	MODEL=$(MODEL) is not allowed. Allowed: toy smollm2_135m gemma3_270m))
+wrong_methods = $(filter-out $(ALL_METHODS),$(METHODS))
+# All cores of a small machine; on a GPU one search, whose points train together, at a time.
+AT_ONCE := $(shell command -v nvidia-smi > /dev/null && echo 1 || echo 2)
+# Only the whole of it is a page of the docs.
+EFFORT_PAGE = $(if $(filter $(TRIALS)-$(words $(METHODS)),30-7),docs/equal_effort_$(MODEL).md,$(EFFORT)/page.md)
+
+equal-effort: $(INSTALLED) $(if $(filter toy,$(MODEL)),,$(WEIGHTS)) ## the best of 30 trials of each method, judged on others: make equal-effort MODEL=toy TRIALS=30
+	$(if $(wrong_methods),$(error METHODS=$(wrong_methods) is not allowed. Allowed: $(ALL_METHODS)))
+	@echo "About $$(( $(words $(METHODS)) * 2 * ($(TRIALS) + 5) * $(effort_seconds) / 120 )) minutes on two cores by an estimate," \
+		"less what is finished. Interrupted, the same command goes on."
+	$(MAKE) -j $(AT_ONCE) $(foreach method,$(METHODS),equal-effort-$(method)-rna equal-effort-$(method)-none)
+	$(BIN)/unlearn equal-effort $(EFFORT) -o $(EFFORT_PAGE)
+	@echo "$(EFFORT_PAGE)"
+
+# No winner is a result: then no trial kept the bounds, and the page says so.
+$(EFFORTS): equal-effort-%: $(INSTALLED)
+	$(EFFORT_JOB) $(CHOOSING) hydra/sweeper=search search=$(MODEL)_$(firstword $(subst -, ,$*)) search.trials=$(TRIALS) \
+		method=$(firstword $(subst -, ,$*)) $(if $(filter %-none,$*),rna.nu=0) output_root=$(EFFORT)/$*
+	mkdir -p $(EFFORT)/$*/model
+	if $(BIN)/unlearn best $(EFFORT)/$*/searches/* > $(EFFORT)/$*/model/winner.yaml; then \
+		$(EFFORT_JOB) $(JUDGING) --config-dir $(CURDIR)/$(EFFORT)/$* model=winner \
+			method=$(firstword $(subst -, ,$*)) output_root=$(EFFORT)/$*/judged; fi
 
 # Test processes use one thread each (tests/conftest.py), so that one for each core does not slow the others down.
 test: $(INSTALLED) ## run the quick tests, a few minutes: make test ARGS="-k rmu"

@@ -278,6 +278,7 @@ COMMANDS = (
     "theory",
     "status",
     "best",
+    "equal-effort",
     "export",
     "prefetch",
     "scale",

@@ -259,6 +259,21 @@ def best(
 
 
 @app.command()
+def equal_effort(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `make equal-effort` filled.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Default: the terminal.")] = None,
+) -> None:
+    """Compare the best of equally many trials of each method, with RNA and without.
+
+    The best trial of each search below the folder is shown with the figures that chose it, and with those of its runs
+    on other items and seeds.
+    """
+    from unlearn.paper.equal_effort import write_equal_effort
+
+    write_equal_effort(folder, output)
+
+
+@app.command()
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder: outputs/runs/NAME-HASH.")],
     out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="The folder to write; it must be new or empty.")],
