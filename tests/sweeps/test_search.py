@@ -394,33 +394,38 @@ def test_a_figure_that_is_not_measured_is_told_before_anything_is_run(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow  # alone trains a search's points by a launcher, and kills that process
-def test_a_real_search_that_is_killed_goes_on(tmp_path):
-    def until_killed(log):
-        """In the middle of the second generation's training."""
-        command = arguments(tmp_path / "killed")
-        with log.open("w") as out:
-            process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
-            while "training" not in (said := log.read_text()).partition("Search: trials 2 to 3")[2]:
-                assert process.poll() is None, said
-                time.sleep(0.02)
+def attempt(folder, log, moment):
+    """Search until so many lines are on the screen, and kill it then. Returns whether it had not ended before."""
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            arguments(folder), cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        while log.read_text().count("\n") < moment and process.poll() is None:
+            time.sleep(0.005)
+        if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    assert process.wait() in (0, -signal.SIGKILL), log.read_text()
+    return process.returncode != 0
 
-    def search_to_the_end(folder):
-        done = subprocess.run(arguments(folder), cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+
+@pytest.mark.slow  # alone trains a search's points by a launcher, and kills that process at any moment
+def test_a_real_search_that_is_killed_again_and_again_ends_with_the_same_trials(tmp_path, pytestconfig):
+    """Half as often as `--kills` says; the moments are lines of the screen, drawn with a fixed seed."""
+    log = tmp_path / "log"
+    assert not attempt(tmp_path / "whole", log, math.inf)
+    [whole] = (tmp_path / "whole/searches").iterdir()
+    lines = log.read_text().count("\n")
+    rng, wanted, kills, rounds = random.Random(2026), pytestconfig.getoption("--kills") // 2, 0, 0
+    while kills < wanted:
+        folder, rounds = tmp_path / f"round{rounds}", rounds + 1
+        moments = rng.choices(range(1, lines), k=min(3, wanted - kills))
+        kills += sum(attempt(folder, log, moment) for moment in moments)
+        assert not attempt(folder, log, math.inf)
         [study] = (folder / "searches").iterdir()
-        return done, study
-
-    until_killed(tmp_path / "log")
-    done, study = search_to_the_end(tmp_path / "killed")
-    assert "trials 0 to 1" not in done.stderr
-    assert "Search: trials 2 to 3 of 4" in done.stderr
-    _, whole = search_to_the_end(tmp_path / "whole")
-    assert trials(study) == trials(whole)
-    assert len(list((tmp_path / "killed/runs").iterdir())) == 4
-    assert [job["number"] for job in json.loads((study / "sweep.json").read_text())["jobs"]] == [0, 1, 2, 3]
+        assert trials(study) == trials(whole)
+        assert [job["number"] for job in json.loads((study / "sweep.json").read_text())["jobs"]] == [0, 1, 2, 3]
+        assert len(list((folder / "runs").iterdir())) == 4
+    print(f"\n{kills} kills in {rounds} searches of {lines} lines")
 
 
 @pytest.mark.slow  # alone searches on several devices, and finds a copy of the code that is another's
