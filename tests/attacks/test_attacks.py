@@ -8,9 +8,10 @@ from tests.conftest import ROOT, metrics_of, write_jsonl
 from unlearn.attacks.attack import Target, Unlearning
 from unlearn.attacks.make import plan
 from unlearn.attacks.matrices import weight_matrices
+from unlearn.attacks.optimizers import OF_TORCH, OPTIMIZERS
 from unlearn.attacks.projection import Projection
 from unlearn.attacks.pruning import Pruning
-from unlearn.attacks.relearning import Relearning, next_token_loss
+from unlearn.attacks.relearning import Relearning, adapters, next_token_loss
 from unlearn.attacks.run import _possible
 from unlearn.data.batches import pad
 from unlearn.errors import UserError
@@ -215,3 +216,69 @@ def test_texts_that_a_model_cannot_learn_from_are_named_at_the_start(tiny_llama,
     assert "50.0% of the texts have one token" in capsys.readouterr().err
     for _ in attack.stages(target):  # the second batch has no token that is counted
         assert all(parameter.isfinite().all() for parameter in tiny_llama.parameters())
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_teaches_and_leaves_the_model_as_it_was(reader, optimizer):
+    target = target_of(reader, load_tokenizer(SOURCE), corpora=CORPORA, max_length=24)
+    lr = {"adadelta": 3.0, "adagrad": 1e-2, "sgd": 0.3, "nesterov": 0.3, "lion": 1e-3}.get(optimizer, 3e-3)
+    attack = Relearning([12], documents=2, parameters="all", optimizer=optimizer, lr=lr)
+    rows, before = pad(attack._rows(target), 0, "right"), state(reader)
+    hidden = next_token_loss(reader, rows).item()
+    [relearned] = [next_token_loss(reader, rows).item() for _ in attack.stages(target)]
+    assert relearned < 0.95 * hidden
+    assert same(reader, before)
+
+
+def test_an_accumulated_step_is_a_step_of_a_larger_batch(reader):
+    reader.double()
+    target = target_of(reader, load_tokenizer(SOURCE), corpora=CORPORA, max_length=8)
+    after = []
+    for batch_size, accumulation in ((4, 1), (1, 4)):
+        attack = Relearning([2], parameters="whole", optimizer="sgd", batch_size=batch_size, accumulation=accumulation)
+        after += [state(reader) for _ in attack.stages(target)]
+    assert {len(row) for row in attack._rows(target)} == {8}  # or a mean of means would weigh tokens differently
+    assert all(torch.allclose(after[0][name], after[1][name], rtol=1e-9, atol=1e-12) for name in after[0])
+    assert not same(reader, after[0])
+
+
+def test_schedules_and_epochs(reader, monkeypatch):
+    target = target_of(reader, load_tokenizer(SOURCE), corpora=CORPORA, max_length=8)
+    rates = []
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure=None):
+            rates.append(self.param_groups[0]["lr"])
+            super().step(closure)
+
+    monkeypatch.setitem(OF_TORCH, "sgd", Watched)
+    attack = Relearning(
+        [1, 2], unit="epochs", documents=8, batch_size=2, accumulation=2, optimizer="sgd", lr=1.0, parameters="whole",
+        schedule="linear", warmup=0.5,
+    )  # fmt: skip
+    assert list(attack.stages(target)) == [1, 2]  # eight documents are two steps
+    assert rates == [0.0, 0.5, 1.0, 0.5]
+    assert attack.level_name(2) == "2 epochs"
+    one = Relearning([1, 2], unit="epochs", documents=1, batch_size=16, parameters="whole")
+    assert list(one.stages(target)) == [1, 2]  # both are one step
+    assert "attack.warmup=2 has to be less than all 1 steps" in Relearning([1], warmup=2).obstacle(target)
+
+
+def test_adapters_of_some_modules(reader):
+    with adapters(reader, 2, 0, alpha=8, modules=["q_proj", "up_proj"]) as trained:
+        adapted = [module for module in reader.modules() if hasattr(module, "lora_A")]
+        assert len(trained) == 2 * len(adapted) == 4 * reader.config.num_hidden_layers
+        assert {module.scaling["default"] for module in adapted} == {4}
+    with pytest.raises(UserError, match=r"attack\.modules=q_proj is not allowed"):
+        Relearning([1], parameters="lora", modules="q_proj")
+    obstacle = Relearning([1], parameters="lora", modules=["query"]).obstacle(target_of(reader))
+    assert "attack.modules=['query']: no linear module" in obstacle
+
+
+def test_published_attacks_name_their_source_and_are_made_by_name_only():
+    published = {"relearning_lucki", "relearning_smooth", "relearning_deep_ignorance", "relearning_tar"}
+    for name in published | {"relearning_repselect"}:
+        [planned] = plan([name], [])
+        assert isinstance(planned.attack, Relearning)
+        assert "published" not in planned.arguments
+    assert not published & {planned.name for planned in plan(["all"], [])}

@@ -12,10 +12,11 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from unlearn.attacks.attack import Attack
-from unlearn.config.compose import ALL, attack_names, composed
+from unlearn.config.compose import ALL, CONF, attack_names, composed
 from unlearn.errors import UserError, nearest
 
 ROOM = "unlearn.attacks."
+PUBLISHED = "published"  # a key that says where an attack's settings were published; `all` leaves such attacks out
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ def plan(names: Sequence[str], overrides: Sequence[str]) -> list[Planned]:
     for name in names:
         if name not in allowed:
             raise UserError(f"attack={name}: unknown.{nearest(name, allowed)} Allowed: {', '.join(allowed)}.")
-    chosen = [name for name in allowed if name != ALL] if ALL in names else list(dict.fromkeys(names))
+    every = [name for name in allowed if name != ALL and PUBLISHED not in OmegaConf.load(CONF / f"attack/{name}.yaml")]
+    chosen = list(dict.fromkeys(other for name in names for other in (every if name == ALL else [name])))
     if overrides and len(chosen) > 1:
         raise UserError(f"{overrides[0]}: attack.KEY=VALUE goes with one attack, not with {', '.join(chosen)}.")
     return [planned for name in chosen for planned in _planned(name, overrides)]
@@ -46,7 +48,8 @@ def _planned(name: str, overrides: Sequence[str]) -> list[Planned]:
     raw = composed(list(overrides), f"attack/{name}").attack
     config = {str(key): value for key, value in OmegaConf.to_object(raw).items()}  # type: ignore[union-attr]
     target = str(config.pop("_target_"))
-    config.pop("name")
+    for about in ("name", PUBLISHED):
+        config.pop(about, None)
     attack_class = _attack_class(target)
     allowed = {field.name: field for field in fields(attack_class)}
     for key in config:

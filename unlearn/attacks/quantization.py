@@ -44,7 +44,7 @@ class Quantization(Change):
     def obstacle(self, target: Target) -> str | None:
         """The library may be missing, or not quantise what unlearning changed."""
         if find_spec("bitsandbytes") is None:
-            return "it needs bitsandbytes (pip install 'unlearn-rna[quantization]')"
+            return "it needs bitsandbytes (pip install 'unlearn-rna[attacks]')"
         quantised, trained = set(_linear(target.model)), target.unlearning.trained
         if not quantised:
             return "the decoder layers have no torch.nn.Linear, which is all that bitsandbytes quantises"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import torch
@@ -13,8 +14,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from unlearn.arguments import is_number
 from unlearn.attacks.attack import Change, Target, check_levels, check_positive
 from unlearn.attacks.matrices import expert_tensors, linear_modules, restored, share_of
+from unlearn.attacks.optimizers import (
+    OPTIMIZERS,
+    SCHEDULES,
+    Masters,
+    lacks,
+    make_optimizer,
+    make_schedule,
+    warmup_steps,
+)
 from unlearn.data.batches import Padded, pad
 from unlearn.data.corpora import UNKNOWN, Reading, check_rows, load_texts, unknown_share
 from unlearn.errors import UserError
@@ -23,6 +34,13 @@ from unlearn.records.names import text_role
 from unlearn.storage.hashing import json_sha256
 
 KEY = "attack.texts"
+CHOICES: dict[str, Collection[str]] = {
+    "unit": ("steps", "epochs"),
+    "parameters": ("span", "whole", "all", "lora"),
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+}
+OPTIONAL: dict[str, type[int] | type[float]] = {"max_length": int, "lora_alpha": float, "bound": float}
 RUNS_CORPORA = ("forget", "retain")  # values of `texts` that name the run's own corpora
 IGNORED = -100  # a label that is not counted
 MAMBAS = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")  # model types, of which peft
@@ -31,40 +49,67 @@ REFUSED = (".out_proj", ".conv1d")  # takes no modules of these names
 
 @dataclass(frozen=True)
 class Relearning(Change):
-    """AdamW in float32 on next-token prediction, over the first documents of each topic's corpus in turn.
+    """Next-token prediction in float32, over the first documents of each topic's corpus in turn.
 
     Args:
-        levels: numbers of steps after which the model is evaluated.
+        levels: numbers of steps after which the model is evaluated, or of epochs; the largest is the schedule's length.
+        unit: "steps" or "epochs".
         texts: "forget" or "retain", the corpora of the run, or the path of another corpus.
         documents: of each corpus.
-        parameters: "span", the matrices that unlearning changed, "whole", all decoder layers, or "lora", adapters of
-            `rank` on the decoder layers' linear modules and experts.
+        max_length: tokens of a document; None: as many as the run's training texts have.
+        parameters: "span", the matrices that unlearning changed, "whole", all decoder layers, "all", the embeddings and
+            the head, too, or "lora", adapters of `rank` on the decoder layers' linear modules and experts.
+        lora_alpha: the adapters' weight is lora_alpha / rank; None: twice the rank.
+        modules: the names of the linear modules that get adapters, such as "q_proj"; None: all, and experts.
+        batch_size: documents of a batch.
+        accumulation: batches of a step.
+        optimizer, schedule: see `unlearn.attacks.optimizers`. Momentum of "sgd" and "nesterov" is 0.9.
+        warmup: steps in which the learning rate rises to `lr`; below 1: their share of all.
         bound: points or nats of retained knowledge that a learning rate may cost and still be chosen; None: any.
     """
 
     levels: Sequence[int]
+    unit: str = "steps"
     texts: str = "forget"
     documents: int = 8
+    max_length: int | None = None
     parameters: str = "span"
     rank: int = 16
+    lora_alpha: float | None = None
+    modules: Sequence[str] | None = None
     batch_size: int = 4
+    accumulation: int = 1
+    optimizer: str = "adamw"
     lr: float = 1e-4
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    warmup: float = 0.0
     bound: float | None = None
-    level = "{:g} steps"
 
     def __post_init__(self) -> None:
-        check_levels(self.levels, "numbers of steps", lambda x: isinstance(x, int) and x > 0)
-        if self.parameters not in ("span", "whole", "lora"):
-            raise UserError(f"attack.parameters={self.parameters} is not allowed. Allowed: span, whole, lora.")
-        check_positive(self, documents=int, rank=int, batch_size=int, lr=float)
-        if self.bound is not None:
-            check_positive(self, bound=float)
+        check_levels(self.levels, f"numbers of {self.unit}", lambda x: isinstance(x, int) and x > 0)
+        for key, allowed in CHOICES.items():
+            if getattr(self, key) not in allowed:
+                raise UserError(f"attack.{key}={getattr(self, key)} is not allowed. Allowed: {', '.join(allowed)}.")
+        check_positive(self, documents=int, rank=int, batch_size=int, accumulation=int, lr=float)
+        check_positive(self, **{key: kind for key, kind in OPTIONAL.items() if getattr(self, key) is not None})
+        for key in ("weight_decay", "warmup"):
+            if not is_number(getattr(self, key)) or getattr(self, key) < 0:
+                raise UserError(f"attack.{key}={getattr(self, key)} is not allowed: it must be a number of at least 0.")
+        if self.modules is not None and (self.parameters != "lora" or not isinstance(self.modules, list)):
+            raise UserError(
+                f"attack.modules={self.modules} is not allowed: it must be a list of names, and parameters=lora."
+            )
         if not isinstance(self.texts, str):
             raise UserError(f"attack.texts={self.texts} is not allowed: it must be forget, retain or a path.")
 
     def levels_of(self, target: Target) -> Sequence[int]:
-        """The numbers of steps, ascending."""
+        """The numbers of steps or epochs, ascending."""
         return sorted(set(self.levels))
+
+    def level_name(self, level: float) -> str:
+        """A level in words."""
+        return f"{level:g} {self.unit}"
 
     def depends_on(self, target: Target) -> dict[str, Any]:
         """The texts' token ids, which matrices are trained, and from which seed adapters are drawn."""
@@ -75,11 +120,18 @@ class Relearning(Change):
     def obstacle(self, target: Target) -> str | None:
         """Texts that the tokenizer does not know teach nothing, and the model may not know the tokenizer's ids.
 
-        A bound on retained knowledge needs some that is measured.
+        A bound on retained knowledge needs some that is measured, an optimizer its package.
         """
+        if (package := lacks(self.optimizer)) is not None:
+            return package
+        if self.modules is not None and not adapted_modules(target.model, self.modules):
+            return f"attack.modules={list(self.modules)}: no linear module of the decoder layers has such a name"
         if self.bound is not None and not {"retain", text_role("retain")} & set(target.suite.members):
             return f"attack.bound={self.bound:g} needs retained knowledge in the evaluation (eval.tasks, eval.texts)"
         rows = self._rows(target)
+        steps = self._steps(max(self.levels), rows)
+        if warmup_steps(self.warmup, steps) >= steps:
+            return f"attack.warmup={self.warmup:g} has to be less than all {steps} steps"
         try:
             embeddings = len(target.model.get_input_embeddings().weight)
             check_rows({f"{KEY}={self.texts}": rows}, embeddings, first_counted=False)
@@ -93,25 +145,41 @@ class Relearning(Change):
         """The share that adapters reach, where it is not all but for routers and the like."""
         if self.parameters != "lora":
             return None
-        linear = [f"{name}.weight" for name in adapted_modules(target.model)]
-        share = share_of(target.model, [*expert_tensors(target.model), *linear])
+        linear = [f"{name}.weight" for name in adapted_modules(target.model, self.modules)]
+        experts = expert_tensors(target.model) if self.modules is None else []
+        share = share_of(target.model, [*experts, *linear])
         return None if share > 0.99 else f"LoRA adapts {share:.0%} of the decoder layers' weights"
 
     def stages(self, target: Target) -> Generator[float, None, None]:
         """The model after each number of steps. Raises UserError for a corpus that cannot be read."""
-        rows, levels = self._rows(target), self.levels_of(target)
+        rows = self._rows(target)
+        after = {level: self._steps(level, rows) for level in self.levels_of(target)}
+        last = max(after.values())
         with self._trainable(target) as parameters:
-            masters = [as_float32(p) for p in parameters]
-            copied = [pair for pair in zip(parameters, masters, strict=True) if pair[0] is not pair[1]]
-            optimizer = torch.optim.AdamW(masters, lr=self.lr, weight_decay=0.0)
-            for step in tqdm(range(levels[-1]), desc=f"Relearning, {target.label} model", mininterval=1, disable=None):
-                batch = [rows[(step * self.batch_size + i) % len(rows)] for i in range(self.batch_size)]
-                if any(len(row) > 1 for row in batch):  # otherwise no token is counted
-                    next_token_loss(target.model, pad(batch, 0, "right").to(target.model.device)).backward()
-                    step_masters(optimizer, copied)
-                    optimizer.zero_grad(set_to_none=True)
-                if step + 1 in levels:
-                    yield step + 1
+            masters = Masters(parameters)
+            optimizer = make_optimizer(self.optimizer, masters.weights, self.lr, self.weight_decay)
+            schedule = make_schedule(self.schedule, optimizer, self.warmup, last)
+            for step in tqdm(range(last), desc=f"Relearning, {target.label} model", mininterval=1, disable=None):
+                if self._add_gradients(target, rows, step):
+                    masters.step(optimizer)
+                schedule.step()
+                for level in (level for level, steps in after.items() if steps == step + 1):
+                    with masters.evaluated(optimizer):
+                        yield level
+
+    def _steps(self, level: int, rows: Sequence[list[int]]) -> int:
+        return level if self.unit == "steps" else ceil(level * len(rows) / (self.batch_size * self.accumulation))
+
+    def _add_gradients(self, target: Target, rows: Sequence[list[int]], step: int) -> bool:
+        """Of a step's mean loss over its batches. Returns whether there is one: documents of one token have none."""
+        some = False
+        for number in range(step * self.accumulation, (step + 1) * self.accumulation):
+            batch = [rows[(number * self.batch_size + i) % len(rows)] for i in range(self.batch_size)]
+            if any(len(row) > 1 for row in batch):
+                part = pad(batch, 0, "right").to(target.model.device)
+                (next_token_loss(target.model, part) / self.accumulation).backward()
+                some = True
+        return some
 
     def _paths(self, target: Target) -> list[str]:
         if self.texts not in RUNS_CORPORA:
@@ -129,7 +197,7 @@ class Relearning(Change):
                 path,
                 KEY,
                 target.tokenizer,
-                max_length=target.unlearning.max_length,
+                max_length=self.max_length or target.unlearning.max_length,
                 documents=self.documents,
                 reading=self._reading(target),
             ).rows
@@ -142,7 +210,8 @@ class Relearning(Change):
     def _trainable(self, target: Target) -> Iterator[list[nn.Parameter]]:
         """The parameters to train, which require gradients. Behind the block the model is as it was."""
         if self.parameters == "lora":
-            with adapters(target.model, self.rank, target.unlearning.seed) as parameters:
+            seed = target.unlearning.seed
+            with adapters(target.model, self.rank, seed, alpha=self.lora_alpha, modules=self.modules) as parameters:
                 yield parameters
             return
         parameters = self._parameters(target)
@@ -153,25 +222,30 @@ class Relearning(Change):
 
     def _parameters(self, target: Target) -> list[nn.Parameter]:
         """The model's own parameters that are trained."""
+        if self.parameters == "all":
+            return list(target.model.parameters())
         if self.parameters == "whole":
             return list(decoder_layers(target.model).parameters())
         return [target.model.get_parameter(name) for name in target.unlearning.trained]
 
 
-def adapted_modules(model: PreTrainedModel) -> list[str]:
-    """Full names of the linear modules that get adapters: all that peft takes."""
+def adapted_modules(model: PreTrainedModel, modules: Sequence[str] | None = None) -> list[str]:
+    """Full names of the linear modules that get adapters: all that peft takes, or those whose last name is given."""
     is_mamba = model.config.model_type in MAMBAS
-    return [name for name in linear_modules(model) if not (is_mamba and name.endswith(REFUSED))]
+    names = [name for name in linear_modules(model) if not (is_mamba and name.endswith(REFUSED))]
+    return names if modules is None else [name for name in names if name.rpartition(".")[2] in modules]
 
 
 @contextmanager
-def adapters(model: PreTrainedModel, rank: int, seed: int) -> Iterator[list[nn.Parameter]]:
+def adapters(
+    model: PreTrainedModel, rank: int, seed: int, *, alpha: float | None = None, modules: Sequence[str] | None = None
+) -> Iterator[list[nn.Parameter]]:
     """Inside the block, the model has LoRA adapters, drawn from the seed. Only they require gradients."""
     config = LoraConfig(
         r=rank,
-        lora_alpha=2 * rank,
-        target_modules=adapted_modules(model),
-        target_parameters=expert_tensors(model) or None,
+        lora_alpha=2 * rank if alpha is None else alpha,
+        target_modules=adapted_modules(model, modules),
+        target_parameters=(expert_tensors(model) or None) if modules is None else None,
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]):
@@ -181,21 +255,6 @@ def adapters(model: PreTrainedModel, rank: int, seed: int) -> Iterator[list[nn.P
         yield [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     finally:
         adapted.unload()
-
-
-def as_float32(parameter: nn.Parameter) -> nn.Parameter:
-    """A float32 copy of a parameter of a smaller dtype, where a step below half a unit in the last place is lost."""
-    return parameter if parameter.element_size() >= 4 else nn.Parameter(parameter.detach().float())
-
-
-def step_masters(optimizer: torch.optim.Optimizer, pairs: Sequence[tuple[nn.Parameter, nn.Parameter]]) -> None:
-    """Step the masters by their parameters' gradients, which are freed, and copy them back."""
-    for parameter, master in pairs:
-        master.grad = None if parameter.grad is None else parameter.grad.float()
-        parameter.grad = None
-    optimizer.step()
-    for parameter, master in pairs:
-        parameter.data.copy_(master)
 
 
 def next_token_loss(model: nn.Module, part: Padded) -> Tensor:
