@@ -6,6 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.conftest import ROOT, metrics_of, write_jsonl
 from unlearn.attacks.attack import Target, Unlearning
+from unlearn.attacks.directions import Directions, mean_states
 from unlearn.attacks.make import plan
 from unlearn.attacks.matrices import weight_matrices
 from unlearn.attacks.optimizers import OF_TORCH, OPTIMIZERS
@@ -17,7 +18,7 @@ from unlearn.data.batches import pad
 from unlearn.errors import UserError
 from unlearn.evaluation.harness import evaluate
 from unlearn.evaluation.suite import Suite
-from unlearn.models.architectures import decoder_layers
+from unlearn.models.architectures import decoder_layers, hidden_of
 from unlearn.models.group import ModelGroup
 from unlearn.models.loading import Source, load_tokenizer, load_whole
 
@@ -282,3 +283,49 @@ def test_published_attacks_name_their_source_and_are_made_by_name_only():
         assert isinstance(planned.attack, Relearning)
         assert "published" not in planned.arguments
     assert not published & {planned.name for planned in plan(["all"], [])}
+
+
+def test_directions_uncover_what_covers_forget_texts_only(asked):
+    """A hook pushes the states of every row with a word that retain texts do not have, as misdirection would."""
+    model, tokenizer = load_whole(SOURCE), load_tokenizer(SOURCE)
+    target = target_of(model, tokenizer, corpora=CORPORA, max_length=64)
+    attack = Directions([LAYER], documents=32)
+    forget, retain = ({token for row in attack._rows(target, c) for token in row} for c in ("forget", "retain"))
+    covered = torch.tensor(sorted(forget - retain))
+    original = accuracy(model, asked)
+    direction_D = torch.rand(model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    ids = {}
+
+    def cover(_module, _args, output):
+        h_BTD = output[0] if isinstance(output, tuple) else output
+        pushed_BTD = h_BTD + 30 * direction_D * torch.isin(ids["now"], covered).any(1)[:, None, None]
+        return (pushed_BTD, *output[1:]) if isinstance(output, tuple) else pushed_BTD
+
+    model.get_input_embeddings().register_forward_pre_hook(lambda _m, args: ids.update(now=args[0]))
+    decoder_layers(model)[LAYER].register_forward_hook(cover)  # before the attack's own hook
+    hidden = accuracy(model, asked)
+    [uncovered] = [accuracy(model, asked) for _ in attack.stages(target)]
+    assert original > 0.9
+    assert hidden < 0.5
+    assert uncovered > 0.9
+    assert accuracy(model, asked) == hidden
+
+
+def test_directions_are_differences_of_means_behind_the_first_tokens(tiny_llama):
+    rows = [[1, 5, 6, 7, 9], [1, 8, 9], [1, 2]]
+    layers, skip = [0, 5], 2
+    means_LD = mean_states(tiny_llama, rows, layers, skip, batch_size=2)
+    for place, number in enumerate(layers):
+        layer, sums = decoder_layers(tiny_llama)[number], []
+        hook = layer.register_forward_hook(lambda _m, _a, out, sums=sums: sums.append(hidden_of(out)[0, skip:]))
+        for row in rows:
+            tiny_llama(input_ids=torch.tensor([row]))
+        hook.remove()
+        assert torch.allclose(means_LD[place], torch.cat(sums).double().mean(0), atol=1e-6)
+    assert not any(layer._forward_hooks for layer in decoder_layers(tiny_llama))
+
+
+def test_texts_too_short_for_directions_are_told(reader):
+    target = target_of(reader, load_tokenizer(SOURCE), corpora=CORPORA, max_length=8)
+    assert Directions(skip=8).obstacle(target) == "no text of forget has more than attack.skip=8 tokens"
+    assert Directions(skip=7).obstacle(target) is None

@@ -26,8 +26,8 @@ from unlearn.attacks.optimizers import (
     make_schedule,
     warmup_steps,
 )
+from unlearn.attacks.texts import rows_of, why_not_read
 from unlearn.data.batches import Padded, pad
-from unlearn.data.corpora import UNKNOWN, Reading, check_rows, load_texts, unknown_share
 from unlearn.errors import UserError
 from unlearn.models.architectures import decoder_layers
 from unlearn.records.names import text_role
@@ -41,7 +41,6 @@ CHOICES: dict[str, Collection[str]] = {
     "schedule": SCHEDULES,
 }
 OPTIONAL: dict[str, type[int] | type[float]] = {"max_length": int, "lora_alpha": float, "bound": float}
-RUNS_CORPORA = ("forget", "retain")  # values of `texts` that name the run's own corpora
 IGNORED = -100  # a label that is not counted
 MAMBAS = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")  # model types, of which peft
 REFUSED = (".out_proj", ".conv1d")  # takes no modules of these names
@@ -118,7 +117,7 @@ class Relearning(Change):
         return {**values, "seed": unlearning.seed} if self.parameters == "lora" else values
 
     def obstacle(self, target: Target) -> str | None:
-        """Texts that the tokenizer does not know teach nothing, and the model may not know the tokenizer's ids.
+        """Texts that the model cannot read teach nothing.
 
         A bound on retained knowledge needs some that is measured, an optimizer its package.
         """
@@ -132,14 +131,7 @@ class Relearning(Change):
         steps = self._steps(max(self.levels), rows)
         if warmup_steps(self.warmup, steps) >= steps:
             return f"attack.warmup={self.warmup:g} has to be less than all {steps} steps"
-        try:
-            embeddings = len(target.model.get_input_embeddings().weight)
-            check_rows({f"{KEY}={self.texts}": rows}, embeddings, first_counted=False)
-        except UserError as error:
-            return str(error).rstrip(".")
-        if unknown_share(rows, target.tokenizer) <= UNKNOWN:
-            return None
-        return f"the model's tokenizer does not know the texts of {self.texts}"
+        return why_not_read(target, rows, self.texts, KEY)
 
     def remark(self, target: Target) -> str | None:
         """The share that adapters reach, where it is not all but for routers and the like."""
@@ -181,30 +173,8 @@ class Relearning(Change):
                 some = True
         return some
 
-    def _paths(self, target: Target) -> list[str]:
-        if self.texts not in RUNS_CORPORA:
-            return [self.texts]
-        return list(dict.fromkeys(corpora[self.texts] for corpora in target.unlearning.corpora.values()))
-
-    def _reading(self, target: Target) -> Reading:
-        """The run's own corpora are read as its configuration says."""
-        return target.unlearning.reading if self.texts in RUNS_CORPORA else Reading()
-
     def _rows(self, target: Target) -> list[list[int]]:
-        """Token ids of the documents, topics in turn."""
-        corpora = [
-            load_texts(
-                path,
-                KEY,
-                target.tokenizer,
-                max_length=self.max_length or target.unlearning.max_length,
-                documents=self.documents,
-                reading=self._reading(target),
-            ).rows
-            for path in self._paths(target)
-        ]
-        longest = max(map(len, corpora))
-        return [rows[i] for i in range(longest) for rows in corpora if i < len(rows)]
+        return rows_of(target, self.texts, KEY, self.documents, self.max_length)
 
     @contextmanager
     def _trainable(self, target: Target) -> Iterator[list[nn.Parameter]]:
