@@ -281,6 +281,21 @@ def test_a_subset_of_fewer_questions_than_tasks_is_one_of_each_and_said(capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_questions_that_choose_and_those_that_judge_share_no_fact():
+    def numbers(task, part, **settings):
+        return suite_of(task, queries=("default",), part=part, **settings).samples[task]
+
+    choosing, judging = (numbers("toy_forget_bio", part) for part in ("choosing", "judging"))
+    assert sorted(choosing + judging) == list(range(384))
+    facts = [[number // 4 for number in part] for part in (choosing, judging)]  # four questions ask about one
+    assert (len({*facts[0]}), {*facts[0]} & {*facts[1]}) == (24, set())
+    assert numbers("toy_forget_bio", "choosing", seed=1) != choosing
+    assert numbers("toy_forget_bio", "choosing", limit=10) == choosing[:10]
+    few = numbers("toy_retain", "judging", subset=30)
+    assert len(few) == 30
+    assert {*few} < {*numbers("toy_retain", "judging")}
+
+
 def test_a_subset_is_drawn_from_all_tasks_of_a_role_in_proportion():
     suite = suite_of("toy_retain", "toy_near_bio", "toy_forget_bio", subset=70)
     sizes = {name: len(documents(suite, "default", name)) for name in suite.leaves}

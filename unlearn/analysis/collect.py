@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from unlearn.config.identity import identity
+from unlearn.config.identity import TRIALS, identity
 from unlearn.errors import UserError, describe
 from unlearn.records.run import RECORD, read_record
 from unlearn.records.samples import SAMPLES, Sample, read_samples
@@ -23,7 +23,10 @@ from unlearn.storage.schema import leads_out
 from unlearn.sweeps.sweep import Job, Sweep
 
 # Keys of `eval` that determine the content of questions, beside the tasks.
-OF_QUESTIONS = ("num_fewshot", "limit", "subset", "chat_template", "system_instruction", "seed", "replaced", "position")
+OF_QUESTIONS = (
+    *("num_fewshot", "limit", "subset", "questions", "chat_template", "system_instruction", "seed"),
+    *("replaced", "position"),
+)
 DESCRIBED = 200  # at most so many jobs that never began have their configuration composed, which takes a while
 
 
@@ -153,6 +156,7 @@ def _below(top: Path) -> Iterator[Run]:
 def places_below(top: Path) -> Iterator[Path | Run]:
     """The folders of runs and of sweeps in and below a folder; what is below one of these is its own.
 
+    The trials of `rna.nu=auto` are left out, unless `top` is their folder: they are short, and chose nu.
     Links that lead out, and folders that cannot be read, are told as corrupt runs.
     """
     folders, seen = [top], set()
@@ -168,7 +172,8 @@ def places_below(top: Path) -> Iterator[Path | Run]:
             yield folder
         else:
             try:
-                folders += sorted((path for path in folder.iterdir() if path.is_dir()), reverse=True)
+                below = [path for path in folder.iterdir() if path.is_dir() and path.name != TRIALS]
+                folders += sorted(below, reverse=True)
             except OSError as error:
                 yield Run(folder, "corrupt", f"cannot be read: {error}")
 

@@ -22,6 +22,7 @@ from unlearn.config.compose import CONF
 from unlearn.config.hydra_job import FULL_ERROR, raising_errors, to_config, users_environment
 from unlearn.errors import GOES_ON, INTERRUPTED, UserError
 from unlearn.screen import accept_every_letter, plain
+from unlearn.sweeps.launchers import settle_with_nu
 
 OVERRIDE = re.compile(r"[^-=][^=]*=|~")
 MISTAKES = (UserError, HydraException, OmegaConfBaseException)
@@ -40,7 +41,7 @@ def launch() -> None:
 def _job(raw: DictConfig) -> None:
     """Check the configuration before anything heavy is imported, then run."""
     with of_one_job():
-        config, hydra_folder = to_config(raw)
+        config, hydra_folder = to_config(raw, settle_with_nu)
         with without_garbage_collection():
             from unlearn.experiment import run
 

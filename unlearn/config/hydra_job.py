@@ -6,7 +6,7 @@ Nothing else in the package reads Hydra's global state.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,9 +24,10 @@ FULL_ERROR = "HYDRA_FULL_ERROR"
 _users_values: list[str | None] = []  # of HYDRA_FULL_ERROR, outside of each `raising_errors`
 
 
-def to_config(raw: DictConfig) -> tuple[Config, Path]:
+def to_config(raw: DictConfig, settle: Callable[[DictConfig], Config] = settle) -> tuple[Config, Path]:
     """The checked configuration, and the folder that holds Hydra's own files of this job.
 
+    `settle` may do more than the function of that name: it is called in the folder where the command was started.
     Paths are relative to the folder where the command was started, also with hydra.job.chdir=true.
 
     Raises UserError for a bad configuration, and for a sweep or search without -m, which would run one job with the

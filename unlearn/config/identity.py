@@ -8,12 +8,13 @@ from typing import Any
 
 from unlearn.config.schema import Config, as_float
 from unlearn.methods.rna import RETAIN_TARGET
-from unlearn.records.names import NGRAM_QUERIES
+from unlearn.records.names import ALL, NGRAM_QUERIES
 from unlearn.storage.hashing import json_sha256
 
 # Increase this by hand when the same configuration gives other numbers than before.
 RESULTS_VERSION = 3
 RUNS = "runs"  # below output_root
+TRIALS = "auto_nu"  # below output_root: the trials of rna.nu=auto
 NO_NGRAMS = {"documents": None, "window": 512, "top": 10, "encoder": None}  # of an evaluation that asks for none
 
 
@@ -43,6 +44,8 @@ def identity(config: Config) -> dict[str, Any]:
             evaluation.pop(key)
     if evaluation["texts"]["texts_per_word"] is None:  # as in runs from before this key
         evaluation["texts"].pop("texts_per_word")
+    if evaluation["questions"] == ALL:  # as in runs from before this key
+        evaluation.pop("questions")
     if not NGRAM_QUERIES.keys() & set(evaluation["queries"]):
         evaluation["ngrams"] = NO_NGRAMS
     for corpora in evaluation["texts"]["corpora"].values():
@@ -51,7 +54,7 @@ def identity(config: Config) -> dict[str, Any]:
         evaluation.pop(key)
     for key in ("log_every", "checkpoint_every", "recompute", "force"):
         plain["train"].pop(key)
-    for key in ("preset", "tracker", "output_root", "output_dir", "attacks"):
+    for key in ("preset", "tracker", "output_root", "output_dir", "attacks", "nu_found"):
         plain.pop(key)
     return {**plain, "results_version": RESULTS_VERSION}
 

@@ -24,7 +24,7 @@ from unlearn.arguments import (
     is_number,
 )
 from unlearn.methods.rna import RETAIN_TARGET
-from unlearn.records.names import QUERIES, text_tasks
+from unlearn.records.names import ALL, CHOOSING, JUDGING, QUERIES, text_tasks
 
 # Keys that must be equal for runs that share a process.
 SHARED = (
@@ -222,6 +222,7 @@ class EvalConfig:
     num_fewshot: int = at_least(0)
     limit: int | None = at_least(1)
     subset: int | None = at_least(1)
+    questions: str = one_of(ALL, CHOOSING, JUDGING, default=ALL)
     maxlogit: MaxLogitConfig = MISSING
     ngrams: NgramConfig = MISSING
     texts: TextConfig = field(default_factory=TextConfig)
@@ -270,6 +271,7 @@ class Config:
     output_root: str = MISSING
     output_dir: str | None = MISSING
     attacks: list[str] = field(default_factory=list)  # of conf/attack, or all
+    nu_found: dict[str, Any] | None = None  # how `rna.nu=auto` became a number (`unlearn.sweeps.auto_nu`)
 
 
 def unshared(a: Config, b: Config) -> Iterator[str]:

@@ -116,6 +116,8 @@ def _resolve(raw: DictConfig) -> DictConfig:
     resolved = OmegaConf.create(OmegaConf.to_container(raw, resolve=False))
     assert isinstance(resolved, DictConfig)
     resolved.pop("search", None)  # of hydra/sweeper=search, which has read it
+    if "rna" in resolved:
+        resolved.rna.pop("auto", None)  # of rna.nu=auto, which has read it
     for key, node in _leaves(resolved):
         try:
             OmegaConf.select(resolved, key, throw_on_missing=True)
@@ -127,7 +129,21 @@ def _resolve(raw: DictConfig) -> DictConfig:
                 raise UserError(f"{key}: {message[1]}.") from None
             raise UserError(_missing_reference(resolved, key, str(node))) from None
     OmegaConf.resolve(resolved)
+    if asks_for_nu(resolved):
+        raise UserError(
+            "rna.nu=auto trains short runs where the command is started, before the run. So it is not allowed in "
+            "jobs for SLURM (hydra/launcher=packed runs here), in a search (which tries nu itself: "
+            "'rna.nu=interval(0,4)') and in other commands: give a number there."
+        )
     return resolved
+
+
+def asks_for_nu(raw: DictConfig) -> bool:
+    """Whether nu is to be found before the run (`rna.nu=auto`)."""
+    try:
+        return bool(OmegaConf.select(raw, "rna.nu") == "auto")
+    except OmegaConfBaseException:  # a reference to what is not there, which `settle` explains
+        return False
 
 
 def _missing_reference(config: DictConfig, key: str, reference: str) -> str:

@@ -232,6 +232,7 @@ def _suite(e: EvalConfig, words: dict[str, list[str]], chat: Chat | None) -> Sui
         num_fewshot=e.num_fewshot,
         limit=e.limit,
         subset=e.subset,
+        part=e.questions,
         replaced=e.replaced,
         position=e.position,
         passages=passages,

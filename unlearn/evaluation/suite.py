@@ -29,10 +29,11 @@ from unlearn.evaluation.local_data import local_data
 from unlearn.evaluation.perturb import perturb
 from unlearn.evaluation.task_names import tasks_folder, unknown_task
 from unlearn.evaluation.texts import Passages
-from unlearn.records.names import is_asked
+from unlearn.records.names import ALL, CHOOSING, is_asked
 from unlearn.screen import say
 from unlearn.storage.hashing import json_sha256
 
+FACTS_OF_ONE = 4  # of so many facts, one is for choosing (eval.questions)
 COMPLETE = ("mmlu", "wmdp")  # folders of lm-eval's tasks that need no task of another folder
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -224,6 +225,7 @@ def load_suite(
     num_fewshot: int = 0,
     limit: int | None = None,
     subset: int | None = None,
+    part: str = ALL,
     replaced: int = 1,
     position: str = "random",
     passages: Passages | None = None,
@@ -241,10 +243,12 @@ def load_suite(
         limit: the first so many questions of each task.
         subset: so many questions of each role, drawn from its tasks in proportion to their size, but at least one of
             each: where these are more, it is said.
+        part: of each task's questions, from which `limit` and `subset` take: "all", "choosing" or "judging".
         replaced, position: see `perturb`.
         chat: makes chats of the questions.
 
-    Raises UserError for an unknown task, a tag, and a task whose data cannot be had.
+    Raises UserError for an unknown task, a tag, and a task whose data cannot be had or that has too few facts for two
+    parts.
     """
     names = list(dict.fromkeys(name for group in roles.values() for name in group))
     if not names:
@@ -257,13 +261,14 @@ def load_suite(
         loaded = _load(manager, names, num_fewshot)
     leaves = _leaves(loaded)
     samples, drawn = None, {}
+    available = {name: _part(task, name, part, seed) for name, task in loaded["tasks"].items()}
     if subset is not None:
-        drawn = {role: _stratified(loaded["tasks"], named, leaves, subset, seed) for role, named in roles.items()}
+        drawn = {role: _stratified(available, named, leaves, subset, seed) for role, named in roles.items()}
         _say_what_is_more(drawn, subset)
         samples = {name: sorted({n for of in drawn.values() for n in of.get(name, ())}) for name in loaded["tasks"]}
-        drawn = {role: part for role, of in drawn.items() if (part := {k: v for k, v in of.items() if v != samples[k]})}
-    elif limit is not None:
-        samples = {name: list(range(min(limit, len(task.eval_docs)))) for name, task in loaded["tasks"].items()}
+        drawn = {role: own for role, of in drawn.items() if (own := {k: v for k, v in of.items() if v != samples[k]})}
+    elif limit is not None or part != ALL:
+        samples = {name: list(numbers[:limit]) for name, numbers in available.items()}
     suite = {}
     for query, tokens in queries.items():
         named = [name for role in roles if is_asked(asked_of, query, role) for name in roles[role]]
@@ -362,15 +367,37 @@ def _say_what_is_more(drawn: Mapping[str, Mapping[str, Sequence[int]]], subset: 
             )
 
 
-def _stratified(
-    tasks: Mapping[str, Task], asked: Sequence[str], leaves: dict[str, list[str]], size: int, seed: int
-) -> dict[str, list[int]]:
-    """Numbers of the questions to ask of each task of a role: `size` in all, in proportion to the tasks' sizes.
+def _part(task: Task, name: str, part: str, seed: int) -> Sequence[int]:
+    """Numbers of a task's questions that are in a part. All questions about a fact are in the same one.
 
-    At least one of each: a group without questions of one of its tasks would be another group.
+    Of every four facts one is for choosing, drawn by `seed`.
+    """
+    documents = task.eval_docs
+    if part == ALL:
+        return range(len(documents))
+    column = _fact_column(task)
+    facts = range(len(documents)) if column is None else [str(document[column]) for document in documents]
+    number = {fact: i for i, fact in enumerate(dict.fromkeys(facts))}
+    if len(number) < FACTS_OF_ONE:
+        raise UserError(
+            f"eval.questions={part}: task {name} has questions about {len(number)} facts, but two parts need at least "
+            f"{FACTS_OF_ONE}."
+        )
+    blocks = range(len(number) // FACTS_OF_ONE + 1)
+    choosing = {FACTS_OF_ONE * b + random.Random(f"{seed}/part/{name}/{b}").randrange(FACTS_OF_ONE) for b in blocks}
+    return [i for i, fact in enumerate(facts) if (number[fact] in choosing) == (part == CHOOSING)]
+
+
+def _stratified(
+    available: Mapping[str, Sequence[int]], asked: Sequence[str], leaves: dict[str, list[str]], size: int, seed: int
+) -> dict[str, list[int]]:
+    """Numbers of the questions to ask of each task of a role, of those that are `available`.
+
+    They are `size` in all, in proportion to the tasks' sizes. At least one of each: a group without questions of one of
+    its tasks would be another group.
     """
     members = list(dict.fromkeys(leaf for name in asked for leaf in leaves[name]))
-    sizes = {name: len(tasks[name].eval_docs) for name in members}
+    sizes = {name: len(available[name]) for name in members}
     total = sum(sizes.values())
     exact = {name: min(size, total) * n / total for name, n in sizes.items()}
     shares = {name: max(1, int(share)) for name, share in exact.items()}
@@ -378,4 +405,4 @@ def _stratified(
     for name in sorted(members, key=lambda name: int(exact[name]) - exact[name])[: max(0, rest)]:
         shares[name] += 1
     draws = {name: random.Random(f"{seed}/subset/{name}") for name in members}
-    return {name: sorted(draws[name].sample(range(n), min(shares[name], n))) for name, n in sizes.items()}
+    return {name: sorted(draws[name].sample(available[name], min(shares[name], n))) for name, n in sizes.items()}

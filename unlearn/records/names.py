@@ -12,6 +12,8 @@ NGRAM_QUERIES = {
 }  # query -> words of an n-gram, and which list of them
 QUERIES = ("default", "perturbed", "control", *NGRAM_QUERIES)
 
+ALL, CHOOSING, JUDGING = "all", "choosing", "judging"  # of the questions of a task: all, or a part of them
+
 
 def is_asked(asked_of: Mapping[str, Sequence[str]], query: str, role: str) -> bool:
     """Whether a role is asked a kind of query: `eval.asked_of` names the query's roles; without an entry, all are."""

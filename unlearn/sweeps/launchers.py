@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +24,23 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+def settle_with_nu(raw: DictConfig) -> Config:
+    """A job's checked configuration; `rna.nu=auto` becomes a number first."""
+    from unlearn.config.settle import asks_for_nu, settle
+
+    if not asks_for_nu(raw):
+        return settle(raw)
+    from unlearn.sweeps.auto_nu import find_nu
+
+    return find_nu(raw)
+
+
 class SweepLauncher(Launcher):
     """Composes every job as Hydra's own launcher does and adds it to the sweep. Subclasses run the jobs."""
 
     dry_run = False  # show what would run, and write no sweep.json
     in_a_container = False  # jobs may see other files than this process
+    trains_here = True  # this machine is for training
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what Hydra passes. The task function, which runs one job, is not used.
@@ -127,7 +140,7 @@ class SweepLauncher(Launcher):
         _name_sweep(config, sweep.folder)
         job = run_job(
             hydra_context=self.hydra_context,
-            task_function=to_config,
+            task_function=partial(to_config, settle=settle_with_nu) if self.trains_here else to_config,
             config=config,
             job_dir_key="hydra.sweep.dir",
             job_subdir_key="hydra.sweep.subdir",
@@ -199,6 +212,8 @@ class SlurmLauncher(SweepLauncher):
     are not queued. With `dry_run`, nothing is queued: the scripts are printed.
     """
 
+    trains_here = False
+
     def __init__(self, pack_size: int | None, wait: bool, dry_run: bool, **settings: Any) -> None:
         self.pack_size, self.wait, self.dry_run = pack_size, wait, dry_run
         self.settings = {k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in settings.items()}
@@ -253,6 +268,7 @@ class AutoLauncher(SweepLauncher):
         super().setup(**given)
         self.on_slurm = self.dry_run or slurm.answers()
         self.in_a_container = self.on_slurm and self.slurm.in_a_container
+        self.trains_here = not self.on_slurm
         if self.dry_run:
             log.info("hydra/launcher=auto, dry run: as if SLURM answered")
         elif self.on_slurm:

@@ -153,17 +153,10 @@ def _outcomes(
 def _read(folder: str, settings: SearchSettings) -> Outcome:
     """The figures of a finished run."""
     from unlearn.errors import UserError
-    from unlearn.records.scores import read_scores, why_not_finite
-    from unlearn.sweeps.search.figures import FIGURES
+    from unlearn.sweeps.search.figures import read_figures
     from unlearn.sweeps.search.study import Outcome
 
     try:
-        scores = read_scores(Path(folder))
+        return Outcome(folder, read_figures(Path(folder), settings.judged))
     except UserError as error:
         return Outcome(folder, error=str(error))
-    figures = {name: FIGURES[name].of(scores) for name in settings.judged}
-    measured = {name: value for name, value in figures.items() if value is not None}
-    if lacking := figures.keys() - measured.keys():
-        why = why_not_finite(scores) or "its questions or texts have no such measure."
-        return Outcome(folder, error=f"{', '.join(sorted(lacking))}: {why}")
-    return Outcome(folder, measured)

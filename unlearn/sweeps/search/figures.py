@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from unlearn.config.schema import Config
 from unlearn.errors import UserError, nearest
 from unlearn.records.names import is_asked, text_role
-from unlearn.records.scores import Score, role_means
+from unlearn.records.scores import Score, read_scores, role_means, why_not_finite
 
 Direction = Literal["max", "min"]
 
@@ -62,6 +63,17 @@ FIGURES = {
 _NOT_FINITE = re.compile(r"became -?(nan|inf)|NaN or infinite")  # what training and evaluation say
 
 
+def read_figures(folder: Path, names: Collection[str]) -> dict[str, float]:
+    """These figures of a finished run. Raises UserError if one of them is missing."""
+    scores = read_scores(folder)
+    figures = {name: FIGURES[name].of(scores) for name in names}
+    measured = {name: value for name, value in figures.items() if value is not None}
+    if lacking := figures.keys() - measured.keys():
+        why = why_not_finite(scores) or "its questions or texts have no such measure."
+        raise UserError(f"{', '.join(sorted(lacking))}: {why}")
+    return measured
+
+
 def measured(config: Config) -> list[str]:
     """The figures that the configuration's evaluation measures."""
     evaluation = config.eval
@@ -108,6 +120,11 @@ def defaults(config: Config) -> tuple[dict[str, Direction], dict[str, float]]:
     if not objectives:
         raise UserError(f"eval={config.eval.name} measures nothing that a search could judge by: {', '.join(FIGURES)}.")
     return objectives, {name: bound for name, bound in bounds.items() if name in names}
+
+
+def better(name: str, value: float) -> float:
+    """A figure with the sign by which larger is better."""
+    return value if FIGURES[name].good == "max" else -value
 
 
 def violation(name: str, value: float, bound: float) -> float:
