@@ -31,10 +31,10 @@ class Projection(Change):
         return {"layer": target.unlearning.layer, "controls": controls}
 
     def obstacle(self, target: Target) -> str | None:
-        """Methods on likelihoods have no control vectors, and those of a damaged delta may be none."""
+        """Methods on likelihoods and adopted checkpoints have no control vectors, and those of a damaged delta may be none."""
         controls = target.unlearning.controls
         if not controls:
-            return "this run's method has no control vectors that could be projected out"
+            return "this run's delta has no control vectors that could be projected out"
         shape = (target.model.config.get_text_config().hidden_size,)
         for topic, u_D in controls.items():
             if u_D.shape != shape or not u_D.isfinite().all():

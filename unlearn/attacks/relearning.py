@@ -119,7 +119,8 @@ class Relearning(Change):
     def obstacle(self, target: Target) -> str | None:
         """Texts that the model cannot read teach nothing.
 
-        A bound on retained knowledge needs some that is measured, an optimizer its package.
+        A bound on retained knowledge needs some that is measured, an optimizer its package. The texts of an adopted
+        checkpoint may not be known.
         """
         if (package := lacks(self.optimizer)) is not None:
             return package
@@ -127,6 +128,8 @@ class Relearning(Change):
             return f"attack.modules={list(self.modules)}: no linear module of the decoder layers has such a name"
         if self.bound is not None and not {"retain", text_role("retain")} & set(target.suite.members):
             return f"attack.bound={self.bound:g} needs retained knowledge in the evaluation (eval.tasks, eval.texts)"
+        if not self._paths(target):
+            return f"the texts that it was to {self.texts} are not known. attack.texts=FILE names some"
         rows = self._rows(target)
         steps = self._steps(max(self.levels), rows)
         if warmup_steps(self.warmup, steps) >= steps:

@@ -42,6 +42,7 @@ from unlearn.storage.files import check_writable
 from unlearn.storage.hashing import json_sha256
 from unlearn.storage.hold import Hold
 
+LENGTH = 512  # tokens of a text, for a run of which no corpus is known
 QUESTIONS = 300  # of a role: accuracies are good to about 3 points, and there are many levels
 
 
@@ -241,7 +242,7 @@ def _target(folder: RunFolder, config: Config, inputs: Inputs, model: PreTrained
         controls={name: u_D for name, u_D in load_state(delta).items() if name.startswith(CONTROL)},
         corpora={name: {"forget": t.forget, "retain": t.retain} for name, t in topics.items()},
         reading=Reading.of(config.data, inputs.tokenizer),
-        max_length=max(topic.max_length for topic in topics.values()),
+        max_length=max((topic.max_length for topic in topics.values()), default=LENGTH),
         seed=config.seed,
     )
     target = Target(

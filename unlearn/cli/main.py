@@ -79,6 +79,32 @@ def evaluate(
 
 
 @app.command()
+def adopt(
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="A folder, a hub id, a GGUF file, or a PEFT adapter.")
+    ],
+    base: Annotated[
+        str, typer.Option(metavar="BASE", help="The model that was unlearned: as CHECKPOINT, or model=NAME.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="OVERRIDE", help="What is known: method=rmu method.c=6.5, data=NAME.")
+    ] = None,
+) -> None:
+    """Make a finished run of any unlearned checkpoint and its base, without training.
+
+    It says in which parameters the two differ and by how much, and writes the difference as a run's delta. Evaluate,
+    attack, compare, report, claims and export then work on the folder. What is known of the unlearning is given as for
+    a run: method=NAME, method.KEY=VALUE, rna.nu=NU, train.KEY=VALUE, loss.alpha=ALPHA, model.layer=L, seed=N. The rest
+    is recorded as unknown. data=NAME names the texts for attacks, and eval=NAME makes an evaluation at once.
+    docs/audit.md has commands for public checkpoints.
+    """
+    with without_garbage_collection():
+        from unlearn.runs.adoption import adopt as run
+
+    typer.echo(run(checkpoint, base, overrides or []))
+
+
+@app.command()
 def attack(
     arguments: Annotated[list[str], typer.Argument(metavar="RUN... [attack=NAME,...] [OVERRIDE...]")],
     retrained: Annotated[

@@ -158,12 +158,15 @@ def _method_and_rna(c: Config) -> Iterator[str]:
         yield str(error)
 
 
-def _topics(c: Config) -> Iterator[str]:
+def _no_topics(c: Config) -> Iterator[str]:
     if not c.data.topics:
         yield (
             f"data.topics: data={c.data.name} has no topics. Give at least one, for example "
             "'+data.topics.bio={forget: bio.jsonl, retain: wiki.txt, max_length: 512}'."
         )
+
+
+def _topics(c: Config) -> Iterator[str]:
     if c.data.use == []:
         yield "data.use=[] is not allowed: name at least one topic, or null for all."
     for name in c.data.use or []:
@@ -281,5 +284,6 @@ CHECKS = (
     _published,
     _topics_twice,
 )
-# Only for a new training: reading a finished run must not import code that the run's folder names.
-CHECKS_OF_TRAINING = (_method_and_rna,)
+# Only for a new training: reading a finished run must not import code that the run's folder names, and of an adopted one
+# the texts may be unknown.
+CHECKS_OF_TRAINING = (_method_and_rna, _no_topics)

@@ -70,10 +70,10 @@ def layer_count(config: PretrainedConfig) -> int:
     return count
 
 
-def without_weights(config: PretrainedConfig) -> PreTrainedModel:
+def without_weights(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """The whole model on the meta device, without memory for its weights."""
     with torch.device("meta"):
-        return auto_class(config).from_config(config)
+        return auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
 
 
 def context_length(config: PretrainedConfig) -> int | None:

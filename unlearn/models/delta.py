@@ -44,11 +44,18 @@ def save_delta(
     metadata: Mapping[str, str],
 ) -> None:
     """Write the changed matrices, cast to the dtype of those they replace, and the objective's state."""
-    tensors = {name: w.detach().to(frozen[name].dtype).cpu().contiguous() for name, w in weights.items()}
-    tensors |= {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    hashes = {f"{REPLACES}{name}": sha256(w) for name, w in frozen.items()}
+    in_dtype = {name: w.to(frozen[name].dtype) for name, w in weights.items()}
+    write_delta(file, {**in_dtype, **state}, {name: sha256(w) for name, w in frozen.items()}, metadata)
+
+
+def write_delta(
+    file: Path, tensors: Mapping[str, Tensor], replaces: Mapping[str, str], metadata: Mapping[str, str]
+) -> None:
+    """Write matrices and state as they are; `replaces` has the SHA-256 of each matrix that is replaced."""
+    hashes = {f"{REPLACES}{name}": digest for name, digest in replaces.items()}
     described = json.dumps({**metadata, **hashes}, sort_keys=True)
-    write_atomically(file, save(tensors, {METADATA: described}))
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(file, save(on_cpu, {METADATA: described}))
 
 
 def load_delta(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

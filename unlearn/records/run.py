@@ -48,6 +48,18 @@ class InputHashes(TypedDict, total=False):
 
 
 @with_config(extra="allow")
+class Adopted(TypedDict, total=False):
+    """The two checkpoints of an adopted run: their fingerprints and places, what was given, what differs by how much."""
+
+    checkpoint: str
+    base: str
+    checkpoint_path: str
+    base_path: str
+    given: list[str]
+    changes: dict[str, float]
+
+
+@with_config(extra="allow")
 class RunRecord(TypedDict, total=False):
     """run.json. It is empty until the run has begun; `unlearn.runs.folder` says what the entries mean."""
 
@@ -64,6 +76,7 @@ class RunRecord(TypedDict, total=False):
     training_from: Name
     wandb_id: Annotated[str, Field(pattern=r"^\w+$")]
     attacked: list[Name]
+    adopted: Adopted
     error: str
 
 
@@ -76,9 +89,9 @@ class Named(TypedDict):
 
 @with_config(extra="allow")
 class Noise(TypedDict):
-    """The group `rna`."""
+    """The group `rna`; of an adopted checkpoint, nu may be unknown."""
 
-    nu: FiniteFloat
+    nu: NotRequired[FiniteFloat]
 
 
 @with_config(extra="allow")
@@ -100,13 +113,13 @@ class Asked(TypedDict):
 
 @with_config(extra="allow")
 class Identity(TypedDict):
-    """The identity of a run, as far as reports read it."""
+    """The identity of a run, as far as reports read it; of an adopted checkpoint, the seed may be unknown."""
 
     model: Named
     method: Named
     rna: Noise
     eval: Asked
-    seed: Integer
+    seed: NotRequired[Integer]
     results_version: Integer
 
 

@@ -187,7 +187,7 @@ def open_run(config: Config, inputs: dict[str, Any], hydra_folder: Path | None) 
                 folder.tidy()
         yield None
         return
-    with folder.locked() as lock, _failing(folder):
+    with folder.locked() as lock, failing(folder):
         if _finished(config, folder, inputs):  # another process has finished it in the meantime
             yield None
             return
@@ -219,7 +219,7 @@ def _finished(config: Config, folder: RunFolder, inputs: dict[str, Any]) -> bool
 
 
 @contextmanager
-def _failing(folder: RunFolder) -> Iterator[None]:
+def failing(folder: RunFolder) -> Iterator[None]:
     """Write an error inside the block into run.json, unless the run has ended already, and raise it."""
     try:
         yield
