@@ -32,6 +32,7 @@ def test_every_file_of_conf_composes(conf, group):
             "data/jsonl": ["+data.topics.a={forget: f, retain: r, max_length: 4}"],
             "eval/jsonl": ["data=jsonl", "+data.topics.a={forget: f, retain: r, max_length: 4}"],
             "model/qwen3_8b": ["method=adaptive_rmu"],
+            "model/deep_ignorance": ["method=adaptive_rmu"],
         }.get(f"{group}/{file.stem}", [])
         extra = [*extra, "eval=none"] if group == "model" else extra
         if file.stem in ("smollm2_135m", "gemma3_270m"):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from unlearn.methods.rsv import RSV
     from unlearn.methods.simnpo import SimNPO
     from unlearn.models.cutting import CutModel
+    from unlearn.runs.adoption import adopt
     from unlearn.training.optimizer import Optimizer
     from unlearn.training.train import train
     from unlearn.training.variant import Variant
@@ -50,6 +51,7 @@ __all__ = [
     "Topic",
     "UserError",
     "Variant",
+    "adopt",
     "evaluate",
     "results",
     "train",
@@ -67,6 +69,7 @@ _MODULES = {
     "Topic": "unlearn.data.corpora",
     "UserError": "unlearn.errors",
     "Variant": "unlearn.training.variant",
+    "adopt": "unlearn.runs.adoption",
     "evaluate": "unlearn.evaluation.in_memory",
     "results": "unlearn.analysis.results",
     "train": "unlearn.training.train",

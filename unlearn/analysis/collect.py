@@ -56,6 +56,11 @@ class Run:
         return self.record.get("identity", {})
 
     @property
+    def adopted(self) -> bool:
+        """Whether it was made of two checkpoints, without training; settings that nobody gave are not in `identity`."""
+        return "adopted" in self.identity
+
+    @property
     def training(self) -> dict[str, float]:
         """The final figures of its training."""
         return self.record.get("trained", {})

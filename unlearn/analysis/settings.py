@@ -29,6 +29,7 @@ UNNAMED = ("method._target_", "seed", "results_version", "eval.")  # not among t
 OWN_COLUMNS = ("method.name", "rna.nu")
 FACTS = ("weights", "corpora", "questions")
 SHOWN_LETTERS = 8  # of a hash
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def run_frame(runs: Sequence[Run]) -> pd.DataFrame:
                 "method": _method_of(run, own) if run.identity else "",
                 "coefficient": ", ".join(f"{k.removeprefix('method.')}={v:g}" for k, v in arguments.items()),
                 "nu": own.get("rna.nu", math.nan),
-                "seed": run.identity.get("seed"),
+                "seed": run.identity.get("seed", math.nan),
                 "setting": setting,
                 "world": _world(run, facts[number]) if run.done else "",
             }
@@ -94,9 +95,13 @@ def run_frame(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def _method_of(run: Run, keys: Mapping[str, Any]) -> str:
-    """The method's name. With a placebo in place of RNA it is another method, which no figure takes for RNA."""
+    """The method's name. With a placebo in place of RNA it is another method, which no figure takes for RNA.
+
+    So it is for an adopted checkpoint, of whose training only that is known which its user gave.
+    """
     name, place = method_name(run.identity["method"]["name"]), keys.get("rna.where")
-    return name if place is None else f"{name}, noise on the {str(place).replace('_', ' ')}"
+    name = name if place is None else f"{name}, noise on the {str(place).replace('_', ' ')}"
+    return f"{name}, adopted" if run.adopted else name
 
 
 def method_name(key: str) -> str:
@@ -147,7 +152,7 @@ def _facts(run: Run) -> dict[str, str]:
     inputs = run.record["inputs"]
     return {
         "weights": str(inputs.get("model")),
-        "corpora": json_sha256(inputs.get("data")),
+        "corpora": UNKNOWN if run.adopted else json_sha256(inputs.get("data")),
         "questions": json_sha256(asked),
     }
 
@@ -192,5 +197,7 @@ def missing_seeds(about: pd.DataFrame) -> dict[Setting, str]:
             status[seed] = now if status.get(seed) != "done" else "done"
         expected = sorted({*usual.index[usual], *status})
         lacking = [f"seed {s:g} {status.get(s, 'not there')}" for s in expected if status.get(s) != "done"]
-        missing[setting] = ", ".join(lacking)
+        missing[setting] = (
+            "" if group["seed"].isna().any() else ", ".join(lacking)
+        )  # of an unknown seed none is missing
     return missing

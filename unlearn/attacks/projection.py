@@ -31,7 +31,7 @@ class Projection(Change):
         return {"layer": target.unlearning.layer, "controls": controls}
 
     def obstacle(self, target: Target) -> str | None:
-        """Methods on likelihoods and adopted checkpoints have no control vectors, and those of a damaged delta may be none."""
+        """Not all methods have control vectors, and those of a damaged delta may be none."""
         controls = target.unlearning.controls
         if not controls:
             return "this run's delta has no control vectors that could be projected out"

@@ -6,7 +6,6 @@ been measured is not measured again.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
@@ -39,7 +38,7 @@ from unlearn.runs.folder import RunFolder
 from unlearn.runs.inputs import Inputs, load_evaluation_inputs
 from unlearn.screen import say
 from unlearn.storage.files import check_writable
-from unlearn.storage.hashing import json_sha256
+from unlearn.storage.hashing import file_sha256, json_sha256
 from unlearn.storage.hold import Hold
 
 LENGTH = 512  # tokens of a text, for a run of which no corpus is known
@@ -298,7 +297,7 @@ class _Places:
     def __init__(self, folder: RunFolder, config: Config, inputs: Inputs) -> None:
         self._folder, self._lock = folder.file(ATTACKS), folder.lock
         self._cache = Path(config.output_root) / CACHE
-        self._delta = hashlib.sha256(folder.file("delta.safetensors").read_bytes()).hexdigest()
+        self._delta = file_sha256(folder.file("delta.safetensors"))
         self._common = {
             **states_key(inputs.source, inputs.model_hash, inputs.tokenizer),
             "questions": json_sha256(inputs.hashes["questions"]),

@@ -284,6 +284,6 @@ CHECKS = (
     _published,
     _topics_twice,
 )
-# Only for a new training: reading a finished run must not import code that the run's folder names, and of an adopted one
-# the texts may be unknown.
+# Only for a new training. Reading a finished run must not import code that the run's folder names, and the texts of an
+# adopted checkpoint may be unknown.
 CHECKS_OF_TRAINING = (_method_and_rna, _no_topics)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ from unlearn.models.memory import in_batches
 from unlearn.records.answers import Answers
 from unlearn.records.samples import SCHEMA
 from unlearn.screen import say
+from unlearn.storage.hashing import file_sha256
 from unlearn.storage.hold import Hold, Lost
 from unlearn.storage.lock import Busy, FolderLock
 
@@ -107,7 +107,7 @@ class Evaluator:
 
     def _ask_unlearned(self, models: Sequence[Unlearned]) -> list[Answers]:
         group = ModelGroup(self._model, (self._weights(model.delta) for model in models))
-        keys = [hashlib.sha256(model.delta.read_bytes()).hexdigest() for model in models]
+        keys = [file_sha256(model.delta) for model in models]
         pairs = zip(models, keys, strict=True)
         journals = [Journals(model.partial, key, model.report, model.hold) for model, key in pairs]
         return self._ask("unlearned", group, journals)

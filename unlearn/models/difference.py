@@ -82,10 +82,13 @@ def check_same_architecture(checkpoint: Source, base: Source) -> None:
         _check_configurations(checkpoint, load_config(checkpoint), load_config(base))
     try:
         tokenizer = load_tokenizer(checkpoint)
-    except UserError:  # it has none of its own
+    except Exception:  # it has none, or a damaged one, of which libraries raise what they like
         return
-    if tokenizer.get_vocab() != load_tokenizer(base).get_vocab():
+    own, known = tokenizer.get_vocab(), load_tokenizer(base).get_vocab()
+    if any(own.get(token) != number for token, number in known.items()):
         raise UserError(f"{checkpoint.path}: its tokenizer has another vocabulary than that of the base {base.path}.")
+    if len(own) > len(known):
+        say(f"{checkpoint.path}: its tokenizer has {len(own) - len(known)} more tokens. That of the base is used.")
 
 
 def _check_configurations(checkpoint: Source, own: PretrainedConfig, base: PretrainedConfig) -> None:
@@ -115,8 +118,8 @@ def compare_checkpoints(checkpoint: Source, base: Source, dtype: torch.dtype) ->
 
     Raises UserError for a parameter of another shape, and if nothing differs.
     """
-    name = str(dtype).removeprefix("torch.")
-    checkpoint, base = (replace(source, device="cpu", dtype=name) for source in (checkpoint, base))
+    in_words = str(dtype).removeprefix("torch.")
+    checkpoint, base = (replace(source, device="cpu", dtype=in_words) for source in (checkpoint, base))
     config = load_config(base)
     empty = without_weights(config, trust_remote_code=base.trust_remote_code)
     names = [name for name, _ in empty.named_parameters()]
@@ -125,7 +128,7 @@ def compare_checkpoints(checkpoint: Source, base: Source, dtype: torch.dtype) ->
         for name in names:
             _compare(name, of_checkpoint(name), of_base(name), found)
     if not found.changes:
-        rounded = f" after rounding to {dtype}" if found.rounded else ""
+        rounded = f" after rounding to {in_words}" if found.rounded else ""
         raise UserError(f"{checkpoint.path}: all {len(names)} parameters are those of the base{rounded}.")
     return found
 
@@ -136,17 +139,22 @@ def _compare(name: str, own: Tensor, base: Tensor, found: Differences) -> None:
         shapes = f"{tuple(own.shape)}, in the base {tuple(base.shape)}"
         raise UserError(f"{name} has the shape {shapes}: this is no pair of one shape.")
     weight, replaced = own.to(found.dtype), base.to(found.dtype)
-    if not (torch.equal(weight.to(own.dtype), own) and torch.equal(replaced.to(base.dtype), base)):
+    if not (_is_exact(weight, own) and _is_exact(replaced, base)):
         found.rounded.append(name)
     if not torch.equal(weight, replaced):
         found.weights[name], found.replaces[name] = weight, sha256(replaced)
         found.changes[name] = relative_change(weight, replaced)
 
 
+def _is_exact(value: Tensor, stored: Tensor) -> bool:
+    return value.dtype == stored.dtype or torch.equal(value.to(stored.dtype), stored)
+
+
 def relative_change(weight: Tensor, base: Tensor) -> float:
     """The Frobenius norm of the difference, relative to that of the base; infinite where the base is zero."""
     moved = total = 0.0
-    for a, b in zip(weight.reshape(-1, weight.shape[-1]).split(ROWS), base.reshape(-1, base.shape[-1]).split(ROWS)):  # noqa: B905
+    rows = (torch.atleast_1d(w).flatten(end_dim=-2).split(ROWS) for w in (weight, base))
+    for a, b in zip(*rows, strict=True):
         moved += float((a.float() - b.float()).double().square().sum())
         total += float(b.double().square().sum())
     return math.sqrt(moved / total) if total else math.inf
@@ -175,7 +183,7 @@ def _opened(source: Source, names: list[str], base: Source | None = None) -> Ite
         if by_name.keys() >= set(names):
             yield lambda name: by_name[name].get_tensor(name)
             return
-    say(f"{source.path}: the whole model is loaded, as its files are not those of a safetensors checkpoint.")
+    say(f"{source.path} is loaded as a whole: no safetensors files there hold the parameters under their own names.")
     yield _of_model(load_whole(source))
 
 

@@ -5,7 +5,6 @@ Names, sizes and times of files are not part of it, and nothing is sampled. What
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from huggingface_hub import (
 from transformers import PreTrainedTokenizerBase
 
 from unlearn.models.loading import Source, cached
-from unlearn.storage.hashing import file_hash, json_sha256
+from unlearn.storage.hashing import file_hash, file_sha256, json_sha256
 
 SETTINGS = ("config.json", "generation_config.json", "adapter_config.json")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # transformers reads the first that is there, or its shards
@@ -149,8 +148,7 @@ def _of_the_hub(file: Path) -> str:
     blob = file.resolve()
     if SHA256.fullmatch(blob.name):
         return blob.name
-    with blob.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return file_sha256(blob)
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

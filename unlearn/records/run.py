@@ -49,7 +49,7 @@ class InputHashes(TypedDict, total=False):
 
 @with_config(extra="allow")
 class Adopted(TypedDict, total=False):
-    """The two checkpoints of an adopted run: their fingerprints and places, what was given, what differs by how much."""
+    """The two checkpoints of an adopted run: fingerprints and places, what was given, what differs and by how much."""
 
     checkpoint: str
     base: str

@@ -62,25 +62,11 @@ def adopt(checkpoint: str, base: str, overrides: Sequence[str] = ()) -> Path:
     Raises UserError for checkpoints of different shapes or vocabularies, and if they do not differ.
     """
     given = [text.lstrip("+~").partition("=")[0] for text in overrides]
-    raw = _composed(base, list(overrides), given)
-    given += ["rna.nu"] if "rna=none" in overrides else []
-    base_source = Source.of(raw.model)
-    own_source = _source(checkpoint, base_source)
-    check_same_architecture(own_source, base_source)
-    raw.model.num_layers = layer_count(load_config(base_source))
-    if "model.dtype" not in given:
-        dtype = stored_dtype(base_source if is_adapter(own_source) else own_source)
-        raw.model.dtype = str(dtype).removeprefix("torch.")
-    if "model.layer" not in given:
-        raw.model.layer = raw.model.num_layers - 1  # until it is known where the two differ
-    config = settle(raw, trained=True)
-    for source in (own_source, base_source):
-        if not is_adapter(source):
-            check_weights(source, None)
+    config, own = _settled(checkpoint, base, list(overrides), given)
     inputs = _inputs(config)
-    known = _known(identity(config), given)
-    fingerprints = {"checkpoint": checkpoint_fingerprint(own_source), "base": inputs.model_hash}
-    known["adopted"] = {name: sha256[:SHOWN] for name, sha256 in fingerprints.items()}
+    fingerprints = {"checkpoint": checkpoint_fingerprint(own), "base": inputs.model_hash}
+    short = {name: sha256[:SHOWN] for name, sha256 in fingerprints.items()}
+    known = {**_known(identity(config), [*given, *(["rna.nu"] if "rna=none" in overrides else [])]), "adopted": short}
     path = Path(config.output_dir or Path(config.output_root) / RUNS / name_of(known))
     folder = RunFolder(path)
     folder.claim(known)
@@ -89,21 +75,37 @@ def adopt(checkpoint: str, base: str, overrides: Sequence[str] = ()) -> Path:
         say(f"{path} holds this pair, adopted with this evaluation: nothing to do.")
         return path
     check_writable(path)
-    found = compare_checkpoints(own_source, base_source, inputs.source.torch_dtype)
+    found = compare_checkpoints(own, inputs.source, inputs.source.torch_dtype)
     _show(found, checkpoint, base)
     if "model.layer" not in given:
         config = replace(config, model=replace(config.model, layer=max(found.highest_layer, LOWEST)))
-    about = {
-        **fingerprints,
-        "checkpoint_path": checkpoint,
-        "base_path": base,
-        "given": list(overrides),
-        "changes": found.changes,
-    }
+    places = {"checkpoint_path": checkpoint, "base_path": base}
+    about = {**fingerprints, **places, "given": list(overrides), "changes": found.changes}
     answers = _make(folder, config, known, inputs, found, about)
     show_result(answers.scores, path, None)
     check_finite(answers.scores)
     return path
+
+
+def _settled(checkpoint: str, base: str, overrides: list[str], given: Collection[str]) -> tuple[Config, Source]:
+    """The configuration, checked, and where the unlearned checkpoint is.
+
+    Raises UserError if the two are not of one architecture, or if weight files are missing.
+    """
+    raw = _composed(base, overrides, given)
+    of_base = Source.of(raw.model)
+    own = _source(checkpoint, of_base)
+    check_same_architecture(own, of_base)
+    raw.model.num_layers = layer_count(load_config(of_base))
+    if "model.dtype" not in given:
+        dtype = stored_dtype(of_base if is_adapter(own) else own)
+        raw.model.dtype = str(dtype).removeprefix("torch.")
+    if "model.layer" not in given:
+        raw.model.layer = raw.model.num_layers - 1  # until it is known where the two differ
+    config = settle(raw, trained=True)
+    for source in (of_base, *([] if is_adapter(own) else [own])):
+        check_weights(source, None)
+    return config, own
 
 
 def _composed(base: str, overrides: list[str], given: Collection[str]) -> DictConfig:
@@ -144,7 +146,9 @@ def _of_base(base: str) -> list[str]:
 def _source(checkpoint: str, base: Source) -> Source:
     """Where the unlearned checkpoint is."""
     if (Path(checkpoint) / RECORD).exists():
-        raise UserError(f"{checkpoint} is the folder of a run: `unlearn evaluate`, `attack` and so on take it as it is.")
+        raise UserError(
+            f"{checkpoint} is the folder of a run: `unlearn evaluate`, `attack` and so on take it as it is."
+        )
     if is_override(checkpoint):
         raise UserError(f"{checkpoint} is not allowed: CHECKPOINT must be a folder, a hub id or a GGUF file.")
     file = Path(checkpoint)
@@ -197,7 +201,8 @@ def _show(found: Differences, checkpoint: str, base: str) -> None:
         where = f" in layers {layers}" if layers else ""
         say(f"  {kind}{where}: {low if low == high else f'{low} to {high}'}")
     if found.rounded:
-        say(f"Values were rounded to {found.dtype} in {len(found.rounded)} parameters (model.dtype=float32: in none).")
+        dtype = str(found.dtype).removeprefix("torch.")
+        say(f"The values of {len(found.rounded)} parameters were rounded to {dtype} (model.dtype).")
 
 
 def _make(

@@ -37,6 +37,12 @@ def _hash_of_large(file: Path, *_state: int) -> str:
     return _content_hash(file)
 
 
+def file_sha256(file: Path) -> str:
+    """SHA-256 of the content of a file, which may be larger than the memory."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def _content_hash(file: Path) -> str:
     digest, chunk = xxhash.xxh3_128(), memoryview(bytearray(CHUNK))
     with file.open("rb", buffering=0) as stream:

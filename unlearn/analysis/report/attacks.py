@@ -130,12 +130,14 @@ def comparable(rows: pd.DataFrame) -> pd.DataFrame:
     of = ["method", "seed", "unit"]
     rows = rows.dropna(subset="recovered")
     rows = rows.assign(
-        with_rna=rows["nu"] > 0, made=rows["attack"] + ", " + rows["level"] + rows["lr"].map(" {}".format)
+        with_rna=charts.noise(rows["nu"]), made=rows["attack"] + ", " + rows["level"] + rows["lr"].map(" {}".format)
     )
-    sides = rows.groupby(of)["with_rna"].transform("nunique")
-    rows = rows[rows.groupby([*of, "made"])["with_rna"].transform("nunique") == sides]
-    levels_of_run = rows.groupby([*of, "setting"], sort=False)["made"].transform("nunique")
-    return rows[levels_of_run == rows.groupby(of)["made"].transform("nunique")].drop(columns=["with_rna", "made"])
+    sides = rows.groupby(of, dropna=False)["with_rna"].transform("nunique")
+    rows = rows[rows.groupby([*of, "made"], dropna=False)["with_rna"].transform("nunique") == sides]
+    levels_of_run = rows.groupby([*of, "setting"], sort=False, dropna=False)["made"].transform("nunique")
+    return rows[levels_of_run == rows.groupby(of, dropna=False)["made"].transform("nunique")].drop(
+        columns=["with_rna", "made"]
+    )
 
 
 def strongest(rows: pd.DataFrame) -> pd.DataFrame:
@@ -144,7 +146,7 @@ def strongest(rows: pd.DataFrame) -> pd.DataFrame:
     The strongest of many is too strong on the items that choose it. So that of one half of them is measured on the
     other half, and the other way round, and the mean is what is recovered. Of attacks without halves, it is not.
     """
-    by_run = rows.groupby(["setting", "seed", "unit"], sort=False)
+    by_run = rows.groupby(["setting", "seed", "unit"], sort=False, dropna=False)
     return pd.DataFrame([_strongest(of) for _, of in by_run]).infer_objects()
 
 
@@ -169,7 +171,7 @@ def _mean(first: float | None, second: float | None) -> float | None:
 
 def at_judged_rates(rows: pd.DataFrame) -> pd.DataFrame:
     """A row for each level: of several learning rates the judged figure, and other models' under the chosen ones."""
-    groups = rows.groupby(["setting", "seed", "attack", "level", "unit"], sort=False)
+    groups = rows.groupby(["setting", "seed", "attack", "level", "unit"], sort=False, dropna=False)
     return pd.DataFrame([of.iloc[0] if len(of) == 1 else _strongest(of) for _, of in groups]).infer_objects()
 
 
@@ -183,12 +185,12 @@ def figure(m: Material) -> Figure | None:
         {**dict(zip([*SETTING, "unit"], key, strict=True)), "seeds": len(group), **_summary(group)}
         for key, group in strongest(rows).groupby([*SETTING, "unit"], sort=False, dropna=False)
     )
-    data = data.assign(rna=data["nu"].gt(0).map(charts.NOISE)).drop(columns="setting").sort_values(["method", "nu"])
-    methods = list(dict.fromkeys(data["method"]))
+    data = data.assign(rna=charts.noise(data["nu"])).drop(columns="setting").sort_values(["method", "nu"])
+    methods, kinds = list(dict.fromkeys(data["method"])), charts.kinds_of_noise(data)
 
     def chart(look: Look) -> alt.ConcatChart:
         units = [unit for unit in UNITS if (data["unit"] == unit).any()]
-        return charts.side_by_side(*(_plane(data[data["unit"] == unit], look, unit, methods) for unit in units))
+        return charts.side_by_side(*(_plane(data[data["unit"] == unit], look, unit, methods, kinds) for unit in units))
 
     caption = (
         "A point for each setting: what the strongest attack brings back of what was forgotten (points of accuracy, "
@@ -209,7 +211,9 @@ def _summary(group: pd.DataFrame) -> dict[str, Any]:
     return summary | {"strongest": f"{attacks.index[0]} ({attacks.iloc[0]} of {len(group)})"}
 
 
-def _plane(data: pd.DataFrame, look: Look, unit: str, methods: Sequence[str]) -> alt.LayerChart | alt.FacetChart:
+def _plane(
+    data: pd.DataFrame, look: Look, unit: str, methods: Sequence[str], kinds: Sequence[str]
+) -> alt.LayerChart | alt.FacetChart:
     more = "points more" if unit == "points" else "nats a token less"
     x = alt.X("robust:Q", title=ROBUST[unit][3], scale=_robust_scale(data, unit))
     y = alt.Y("recovered:Q", title=f"the strongest attack brings back ({more})", scale=alt.Scale(zero=True))
@@ -221,7 +225,7 @@ def _plane(data: pd.DataFrame, look: Look, unit: str, methods: Sequence[str]) ->
         plane.mark_rule(opacity=0.35, clip=True).encode(x=across, x2="robust_high:Q", y=y, color=colour),
         plane.mark_line(opacity=0.4).encode(x=x, y=y, color=colour, order="nu:Q"),
         plane.mark_point(filled=True, size=5 * look.size, opacity=0.9).encode(
-            x=x, y=y, color=colour, shape=charts.noise_shape(), tooltip=charts.tooltip(data)
+            x=x, y=y, color=colour, shape=charts.noise_shape(kinds), tooltip=charts.tooltip(data)
         ),
     ]
     return alt.layer(*layers).properties(width=int(1.5 * look.width), height=int(1.3 * look.height))
@@ -244,15 +248,15 @@ def levels(m: Material) -> Figure | None:
     by = [*SETTING, "attack", "level", "number", "unit"]
     data = rows.groupby(by, sort=False, dropna=False)[["known", "without", "base", "retrained"]].mean().reset_index()
     data = data.assign(
-        rna=data["nu"].gt(0).map(charts.NOISE),
-        curve=data["coefficient"] + data["nu"].map(" {:g} ".format) + data["other"],
+        rna=charts.noise(data["nu"]),
+        curve=data["coefficient"] + data["nu"].map(lambda nu: " " if pd.isna(nu) else f" {nu:g} ") + data["other"],
     )
     data = data.drop(columns="setting").sort_values(["attack", "number"])
-    methods = list(dict.fromkeys(data["method"]))
+    methods, kinds = list(dict.fromkeys(data["method"])), charts.kinds_of_noise(data)
 
     def chart(look: Look) -> alt.ConcatChart:
         panels = data.groupby(["attack", "unit"], sort=True)
-        return charts.side_by_side(*(_course(part, look, unit, methods, name) for (name, unit), part in panels))
+        return charts.side_by_side(*(_course(part, look, unit, methods, kinds, name) for (name, unit), part in panels))
 
     caption = (
         "Accuracy on what was to be forgotten, and minus nats a token, at each level of each attack; grey: the base "
@@ -266,13 +270,13 @@ def levels(m: Material) -> Figure | None:
 
 
 def _course(
-    part: pd.DataFrame, look: Look, unit: str, methods: Sequence[str], name: str
+    part: pd.DataFrame, look: Look, unit: str, methods: Sequence[str], kinds: Sequence[str], name: str
 ) -> alt.LayerChart | alt.FacetChart:
     order = list(dict.fromkeys(part["level"]))
     x = alt.X("level:N", sort=order, title=None, axis=alt.Axis(labelAngle=-40))
     y = alt.Y("known:Q", title=AXES[unit], scale=alt.Scale(zero=False))
     chart = alt.Chart(part)
-    named = {"color": charts.method_colour(methods), "strokeDash": charts.noise_dash(), "detail": "curve:N"}
+    named = {"color": charts.method_colour(methods), "strokeDash": charts.noise_dash(kinds), "detail": "curve:N"}
     layers = []
     for model, dash in (("base", [1, 0]), ("retrained", [2, 3])):
         its = alt.Y(f"{model}:Q", title=y["title"])
@@ -282,7 +286,7 @@ def _course(
     layers += [
         chart.mark_line(opacity=0.7).encode(x=x, y=y, **named),
         chart.mark_point(filled=True, size=3 * look.size).encode(
-            x=x, y=y, shape=charts.noise_shape(), tooltip=charts.tooltip(part), **named
+            x=x, y=y, shape=charts.noise_shape(kinds), tooltip=charts.tooltip(part), **named
         ),
     ]
     return alt.layer(*layers).properties(width=look.width, height=look.height, title=name)

@@ -24,8 +24,10 @@ METHOD_COLOURS = {
 ROLE_COLOURS = {"retain": "#0072B2", "near": "#009E73", "forget": "#D55E00"}
 QUERY_DASHES = {"perturbed": [1, 0], "default": [5, 3], "control": [1, 2]}
 NOISE = {True: "with RNA", False: "without"}
-NOISE_DASHES = alt.Scale(domain=["without", "with RNA"], range=[[1, 0], [5, 3]])
-NOISE_SHAPES = alt.Scale(domain=["without", "with RNA"], range=["circle", "diamond"])
+USUAL_NOISE = ("without", "with RNA")
+UNKNOWN = "RNA unknown"  # of an adopted checkpoint
+NOISE_DASHES = {"without": [1, 0], "with RNA": [5, 3], UNKNOWN: [2, 2]}
+NOISE_SHAPES = {"without": "circle", "with RNA": "diamond", UNKNOWN: "triangle"}
 
 
 @dataclass(frozen=True)
@@ -79,14 +81,26 @@ def method_colour(methods: Sequence[str]) -> alt.Color:
     return alt.Color("method:N", title=None, scale=colours(methods, METHOD_COLOURS))
 
 
-def noise_dash() -> alt.StrokeDash:
+def noise(nu: pd.Series) -> pd.Series:
+    """Whether each model has RNA, in words, from its nu."""
+    return nu.gt(0).map(NOISE).where(nu.notna(), UNKNOWN)
+
+
+def kinds_of_noise(data: pd.DataFrame) -> list[str]:
+    """What the column `rna` of a figure may say: with RNA or without, and unknown where a row says so."""
+    return [kind for kind in NOISE_SHAPES if kind != UNKNOWN or (data["rna"] == UNKNOWN).any()]
+
+
+def noise_dash(kinds: Sequence[str] = USUAL_NOISE) -> alt.StrokeDash:
     """A stroke for models with RNA and one for those without."""
-    return alt.StrokeDash("rna:N", title=None, scale=NOISE_DASHES)
+    scale = alt.Scale(domain=list(kinds), range=[NOISE_DASHES[kind] for kind in kinds])
+    return alt.StrokeDash("rna:N", title=None, scale=scale)
 
 
-def noise_shape() -> alt.Shape:
+def noise_shape(kinds: Sequence[str] = USUAL_NOISE) -> alt.Shape:
     """A point for models with RNA and one for those without."""
-    return alt.Shape("rna:N", title=None, scale=NOISE_SHAPES)
+    scale = alt.Scale(domain=list(kinds), range=[NOISE_SHAPES[kind] for kind in kinds])
+    return alt.Shape("rna:N", title=None, scale=scale)
 
 
 def dashes(queries: Sequence[str]) -> alt.Scale:

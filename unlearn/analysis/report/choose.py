@@ -40,7 +40,8 @@ class Chosen:
 
 
 def choose(means: pd.DataFrame, about: pd.DataFrame) -> list[Chosen]:
-    """One choice for each method of these runs, which are of one world."""
+    """One choice for each method of these runs, which are of one world. Unknown nu and seeds stand for nothing."""
+    about = about[about["nu"].notna() & about["seed"].notna()]
     if about.empty:
         return []
     settings = about.drop_duplicates("setting")[SETTING].copy()

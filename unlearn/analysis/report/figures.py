@@ -45,7 +45,7 @@ def _of_chosen(m: Material, measure: str, against: str = "") -> pd.DataFrame:
     """Base model and chosen settings: group (method or Base), rna, role, query, mean, low, high, seeds, missing."""
     rows = m.means_of(measure, against=against)
     rows = rows[rows["setting"].isin(list(m.shown))]
-    chosen = rows.assign(group=rows["method"], rna=rows["nu"].gt(0).map(charts.NOISE))
+    chosen = rows.assign(group=rows["method"], rna=charts.noise(rows["nu"]))
     base = m.means_of(measure, model="base", against=against).assign(group="Base", rna="without", missing="")
     return pd.concat([base, chosen])[["group", "rna", "role", "query", "mean", "low", "high", "seeds", "missing"]]
 

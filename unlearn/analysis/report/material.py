@@ -61,9 +61,8 @@ class Material:
     @cached_property
     def _by_setting(self) -> dict[Setting, dict[int, Run]]:
         about = self.about
-        done = [
-            (s, seed, run) for s, seed, run in zip(about["setting"], about["seed"], self.runs, strict=True) if run.done
-        ]
+        rows = zip(about["setting"], about["seed"], self.runs, strict=True)
+        done = [(setting, seed, run) for setting, seed, run in rows if run.done and pd.notna(seed)]
         runs: dict[Setting, dict[int, Run]] = {}
         for setting, seed, run in sorted(done, key=lambda row: (row[1], -len(row[2].queries))):
             runs.setdefault(setting, {}).setdefault(int(seed), run)
@@ -136,7 +135,7 @@ class Material:
         losses: dict[Setting, dict[int, tuple[float, ...]]] = {}
         for run, (setting, seed) in zip(self.runs, self.about[["setting", "seed"]].to_numpy(), strict=True):
             ended = tuple(run.training[name] for name in LOSSES if name in run.training)
-            if run.done and ended:
+            if run.done and ended and pd.notna(seed):
                 losses.setdefault(setting, {})[seed] = ended
         return sum(len(set(of.values())) < len(of) for of in losses.values())
 

@@ -62,7 +62,7 @@ def summary(m: Material) -> list[tuple[str, str]]:
         ("runs", ", ".join(f"{number} {status}" for status, number in counted.most_common())),
         ("settings", str(named["setting"].nunique())),
         ("methods", _few(named["method"].unique())),
-        ("seeds", _few([f"{seed:g}" for seed in sorted(named["seed"].unique())])),
+        ("seeds", _few([f"{seed:g}" for seed in sorted(named["seed"].dropna().unique())])),
         ("model", _few(sorted({run.identity["model"]["name"] for run in m.runs if run.identity}))),
         ("code", _few(sorted(codes))),
     ]

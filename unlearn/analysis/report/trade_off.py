@@ -50,10 +50,10 @@ def figure(m: Material) -> Figure | None:
     panels = [(axes[0], up) for axes in (QUESTIONS, TEXTS) for up in axes[1:] if {axes[0].name, up.name} <= set(data)]
     if not panels:
         return None
-    methods = list(dict.fromkeys(data["method"]))
+    methods, kinds = list(dict.fromkeys(data["method"])), charts.kinds_of_noise(data)
 
     def chart(look: Look) -> alt.ConcatChart:
-        drawn = (_panel(data.dropna(subset=[x.name, y.name]), look, x, y, methods) for x, y in panels)
+        drawn = (_panel(data.dropna(subset=[x.name, y.name]), look, x, y, methods, kinds) for x, y in panels)
         return charts.side_by_side(*drawn, columns=2)
 
     directions = []
@@ -80,7 +80,7 @@ def _data(m: Material) -> pd.DataFrame:
             if axis.against == "base":
                 data.loc[data["method"] == "Base", axis.name] = 0.0
     data = data.drop(columns="setting").reset_index(drop=True)
-    return data.assign(rna=data["nu"].gt(0).map(charts.NOISE))
+    return data.assign(rna=charts.noise(data["nu"]))
 
 
 def _rows(m: Material, axis: Axis) -> pd.DataFrame:
@@ -92,7 +92,7 @@ def _rows(m: Material, axis: Axis) -> pd.DataFrame:
 
 
 def _panel(
-    data: pd.DataFrame, look: Look, x_axis: Axis, y_axis: Axis, methods: Sequence[str]
+    data: pd.DataFrame, look: Look, x_axis: Axis, y_axis: Axis, methods: Sequence[str], kinds: Sequence[str]
 ) -> alt.LayerChart | alt.FacetChart:
     is_share = x_axis.measure == "acc"
     x, y = (
@@ -111,13 +111,13 @@ def _panel(
         x=x,
         y=y,
         color=colour,
-        shape=charts.noise_shape(),
+        shape=charts.noise_shape(kinds),
         opacity=alt.condition(pick, alt.value(0.9), alt.value(0.08)),
         tooltip=charts.tooltip(data),
     )
     layers = [
         *(rules if len(data) <= RULES else ()),
-        line.encode(x=x, y=y, color=colour, strokeDash=charts.noise_dash(), order=f"{x_axis.name}:Q"),
+        line.encode(x=x, y=y, color=colour, strokeDash=charts.noise_dash(kinds), order=f"{x_axis.name}:Q"),
         points,
     ]
     size = {"width": int(1.5 * look.width), "height": int(1.3 * look.height)}

@@ -148,7 +148,8 @@ def _training_rows(m: Material) -> Iterator[pd.DataFrame]:
     """Binned means of train.jsonl of each chosen setting: series, method, rna, quantity, step, mean, least, largest."""
     for setting, (method, rna) in m.shown.items():
         logs = []
-        for seed, run in m.runs_of(setting).items():
+        trained = {seed: run for seed, run in m.runs_of(setting).items() if not run.adopted}
+        for seed, run in trained.items():
             with m.reading(run):
                 log = pd.read_json(_log_of(run), lines=True)
                 width = max(1, -(-(int(log["step"].max()) + 1) // PARTS))
@@ -176,7 +177,7 @@ def course(m: Material) -> Figure | None:
     if not parts:
         return None
     data = pd.concat(parts, ignore_index=True)
-    data = data.assign(rna=data["nu"].gt(0).map(charts.NOISE)).drop(columns="setting")
+    data = data.assign(rna=charts.noise(data["nu"])).drop(columns="setting")
     methods = list(dict.fromkeys(data["method"]))
     drawn = data[data["run"].isin(list(dict.fromkeys(data["run"]))[:MOST_COURSES])]
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from unlearn.analysis.collect import collect
+from unlearn.analysis.collect import Run, collect
 from unlearn.analysis.report.export import write_text
 from unlearn.analysis.report.material import gather
 from unlearn.analysis.report.write import check_output
+from unlearn.errors import UserError
 from unlearn.paper.claims.document import document
 from unlearn.paper.claims.evidence import Evidence
 from unlearn.paper.claims.theorems import measure_theorems
@@ -34,7 +35,7 @@ def write_claims(
     if output is not None:
         check_output(output)
     beginning = preface.read_text(encoding="utf-8") if preface else ""
-    material = gather(collect(folders))
+    material = gather(_comparable(collect(folders)))
     evidence = Evidence(material)
     if theory:
         measure_theorems(evidence.subjects, limit, allow_code=allow_code)
@@ -46,3 +47,16 @@ def write_claims(
     write_text(page, output)
     if output is not None:
         say(f"{output}: {len(material.runs)} runs")
+
+
+def _comparable(runs: Sequence[Run]) -> list[Run]:
+    """The runs but those of adopted checkpoints, whose settings are known only as far as their users say.
+
+    Raises UserError if there are no others.
+    """
+    trained = [run for run in runs if not run.adopted]
+    if not trained:
+        raise UserError("all runs here are adopted checkpoints. Claims are judged on runs that differ in one setting.")
+    if len(trained) < len(runs):
+        say(f"Left out: {len(runs) - len(trained)} adopted checkpoints. Claims are of runs that differ in one setting.")
+    return trained

@@ -51,10 +51,17 @@ class Question:
 def read_run(folder: Path, limit: int, *, allow_code: bool = False) -> FinishedRun:
     """Read a finished run, of which so many questions are to be asked. With `allow_code`, its record may name code.
 
-    Raises UserError if there is no finished run, or its evaluation asks no perturbed queries about retained knowledge.
+    Raises UserError if there is no finished run, or its evaluation asks no perturbed queries about retained knowledge,
+    and for an adopted checkpoint whose nu or layer is not known.
     """
     run = RunFolder(folder)
     run.check_done()
+    identity = run.record.get("identity", {})
+    for group, key in (("rna", "nu"), ("model", "layer")):
+        if "adopted" in identity and key not in identity[group]:
+            raise UserError(
+                f"{folder}: {group}.{key} is not known, of which the theorems are. Adopt it with {group}.{key}."
+            )
     config = run_config(run, [], allow_code=allow_code)
     evaluation = config.eval
     tasks = evaluation.tasks.get("retain")
@@ -89,7 +96,7 @@ def check_counterpart(rna: FinishedRun, rm: FinishedRun) -> list[str]:
     if rna.method != rm.method:
         raise UserError(f"--against {rm.folder}: it trained {rm.method}, and {rna.folder} {rna.method}.")
     keys = ("method", "data", "train", "loss", "seed")
-    return [key for key in keys if rna.record["identity"][key] != rm.record["identity"][key]]
+    return [key for key in keys if rna.record["identity"].get(key) != rm.record["identity"].get(key)]
 
 
 def load_suite_of(run: FinishedRun) -> Suite:
