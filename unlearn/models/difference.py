@@ -153,7 +153,7 @@ def _is_exact(value: Tensor, stored: Tensor) -> bool:
 def relative_change(weight: Tensor, base: Tensor) -> float:
     """The Frobenius norm of the difference, relative to that of the base; infinite where the base is zero."""
     moved = total = 0.0
-    rows = (torch.atleast_1d(w).flatten(end_dim=-2).split(ROWS) for w in (weight, base))
+    rows = (torch.atleast_2d(w).flatten(end_dim=-2).split(ROWS) for w in (weight, base))
     for a, b in zip(*rows, strict=True):
         moved += float((a.float() - b.float()).double().square().sum())
         total += float(b.double().square().sum())
