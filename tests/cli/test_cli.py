@@ -271,6 +271,7 @@ def test_a_word_that_is_no_folder_starts_no_attack(tmp_path, word, told):
 
 COMMANDS = (
     "evaluate",
+    "adopt",
     "attack",
     "compare",
     "report",
