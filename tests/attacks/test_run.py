@@ -312,7 +312,7 @@ def test_an_attack_that_a_run_does_not_allow_is_left_out_and_the_run_is_done(tmp
     folder = run(conf(*short, "method=grad_diff", "attacks=[projection]"))
     assert "Left out: attack=projection: this run's delta has no control vectors" in capsys.readouterr().err
     assert json.loads((folder / "run.json").read_text())["attacked"] == ["projection"]
-    with pytest.raises(UserError, match="attack=projection: this run's method"):
+    with pytest.raises(UserError, match="attack=projection: this run's delta"):
         attack([folder], plan(["projection"], []), [])
 
 

@@ -89,9 +89,9 @@ class Named(TypedDict):
 
 @with_config(extra="allow")
 class Noise(TypedDict):
-    """The group `rna`; of an adopted checkpoint, nu may be unknown."""
+    """The group `rna`."""
 
-    nu: NotRequired[FiniteFloat]
+    nu: FiniteFloat
 
 
 @with_config(extra="allow")
@@ -113,18 +113,39 @@ class Asked(TypedDict):
 
 @with_config(extra="allow")
 class Identity(TypedDict):
-    """The identity of a run, as far as reports read it; of an adopted checkpoint, the seed may be unknown."""
+    """The identity of a run, as far as reports read it."""
 
     model: Named
     method: Named
     rna: Noise
     eval: Asked
+    seed: Integer
+    results_version: Integer
+
+
+@with_config(extra="allow")
+class PerhapsNoise(TypedDict):
+    """The group `rna` of an adopted checkpoint."""
+
+    nu: NotRequired[FiniteFloat]
+
+
+@with_config(extra="allow")
+class AdoptedIdentity(TypedDict):
+    """The identity of an adopted checkpoint, of which nu and the seed may be unknown."""
+
+    model: Named
+    method: Named
+    rna: PerhapsNoise
+    eval: Asked
     seed: NotRequired[Integer]
     results_version: Integer
+    adopted: dict[Name, str]
 
 
 _RECORD: TypeAdapter[Any] = TypeAdapter(RunRecord)
 _IDENTITY = TypeAdapter(Identity)
+_OF_ADOPTED = TypeAdapter(AdoptedIdentity)
 ASKED = TypeAdapter(Asked)
 
 
@@ -139,4 +160,5 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def check_identity(folder: Path, identity: dict[str, Any]) -> None:
     """Raise UserError unless the identity in a run's record has all that results are sorted by."""
-    checked(_IDENTITY, identity, folder / RECORD, "identity")
+    form: TypeAdapter[Any] = _OF_ADOPTED if "adopted" in identity else _IDENTITY
+    checked(form, identity, folder / RECORD, "identity")
