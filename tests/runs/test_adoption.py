@@ -152,8 +152,11 @@ def test_an_adapter_is_put_onto_its_base(tmp_path):
 
 def test_without_texts_an_attack_that_needs_them_says_so(trained, tmp_path):
     folder = adopted_from(trained[1], tmp_path, *ASKED[1:], "eval.queries=[default]")
-    with pytest.raises(UserError, match=r"attack=relearning: the texts that it was to forget are not known"):
-        attack([folder], plan(["relearning"], []), [])
+    with pytest.raises(
+        UserError, match=r"attack=directions: the texts that this model was to forget are not known"
+    ) as error:
+        attack([folder], plan(["relearning", "directions"], []), [])
+    assert "attack=relearning: the texts that this model was to forget are not known. attack.texts" in str(error.value)
     with pytest.raises(UserError, match=r"rna\.nu is not known"):
         read_for_theory(folder, 8)
 

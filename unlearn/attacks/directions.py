@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from unlearn.attacks.attack import Change, Target, check_positive
 from unlearn.attacks.lens import check_layers, chosen_layers
-from unlearn.attacks.texts import rows_of, why_not_read
+from unlearn.attacks.texts import rows_of, why_not_read, why_unknown
 from unlearn.data.batches import pad
 from unlearn.models.architectures import decoder_layers, hidden_of
 from unlearn.storage.hashing import json_sha256
@@ -57,6 +57,8 @@ class Directions(Change):
     def obstacle(self, target: Target) -> str | None:
         """Texts that the model cannot read, or that are too short, have no states to average."""
         for corpus in CORPORA:
+            if (why := why_unknown(target, corpus)) is not None:
+                return why
             rows = self._rows(target, corpus)
             if (why := why_not_read(target, rows, corpus, KEY)) is not None:
                 return why

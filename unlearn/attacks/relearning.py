@@ -26,7 +26,7 @@ from unlearn.attacks.optimizers import (
     make_schedule,
     warmup_steps,
 )
-from unlearn.attacks.texts import rows_of, why_not_read
+from unlearn.attacks.texts import rows_of, why_not_read, why_unknown
 from unlearn.data.batches import Padded, pad
 from unlearn.errors import UserError
 from unlearn.models.architectures import decoder_layers
@@ -119,8 +119,7 @@ class Relearning(Change):
     def obstacle(self, target: Target) -> str | None:
         """Texts that the model cannot read teach nothing.
 
-        A bound on retained knowledge needs some that is measured, an optimizer its package. The texts of an adopted
-        checkpoint may not be known.
+        A bound on retained knowledge needs some that is measured, an optimizer its package.
         """
         if (package := lacks(self.optimizer)) is not None:
             return package
@@ -128,8 +127,8 @@ class Relearning(Change):
             return f"attack.modules={list(self.modules)}: no linear module of the decoder layers has such a name"
         if self.bound is not None and not {"retain", text_role("retain")} & set(target.suite.members):
             return f"attack.bound={self.bound:g} needs retained knowledge in the evaluation (eval.tasks, eval.texts)"
-        if not self._paths(target):
-            return f"the texts that it was to {self.texts} are not known. attack.texts=FILE names some"
+        if (why := why_unknown(target, self.texts)) is not None:
+            return f"{why}. attack.texts=FILE names some"
         rows = self._rows(target)
         steps = self._steps(max(self.levels), rows)
         if warmup_steps(self.warmup, steps) >= steps:

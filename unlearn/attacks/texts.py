@@ -32,6 +32,13 @@ def rows_of(target: Target, texts: str, key: str, documents: int, max_length: in
     return [rows[i] for i in range(longest) for rows in by_corpus if i < len(rows)]
 
 
+def why_unknown(target: Target, texts: str) -> str | None:
+    """Why there are no such texts; None if there are. Those of an adopted checkpoint may not be known."""
+    if texts in RUNS_CORPORA and not target.unlearning.corpora:
+        return f"the texts that this model was to {texts} are not known"
+    return None
+
+
 def why_not_read(target: Target, rows: list[list[int]], texts: str, key: str) -> str | None:
     """Why the model cannot read these rows; None if it can.
 
