@@ -134,8 +134,9 @@ real-ngrams: $(INSTALLED) $(WEIGHTS)
 EFFORT := outputs/equal_effort/$(MODEL)
 EFFORT_JOB := OMP_NUM_THREADS=1 $(BIN)/python launch.py -m hydra/launcher=packed tracker=none data.shuffle=true
 ifeq ($(MODEL),toy)
-CHOOSING := model=toy eval=toy_choosing
-JUDGING := eval=toy_judging seed=$(SEEDS)
+OF_TOY := eval=toy '~eval.tasks.near'
+CHOOSING := model=toy $(OF_TOY) eval.questions=choosing
+JUDGING := $(OF_TOY) eval.questions=judging seed=$(SEEDS)
 else
 CHOOSING := experiment=judged_$(MODEL) $(BRIEFLY) eval.texts.skip=0 eval.texts.documents=20
 JUDGING := experiment=judged_$(MODEL) $(BRIEFLY) seed=$(REAL_SEEDS)

@@ -7,7 +7,6 @@ from unlearn.errors import UserError
 from unlearn.paper.equal_effort import write_equal_effort
 from unlearn.sweeps.search.settings import SearchSettings
 from unlearn.sweeps.search.study import ABOUT, OF_TRIAL, open_study
-from unlearn.toy.questions import PARTS, load
 
 OBJECTIVES, BOUNDS = {"perturbed_accuracy": "max"}, {"forget_accuracy": -58.0}
 GIVEN = {"trials": 3, "generation": 3, "sampler": "random", "sampler_seed": 0, "seeds": [0], "of": "mean"}
@@ -77,11 +76,3 @@ def test_unequal_numbers_of_trials_and_searches_without_a_winner_are_told(tmp_pa
 def test_a_folder_without_searches_is_refused(tmp_path):
     with pytest.raises(UserError, match="no search is here"):
         write_equal_effort(tmp_path, None)
-
-
-@pytest.mark.parametrize("name", ["retain", "forget_bio", "forget_cyber"])
-def test_choosing_and_judging_questions_are_about_other_facts(name):
-    choosing, judging = ({*load(name, part)["test"]["question"]} for part in PARTS)
-    assert len(choosing) == len(judging)
-    assert not choosing & judging
-    assert choosing | judging == {*load(name)["test"]["question"]}
