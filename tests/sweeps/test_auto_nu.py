@@ -1,8 +1,11 @@
 """`rna.nu=auto`: which nu made-up trials choose, what is refused before anything is trained, and a run as a whole."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache
@@ -19,7 +22,7 @@ from unlearn.config.settle import settle
 from unlearn.errors import UserError
 from unlearn.sweeps import auto_nu
 from unlearn.sweeps.auto_nu import QUESTIONS, TEXTS, Rule, Trial, find_nu
-from unlearn.sweeps.launchers import SlurmLauncher, settle_with_nu
+from unlearn.sweeps.launchers import settle_with_nu
 
 RULE = Rule(TEXTS, forgetting_lost=0.05, retained_lost=0.05)
 
@@ -110,7 +113,14 @@ def test_what_cannot_be_found_is_refused_before_anything_is_trained(overrides, t
 def test_where_no_trials_can_be_run_a_number_is_asked_for():
     with pytest.raises(UserError, match=r"rna\.nu=auto .*SLURM .* search .*: give a number there"):
         settle(raw_with())
-    assert not SlurmLauncher.trains_here
+
+
+def test_jobs_for_slurm_are_refused(tmp_path):
+    command = [sys.executable, "launch.py", "-m", "hydra.launcher.dry_run=true", "rna.nu=auto,0.5", "tracker=none"]
+    done = subprocess.run([*command, f"output_root={tmp_path}"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "1 of 2 jobs failed:\n  #0 rna.nu=auto: rna.nu=auto trains its trials where the command" in done.stderr
+    assert "Dry run: 1 SLURM jobs" in done.stdout
+    assert not (tmp_path / "auto_nu").exists()
 
 
 def found(tmp_path, monkeypatch, *overrides, cost=lambda nu: 20 / (1 + nu)):
@@ -149,10 +159,10 @@ def test_where_no_noise_costs_less_nu_is_0(tmp_path, monkeypatch, capsys):
     assert "rna.nu=0: no noise lowers the cost of a forget-token within the bounds" in capsys.readouterr().err
 
 
-def test_trials_are_short_and_asked_the_questions_that_do_not_judge(tmp_path, monkeypatch):
+def test_trials_are_asked_the_questions_that_do_not_judge(tmp_path, monkeypatch):
     config, [*trials] = found(tmp_path, monkeypatch, "attacks=[lens]", "eval.subset=50", "train.force=true")
     one = trials[3]
-    assert (one.train.steps, config.train.steps) == (250, 500)
+    assert (one.train.steps, config.train.steps) == (500, 500)
     assert (one.seed, one.tracker.name, one.attacks, one.train.force) == (1000, "none", [], False)
     assert (one.eval.questions, config.eval.questions) == ("choosing", "judging")
     assert (one.eval.subset, config.eval.subset) == (300, 50)
@@ -184,25 +194,42 @@ def test_nu_as_a_variance_is_the_square(tmp_path, monkeypatch):
 
 
 def test_a_report_shows_trials_only_if_it_is_asked_for_them(tmp_path):
-    run, short = made_up_run(tmp_path / "runs/a"), made_up_run(tmp_path / "auto_nu/runs/b")
+    run, tried = made_up_run(tmp_path / "runs/a"), made_up_run(tmp_path / "auto_nu/runs/b")
     assert [one.folder for one in collect([tmp_path])] == [run]
-    assert [one.folder for one in collect([tmp_path / "auto_nu"])] == [short]
+    assert [one.folder for one in collect([tmp_path / "auto_nu"])] == [tried]
 
 
-@pytest.mark.slow  # alone trains the trials, for a run and for a grid, which find those that are finished
+@pytest.mark.slow  # alone trains the trials, for a run that is killed meanwhile and for a grid, and finds them finished
 def test_a_run_with_nu_found_on_the_embedded_model(tmp_path):
+    def command(*overrides):
+        job = ("train.steps=40", "rna.auto.steps=20", "rna.auto.questions=40", "eval.subset=20", "tracker=none")
+        return [sys.executable, "launch.py", *overrides, "rna.nu=auto", *job, f"output_root={tmp_path / 'out'}"]
+
+    def until_killed(log):
+        """In the middle of the trials' evaluation."""
+        with log.open("w") as out:
+            process = subprocess.Popen(
+                command("method=adaptive_rmu"), cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+            )
+            while "Evaluating the unlearned model, 8 runs" not in (said := log.read_text()):
+                assert process.poll() is None, said
+                time.sleep(0.02)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
     def launched(*overrides):
-        job = ("train.steps=12", "rna.auto.steps=20", "rna.auto.questions=40", "eval.subset=20", "tracker=none")
-        command = [sys.executable, "launch.py", *overrides, "rna.nu=auto", *job, f"output_root={tmp_path}"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(command(*overrides), cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stderr
 
     def folders(name):
-        return len(list((tmp_path / name).iterdir()))
+        return len(list((tmp_path / "out" / name).iterdir()))
 
-    assert "rna.nu=auto: 8 trials of 20 steps" in launched("method=adaptive_rmu")
-    [run] = (tmp_path / "runs").iterdir()
+    until_killed(tmp_path / "log")
+    said = launched("method=adaptive_rmu")
+    assert "rna.nu=auto: 8 trials of 20 steps" in said
+    assert "training 20/20" not in said
+    [run] = (tmp_path / "out/runs").iterdir()
     record = json.loads((run / "run.json").read_text())
     tried = record["config"]["nu_found"]["trials"]
     assert record["identity"]["rna"]["nu"] in [each["nu"] for each in tried if "error" not in each]

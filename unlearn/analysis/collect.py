@@ -161,7 +161,7 @@ def _below(top: Path) -> Iterator[Run]:
 def places_below(top: Path) -> Iterator[Path | Run]:
     """The folders of runs and of sweeps in and below a folder; what is below one of these is its own.
 
-    The trials of `rna.nu=auto` are left out, unless `top` is their folder: they are short, and chose nu.
+    The trials of `rna.nu=auto` are left out, unless `top` is their folder: what they were asked chose nu.
     Links that lead out, and folders that cannot be read, are told as corrupt runs.
     """
     folders, seen = [top], set()

@@ -131,7 +131,7 @@ def _resolve(raw: DictConfig) -> DictConfig:
     OmegaConf.resolve(resolved)
     if asks_for_nu(resolved):
         raise UserError(
-            "rna.nu=auto trains short runs where the command is started, before the run. So it is not allowed in "
+            "rna.nu=auto trains its trials where the command is started, before the run. So it is not allowed in "
             "jobs for SLURM (hydra/launcher=packed runs here), in a search (which tries nu itself: "
             "'rna.nu=interval(0,4)') and in other commands: give a number there."
         )

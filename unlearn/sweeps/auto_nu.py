@@ -1,4 +1,4 @@
-"""`rna.nu=auto`: before a run, short runs with several nu are trained together, and they choose the run's nu.
+"""`rna.nu=auto`: before a run, trials with several nu are trained together, and they choose the run's nu.
 
 They are judged on held-out texts or questions that do not judge the run. docs/search.md explains the rule.
 """
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from unlearn.config.documents import check_documents
 from unlearn.config.identity import TRIALS, identity
-from unlearn.config.schema import Config, EvalConfig, MaxLogitConfig, TrainConfig
+from unlearn.config.schema import Config, EvalConfig, MaxLogitConfig
 from unlearn.config.settle import settle
 from unlearn.errors import UserError, describe
 from unlearn.methods.rna import RETAIN_TARGET
@@ -27,7 +27,6 @@ from unlearn.storage.schema import first_problem
 from unlearn.sweeps.search.figures import FIGURES, better, measured, violation
 
 MULTIPLES = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # of `around`; without noise first
-SHARE = 2  # a trial has one step for each so many of the run
 
 
 class Settings(BaseModel):
@@ -65,7 +64,7 @@ QUESTIONS = Judges("forget_accuracy", "retain_accuracy", "perturbed_accuracy", 5
 
 @dataclass(frozen=True)
 class Trial:
-    """A short run: its nu, and its figures, or why there are none."""
+    """A run with a nu to be tried: that nu, and its figures, or why there are none."""
 
     nu: float
     figures: Mapping[str, float] = field(default_factory=dict)
@@ -203,7 +202,7 @@ def _values(config: Config, settings: Settings) -> list[float]:
 
 
 def _trial_config(config: Config, judges: Judges, settings: Settings, nu: float) -> Config:
-    """The configuration of a trial: the run's, but short, and asked what chooses."""
+    """The configuration of a trial: the run's, with another nu and seed, asked what chooses."""
     roles = [FIGURES[judges.forgotten].role, FIGURES[judges.retained].role]
     texts, tasks = replace(config.eval.texts, corpora={}), {}
     if judges is TEXTS:
@@ -228,22 +227,13 @@ def _trial_config(config: Config, judges: Judges, settings: Settings, nu: float)
         deepcopy(config),
         rna=replace(config.rna, nu=nu),
         eval=evaluation,
-        train=_short(config.train, settings.steps or max(1, config.train.steps // SHARE)),
+        train=replace(config.train, steps=settings.steps or config.train.steps, force=False),
         tracker=replace(config.tracker, name="none"),
         seed=settings.seed,
         output_root=str(Path(config.output_root) / TRIALS),
         output_dir=None,
         attacks=[],
     )
-
-
-def _short(train: TrainConfig, steps: int) -> TrainConfig:
-    """The training in fewer steps, at a rate that is larger by as much.
-
-    Noise slows AdamW: at the same rate, a short run with noise has forgotten less than a long one, and would choose too
-    little noise.
-    """
-    return replace(train, steps=steps, lr=train.lr * train.steps / steps, force=False)
 
 
 def _folder(config: Config, configs: Sequence[Config]) -> Path:
