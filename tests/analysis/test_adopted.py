@@ -12,7 +12,6 @@ from unlearn.analysis.collect import collect
 from unlearn.analysis.report.attacks import figure as attacks_figure
 from unlearn.analysis.report.attacks import levels as attack_levels
 from unlearn.analysis.report.charts import SCREEN
-from unlearn.analysis.report.figures import figures
 from unlearn.analysis.report.material import gather
 from unlearn.analysis.report.page import summary
 from unlearn.analysis.report.tables import TABLES
@@ -69,7 +68,6 @@ def test_no_unknown_setting_stands_for_a_method_and_none_is_said_to_be_without_r
         assert list(kinds["RMU, adopted"]) == ["without"]
         assert '"RNA unknown"' in made.chart(SCREEN).to_json()
         assert "nan" not in made.data.to_csv(index=False)
-    assert {"trade_off", "attacks", "attack_levels"} <= {made.name for made in figures(m)}
     assert dict(summary(m))["seeds"] == "0, 1"
     assert not m.problems
 

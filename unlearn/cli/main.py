@@ -90,13 +90,13 @@ def adopt(
         list[str] | None, typer.Argument(metavar="OVERRIDE", help="What is known: method=rmu method.c=6.5, data=NAME.")
     ] = None,
 ) -> None:
-    """Make a finished run of any unlearned checkpoint and its base, without training.
+    """Make a run of an unlearned checkpoint and its base.
 
-    It says in which parameters the two differ and by how much, and writes the difference as a run's delta. Evaluate,
-    attack, compare, report, claims and export then work on the folder. What is known of the unlearning is given as for
-    a run: method=NAME, method.KEY=VALUE, rna.nu=NU, train.KEY=VALUE, loss.alpha=ALPHA, model.layer=L, seed=N. The rest
-    is recorded as unknown. data=NAME names the texts for attacks, and eval=NAME makes an evaluation at once.
-    docs/audit.md has commands for public checkpoints.
+    Nothing is trained. It says in which parameters the two differ and by how much, and writes the difference as a
+    run's delta. Evaluate, attack, compare, report and export then work on the folder. What is known of the unlearning
+    is given as for a run: method=NAME, method.KEY=VALUE, rna.nu=NU, train.KEY=VALUE, loss.alpha=ALPHA, model.layer=L,
+    seed=N. The rest is recorded as unknown. data=NAME names the texts for attacks, and eval=NAME makes an evaluation at
+    once. docs/audit.md has commands for public checkpoints.
     """
     with without_garbage_collection():
         from unlearn.runs.adoption import adopt as run
@@ -112,7 +112,7 @@ def attack(
     ] = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Attack finished runs: does the forgotten knowledge come back?
+    """Attack finished runs: does what was forgotten come back?
 
     An attack of conf/attack (docs/attacks.md lists them; the default is attack=all) changes the unlearned model or
     reads its states, at several levels. The base model, and the --retrained model if given, are attacked too, for
@@ -289,7 +289,7 @@ def equal_effort(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `make equal-effort` filled.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Default: the terminal.")] = None,
 ) -> None:
-    """Compare the best of equally many trials of each method, with RNA and without.
+    """Compare methods by the best of equally many trials of each.
 
     The best trial of each search below the folder is shown with the figures that chose it, and with those of its runs
     on other items and seeds.
