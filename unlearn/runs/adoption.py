@@ -222,10 +222,9 @@ def _make(
             metadata = {"model": config.model.name, "run": name_of(known)}
             write_delta(scratch, found.weights, found.replaces, metadata)
         folder.finish_training({})
-        answers, ngrams = Answers([], []), {}
+        answers = Answers([], [])
         if inputs.questions is not None:
             model = Unlearned(folder.file("delta.safetensors"), folder.file("partial"), lock)
             [answers] = make_evaluator(config, inputs).evaluate([model])
-            ngrams = inputs.questions.ngrams
-        folder.finish(answers, ngrams)
+        folder.finish(answers, inputs.questions.ngrams if inputs.questions else {})
     return answers
