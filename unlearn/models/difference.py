@@ -28,7 +28,7 @@ from unlearn.screen import say
 
 ADAPTER = "adapter_config.json"
 # What has to be equal: otherwise one model's matrices mean nothing in the other.
-SHAPE = ("model_type", "num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "tie_word_embeddings")
+SHAPE = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "tie_word_embeddings")
 # Entries of a configuration that say nothing about what the model computes.
 ABOUT = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "auto_map")
 ROWS = 1024  # of a matrix that are compared at a time, in float32
@@ -95,17 +95,20 @@ def _check_configurations(checkpoint: Source, own: PretrainedConfig, base: Pretr
     for about, config in ((checkpoint.path, own), ("the base", base)):
         if getattr(config, "quantization_config", None) is not None:
             raise UserError(f"{about}: its weights are quantised, and quantised weights cannot be compared.")
-    shape, of_base = ({key: getattr(c.get_text_config(), key, None) for key in SHAPE} for c in (own, base))
-    for key in SHAPE:
-        mine, others = shape[key], of_base[key]
-        if mine != others:
-            raise UserError(
-                f"{checkpoint.path}: its {key} is {mine}, the base's {others}. Both have to be models of one "
-                "architecture and shape."
-            )
+    shape, of_base = _shape(own), _shape(base)
+    for key in _differing(shape, of_base):
+        raise UserError(
+            f"{checkpoint.path}: its {key} is {shape[key]}, the base's {of_base[key]}. Both have to be models of one "
+            "architecture and shape."
+        )
     differing = [key for key in _differing(own.to_dict(), base.to_dict()) if key not in ABOUT]
     if differing:
         say(f"config.json of the two differs in {', '.join(differing)}. What the base's says is used.")
+
+
+def _shape(config: PretrainedConfig) -> dict[str, Any]:
+    text = config.get_text_config()
+    return {"model_type": config.model_type, **{key: getattr(text, key, None) for key in SHAPE}}
 
 
 def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
