@@ -87,9 +87,11 @@ def test_the_strongest_is_chosen_on_one_half_of_the_items_and_judged_on_the_othe
     [best] = strongest(rows).itertuples()
     assert max(rows["recovered"]) == pytest.approx(35)
     assert best.recovered == pytest.approx((10 + 40) / 2)
-    assert (best.known, best.attack) == (pytest.approx(50), "relearning")
-    [known] = levels(gather(collect([tmp_path]))).data["known"]
-    assert known == pytest.approx(50)
+    assert (best.known, best.attack) == (pytest.approx(50), "relearning, lr=0.0001")
+    drawn = levels(gather(collect([tmp_path]))).data
+    assert dict(zip(drawn["attack"], drawn["known"], strict=True)) == pytest.approx(
+        {"relearning, lr=0.0001": 60, "relearning, lr=0.001": 55}
+    )
 
 
 def test_a_probe_of_a_model_that_never_knew_is_in_the_figure(tmp_path):

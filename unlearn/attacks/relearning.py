@@ -64,7 +64,7 @@ class Relearning(Change):
         accumulation: batches of a step.
         optimizer, schedule: see `unlearn.attacks.optimizers`. Momentum of "sgd" and "nesterov" is 0.9.
         warmup: steps in which the learning rate rises to `lr`; below 1: their share of all.
-        bound: points or nats of retained knowledge that a learning rate may cost and still be chosen; None: any.
+        bound: points or nats of retained knowledge that the strongest of several settings may cost; None: any.
     """
 
     levels: Sequence[int]

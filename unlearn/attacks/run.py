@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 from unlearn.attacks.attack import Change, Target, Unlearning
 from unlearn.attacks.make import Planned
 from unlearn.attacks.progress import Progress
-from unlearn.attacks.rates import keep_choices
 from unlearn.attacks.results import AttackResults
 from unlearn.attacks.table import QUERIES, nothing_forgotten, problem, show
 from unlearn.config.identity import RESULTS_VERSION
@@ -193,7 +192,6 @@ def _attack(
             results_of_run[name].take_over(measurement.results, label)
         if name == NOT_ATTACKED and label == BASE and nothing_forgotten(results_of_run[name]):
             say("Nothing was forgotten, as far as the evaluation can tell, so nothing can come back.")
-    keep_choices(list(results_of_run.values()))
     show(folder.path.name, list(results_of_run.values()))
     say(f"Files: {folder.file(ATTACKS)}")
     return list(results_of_run.values())

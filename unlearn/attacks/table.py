@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from unlearn.attacks.rates import Choice, choices
 from unlearn.attacks.results import AttackResults
+from unlearn.attacks.strongest import Strongest, strongest_of_each
 from unlearn.records.attacks import BASE, RETRAINED, UNLEARNED, levels_not_finite, variant_names
 from unlearn.records.names import text_role
-from unlearn.records.rates import UNITS
 from unlearn.records.scores import Score, not_finite, role_means
+from unlearn.records.strongest import UNITS
 from unlearn.screen import console, say
 
 QUERIES = ("default", "perturbed")  # the kinds of query of a run that are asked under attack
 # (role, measure) -> a change from the base model that is next to none.
 LITTLE = {("forget", "acc"): -0.03, (text_role("forget"), "nats"): 0.1}
 NAN = "NaN"
-JUDGED = "lr judged"  # marks a row whose learning rate was chosen among several
+JUDGED = "judged"  # in the place of a level
 GAP = 3  # characters between two columns
 
 
@@ -58,11 +58,11 @@ class Column:
         """A figure in its unit."""
         return f"{100 * value:.1f}" if self.measure == "acc" else f"{value:.2f}"
 
-    def of_choice(self, choice: Choice) -> str:
+    def of_strongest(self, strongest: Strongest) -> str:
         """The judged figure, if it is this column's."""
-        metric, role, _, _ = UNITS[choice.unit]
+        metric, role, _, _ = UNITS[strongest.unit]
         is_its = (self.role, self.measure, self.query, self.model) == (role, metric, "default", UNLEARNED)
-        return self.in_words(choice.known) if is_its else ""
+        return self.in_words(strongest.known) if is_its else ""
 
 
 def nothing_forgotten(not_attacked: AttackResults) -> bool:
@@ -94,9 +94,9 @@ def show(title: str, results: Sequence[AttackResults]) -> None:
         for name, of_attack in zip(names, results, strict=True)
         for row in of_attack.rows
     }
-    judged = choices(results)
+    judged = strongest_of_each(results)
     columns = [column for column in _columns(results) if any(map(column.cell, scores.values()))]
-    shown_names = [*scores, *((judged_name(choice), choice.level_name) for choice in judged)]
+    shown_names = [*scores, *((judged_name(of), JUDGED) for of in judged)]
     names_width = sum(max(len(name[i]) for name in shown_names) + GAP for i in (0, 1))
     shown = _fitting(columns, console.width - names_width)
     table = Table(title=f"Attacks on {title}", box=SIMPLE_HEAD, pad_edge=False, title_justify="left")
@@ -106,11 +106,13 @@ def show(title: str, results: Sequence[AttackResults]) -> None:
         table.add_column(column.header, justify="right", no_wrap=True)
     for attack, level in scores:
         table.add_row(attack, level, *(column.cell(scores[attack, level]) for column in shown))
-    for choice in judged:
-        table.add_row(judged_name(choice), choice.level_name, *(column.of_choice(choice) for column in shown))
+    for of in judged:
+        table.add_row(judged_name(of), JUDGED, *(column.of_strongest(of) for column in shown))
     console.print(table)
     if judged:
-        say(f"{JUDGED}: the rate is chosen on one half of the questions or texts and judged on the other, both ways.")
+        say(f"{JUDGED}: chosen on one half of the questions or texts and measured on the other, both ways. Chosen:")
+        for of in judged:
+            say(f"  {of.in_words}")
     say("Columns without a model's name are of the unlearned model; base: the base model under the same attack.")
     if any(column.cell(of_level) == NAN for column in shown for of_level in scores.values()):
         say(f'{NAN}: answers that are not finite, which scores.parquet counts (measure "not_finite").')
@@ -118,9 +120,9 @@ def show(title: str, results: Sequence[AttackResults]) -> None:
         say(f"{len(columns) - len(shown)} more columns do not fit here; scores.parquet of each attack has all.")
 
 
-def judged_name(choice: Choice) -> str:
+def judged_name(of: Strongest) -> str:
     """The name of a row of judged figures."""
-    return f"{choice.attack}, {JUDGED}"
+    return f"{of.attack}, strongest of {of.of}"
 
 
 def _columns(results: Sequence[AttackResults]) -> Iterator[Column]:

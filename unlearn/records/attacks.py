@@ -34,6 +34,7 @@ ATTACKS = "attacks"  # the folder inside a run's
 ABOUT = "attack.json"
 NOT_ATTACKED = "none"  # the name under which the scores without an attack are kept
 HALVES = "halves"  # `Score.part_of` of scores of one half of the items, whose task is "half 0" or "half 1"
+NOT_NAMED = ("levels", "bound")  # arguments that tell no results apart: a bound only chooses
 UNLEARNED, BASE, RETRAINED = "unlearned", "base", "retrained"  # `Score.model`
 
 
@@ -46,8 +47,6 @@ class AttackAbout:
         arguments: its keys there, overrides included.
         questions: a hash of the questions and texts of the evaluation. Only scores on the same ones can be compared.
         remark: what a reader has to know of this attack on this model, such as the share that was quantised.
-        chosen: level in words -> unit -> the learning rate that each half of the items chose among several; null where
-            none was within the bound.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -56,7 +55,6 @@ class AttackAbout:
     questions: str
     arguments: Tree = field(default_factory=dict)
     remark: str | None = None
-    chosen: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
 
 
 _ABOUT = TypeAdapter(AttackAbout)
@@ -78,14 +76,15 @@ SCHEMA = pa.schema(
 
 
 def variant_names(attacks: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    """A name for each attack and its arguments: with those, but levels, in which attacks of that name differ."""
+    """A name for each attack and its arguments: with those in which attacks of that name differ, but NOT_NAMED."""
+    named = [(name, {k: v for k, v in arguments.items() if k not in NOT_NAMED}) for name, arguments in attacks]
     values: dict[tuple[str, str], set[str]] = {}
-    for name, arguments in attacks:
+    for name, arguments in named:
         for key, value in arguments.items():
             values.setdefault((name, key), set()).add(json.dumps(value))
     return [
-        ", ".join([name, *(f"{k}={v}" for k, v in arguments.items() if k != "levels" and len(values[name, k]) > 1)])
-        for name, arguments in attacks
+        ", ".join([name, *(f"{key}={value}" for key, value in arguments.items() if len(values[name, key]) > 1)])
+        for name, arguments in named
     ]
 
 

@@ -30,8 +30,8 @@ from unlearn.records.attacks import (
     variant_names,
 )
 from unlearn.records.names import text_role
-from unlearn.records.rates import CHOICE, UNITS, Candidate, candidate, chosen_on, judged, without_choice
 from unlearn.records.scores import Score, role_means
+from unlearn.records.strongest import UNITS, Candidate, candidate, chosen_on, judged
 from unlearn.statistics.intervals import over_seeds
 
 HALF_COLUMNS = ("half_0", "half_1", "harm_0", "harm_1")
@@ -50,8 +50,8 @@ def attack_rows(m: Material) -> pd.DataFrame:
     Columns: SETTING, seed, attack (with what its variants differ in), level (in words), number, unit, known (the figure
     under attack; higher: more is known), recovered (`known` less that without an attack), base and retrained (those
     models' under the same attack), robust (of the run without an attack), without (its `known`), half_0 and half_1
-    (what came back of one half of the items), harm_0 and harm_1 (what it lost of the retained knowledge), lr and bound.
-    Learning rates of one attack have a row each: `strongest` and `at_judged_rates` choose among them.
+    (what came back of one half of the items), harm_0 and harm_1 (what it lost of the retained knowledge), and bound.
+    `strongest` chooses among them.
     """
     about = m.about.set_index("number")
     rows = []
@@ -65,16 +65,12 @@ def attack_rows(m: Material) -> pd.DataFrame:
                     m.not_finite[str(run.folder)] = sentences[0]
     if not rows:
         return pd.DataFrame()
-    names = variant_names([(row["attack"], without_choice(row.pop("arguments"))) for row in rows])
+    names = variant_names([(row["attack"], row.pop("arguments")) for row in rows])
     frame = pd.DataFrame(rows).assign(attack=names)
     # Of an attack that was made on several sets of questions, that which most runs were asked.
     often = frame.groupby("questions")["questions"].transform("size")
     frame = frame.loc[often.sort_values(ascending=False, kind="stable").index]
-    return (
-        frame.drop_duplicates(["setting", "seed", "attack", "lr", "level", "unit"])
-        .drop(columns="questions")
-        .sort_index()
-    )
+    return frame.drop_duplicates(["setting", "seed", "attack", "level", "unit"]).drop(columns="questions").sort_index()
 
 
 def _of_run(attacks: Sequence[tuple[AttackAbout, list[AttackScore]]]) -> Iterator[dict[str, Any]]:
@@ -86,8 +82,8 @@ def _of_run(attacks: Sequence[tuple[AttackAbout, list[AttackScore]]]) -> Iterato
         for level, name in dict.fromkeys((row.level, row.level_name) for row in rows):
             scores = [row.score for row in rows if row.level == level]
             of_level = {"attack": about.attack, "level": name, "number": level}
-            of_level |= {key: about.arguments.get(key) for key in CHOICE}
-            of_level |= {"arguments": about.arguments, "questions": about.questions, "remark": about.remark}
+            of_level |= {"arguments": about.arguments, "bound": about.arguments.get("bound")}
+            of_level |= {"questions": about.questions, "remark": about.remark}
             for unit in UNITS:
                 known, before = _known(scores, unit, UNLEARNED), _known(without, unit, UNLEARNED)
                 if known is not None and before is not None:
@@ -129,9 +125,7 @@ def comparable(rows: pd.DataFrame) -> pd.DataFrame:
     """
     of = ["method", "seed", "unit"]
     rows = rows.dropna(subset="recovered")
-    rows = rows.assign(
-        with_rna=charts.noise(rows["nu"]), made=rows["attack"] + ", " + rows["level"] + rows["lr"].map(" {}".format)
-    )
+    rows = rows.assign(with_rna=charts.noise(rows["nu"]), made=rows["attack"] + ", " + rows["level"])
     sides = rows.groupby(of, dropna=False)["with_rna"].transform("nunique")
     rows = rows[rows.groupby([*of, "made"], dropna=False)["with_rna"].transform("nunique") == sides]
     levels_of_run = rows.groupby([*of, "setting"], sort=False, dropna=False)["made"].transform("nunique")
@@ -167,12 +161,6 @@ def _strongest(rows: pd.DataFrame) -> pd.Series:
 
 def _mean(first: float | None, second: float | None) -> float | None:
     return None if pd.isna(first) or pd.isna(second) else (first + second) / 2  # type: ignore[operator]
-
-
-def at_judged_rates(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row for each level: of several learning rates the judged figure, and other models' under the chosen ones."""
-    groups = rows.groupby(["setting", "seed", "attack", "level", "unit"], sort=False, dropna=False)
-    return pd.DataFrame([of.iloc[0] if len(of) == 1 else _strongest(of) for _, of in groups]).infer_objects()
 
 
 def figure(m: Material) -> Figure | None:
@@ -244,7 +232,7 @@ def levels(m: Material) -> Figure | None:
     rows = attack_rows(m)
     if rows.empty:
         return None
-    rows = at_judged_rates(rows).astype({"base": float, "retrained": float})
+    rows = rows.astype({"base": float, "retrained": float})
     by = [*SETTING, "attack", "level", "number", "unit"]
     data = rows.groupby(by, sort=False, dropna=False)[["known", "without", "base", "retrained"]].mean().reset_index()
     data = data.assign(
@@ -261,8 +249,7 @@ def levels(m: Material) -> Figure | None:
     caption = (
         "Accuracy on what was to be forgotten, and minus nats a token, at each level of each attack; grey: the base "
         "model under the same attack (an attack can do other things to it for each method), dotted: a model "
-        "trained without it (`--retrained`). Of several learning rates, each half of the items chooses one, and the "
-        "other half is measured. Means over seeds."
+        "trained without it (`--retrained`). Means over seeds."
     )
     remarks = rows.dropna(subset="remark").drop_duplicates(["attack", "remark"])
     caption += "".join(f" {row.attack}: {row.remark}." for row in remarks.itertuples())

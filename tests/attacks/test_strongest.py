@@ -1,21 +1,22 @@
-"""Learning rates of an attack: each half of the items chooses one, and the other half is measured."""
+"""The strongest of an attack's settings: each half of the items chooses one, and the other half is measured."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from unlearn.attacks.attack import Target, Unlearning
 from unlearn.attacks.make import plan
-from unlearn.attacks.rates import choices, keep_choices
 from unlearn.attacks.relearning import Relearning
 from unlearn.attacks.results import AttackResults
 from unlearn.attacks.run import _Places
+from unlearn.attacks.strongest import strongest_of_each
 from unlearn.attacks.table import show
 from unlearn.errors import UserError
 from unlearn.evaluation.suite import Suite
 from unlearn.records.attacks import HALVES, AttackAbout, AttackScore
-from unlearn.records.rates import Candidate, chosen_on, judged
 from unlearn.records.scores import Score
+from unlearn.records.strongest import Candidate, chosen_on, judged
 
 
 def made(folder, name, arguments, forget, retain=(1.0, 1.0)):
@@ -40,16 +41,28 @@ def swept(folder, bound=None):
     ]
 
 
+HIGH, LOW = "relearning, lr=0.001, 5 steps", "relearning, lr=1e-05, 5 steps"
+
+
 def test_a_rate_is_judged_on_the_half_that_did_not_choose_it(tmp_path):
-    [choice] = choices(swept(tmp_path))
-    assert choice.rates == [1e-3, 1e-5]
-    assert choice.known == pytest.approx(0.2 + (0.2 + 0.1) / 2)
+    [of] = strongest_of_each(swept(tmp_path))
+    assert (of.attack, of.unit, of.of) == ("relearning", "points", 2)
+    assert of.picks == [HIGH, LOW]
+    assert of.known == pytest.approx(0.2 + (0.2 + 0.1) / 2)
 
 
 def test_a_rate_that_costs_more_retained_knowledge_than_the_bound_is_not_chosen(tmp_path):
-    [choice] = choices(swept(tmp_path, bound=20))
-    assert choice.rates == [1e-5, 1e-5]
-    assert choice.known == pytest.approx(0.2 + (0.5 + 0.1) / 2)
+    [of] = strongest_of_each(swept(tmp_path, bound=20))
+    assert of.picks == [LOW, LOW]
+    assert of.known == pytest.approx(0.2 + (0.5 + 0.1) / 2)
+
+
+def test_levels_are_chosen_as_settings_are(tmp_path):
+    plain, relearned, _ = swept(tmp_path)
+    longer = made(tmp_path, "relearning", {}, (0.9, 0.1)).rows
+    relearned.rows += [replace(row, level=50, level_name="50 steps") for row in longer]
+    [of] = strongest_of_each([plain, relearned])
+    assert of.picks == ["relearning, 50 steps", "relearning, 5 steps"]
 
 
 def test_where_no_rate_is_within_the_bound_nothing_comes_back():
@@ -64,22 +77,16 @@ def test_a_bound_needs_retained_knowledge_in_the_evaluation():
     assert "attack.bound=5 needs retained knowledge" in Relearning([1], bound=5).obstacle(target)
 
 
-def test_one_rate_is_not_a_choice(tmp_path):
-    results = swept(tmp_path)[:2]
-    assert choices(results) == []
-    keep_choices(results)
-    assert not any(of.folder.exists() for of in results)
+def test_one_setting_of_one_level_is_no_choice(tmp_path):
+    assert strongest_of_each(swept(tmp_path)[:2]) == []
 
 
-def test_the_table_has_the_judged_figure_and_attack_json_the_chosen_rates(tmp_path, capsys):
-    results = swept(tmp_path)
-    keep_choices(results)
-    show("RUN", results)
-    [line] = [line for line in capsys.readouterr().err.splitlines() if "relearning, lr judged" in line]
-    assert line.split()[3:] == ["5", "steps", "35.0"]
-    for of in results[1:]:
-        about = json.loads((of.folder / "attack.json").read_text())
-        assert about["chosen"] == {"5 steps": {"points": [1e-3, 1e-5]}}
+def test_the_table_has_the_judged_figure_and_says_what_was_chosen(tmp_path, capsys):
+    show("RUN", swept(tmp_path))
+    printed = capsys.readouterr().err
+    [line] = [line for line in printed.splitlines() if "relearning, strongest of 2" in line]
+    assert line.split()[4:] == ["judged", "35.0"]
+    assert f"relearning, points: {HIGH} and {LOW}" in " ".join(printed.split())
 
 
 def test_the_bound_is_no_part_of_what_determines_the_scores():

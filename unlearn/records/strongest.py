@@ -1,19 +1,17 @@
-"""The learning rate of an attack: chosen on one half of the items, judged on the other, and the other way round.
+"""The strongest of several attacks or levels: chosen on one half of the items, judged on the other, and in reverse.
 
-Candidates are attacks that differ in `lr` only. The best of several is too strong on the items that choose it.
+The strongest of several is too strong on the items that choose it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from unlearn.records.attacks import UNLEARNED, half_value
 from unlearn.records.names import text_role
 from unlearn.records.scores import Score
 
-CHOICE = ("lr", "bound")  # arguments in which candidates of one attack may differ
 # unit -> metric, role of what was to be forgotten, of what is retained, factor for "more is known"
 UNITS = {
     "points": ("acc", "forget", "retain", 100.0),
@@ -62,8 +60,3 @@ def judged(candidates: Sequence[Candidate], picks: Sequence[int | None]) -> floa
     """
     halves = [0.0 if pick is None else candidates[pick].back[1 - half] for half, pick in enumerate(picks)]
     return sum(halves) / len(halves)
-
-
-def without_choice(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """An attack's arguments, without those in which candidates differ."""
-    return {key: value for key, value in arguments.items() if key not in CHOICE}
