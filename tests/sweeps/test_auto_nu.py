@@ -202,7 +202,7 @@ def test_a_report_shows_trials_only_if_it_is_asked_for_them(tmp_path):
 @pytest.mark.slow  # alone trains the trials, for a run that is killed meanwhile and for a grid, and finds them finished
 def test_a_run_with_nu_found_on_the_embedded_model(tmp_path):
     def command(*overrides):
-        job = ("train.steps=40", "rna.auto.steps=20", "rna.auto.questions=40", "eval.subset=20", "tracker=none")
+        job = ("train.steps=20", "train.lr=5e-3", "rna.auto.questions=40", "eval.subset=20", "tracker=none")
         return [sys.executable, "launch.py", *overrides, "rna.nu=auto", *job, f"output_root={tmp_path / 'out'}"]
 
     def until_killed(log):
