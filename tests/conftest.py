@@ -138,7 +138,7 @@ def pytest_collection_finish() -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden-dir", help="replay this folder of golden trajectories instead of tests/golden")
     parser.addoption("--mmlu-dir", help="ask all of the MMLU in this folder (test/SUBJECT_test.csv), not a sample")
-    parser.addoption("--kills", type=int, default=4, help="how often runs are killed, and half as often searches")
+    parser.addoption("--kills", type=int, default=4, help="how often runs are killed, and a quarter as often searches")
 
 
 @pytest.hookimpl(trylast=True)  # what is not selected is gone by then

@@ -191,12 +191,7 @@ def test_the_view_and_the_retry_of_a_sweep_that_ran_here(tmp_path):
     assert [state.detail for state in Sweep.open(folder).states().values()] == [missing] * 2
     assert f"folders: in {tmp_path / 'runs'}" in shown.stdout
     assert all(Path(job.folder).name in shown.stdout for job in Sweep.open(folder).jobs.values())
-    good.write_text(json.dumps({"text": "soil blossom river"}) + "\n" + json.dumps({"text": "harbour"}) + "\n" * 1)
-    again = status(folder, "--retry", cwd=tmp_path)
-    assert again.returncode == 1, again.stderr
-    assert "training needs" in again.stdout
-    with good.open("a") as out:
-        out.writelines(json.dumps({"text": f"river {i}"}) + "\n" for i in range(4))
+    good.write_text("".join(json.dumps({"text": f"soil blossom river {i}"}) + "\n" for i in range(5)))
     again = status(folder, "--retry", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "2 done" in again.stdout
