@@ -141,8 +141,8 @@ else
 CHOOSING := experiment=judged_$(MODEL) $(BRIEFLY) eval.texts.skip=0 eval.texts.documents=20
 JUDGING := experiment=judged_$(MODEL) $(BRIEFLY) seed=$(REAL_SEEDS)
 endif
-# What a run takes of one core, in seconds: estimates that were not measured.
-EFFORT_SECONDS_toy := 40
+# What a run takes of one core, in seconds: the first was measured with RMU, the others are estimates.
+EFFORT_SECONDS_toy := 16
 EFFORT_SECONDS_smollm2_135m := 100
 EFFORT_SECONDS_gemma3_270m := 250
 effort_seconds = $(or $(EFFORT_SECONDS_$(MODEL)),$(error \

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from unlearn.attacks.attack import Change, Target, check_positive
 from unlearn.attacks.lens import check_layers, chosen_layers
+from unlearn.attacks.projection import removing
 from unlearn.attacks.texts import rows_of, why_not_read, why_unknown
 from unlearn.data.batches import pad
 from unlearn.models.architectures import decoder_layers, hidden_of
@@ -73,21 +74,12 @@ class Directions(Change):
         directions_LD = torch.nn.functional.normalize(means[0] - means[1], dim=1).float()
         with ExitStack() as hooks:
             for number, d_D in zip(layers, directions_LD, strict=True):
-                hook = decoder_layers(target.model)[number].register_forward_hook(_ablation(d_D))
+                hook = decoder_layers(target.model)[number].register_forward_hook(removing(d_D[:, None]))
                 hooks.callback(hook.remove)
             yield 1
 
     def _rows(self, target: Target, corpus: str) -> list[list[int]]:
         return rows_of(target, corpus, KEY, self.documents, self.max_length)
-
-
-def _ablation(direction_D: Tensor) -> Any:
-    def ablate(_module: Any, _args: Any, output: Tensor | tuple[Any, ...]) -> Any:
-        h_BTD = hidden_of(output)
-        left_BTD = (h_BTD.float() - (h_BTD.float() @ direction_D).unsqueeze(-1) * direction_D).to(h_BTD.dtype)
-        return (left_BTD, *output[1:]) if isinstance(output, tuple) else left_BTD
-
-    return ablate
 
 
 @torch.no_grad()

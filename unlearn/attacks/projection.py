@@ -45,15 +45,20 @@ class Projection(Change):
         """The model with a hook at layer l."""
         controls_DK = torch.stack(list(target.unlearning.controls.values()), dim=1).double().cpu()
         directions_DK = torch.linalg.qr(controls_DK).Q.float().to(target.model.device)
-
-        def without_directions(_module: Any, _args: Any, output: Tensor | tuple[Any, ...]) -> Any:
-            h_BTD = hidden_of(output)
-            left_BTD = (h_BTD.float() - h_BTD.float() @ directions_DK @ directions_DK.T).to(h_BTD.dtype)
-            return (left_BTD, *output[1:]) if isinstance(output, tuple) else left_BTD
-
         layer = decoder_layers(target.model)[target.unlearning.layer]
-        hook = layer.register_forward_hook(without_directions)
+        hook = layer.register_forward_hook(removing(directions_DK))
         try:
             yield 1
         finally:
             hook.remove()
+
+
+def removing(directions_DK: Tensor) -> Any:
+    """A forward hook behind a layer that takes these orthonormal directions out of its states."""
+
+    def without_directions(_module: Any, _args: Any, output: Tensor | tuple[Any, ...]) -> Any:
+        h_BTD = hidden_of(output)
+        left_BTD = (h_BTD.float() - h_BTD.float() @ directions_DK @ directions_DK.T).to(h_BTD.dtype)
+        return (left_BTD, *output[1:]) if isinstance(output, tuple) else left_BTD
+
+    return without_directions
